@@ -1,0 +1,123 @@
+// Dispatch over integrators, and the reductions over rays that need no volume.
+#include "kernels.h"
+
+#include <cstdlib>
+
+#include "dispatch.h"
+
+namespace drrkit {
+namespace cpu {
+
+namespace {
+
+Level detect() {
+#if defined(DRR_X86_VARIANTS)
+  // An upper bound that tests and users can set; it never enables what the processor lacks.
+  const char* name = std::getenv("DRRKIT_CPU_CAPABILITY");
+  const bool base = name && !std::strcmp(name, "base"),
+             avx2_at_most = name && !std::strcmp(name, "avx2");
+  if (base) return Level::kBase;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512bw");
+  if (avx512 && !avx2_at_most) return Level::kAvx512;
+  if (avx2) return Level::kAvx2;
+#endif
+  return Level::kBase;
+}
+
+}  // namespace
+
+Level level() {
+  static const Level detected = detect();
+  return detected;
+}
+
+const char* capability() {
+  switch (level()) {
+    case Level::kAvx512: return "avx512";
+    case Level::kAvx2: return "avx2";
+    default: return "base";
+  }
+}
+
+void project(const ProjectParams& params, int64_t ray_begin, int64_t ray_end) {
+  switch (params.scene.method) {
+    case Method::kJoseph: return Kernels<Joseph>::project(params, ray_begin, ray_end);
+    case Method::kSiddon: return Kernels<Siddon>::project(params, ray_begin, ray_end);
+    case Method::kTrilinear: return Kernels<Trilinear>::project(params, ray_begin, ray_end);
+  }
+}
+
+void second(const SecondParams& params, int64_t ray_begin, int64_t ray_end) {
+  switch (params.scene.method) {
+    case Method::kJoseph: return Kernels<Joseph>::second(params, ray_begin, ray_end);
+    case Method::kSiddon: return Kernels<Siddon>::second(params, ray_begin, ray_end);
+    case Method::kTrilinear: return Kernels<Trilinear>::second(params, ray_begin, ray_end);
+  }
+}
+
+void backproject(const BackprojectParams& params, int64_t volume, Slab slab) {
+  switch (params.scene.method) {
+    case Method::kJoseph: return Kernels<Joseph>::backproject(params, volume, slab);
+    case Method::kSiddon: return Kernels<Siddon>::backproject(params, volume, slab);
+    case Method::kTrilinear: return Kernels<Trilinear>::backproject(params, volume, slab);
+  }
+}
+
+template <class S>
+void reduce_chunks(const ReduceParams<S>& params, int64_t chunk_begin, int64_t chunk_end) {
+  const int64_t n = params.views.rays, chunks = (n + kReduceChunk - 1) / kReduceChunk;
+  for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
+    const int64_t view = chunk / chunks, first = chunk % chunks * kReduceChunk;
+    const int64_t last = minimum(first + kReduceChunk, n);
+    Vec3 on_s = {0, 0, 0}, on_o = {0, 0, 0}, on_u = {0, 0, 0}, on_v = {0, 0, 0};
+    for (int64_t pixel = first; pixel < last; ++pixel) {
+      const Ray g = ray_cotangent(params, view, pixel);
+      const Vec3 moved = params.views.parallel ? g.s + g.p : g.p;  // what a step of the pixel moves
+      on_s = on_s + g.s;
+      on_o = on_o + g.p;
+      on_u = on_u + static_cast<double>(pixel % params.views.cols) * moved;
+      on_v = on_v + static_cast<double>(pixel / params.views.cols) * moved;
+    }
+    const Vec3 rows[4] = {on_s, on_o, on_u, on_v};
+    for (int row = 0; row < 4; ++row)
+      for (int axis = 0; axis < 3; ++axis)
+        params.partial[12 * chunk + 3 * row + axis] = rows[row][axis];
+  }
+}
+
+template <class S>
+void reduce_rays(const ReduceParams<S>& params, int64_t ray_begin, int64_t ray_end) {
+  for (int64_t r = ray_begin; r < ray_end; ++r) {
+    const Ray g = ray_cotangent(params, r / params.views.rays, r % params.views.rays);
+    for (int axis = 0; axis < 3; ++axis) {
+      params.out[6 * r + axis] = g.s[axis];
+      params.out[6 * r + 3 + axis] = g.p[axis];
+    }
+  }
+}
+
+template <class S>
+void tangent(const TangentParams<S>& params, int64_t ray_begin, int64_t ray_end) {
+  const int64_t n = params.tangent.rays;
+  for (int64_t r = ray_begin; r < ray_end; ++r) {
+    const int64_t view = r / n, pixel = r % n;
+    const Ray t = params.tangent.ray(view, pixel);
+    for (int64_t c = 0; c < params.n_channels; ++c) {
+      const int64_t row = view * params.n_channels + c;
+      params.image[row * n + pixel] = tangent_of_ray(params.rays + row * 6 * n + pixel, n, t);
+    }
+  }
+}
+
+template void reduce_chunks(const ReduceParams<float>&, int64_t, int64_t);
+template void reduce_chunks(const ReduceParams<double>&, int64_t, int64_t);
+template void reduce_rays(const ReduceParams<float>&, int64_t, int64_t);
+template void reduce_rays(const ReduceParams<double>&, int64_t, int64_t);
+template void tangent(const TangentParams<float>&, int64_t, int64_t);
+template void tangent(const TangentParams<double>&, int64_t, int64_t);
+
+}  // namespace cpu
+}  // namespace drrkit

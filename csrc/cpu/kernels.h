@@ -1,0 +1,37 @@
+// The CPU kernels, as functions over a range of work: no threads and no torch in here.
+#pragma once
+
+#include "../params.h"
+
+namespace drrkit {
+namespace cpu {
+
+// Rays are numbered view * P + pixel.
+void project(const ProjectParams& params, int64_t ray_begin, int64_t ray_end);
+void second(const SecondParams& params, int64_t ray_begin, int64_t ray_end);
+
+// All rays of one volume's views, writing only the planes of the slab: slabs can run at the same
+// time, and each voxel is summed by one thread in the order of the rays, whatever the number of
+// threads.
+void backproject(const BackprojectParams& params, int64_t volume, Slab slab);
+
+// What one integrator offers; defined in march.h, instantiated by joseph.cpp, siddon.cpp and
+// trilinear.cpp.
+template <template <class> class March> struct Kernels {
+  static void project(const ProjectParams& params, int64_t begin, int64_t end);
+  static void second(const SecondParams& params, int64_t begin, int64_t end);
+  static void backproject(const BackprojectParams& params, int64_t volume, Slab slab);
+};
+
+// Chunks are numbered view * chunks_a_view + chunk.
+template <class S>
+void reduce_chunks(const ReduceParams<S>& params, int64_t chunk_begin, int64_t chunk_end);
+template <class S>
+void reduce_rays(const ReduceParams<S>& params, int64_t ray_begin, int64_t ray_end);
+template <class S> void tangent(const TangentParams<S>& params, int64_t ray_begin, int64_t ray_end);
+
+// The instruction set the kernels were dispatched to: "avx512", "avx2" or "base".
+const char* capability();
+
+}  // namespace cpu
+}  // namespace drrkit

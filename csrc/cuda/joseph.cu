@@ -1,0 +1,9 @@
+#include "march.cuh"
+
+namespace drrkit {
+namespace cuda {
+
+template struct Kernels<Joseph>;
+
+}  // namespace cuda
+}  // namespace drrkit

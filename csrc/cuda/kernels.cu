@@ -1,0 +1,144 @@
+// Dispatch over integrators, and the reductions over rays that need no volume.
+#include <cuda_runtime.h>
+
+#include "kernels.h"
+
+namespace drrkit {
+namespace cuda {
+
+namespace {
+
+constexpr int kWarp = 32, kReduceThreads = 256, kNumbers = 12;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+const char* launched() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+__device__ double warp_sum(double x) {
+  for (int apart = kWarp / 2; apart > 0; apart /= 2) x += __shfl_xor_sync(kAllLanes, x, apart);
+  return x;
+}
+
+// One block a chunk of rays: lanes, then warps, added in a fixed order.
+template <class S> __global__ void reduce_chunks_kernel(ReduceParams<S> params, int64_t chunks) {
+  __shared__ double board[kReduceThreads / kWarp][kNumbers];
+  const int64_t view = blockIdx.x / chunks, first = blockIdx.x % chunks * kReduceChunk;
+  const int64_t last = minimum(first + kReduceChunk, params.views.rays);
+  Vec3 on_s = {0, 0, 0}, on_o = {0, 0, 0}, on_u = {0, 0, 0}, on_v = {0, 0, 0};
+  for (int64_t pixel = first + threadIdx.x; pixel < last; pixel += kReduceThreads) {
+    const Ray g = ray_cotangent(params, view, pixel);
+    const Vec3 moved = params.views.parallel ? g.s + g.p : g.p;
+    on_s = on_s + g.s;
+    on_o = on_o + g.p;
+    on_u = on_u + static_cast<double>(pixel % params.views.cols) * moved;
+    on_v = on_v + static_cast<double>(pixel / params.views.cols) * moved;
+  }
+  const double numbers[kNumbers] = {on_s.x, on_s.y, on_s.z, on_o.x, on_o.y, on_o.z,
+                                    on_u.x, on_u.y, on_u.z, on_v.x, on_v.y, on_v.z};
+#pragma unroll
+  for (int i = 0; i < kNumbers; ++i) {
+    const double sum = warp_sum(numbers[i]);
+    if (threadIdx.x % kWarp == 0) board[threadIdx.x / kWarp][i] = sum;
+  }
+  __syncthreads();
+  if (threadIdx.x < kNumbers) {
+    double sum = 0;
+    for (int warp = 0; warp < kReduceThreads / kWarp; ++warp) sum += board[warp][threadIdx.x];
+    params.partial[kNumbers * blockIdx.x + threadIdx.x] = sum;
+  }
+}
+
+// One block a view, one warp a number of its frame.
+__global__ void reduce_views_kernel(const double* partial, double* out, int64_t chunks) {
+  const int lane = threadIdx.x % kWarp, i = threadIdx.x / kWarp;
+  double sum = 0;
+  for (int64_t chunk = lane; chunk < chunks; chunk += kWarp)
+    sum += partial[kNumbers * (blockIdx.x * chunks + chunk) + i];
+  sum = warp_sum(sum);
+  if (lane == 0) out[kNumbers * blockIdx.x + i] = sum;
+}
+
+template <class S> __global__ void reduce_rays_kernel(ReduceParams<S> params, int64_t total) {
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (r >= total) return;
+  const Ray g = ray_cotangent(params, r / params.views.rays, r % params.views.rays);
+#pragma unroll
+  for (int axis = 0; axis < 3; ++axis) {
+    params.out[6 * r + axis] = g.s[axis];
+    params.out[6 * r + 3 + axis] = g.p[axis];
+  }
+}
+
+template <class S> __global__ void tangent_kernel(TangentParams<S> params, int64_t total) {
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (r >= total) return;
+  const int64_t n = params.tangent.rays, view = r / n, pixel = r % n;
+  const Ray t = params.tangent.ray(view, pixel);
+  for (int64_t c = 0; c < params.n_channels; ++c) {
+    const int64_t row = view * params.n_channels + c;
+    params.image[row * n + pixel] = tangent_of_ray(params.rays + row * 6 * n + pixel, n, t);
+  }
+}
+
+unsigned blocks_of(int64_t total, int threads) {
+  return static_cast<unsigned>((total + threads - 1) / threads);
+}
+
+}  // namespace
+
+const char* project(const ProjectParams& params, void* stream) {
+  switch (params.scene.method) {
+    case Method::kJoseph: return Kernels<Joseph>::project(params, stream);
+    case Method::kSiddon: return Kernels<Siddon>::project(params, stream);
+    default: return Kernels<Trilinear>::project(params, stream);
+  }
+}
+
+const char* second(const SecondParams& params, void* stream) {
+  switch (params.scene.method) {
+    case Method::kJoseph: return Kernels<Joseph>::second(params, stream);
+    case Method::kSiddon: return Kernels<Siddon>::second(params, stream);
+    default: return Kernels<Trilinear>::second(params, stream);
+  }
+}
+
+const char* backproject(const BackprojectParams& params, void* stream) {
+  switch (params.scene.method) {
+    case Method::kJoseph: return Kernels<Joseph>::backproject(params, stream);
+    case Method::kSiddon: return Kernels<Siddon>::backproject(params, stream);
+    default: return Kernels<Trilinear>::backproject(params, stream);
+  }
+}
+
+template <class S> const char* reduce(const ReduceParams<S>& params, void* stream) {
+  cudaStream_t s = static_cast<cudaStream_t>(stream);
+  if (params.views.endpoints) {
+    const int64_t total = params.n_views * params.views.rays;
+    reduce_rays_kernel<<<blocks_of(total, kReduceThreads), kReduceThreads, 0, s>>>(params, total);
+    return launched();
+  }
+  const int64_t chunks = (params.views.rays + kReduceChunk - 1) / kReduceChunk;
+  reduce_chunks_kernel<<<static_cast<unsigned>(params.n_views * chunks), kReduceThreads, 0, s>>>(
+      params, chunks);
+  if (const char* error = launched()) return error;
+  reduce_views_kernel<<<static_cast<unsigned>(params.n_views), kWarp * kNumbers, 0, s>>>(
+      params.partial, params.out, chunks);
+  return launched();
+}
+
+template <class S> const char* tangent(const TangentParams<S>& params, void* stream) {
+  const int64_t total = params.n_views * params.tangent.rays;
+  tangent_kernel<<<blocks_of(total, kReduceThreads), kReduceThreads, 0,
+                   static_cast<cudaStream_t>(stream)>>>(params, total);
+  return launched();
+}
+
+template const char* reduce(const ReduceParams<float>&, void*);
+template const char* reduce(const ReduceParams<double>&, void*);
+template const char* tangent(const TangentParams<float>&, void*);
+template const char* tangent(const TangentParams<double>&, void*);
+
+}  // namespace cuda
+}  // namespace drrkit

@@ -1,0 +1,25 @@
+// Launchers of the CUDA kernels: null on success, else CUDA's own words. No torch and no CUDA
+// headers in here.
+#pragma once
+
+#include "../params.h"
+
+namespace drrkit {
+namespace cuda {
+
+// What one integrator offers; defined in march.cuh, instantiated by joseph.cu, siddon.cu and
+// trilinear.cu.
+template <template <class> class March> struct Kernels {
+  static const char* project(const ProjectParams& params, void* stream);
+  static const char* second(const SecondParams& params, void* stream);
+  static const char* backproject(const BackprojectParams& params, void* stream);
+};
+
+const char* project(const ProjectParams& params, void* stream);
+const char* second(const SecondParams& params, void* stream);
+const char* backproject(const BackprojectParams& params, void* stream);
+template <class S> const char* reduce(const ReduceParams<S>& params, void* stream);
+template <class S> const char* tangent(const TangentParams<S>& params, void* stream);
+
+}  // namespace cuda
+}  // namespace drrkit

@@ -1,0 +1,119 @@
+// Views, grids, rays and clipping: the geometry that the three integrators share.
+// Index coordinates (x, y, z), x fastest in memory; voxel i is centred at i; lengths in mm through
+// the spacing.
+#pragma once
+
+#include "hd.h"
+
+namespace drrkit {
+
+struct Grid {
+  int64_t nx, ny, nz;  // voxels along x, y, z; x is contiguous
+  Vec3 spacing;        // mm
+
+  DRR_HD int64_t voxels() const { return nx * ny * nz; }
+  DRR_HD int64_t size(int axis) const { return axis == 0 ? nx : axis == 1 ? ny : nz; }
+  DRR_HD int64_t stride(int axis) const { return axis == 0 ? 1 : axis == 1 ? nx : nx * ny; }
+  DRR_HD Vec3 metric() const { return spacing * spacing; }  // G = diag(sigma^2)
+  DRR_HD Vec3 centre() const { return {0.5 * (nx - 1), 0.5 * (ny - 1), 0.5 * (nz - 1)}; }
+};
+
+// One ray, or the tangent of one: source and target points, index coordinates.
+struct Ray {
+  Vec3 s, p;
+};
+
+// A batch of views: frames (source, pixel (0, 0), column step, row step), or one (source, target)
+// pair a ray. Rays depend linearly on these numbers, so the same struct turns a tangent of frames
+// into tangents of rays.
+struct Views {
+  const double*
+      geometry;  // [B, 4, 3] frames or [B, P, 2, 3] endpoints, index coordinates (x, y, z)
+  bool endpoints;
+  bool parallel;  // the source moves with the pixel
+  int64_t cols;
+  int64_t rays;  // P, rays a view
+
+  DRR_HD Ray ray(int64_t view, int64_t pixel) const {
+    if (endpoints) {
+      const double* e = geometry + 6 * (view * rays + pixel);
+      return {{e[0], e[1], e[2]}, {e[3], e[4], e[5]}};
+    }
+    const double* f = geometry + 12 * view;
+    double j = static_cast<double>(pixel % cols), i = static_cast<double>(pixel / cols);
+    Vec3 offset = {j * f[6] + i * f[9], j * f[7] + i * f[10], j * f[8] + i * f[11]};
+    Ray ray = {{f[0], f[1], f[2]}, {f[3] + offset.x, f[4] + offset.y, f[5] + offset.z}};
+    if (parallel) ray.s = ray.s + offset;
+    return ray;
+  }
+};
+
+// The planes [begin, end) along z that an adjoint may write; marches are clipped to their
+// neighbourhood.
+struct Slab {
+  int64_t begin, end;
+};
+
+// What a march yields for one ray: the line integral and its derivatives in the two end points.
+struct RayResult {
+  double image;
+  Vec3 ds, dp;
+};
+
+DRR_HD double not_a_number() { return nan(""); }
+
+DRR_HD bool is_finite(const Ray& r) {
+  double sum = r.s.x + r.s.y + r.s.z + r.p.x + r.p.y + r.p.z;
+  return fabs(sum) <= 1e300;  // false for NaN too
+}
+
+// The axis along which the ray crosses most planes; ties go to the lowest axis, on every device.
+DRR_HD int dominant_axis(Vec3 d) {
+  int m = 0;
+  if (fabs(d.y) > fabs(d[m])) m = 1;
+  if (fabs(d.z) > fabs(d[m])) m = 2;
+  return m;
+}
+
+// A closed interval of a real parameter along the ray.
+struct Interval {
+  double lo, hi;
+
+  // Keeps the parameters k with lower <= at + k rate <= upper.
+  DRR_HD void clip(double at, double rate, double lower, double upper) {
+    if (rate == 0) {
+      if (!(at >= lower && at <= upper)) hi = lo - 1;
+      return;
+    }
+    double k0 = (lower - at) / rate, k1 = (upper - at) / rate;
+    lo = maximum(lo, minimum(k0, k1));
+    hi = minimum(hi, maximum(k0, k1));
+  }
+  DRR_HD bool empty() const { return !(lo <= hi); }
+};
+
+// Integer samples of a march: [begin, end) may touch the volume, [inner_begin, inner_end) needs no
+// bounds check.
+struct Samples {
+  int begin, inner_begin, inner_end, end;
+
+  // `outer` and `inner` are inclusive integer-valued intervals; an empty `inner` leaves everything
+  // to checks.
+  DRR_HD static Samples from(Interval outer, Interval inner) {
+    if (outer.empty()) return {0, 0, 0, 0};
+    Samples s;
+    s.begin = static_cast<int>(outer.lo);
+    s.end = static_cast<int>(outer.hi) + 1;
+    inner.lo = maximum(inner.lo, outer.lo);
+    inner.hi = minimum(inner.hi, outer.hi);
+    s.inner_begin = inner.empty() ? s.end : static_cast<int>(inner.lo);
+    s.inner_end = inner.empty() ? s.end : static_cast<int>(inner.hi) + 1;
+    return s;
+  }
+};
+
+// Positions rounded to float must stay inside wherever the check is skipped: their error is below
+// 1e-7 of the size.
+constexpr double kInnerMargin = 1e-3;
+
+}  // namespace drrkit

@@ -1,0 +1,107 @@
+// One plain struct a kernel: raw pointers and sizes. B views, C channels, N volumes (N divides B;
+// view b reads volume b / (B / N)), P rays a view. Scalar is double for float64 volumes and float
+// for all others.
+#pragma once
+
+#include "geometry.h"
+#include "joseph.h"
+#include "siddon.h"
+#include "trilinear.h"
+
+namespace drrkit {
+
+enum class Method { kJoseph = 0, kSiddon = 1, kTrilinear = 2 };
+enum class Voxel { kFloat16, kBFloat16, kFloat32, kFloat64 };
+
+struct Scene {
+  Grid grid;
+  Views views;
+  int64_t n_views, n_channels, n_volumes;
+  Method method;
+  Voxel voxel;  // storage of the volume; for results, kFloat32 or kFloat64
+  TrilinearOptions trilinear;
+
+  DRR_HD int64_t volume_of(int64_t view) const { return view / (n_views / n_volumes); }
+};
+
+// P, and the per-ray derivatives that come with it.
+struct ProjectParams {
+  Scene scene;
+  const void* values;  // [N, C, nz, ny, nx] voxel type
+  void* image;         // [B, C, P] Scalar
+  void* rays;  // [B, C, 6, P] Scalar: d image / d (source, target), index coordinates; or null
+};
+
+// P*, or with a tangent T*. Adds into `values`, which the caller has zeroed.
+struct BackprojectParams {
+  Scene scene;
+  Views tangent;       // geometry null: no tangent
+  const void* images;  // [B, C, P] Scalar
+  void* values;        // [N, C, nz, ny, nx] Scalar
+};
+
+// K: a cotangent of the rays' end points for each ray, channels summed.
+struct SecondParams {
+  Scene scene;
+  Views tangent;
+  const void* values;  // [N, C, nz, ny, nx] voxel type
+  const void* images;  // [B, C, P] Scalar
+  double* rays;        // [B, 1, 6, P]
+};
+
+// sum over channels of cotangent times six-vector, gathered into frames or, for explicit rays, into
+// end points.
+template <class S> struct ReduceParams {
+  Views views;  // geometry unused
+  int64_t n_views, n_channels;
+  const S* rays;    // [B, C, 6, P]
+  const S* images;  // [B, C, P], or null for ones
+  double* partial;  // [B, chunks, 12] when gathering into frames
+  double* out;      // [B, 4, 3] or [B, P, 2, 3]
+};
+constexpr int64_t kReduceChunk =
+    1024;  // rays; fixed, so that the order of the sums does not depend on the threads
+
+// Channel-summed cotangent of one ray's end points.
+template <class S>
+DRR_HD Ray ray_cotangent(const ReduceParams<S>& params, int64_t view, int64_t pixel) {
+  const int64_t n = params.views.rays;
+  Ray total = {{0, 0, 0}, {0, 0, 0}};
+  for (int64_t c = 0; c < params.n_channels; ++c) {
+    const int64_t row = view * params.n_channels + c;
+    const double g = params.images ? static_cast<double>(params.images[row * n + pixel]) : 1.0;
+    const S* six = params.rays + row * 6 * n + pixel;
+    total.s = total.s + g * Vec3{double(six[0]), double(six[n]), double(six[2 * n])};
+    total.p = total.p + g * Vec3{double(six[3 * n]), double(six[4 * n]), double(six[5 * n])};
+  }
+  return total;
+}
+
+// T from the six-vectors: image'[b, c, p] = six-vector . (s', p').
+template <class S> struct TangentParams {
+  Views tangent;
+  int64_t n_views, n_channels;
+  const S* rays;  // [B, C, 6, P]
+  S* image;       // [B, C, P]
+};
+
+template <class S> DRR_HD S tangent_of_ray(const S* six, int64_t n, const Ray& t) {
+  return static_cast<S>(dot(t.s, {double(six[0]), double(six[n]), double(six[2 * n])}) +
+                        dot(t.p, {double(six[3 * n]), double(six[4 * n]), double(six[5 * n])}));
+}
+
+// A Trilinear needs its options, the others do not.
+template <class S>
+DRR_HD void make_march(Joseph<S>& march, const Scene& scene, const Ray& ray, Slab slab) {
+  march = Joseph<S>::make(scene.grid, ray, slab);
+}
+template <class S>
+DRR_HD void make_march(Siddon<S>& march, const Scene& scene, const Ray& ray, Slab slab) {
+  march = Siddon<S>::make(scene.grid, ray, slab);
+}
+template <class S>
+DRR_HD void make_march(Trilinear<S>& march, const Scene& scene, const Ray& ray, Slab slab) {
+  march = Trilinear<S>::make(scene.grid, ray, slab, scene.trilinear);
+}
+
+}  // namespace drrkit

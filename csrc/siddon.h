@@ -1,0 +1,318 @@
+// Siddon's method: exact chord lengths through piecewise-constant voxels.
+// The ray is walked in layers of voxels along its dominant axis m. Inside one layer it crosses at
+// most one plane of each other axis, hence at most three segments a layer; layers do not depend on
+// one another, so nothing accumulates along the ray, and layers can be dealt out to lanes. kappa is
+// the coordinate along m relative to a reference layer; layer k spans [k - 1/2, k + 1/2].
+#pragma once
+
+#include "geometry.h"
+
+namespace drrkit {
+
+template <class S> struct Siddon {
+  using Scalar = S;
+
+  // v = sum V dkappa; jump_x = sum over crossings of planes of axis x of (V_low - V_high), low and
+  // high in the order of rising kappa; k_jump_x = the same times kappa.
+  struct Sums {
+    S v = 0, jump_m = 0, jump_a = 0, jump_b = 0, k_jump_m = 0, k_jump_a = 0, k_jump_b = 0;
+
+    DRR_HD static constexpr int count(int order) { return order == 0 ? 1 : 7; }
+  };
+
+  int m, a, b;
+  Vec3 d;
+  Vec3 g;         // sigma^2
+  double length;  // mm
+  double sm;      // s_m relative to the reference layer
+  double w;       // mm a layer
+  int64_t stride_m, stride_a, stride_b;
+  int size_a, size_b;
+  int64_t plane;  // the reference layer
+  Samples samples;
+  S end_low, end_high;           // kappa of the ray's two ends
+  S at_a, at_b, step_a, step_b;  // lateral position plus 1/2: its floor is the voxel
+  S cross_a, cross_b, inverse_a,
+      inverse_b;         // kappa where the ray meets reference plane, kappa a plane
+  int plane_a, plane_b;  // the reference planes: plane c lies between voxels c - 1 and c
+
+  DRR_HD static Siddon make(const Grid& grid, const Ray& ray, Slab slab) {
+    Siddon r;
+    r.d = ray.p - ray.s;
+    r.g = grid.metric();
+    r.length = sqrt(dot(r.g * r.d, r.d));
+    r.m = dominant_axis(r.d);
+    r.a = r.m == 0 ? 1 : 0;
+    r.b = r.m == 2 ? 1 : 2;
+    const double dm = r.d[r.m];
+    r.w = r.length / fabs(dm);
+    r.stride_m = grid.stride(r.m);
+    r.stride_a = grid.stride(r.a);
+    r.stride_b = grid.stride(r.b);
+    r.size_a = static_cast<int>(grid.size(r.a));
+    r.size_b = static_cast<int>(grid.size(r.b));
+    r.plane = 0;
+    r.plane_a = r.plane_b = 0;
+    r.end_low = r.end_high = r.at_a = r.at_b = r.step_a = r.step_b = 0;
+    r.cross_a = r.cross_b = r.inverse_a = r.inverse_b = 0;
+    r.samples = {0, 0, 0, 0};
+    r.sm = ray.s[r.m];
+    if (!is_finite(ray)) r.w = not_a_number();
+    if (!(fabs(dm) > 0) || !is_finite(ray)) {
+      if (dm == 0) r.w = 0;
+      return r;
+    }
+    const double rho_a = r.d[r.a] / dm, rho_b = r.d[r.b] / dm, pm = ray.p[r.m];
+    const double sa = ray.s[r.a], sb = ray.s[r.b];
+    const double a0 = sa - r.sm * rho_a, b0 = sb - r.sm * rho_b;
+    const double low = minimum(r.sm, pm), high = maximum(r.sm, pm);
+    const double last = static_cast<double>(grid.size(r.m) - 1);
+    // Layers that the segment [low, high] reaches, then those where the lateral position is near
+    // the grid.
+    const Interval layers = {maximum(floor(low + 0.5), 0.0), minimum(ceil(high - 0.5), last)};
+    Interval outer = {layers.lo - 0.5, layers.hi + 0.5};
+    outer.clip(a0, rho_a, -0.5, r.size_a - 0.5);
+    outer.clip(b0, rho_b, -0.5, r.size_b - 0.5);
+    if (r.m == 2) {
+      outer.clip(0, 1, slab.begin - 0.5, slab.end - 0.5);
+    } else {
+      outer.clip(b0, rho_b, slab.begin - 0.5, slab.end - 0.5);  // b is z here
+    }
+    if (outer.empty()) return r;
+    outer = {maximum(floor(outer.lo) - 1, layers.lo), minimum(ceil(outer.hi) + 1, layers.hi)};
+    Interval inner = {maximum(low, -0.5), minimum(high, last + 0.5)};
+    inner.clip(a0, rho_a, -0.5 + kInnerMargin, r.size_a - 0.5 - kInnerMargin);
+    inner.clip(b0, rho_b, -0.5 + kInnerMargin, r.size_b - 0.5 - kInnerMargin);
+    inner = {floor(inner.lo + 0.5) + 1, ceil(inner.hi - 0.5) - 1};  // whole layers strictly inside
+    const double q = floor(0.5 * (outer.lo + outer.hi));
+    r.plane = static_cast<int64_t>(q);
+    r.samples = Samples::from({outer.lo - q, outer.hi - q}, {inner.lo - q, inner.hi - q});
+    r.end_low = static_cast<S>(maximum(low - q, -1e9));
+    r.end_high = static_cast<S>(minimum(high - q, 1e9));
+    r.set_lateral(sa + (q - r.sm) * rho_a + 0.5, rho_a, r.at_a, r.step_a, r.plane_a, r.cross_a,
+                  r.inverse_a);
+    r.set_lateral(sb + (q - r.sm) * rho_b + 0.5, rho_b, r.at_b, r.step_b, r.plane_b, r.cross_b,
+                  r.inverse_b);
+    r.sm -= q;
+    return r;
+  }
+
+  // Crossings are evaluated from the plane's index relative to one crossing computed in double: the
+  // quotient of two rounded numbers would lose its digits when the ray is almost parallel to the
+  // planes.
+  DRR_HD static void set_lateral(double at, double rho, S& at_, S& step, int& plane_, S& cross,
+                                 S& inverse) {
+    at_ = static_cast<S>(at);
+    step = static_cast<S>(rho);
+    const double nearest = floor(at + 0.5);
+    plane_ = static_cast<int>(nearest);
+    const double limit = 1e9;  // crossings beyond it are never asked for
+    const double at_cross = rho == 0 ? limit : (nearest - at) / rho, rate = rho == 0 ? 0 : 1 / rho;
+    cross = static_cast<S>(maximum(minimum(at_cross, limit), -limit));
+    inverse = static_cast<S>(maximum(minimum(rate, limit), -limit));
+  }
+
+  // One layer: kappa at its two ends, the two crossings, and the voxels before and after them.
+  struct Layer {
+    S begin, end, first, second;  // begin <= first <= second <= end
+    bool a_first;                 // the first crossing is one of axis a
+    int ia, ib, ja, jb;           // voxels on entering and on leaving
+  };
+
+  template <bool kWhole> DRR_HD Layer layer(int k) const {
+    Layer l;
+    const S middle = static_cast<S>(k);
+    l.begin = middle - S(0.5);
+    l.end = middle + S(0.5);
+    if (!kWhole) {
+      l.begin = maximum(l.begin, end_low);
+      l.end = maximum(minimum(l.end, end_high), l.begin);
+    }
+    const S xa = at_a + l.begin * step_a, ya = at_a + l.end * step_a;
+    const S xb = at_b + l.begin * step_b, yb = at_b + l.end * step_b;
+    if (kWhole) {  // positive: truncation is floor
+      l.ia = static_cast<int>(xa);
+      l.ja = static_cast<int>(ya);
+      l.ib = static_cast<int>(xb);
+      l.jb = static_cast<int>(yb);
+    } else {
+      l.ia = floor_int(xa);
+      l.ja = floor_int(ya);
+      l.ib = floor_int(xb);
+      l.jb = floor_int(yb);
+    }
+    const S ca = cross_a + static_cast<S>(maximum(l.ia, l.ja) - plane_a) * inverse_a;
+    const S cb = cross_b + static_cast<S>(maximum(l.ib, l.jb) - plane_b) * inverse_b;
+    const S on_a = l.ia == l.ja ? l.end : minimum(maximum(ca, l.begin), l.end);
+    const S on_b = l.ib == l.jb ? l.end : minimum(maximum(cb, l.begin), l.end);
+    l.a_first = on_a < on_b;
+    l.first = minimum(on_a, on_b);
+    l.second = maximum(on_a, on_b);
+    return l;
+  }
+
+  DRR_HD bool inside(int ia, int ib) const {
+    return ia >= 0 && ia < size_a && ib >= 0 && ib < size_b;
+  }
+
+  template <bool kChecked, class Voxel, class Index>
+  DRR_HD S voxel(const Voxel* volume, Index at, int ia, int ib) const {
+    if (kChecked && !inside(ia, ib)) return S(0);
+    return static_cast<S>(load(volume + at + static_cast<Index>(ia) * static_cast<Index>(stride_a) +
+                               static_cast<Index>(ib) * static_cast<Index>(stride_b)));
+  }
+
+  DRR_HD bool along_x() const { return m == 0 || samples.begin == samples.end; }
+
+  // ---- gather
+
+  template <int kOrder, class Voxel, class Index>
+  DRR_HD void gather(const Voxel* volume, int lane, int lanes, Sums& sums) const {
+    gather_range<kOrder, true, Voxel, Index>(volume, samples.begin + lane, samples.inner_begin,
+                                             lanes, sums);
+    gather_range<kOrder, false, Voxel, Index>(volume, samples.inner_begin + lane, samples.inner_end,
+                                              lanes, sums);
+    gather_range<kOrder, true, Voxel, Index>(volume, samples.inner_end + lane, samples.end, lanes,
+                                             sums);
+  }
+
+  template <int kOrder, bool kChecked, class Voxel, class Index>
+  DRR_HD void gather_range(const Voxel* volume, int first, int last, int lanes, Sums& sums) const {
+    S v = 0, jm = 0, ja = 0, jb = 0, km = 0, ka = 0, kb = 0;
+    const Index base = static_cast<Index>(plane) * static_cast<Index>(stride_m);
+    const Siddon& r = *this;
+    DRR_SIMD_SUM(v, jm, ja, jb, km, ka, kb)
+    for (int k = first; k < last; k += lanes) {
+      const Layer l = r.template layer<!kChecked>(k);
+      const Index at = base + static_cast<Index>(k) * static_cast<Index>(r.stride_m);
+      const S v0 = r.template voxel<kChecked, Voxel, Index>(volume, at, l.ia, l.ib);
+      const S v1 = r.template voxel<kChecked, Voxel, Index>(volume, at, l.a_first ? l.ja : l.ia,
+                                                            l.a_first ? l.ib : l.jb);
+      const S v2 = r.template voxel<kChecked, Voxel, Index>(volume, at, l.ja, l.jb);
+      v += v0 * (l.first - l.begin) + v1 * (l.second - l.first) + v2 * (l.end - l.second);
+      if (kOrder >= 1) {
+        const S step_first = v0 - v1, step_second = v1 - v2;
+        const S on_a = l.a_first ? step_first : step_second,
+                on_b = l.a_first ? step_second : step_first;
+        const S at_a_ = l.a_first ? l.first : l.second, at_b_ = l.a_first ? l.second : l.first;
+        ja += on_a;
+        jb += on_b;
+        ka += at_a_ * on_a;
+        kb += at_b_ * on_b;
+        // The ray's own ends are no crossings.
+        const bool enters = !kChecked || r.end_low < static_cast<S>(k) - S(0.5);
+        const bool leaves = !kChecked || r.end_high > static_cast<S>(k) + S(0.5);
+        const S in = enters ? v0 : S(0), out = leaves ? v2 : S(0);
+        jm += out - in;
+        km += l.end * out - l.begin * in;
+      }
+    }
+    sums.v += v;
+    if (kOrder >= 1) {
+      sums.jump_m += jm;
+      sums.jump_a += ja;
+      sums.jump_b += jb;
+      sums.k_jump_m += km;
+      sums.k_jump_a += ka;
+      sums.k_jump_b += kb;
+    }
+  }
+
+  DRR_HD double image(const Sums& sums) const { return w * static_cast<double>(sums.v); }
+
+  // A0 and A1: sums over crossings of (V_before - V_after) / d, and of t times it; 0 where d is.
+  struct Moments {
+    Vec3 a0, a1;
+  };
+
+  DRR_HD Moments moments(const Sums& sums) const {
+    const double dm = d[m], sign = dm < 0 ? -1.0 : 1.0, t0 = -sm / dm;  // t = t0 + kappa / d_m
+    const double jump[3] = {sums.jump_m, sums.jump_a, sums.jump_b};
+    const double k_jump[3] = {sums.k_jump_m, sums.k_jump_a, sums.k_jump_b};
+    double a0[3], a1[3];
+    const double along[3] = {dm, d[a], d[b]};
+    for (int i = 0; i < 3; ++i) {
+      a0[i] = along[i] == 0 ? 0 : sign * jump[i] / along[i];
+      a1[i] = along[i] == 0 ? 0 : sign * (t0 * jump[i] + k_jump[i] / dm) / along[i];
+    }
+    return {from_axes(m, a, a0[0], a0[1], a0[2]), from_axes(m, a, a1[0], a1[1], a1[2])};
+  }
+
+  DRR_HD RayResult derivatives(const Sums& sums) const {
+    if (w == 0) return {0, {0, 0, 0}, {0, 0, 0}};
+    const Moments c = moments(sums);
+    const double value = image(sums);
+    const Vec3 dd = (value / (length * length)) * (g * d) - length * c.a1;
+    const Vec3 ds_fixed_d = -length * c.a0;
+    return {value, ds_fixed_d - dd, dd};
+  }
+
+  // ---- K, from the same sums
+
+  DRR_HD Ray second(const Sums& sums, const Ray& tangent) const {
+    if (w == 0) return {{0, 0, 0}, {0, 0, 0}};
+    const Moments c = moments(sums);
+    const Vec3 ts = tangent.s, td = tangent.p - tangent.s;
+    const double q = image(sums) / length, q_dot = -(dot(c.a0, ts) + dot(c.a1, td));
+    const Vec3 lam = (1 / length) * (g * d);
+    const double l_dot = dot(lam, td);
+    const Vec3 lam_dot = (1 / length) * (g * td - l_dot * lam);
+    const Vec3 inverse = {d.x == 0 ? 0 : 1 / d.x, d.y == 0 ? 0 : 1 / d.y, d.z == 0 ? 0 : 1 / d.z};
+    const Vec3 ks_fixed_d = -l_dot * c.a0 + length * (c.a0 * td * inverse);
+    const Vec3 kd = -l_dot * c.a1 + length * ((c.a0 * ts + 2.0 * (c.a1 * td)) * inverse) +
+                    q * lam_dot + q_dot * lam;
+    return {ks_fixed_d - kd, kd};
+  }
+
+  // ---- scatter: the adjoint of the image, or of its tangent
+
+  template <bool kTangent, class Sink>
+  DRR_HD void scatter(const Ray& tangent, int lane, int lanes, Sink& sink) const {
+    // A crossing at kappa on axis x moves t by -(s'_x + t d'_x) / d_x; times the length and the
+    // sign of d_m it is the weight c0_x + kappa c1_x of (V_low - V_high). The length's own tangent
+    // rescales the segments.
+    S per_kappa = static_cast<S>(w);
+    S m0 = 0, m1 = 0, a0 = 0, a1 = 0, b0 = 0, b1 = 0;
+    if (kTangent && w != 0) {
+      const Vec3 td = tangent.p - tangent.s;
+      per_kappa = static_cast<S>(w * dot(g * d, td) / (length * length));
+      const double dm = d[m], t0 = -sm / dm, scale = dm < 0 ? -length : length;
+      m0 = static_cast<S>(-scale * (tangent.s[m] + t0 * td[m]) / dm);
+      m1 = static_cast<S>(-scale * td[m] / (dm * dm));
+      if (d[a] != 0) {
+        a0 = static_cast<S>(-scale * (tangent.s[a] + t0 * td[a]) / d[a]);
+        a1 = static_cast<S>(-scale * td[a] / (dm * d[a]));
+      }
+      if (d[b] != 0) {
+        b0 = static_cast<S>(-scale * (tangent.s[b] + t0 * td[b]) / d[b]);
+        b1 = static_cast<S>(-scale * td[b] / (dm * d[b]));
+      }
+    }
+    for (int k = samples.begin + lane; k < samples.end; k += lanes) {
+      const Layer l = layer<false>(k);
+      S w0 = per_kappa * (l.first - l.begin), w1 = per_kappa * (l.second - l.first),
+        w2 = per_kappa * (l.end - l.second);
+      if (kTangent) {
+        // Only real crossings count: 1 / d_x is huge where the ray hardly crosses axis x at all.
+        const S on_a = l.ia == l.ja ? S(0) : a0 + (l.a_first ? l.first : l.second) * a1;
+        const S on_b = l.ib == l.jb ? S(0) : b0 + (l.a_first ? l.second : l.first) * b1;
+        const S at_first = l.a_first ? on_a : on_b, at_second = l.a_first ? on_b : on_a;
+        const bool enters =
+            end_low<static_cast<S>(k) - S(0.5), leaves = end_high> static_cast<S>(k) + S(0.5);
+        if (enters) w0 -= m0 + l.begin * m1;
+        if (leaves) w2 += m0 + l.end * m1;
+        w0 += at_first;
+        w1 += at_second - at_first;
+        w2 -= at_second;
+      }
+      const int mid_a = l.a_first ? l.ja : l.ia, mid_b = l.a_first ? l.ib : l.jb;
+      const int64_t at = (plane + k) * stride_m;
+      if (inside(l.ia, l.ib)) sink.add(at + l.ia * stride_a + l.ib * stride_b, w0);
+      if (w1 != S(0) && inside(mid_a, mid_b))
+        sink.add(at + mid_a * stride_a + mid_b * stride_b, w1);
+      if (inside(l.ja, l.jb)) sink.add(at + l.ja * stride_a + l.jb * stride_b, w2);
+    }
+  }
+};
+
+}  // namespace drrkit

@@ -1,0 +1,290 @@
+// Trilinear sampling at a fixed step h in mm. Samples lie at r_k = r_0 + k h mm from the source,
+// with r_0 = h / 2, or, anchored at the foot of the perpendicular from the grid's centre, r_0 =
+// r_c; those with 0 < r_k < |ray| count. As in joseph.h, samples are counted from one near the
+// middle of the ray's stay in the volume.
+#pragma once
+
+#include "geometry.h"
+
+namespace drrkit {
+
+struct TrilinearOptions {
+  double step;  // mm
+  bool foot;  // anchor the samples at the foot of the perpendicular from the grid's centre, not at
+              // the source
+  bool line;  // drop the along-ray part of the derivative
+};
+
+template <class S> struct Trilinear {
+  using Scalar = S;
+
+  // Sums over the samples k (relative to the reference sample) of V, its in-cell gradient and mixed
+  // second derivatives.
+  struct Sums {
+    S v = 0;
+    S x = 0, y = 0, z = 0, kx = 0, ky = 0, kz = 0;
+    S yz = 0, xz = 0, xy = 0, kyz = 0, kxz = 0, kxy = 0, kkyz = 0, kkxz = 0, kkxy = 0;
+
+    DRR_HD static constexpr int count(int order) { return order == 0 ? 1 : order == 1 ? 7 : 16; }
+  };
+
+  Vec3 e;            // index coordinates a mm
+  Vec3 g;            // sigma^2
+  Vec3 from_source;  // c - s, the grid's centre seen from the source
+  double length;     // mm
+  double r_ref;      // mm from the source to the reference sample
+  double h;          // mm; 0 for a ray of no length
+  bool foot, line;
+  int64_t stride_y, stride_z;
+  int nx, ny, nz;
+  Samples samples;
+  S at_x, at_y, at_z, step_x, step_y, step_z;
+
+  DRR_HD static Trilinear make(const Grid& grid, const Ray& ray, Slab slab,
+                               const TrilinearOptions& options) {
+    Trilinear r;
+    const Vec3 d = ray.p - ray.s;
+    r.g = grid.metric();
+    r.length = sqrt(dot(r.g * d, d));
+    r.from_source = grid.centre() - ray.s;
+    r.e = (1 / r.length) * d;
+    r.h = options.step;
+    r.foot = options.foot;
+    r.line = options.line;
+    r.stride_y = grid.stride(1);
+    r.stride_z = grid.stride(2);
+    r.nx = static_cast<int>(grid.nx);
+    r.ny = static_cast<int>(grid.ny);
+    r.nz = static_cast<int>(grid.nz);
+    r.samples = {0, 0, 0, 0};
+    r.r_ref = 0;
+    r.at_x = r.at_y = r.at_z = r.step_x = r.step_y = r.step_z = 0;
+    if (!is_finite(ray)) r.h = not_a_number();
+    if (!(r.length > 0) || !is_finite(ray)) {
+      if (r.length == 0) r.h = 0;
+      return r;
+    }
+    const double h = r.h, r0 = options.foot ? dot(r.e, r.g * r.from_source) : 0.5 * h;
+    const Vec3 start = ray.s + r0 * r.e, step = h * r.e;
+    const Interval kept = {floor(-r0 / h) + 1, ceil((r.length - r0) / h) - 1};
+    Interval outer = kept, inner = kept;
+    outer.clip(start.x, step.x, -1, r.nx);
+    outer.clip(start.y, step.y, -1, r.ny);
+    outer.clip(start.z, step.z, static_cast<double>(slab.begin - 1), static_cast<double>(slab.end));
+    if (outer.empty()) return r;
+    outer = {maximum(floor(outer.lo) - 1, kept.lo), minimum(ceil(outer.hi) + 1, kept.hi)};
+    inner.clip(start.x, step.x, kInnerMargin, r.nx - 1 - kInnerMargin);
+    inner.clip(start.y, step.y, kInnerMargin, r.ny - 1 - kInnerMargin);
+    inner.clip(start.z, step.z, kInnerMargin, r.nz - 1 - kInnerMargin);
+    inner = {ceil(inner.lo), floor(inner.hi)};
+    const double k0 = floor(0.5 * (outer.lo + outer.hi));
+    r.samples = Samples::from({outer.lo - k0, outer.hi - k0}, {inner.lo - k0, inner.hi - k0});
+    r.r_ref = r0 + k0 * h;
+    const Vec3 at = ray.s + r.r_ref * r.e;
+    r.at_x = static_cast<S>(at.x);
+    r.at_y = static_cast<S>(at.y);
+    r.at_z = static_cast<S>(at.z);
+    r.step_x = static_cast<S>(step.x);
+    r.step_y = static_cast<S>(step.y);
+    r.step_z = static_cast<S>(step.z);
+    return r;
+  }
+
+  DRR_HD bool along_x() const { return dominant_axis(e) == 0 || samples.begin == samples.end; }
+
+  // ---- gather
+
+  template <int kOrder, class Voxel, class Index>
+  DRR_HD void gather(const Voxel* volume, int lane, int lanes, Sums& sums) const {
+    gather_range<kOrder, true, Voxel, Index>(volume, samples.begin + lane, samples.inner_begin,
+                                             lanes, sums);
+    gather_range<kOrder, false, Voxel, Index>(volume, samples.inner_begin + lane, samples.inner_end,
+                                              lanes, sums);
+    gather_range<kOrder, true, Voxel, Index>(volume, samples.inner_end + lane, samples.end, lanes,
+                                             sums);
+  }
+
+  template <int kOrder, bool kChecked, class Voxel, class Index>
+  DRR_HD void gather_range(const Voxel* volume, int first, int last, int lanes, Sums& sums) const {
+    S v = 0, gx = 0, gy = 0, gz = 0, kgx = 0, kgy = 0, kgz = 0;
+    S yz = 0, xz = 0, xy = 0, kyz = 0, kxz = 0, kxy = 0, kkyz = 0, kkxz = 0, kkxy = 0;
+    const Trilinear& r = *this;
+    const Index sy = static_cast<Index>(stride_y), sz = static_cast<Index>(stride_z);
+    DRR_SIMD_SUM(v, gx, gy, gz, kgx, kgy, kgz, yz, xz, xy, kyz, kxz, kxy, kkyz, kkxz, kkxy)
+    for (int k = first; k < last; k += lanes) {
+      const S kk = static_cast<S>(k);
+      const S x = r.at_x + kk * r.step_x, y = r.at_y + kk * r.step_y, z = r.at_z + kk * r.step_z;
+      // Inside, coordinates are positive and truncation is floor.
+      const int ix = kChecked ? floor_int(x) : static_cast<int>(x),
+                iy = kChecked ? floor_int(y) : static_cast<int>(y),
+                iz = kChecked ? floor_int(z) : static_cast<int>(z);
+      const Index at =
+          static_cast<Index>(iz) * sz + static_cast<Index>(iy) * sy + static_cast<Index>(ix);
+      S c000, c100, c010, c110, c001, c101, c011, c111;
+      if (kChecked) {
+        const bool x0 = ix >= 0 && ix < r.nx, x1 = ix >= -1 && ix < r.nx - 1;
+        const bool y0 = iy >= 0 && iy < r.ny, y1 = iy >= -1 && iy < r.ny - 1;
+        const bool z0 = iz >= 0 && iz < r.nz, z1 = iz >= -1 && iz < r.nz - 1;
+        c000 = x0 && y0 && z0 ? static_cast<S>(load(volume + at)) : S(0);
+        c100 = x1 && y0 && z0 ? static_cast<S>(load(volume + at + 1)) : S(0);
+        c010 = x0 && y1 && z0 ? static_cast<S>(load(volume + at + sy)) : S(0);
+        c110 = x1 && y1 && z0 ? static_cast<S>(load(volume + at + sy + 1)) : S(0);
+        c001 = x0 && y0 && z1 ? static_cast<S>(load(volume + at + sz)) : S(0);
+        c101 = x1 && y0 && z1 ? static_cast<S>(load(volume + at + sz + 1)) : S(0);
+        c011 = x0 && y1 && z1 ? static_cast<S>(load(volume + at + sz + sy)) : S(0);
+        c111 = x1 && y1 && z1 ? static_cast<S>(load(volume + at + sz + sy + 1)) : S(0);
+      } else {
+        c000 = static_cast<S>(load(volume + at));
+        c100 = static_cast<S>(load(volume + at + 1));
+        c010 = static_cast<S>(load(volume + at + sy));
+        c110 = static_cast<S>(load(volume + at + sy + 1));
+        c001 = static_cast<S>(load(volume + at + sz));
+        c101 = static_cast<S>(load(volume + at + sz + 1));
+        c011 = static_cast<S>(load(volume + at + sz + sy));
+        c111 = static_cast<S>(load(volume + at + sz + sy + 1));
+      }
+      const S fx = x - static_cast<S>(ix), fy = y - static_cast<S>(iy), fz = z - static_cast<S>(iz);
+      const S dx00 = c100 - c000, dx10 = c110 - c010, dx01 = c101 - c001, dx11 = c111 - c011;
+      const S v00 = c000 + fx * dx00, v10 = c010 + fx * dx10, v01 = c001 + fx * dx01,
+              v11 = c011 + fx * dx11;
+      const S dy0 = v10 - v00, dy1 = v11 - v01;
+      const S v0 = v00 + fy * dy0, v1 = v01 + fy * dy1;
+      v += v0 + fz * (v1 - v0);
+      if (kOrder >= 1) {
+        const S dx0 = dx00 + fy * (dx10 - dx00), dx1 = dx01 + fy * (dx11 - dx01);
+        const S on_x = dx0 + fz * (dx1 - dx0), on_y = dy0 + fz * (dy1 - dy0), on_z = v1 - v0;
+        gx += on_x;
+        gy += on_y;
+        gz += on_z;
+        kgx += kk * on_x;
+        kgy += kk * on_y;
+        kgz += kk * on_z;
+        if (kOrder >= 2) {
+          const S dxy0 = dx10 - dx00, dxy1 = dx11 - dx01;
+          const S on_xy = dxy0 + fz * (dxy1 - dxy0), on_xz = dx1 - dx0, on_yz = dy1 - dy0;
+          xy += on_xy;
+          xz += on_xz;
+          yz += on_yz;
+          kxy += kk * on_xy;
+          kxz += kk * on_xz;
+          kyz += kk * on_yz;
+          kkxy += kk * kk * on_xy;
+          kkxz += kk * kk * on_xz;
+          kkyz += kk * kk * on_yz;
+        }
+      }
+    }
+    sums.v += v;
+    if (kOrder >= 1) {
+      sums.x += gx;
+      sums.y += gy;
+      sums.z += gz;
+      sums.kx += kgx;
+      sums.ky += kgy;
+      sums.kz += kgz;
+    }
+    if (kOrder >= 2) {
+      sums.xy += xy;
+      sums.xz += xz;
+      sums.yz += yz;
+      sums.kxy += kxy;
+      sums.kxz += kxz;
+      sums.kyz += kyz;
+      sums.kkxy += kkxy;
+      sums.kkxz += kkxz;
+      sums.kkyz += kkyz;
+    }
+  }
+
+  DRR_HD double image(const Sums& sums) const { return h * static_cast<double>(sums.v); }
+
+  // h sum grad V and h sum r_k grad V.
+  DRR_HD Vec3 gradient_sum(const Sums& s) const {
+    return h * Vec3{double(s.x), double(s.y), double(s.z)};
+  }
+  DRR_HD Vec3 gradient_moment(const Sums& s) const {
+    return r_ref * gradient_sum(s) + (h * h) * Vec3{double(s.kx), double(s.ky), double(s.kz)};
+  }
+
+  DRR_HD RayResult derivatives(const Sums& sums) const {
+    if (h == 0) return {0, {0, 0, 0}, {0, 0, 0}};
+    Vec3 f = gradient_sum(sums), moment = gradient_moment(sums);
+    const Vec3 ge = g * e;
+    const double along = dot(e, f);
+    if (foot && !line) moment = moment + along * (g * from_source);
+    if (foot || line) f = f - along * ge;
+    const Vec3 dd = (1 / length) * (moment - dot(e, moment) * ge);
+    return {image(sums), f - dd, dd};
+  }
+
+  // ---- K; anchored at the source, exact derivative
+
+  DRR_HD Ray second(const Sums& c, const Ray& tangent) const {
+    if (h == 0) return {{0, 0, 0}, {0, 0, 0}};
+    const Vec3 td = tangent.p - tangent.s, ge = g * e, gtd = g * td;
+    const double nu = dot(e, gtd);
+    const Vec3 e_dot = (1 / length) * (td - nu * e);
+    // Moments of the in-cell Hessian in r: h sum H (1, r, r^2); a sample moves by s' + r e'.
+    const Vec3 h0 = h * Vec3{double(c.yz), double(c.xz), double(c.xy)};
+    const Vec3 k1 = (h * h) * Vec3{double(c.kyz), double(c.kxz), double(c.kxy)};
+    const Vec3 k2 = (h * h * h) * Vec3{double(c.kkyz), double(c.kkxz), double(c.kkxy)};
+    const Vec3 h1 = r_ref * h0 + k1, h2 = (r_ref * r_ref) * h0 + (2 * r_ref) * k1 + k2;
+    const Vec3 n0 = hessian_times(h0, tangent.s) + hessian_times(h1, e_dot);
+    const Vec3 n1 = hessian_times(h1, tangent.s) + hessian_times(h2, e_dot);
+    const Vec3 moment = gradient_moment(c);
+    const double mu = dot(e, moment);
+    const Vec3 kd =
+        (1 / length) * (n1 - dot(e, n1) * ge) +
+        (1 / (length * length)) * ((3 * mu * nu - dot(moment, td)) * ge - nu * moment - mu * gtd);
+    return {n0 - kd, kd};
+  }
+
+  // `mixed` holds the off-diagonal entries (yz, xz, xy); the diagonal of a trilinear cell is zero.
+  DRR_HD static Vec3 hessian_times(Vec3 mixed, Vec3 x) {
+    return {mixed.z * x.y + mixed.y * x.z, mixed.z * x.x + mixed.x * x.z,
+            mixed.y * x.x + mixed.x * x.y};
+  }
+
+  // ---- scatter: the adjoint of the image, or of its tangent
+
+  template <bool kTangent, class Sink>
+  DRR_HD void scatter(const Ray& tangent, int lane, int lanes, Sink& sink) const {
+    Vec3 move = {0, 0, 0}, rate = {0, 0, 0};  // how sample k moves: move + k rate
+    if (kTangent && h != 0) {
+      const Vec3 td = tangent.p - tangent.s, ge = g * e;
+      const Vec3 e_dot = (1 / length) * (td - dot(ge, td) * e);
+      move = tangent.s + r_ref * e_dot;
+      if (foot || line) move = move - dot(ge, tangent.s) * e;
+      if (foot && !line) move = move + dot(g * from_source, e_dot) * e;
+      rate = h * e_dot;
+    }
+    const S weight = static_cast<S>(h);
+    const S mx = static_cast<S>(h * move.x), my = static_cast<S>(h * move.y),
+            mz = static_cast<S>(h * move.z);
+    const S rx = static_cast<S>(h * rate.x), ry = static_cast<S>(h * rate.y),
+            rz = static_cast<S>(h * rate.z);
+    for (int k = samples.begin + lane; k < samples.end; k += lanes) {
+      const S kk = static_cast<S>(k);
+      const S x = at_x + kk * step_x, y = at_y + kk * step_y, z = at_z + kk * step_z;
+      const int ix = floor_int(x), iy = floor_int(y), iz = floor_int(z);
+      const S fx = x - static_cast<S>(ix), fy = y - static_cast<S>(iy), fz = z - static_cast<S>(iz);
+      const S hx = mx + kk * rx, hy = my + kk * ry, hz = mz + kk * rz;
+      for (int corner = 0; corner < 8; ++corner) {
+        const int cx = corner & 1, cy = corner >> 1 & 1, cz = corner >> 2;
+        const int jx = ix + cx, jy = iy + cy, jz = iz + cz;
+        if (jx < 0 || jx >= nx || jy < 0 || jy >= ny || jz < 0 || jz >= nz) continue;
+        const S wx = cx ? fx : 1 - fx, wy = cy ? fy : 1 - fy, wz = cz ? fz : 1 - fz;
+        S value;
+        if (kTangent) {
+          value = (cx ? hx : -hx) * wy * wz + (cy ? hy : -hy) * wx * wz + (cz ? hz : -hz) * wx * wy;
+        } else {
+          value = weight * wx * wy * wz;
+        }
+        sink.add(static_cast<int64_t>(jz) * stride_z + static_cast<int64_t>(jy) * stride_y + jx,
+                 value);
+      }
+    }
+  }
+};
+
+}  // namespace drrkit

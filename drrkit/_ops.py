@@ -1,0 +1,148 @@
+"""The raw products of csrc/ops.cpp with their fake kernels; private: no autograd here, see _products.py.
+
+Shapes: values [N, C, D, H, W]; geometry and its tangents either frames [B, 4, 3] or end points
+[B, P, 2, 3], float64, index coordinates (x, y, z); images [B, C, P]; rays (six-vectors, image
+derivatives in source and target) [B, C, 6, P]. View b reads volume b // (B / N).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+METHODS = ("joseph", "siddon", "trilinear")
+BEAMS = ("cone", "parallel")
+
+
+def _load() -> None:
+    """Import the binary; where that fails, say what it was built for and what is here."""
+    try:
+        import drrkit._C  # noqa: F401
+    except ImportError as error:
+        raise ImportError(_mismatch(error)) from error
+
+
+def _mismatch(error: ImportError) -> str:
+    here = f"torch {torch.__version__} (CUDA {torch.version.cuda or 'none'})"
+    try:
+        from drrkit import _build
+    except ImportError:
+        return (
+            f"drrkit's compiled module drrkit._C is missing ({error}). Build it against {here}: "
+            "pip install --no-build-isolation . in drrkit's source folder, and do not import "
+            "drrkit from a source folder that was not built in place."
+        )
+    built = f"torch {_build.TORCH} (CUDA {_build.CUDA or 'none'}), Python {_build.PYTHON}"
+    return (
+        f"drrkit._C was built for {built} and does not load with {here}: {error}. Install the "
+        "drrkit build that fits this torch, or rebuild with pip install --no-build-isolation ."
+    )
+
+
+_load()
+_torch_ops = torch.ops.drrkit
+
+
+class Spec(NamedTuple):
+    """The constants of a product: grid, image, spacing in mm, method. A plain tuple of numbers."""
+
+    nz: int
+    ny: int
+    nx: int
+    rows: int
+    cols: int
+    sx: float
+    sy: float
+    sz: float
+    mode: int
+    step: float
+
+
+# Bits of the op's `mode` above the method's two; read by `Mode` in ops.cpp.
+PARALLEL, LINE, FOOT = 4, 8, 16
+
+
+def mode_bits(method: str, beam: str, line: bool, foot: bool) -> int:
+    """The op's `mode`."""
+    parallel = beam == "parallel"
+    return METHODS.index(method) + PARALLEL * parallel + LINE * line + FOOT * foot
+
+
+def is_parallel(mode: int) -> bool:
+    return bool(mode & PARALLEL)
+
+
+def project(values: Tensor, geometry: Tensor, with_rays: bool, spec: Spec) -> tuple[Tensor, Tensor]:
+    """P: images, and the six-vectors (or an empty tensor)."""
+    _, _, _, rows, cols, sx, sy, sz, mode, step = spec
+    return _torch_ops.project(values, geometry, rows, cols, sx, sy, sz, mode, step, with_rays)
+
+
+def backproject(
+    images: Tensor, geometry: Tensor, tangent: Tensor | None, n: int, spec: Spec
+) -> Tensor:
+    """P*, or with a tangent T*: volumes [n, C, D, H, W]."""
+    return _torch_ops.backproject(images, geometry, tangent, n, *spec)
+
+
+def reduce_rays(rays: Tensor, images: Tensor | None, endpoints: bool, spec: Spec) -> Tensor:
+    """J from six-vectors, weighted by images and summed over channels: a cotangent of geometry."""
+    return _torch_ops.reduce_rays(rays, images, spec[4], endpoints, is_parallel(spec[8]))
+
+
+def tangent(rays: Tensor, d_geometry: Tensor, spec: Spec) -> Tensor:
+    """T from six-vectors: the images' tangent."""
+    return _torch_ops.tangent(rays, d_geometry, spec[3], spec[4], is_parallel(spec[8]))
+
+
+def second(
+    values: Tensor, geometry: Tensor, images: Tensor, d_geometry: Tensor, spec: Spec
+) -> Tensor:
+    """K a ray: [B, 1, 6, P] float64, to be reduced."""
+    _, _, _, rows, cols, sx, sy, sz, mode, step = spec
+    return _torch_ops.second(
+        values, geometry, images, d_geometry, rows, cols, sx, sy, sz, mode, step
+    )
+
+
+# ---- fake kernels: shapes, dtypes and contiguous strides, as the real ones return them
+
+
+def _scalar(values: Tensor) -> torch.dtype:
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+def _n_rays(geometry: Tensor, rows: int, cols: int) -> int:
+    return geometry.shape[1] if geometry.dim() == 4 else rows * cols
+
+
+@torch.library.register_fake("drrkit::project")
+def _(values, geometry, rows, cols, sx, sy, sz, mode, step, with_rays):
+    views, channels, rays = geometry.shape[0], values.shape[1], _n_rays(geometry, rows, cols)
+    dtype = _scalar(values)
+    six = (views, channels, 6, rays) if with_rays else (0,)
+    return values.new_empty(views, channels, rays, dtype=dtype), values.new_empty(six, dtype=dtype)
+
+
+@torch.library.register_fake("drrkit::backproject")
+def _(images, geometry, tangent, n, nz, ny, nx, rows, cols, sx, sy, sz, mode, step):
+    return images.new_empty(n, images.shape[1], nz, ny, nx)
+
+
+@torch.library.register_fake("drrkit::reduce_rays")
+def _(rays, images, cols, endpoints, parallel):
+    shape = (rays.shape[0], rays.shape[3], 2, 3) if endpoints else (rays.shape[0], 4, 3)
+    return rays.new_empty(shape, dtype=torch.float64)
+
+
+@torch.library.register_fake("drrkit::tangent")
+def _(rays, tangent, rows, cols, parallel):
+    return rays.new_empty(rays.shape[0], rays.shape[1], rays.shape[3])
+
+
+@torch.library.register_fake("drrkit::second")
+def _(values, geometry, images, tangent, rows, cols, sx, sy, sz, mode, step):
+    rays = _n_rays(geometry, rows, cols)
+    return values.new_empty(geometry.shape[0], 1, 6, rays, dtype=torch.float64)

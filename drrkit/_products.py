@@ -1,0 +1,361 @@
+"""The six products as autograd Functions, closed under every derivative torch asks for but the third.
+
+P project, P* backproject, J frame cotangent, T tangent, T* its adjoint, K second order; formulas in
+the headers of csrc/. Rules of this file:
+
+- A rule calls another Function, never a raw op: an op in a backward is silently wrong at second
+  order.
+- The six-vectors of a march are a second, non-differentiable output of P. They travel beside
+  (values, geometry), which carry the dependence, and only save J and T their march.
+- K is terminal: its backward and jvp raise. Forward over forward would need a seventh product.
+- Dynamo refuses a Function with a jvp, so each has a plain form and an eager form that adds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.autograd import Function
+
+from drrkit import _ops
+from drrkit._ops import Spec
+
+
+def _total(*terms: Tensor | None) -> Tensor | None:
+    """Sum of what is there."""
+    present = [term for term in terms if term is not None]
+    return sum(present[1:], present[0]) if present else None
+
+
+def _asked(ctx: Any) -> tuple[bool, ...]:
+    """Which inputs the running backward really wants.
+
+    needs_input_grad is fixed at forward time: autograd.grad(loss, pose) would still scatter into a
+    volume that requires a gradient, so the engine is asked too.
+    """
+    needed = ctx.needs_input_grad
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return needed
+
+    def executes(node: Any) -> bool:
+        try:
+            return torch._C._will_engine_execute_node(node)
+        except RuntimeError:  # torch cannot tell for a leaf that autograd.grad names
+            return True
+
+    nodes = (function for function, _ in ctx.next_functions)
+    return tuple(need and executes(node) for need, node in zip(needed, nodes, strict=False))
+
+
+def _keep(ctx: Any, *tensors: Tensor) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+
+
+class _Product(Function):
+    """Argument positions that the vmap rule needs."""
+
+    volume: int | None = None  # of the volumes that are read
+    count: int | None = None  # of the number of volumes that come out
+
+
+class Project(_Product):
+    """P(values, geometry): images [B, C, P] and six-vectors [B, C, 6, P] or nothing."""
+
+    volume = 0
+
+    @staticmethod
+    def forward(values: Tensor, geometry: Tensor, with_rays: bool, spec: Spec):
+        return _ops.project(values, geometry, with_rays, spec)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output[1])
+        ctx.spec = inputs[3]
+        _keep(ctx, inputs[0], inputs[1], output[1])
+
+    @staticmethod
+    def backward(ctx, g, _):
+        values, geometry, rays = ctx.saved_tensors
+        if g is None:
+            return None, None, None, None
+        on_values, on_geometry, *_ = _asked(ctx)
+        return (
+            call(Backproject, g, geometry, values.shape[0], ctx.spec).to(values.dtype)
+            if on_values
+            else None,
+            call(GeometryVjp, values, geometry, g, rays, ctx.spec) if on_geometry else None,
+            None,
+            None,
+        )
+
+
+def _project_jvp(ctx, d_values, d_geometry, *_):
+    values, geometry, rays = ctx.saved_tensors
+    image = _total(
+        None if d_values is None else call(Project, d_values, geometry, False, ctx.spec)[0],
+        None
+        if d_geometry is None
+        else call(Tangent, values, geometry, d_geometry, rays, ctx.spec),
+    )
+    return image, None
+
+
+class Backproject(_Product):
+    """P*(images, geometry): n volumes."""
+
+    count = 2
+
+    @staticmethod
+    def forward(images: Tensor, geometry: Tensor, n: int, spec: Spec):
+        return _ops.backproject(images, geometry, None, n, spec)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.n, ctx.spec = inputs[2], inputs[3]
+        _keep(ctx, inputs[0], inputs[1])
+
+    @staticmethod
+    def backward(ctx, w):
+        images, geometry = ctx.saved_tensors
+        if w is None:
+            return None, None, None, None
+        on_images, on_geometry, *_ = _asked(ctx)
+        image = rays = None
+        if on_images or on_geometry:
+            image, rays = call(Project, w, geometry, on_geometry, ctx.spec)
+        return (
+            image if on_images else None,
+            call(GeometryVjp, w, geometry, images, rays, ctx.spec) if on_geometry else None,
+            None,
+            None,
+        )
+
+
+def _backproject_jvp(ctx, d_images, d_geometry, *_):
+    images, geometry = ctx.saved_tensors
+    return _total(
+        None if d_images is None else call(Backproject, d_images, geometry, ctx.n, ctx.spec),
+        None
+        if d_geometry is None
+        else call(TangentAdjoint, images, geometry, d_geometry, ctx.n, ctx.spec),
+    )
+
+
+class GeometryVjp(_Product):
+    """J(values, geometry, g): a cotangent of geometry; `rays` may be empty and are then marched."""
+
+    volume = 0
+
+    @staticmethod
+    def forward(values: Tensor, geometry: Tensor, g: Tensor, rays: Tensor, spec: Spec):
+        if rays.numel() == 0:
+            rays = _ops.project(values, geometry, True, spec)[1]
+        return _ops.reduce_rays(rays, g, geometry.dim() == 4, spec)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.spec = inputs[4]
+        _keep(ctx, *inputs[:4])
+
+    @staticmethod
+    def backward(ctx, d_geometry):
+        values, geometry, g, rays = ctx.saved_tensors
+        if d_geometry is None:
+            return None, None, None, None, None
+        on_values, on_geometry, on_g, *_ = _asked(ctx)
+        return (
+            call(TangentAdjoint, g, geometry, d_geometry, values.shape[0], ctx.spec).to(
+                values.dtype
+            )
+            if on_values
+            else None,
+            call(Second, values, geometry, g, d_geometry, ctx.spec) if on_geometry else None,
+            call(Tangent, values, geometry, d_geometry, rays, ctx.spec) if on_g else None,
+            None,
+            None,
+        )
+
+
+def _geometry_vjp_jvp(ctx, d_values, d_geometry, d_g, *_):
+    values, geometry, g, rays = ctx.saved_tensors
+    nothing = g.new_empty(0)
+    return _total(
+        None
+        if d_values is None
+        else call(GeometryVjp, d_values, geometry, g, nothing, ctx.spec),
+        # The Hessian is symmetric: K serves forward over reverse as well.
+        None
+        if d_geometry is None
+        else call(Second, values, geometry, g, d_geometry, ctx.spec),
+        None if d_g is None else call(GeometryVjp, values, geometry, d_g, rays, ctx.spec),
+    )
+
+
+class Tangent(_Product):
+    """T(values, geometry, d_geometry): images; `rays` may be empty and are then marched."""
+
+    volume = 0
+
+    @staticmethod
+    def forward(values: Tensor, geometry: Tensor, d_geometry: Tensor, rays: Tensor, spec: Spec):
+        if rays.numel() == 0:
+            rays = _ops.project(values, geometry, True, spec)[1]
+        return _ops.tangent(rays, d_geometry, spec)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.spec = inputs[4]
+        _keep(ctx, *inputs[:4])
+
+    @staticmethod
+    def backward(ctx, h):
+        values, geometry, d_geometry, rays = ctx.saved_tensors
+        if h is None:
+            return None, None, None, None, None
+        on_values, on_geometry, on_tangent, *_ = _asked(ctx)
+        return (
+            call(TangentAdjoint, h, geometry, d_geometry, values.shape[0], ctx.spec).to(
+                values.dtype
+            )
+            if on_values
+            else None,
+            call(Second, values, geometry, h, d_geometry, ctx.spec) if on_geometry else None,
+            call(GeometryVjp, values, geometry, h, rays, ctx.spec) if on_tangent else None,
+            None,
+            None,
+        )
+
+
+class TangentAdjoint(_Product):
+    """T*(images, geometry, d_geometry): n volumes."""
+
+    count = 3
+
+    @staticmethod
+    def forward(images: Tensor, geometry: Tensor, d_geometry: Tensor, n: int, spec: Spec):
+        return _ops.backproject(images, geometry, d_geometry, n, spec)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.n, ctx.spec = inputs[3], inputs[4]
+        _keep(ctx, *inputs[:3])
+
+    @staticmethod
+    def backward(ctx, w):
+        images, geometry, d_geometry = ctx.saved_tensors
+        if w is None:
+            return None, None, None, None, None
+        on_images, on_geometry, on_tangent, *_ = _asked(ctx)
+        nothing = images.new_empty(0)
+        return (
+            call(Tangent, w, geometry, d_geometry, nothing, ctx.spec) if on_images else None,
+            call(Second, w, geometry, images, d_geometry, ctx.spec) if on_geometry else None,
+            call(GeometryVjp, w, geometry, images, nothing, ctx.spec) if on_tangent else None,
+            None,
+            None,
+        )
+
+
+class Second(_Product):
+    """K(values, geometry, g, d_geometry): a cotangent of geometry. The last derivative there is."""
+
+    volume = 0
+
+    @staticmethod
+    def forward(values: Tensor, geometry: Tensor, g: Tensor, d_geometry: Tensor, spec: Spec):
+        if spec[8] & (_ops.LINE | _ops.FOOT):
+            raise NotImplementedError(
+                "drrkit.project: twice in the geometry exists for trilinear only with "
+                "derivative='exact' and anchor='source'"
+            )
+        rays = _ops.second(values, geometry, g, d_geometry, spec)
+        return _ops.reduce_rays(rays, None, geometry.dim() == 4, spec)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, _):
+        raise NotImplementedError(
+            "drrkit.project: third derivatives do not exist; twice in the geometry is the last"
+        )
+
+
+def _no_jvp(ctx, *_):
+    raise NotImplementedError(
+        "drrkit.project: forward over forward does not exist; use jacfwd(jacrev(f))"
+    )
+
+
+# ---- vmap: one launch, and no copy of a volume
+
+
+def _vmap(product: type[_Product], info: Any, in_dims: tuple, *args: Any):
+    """Fold the mapped axis into the views: outside them where volumes are mapped or come out.
+
+    View b reads volume b // (B / N), so inside the views one set of volumes serves every slice.
+    """
+    size = info.batch_size
+    outside = product.count is not None or in_dims[product.volume] is not None
+    axis = 0 if outside else 1
+    folded = []
+    for position, (arg, dim) in enumerate(zip(args, in_dims, strict=True)):
+        if position == product.count:
+            arg = arg * size
+        elif isinstance(arg, Tensor) and arg.dim() > 1:
+            arg = _fold(arg, dim, axis, size, keep=position == product.volume)
+        folded.append(arg)
+    out = call(product, *folded)
+    outputs = out if isinstance(out, tuple) else (out,)
+    shape = (size, -1) if outside else (-1, size)
+    split = tuple(o.unflatten(0, shape) if o.dim() > 1 else o for o in outputs)
+    dims = tuple(axis if o.dim() > 1 else None for o in outputs)
+    return (split, dims) if isinstance(out, tuple) else (split[0], dims[0])
+
+
+def _fold(arg: Tensor, dim: int | None, axis: int, size: int, keep: bool) -> Tensor:
+    if dim is not None:
+        return arg.movedim(dim, axis).flatten(0, 1)
+    if keep:
+        return arg
+    shape = (*arg.shape[:axis], size, *arg.shape[axis:])
+    return arg.unsqueeze(axis).expand(shape).flatten(0, 1)
+
+
+def _finish(product: type[_Product], jvp: Callable) -> None:
+    """Give a product its vmap rule and its eager form."""
+
+    def rule(info, in_dims, *args):
+        return _vmap(product, info, in_dims, *args)
+
+    product.vmap = staticmethod(rule)
+    product.eager = type(product.__name__ + "Eager", (product,), {"jvp": staticmethod(jvp)})
+
+
+_finish(Project, _project_jvp)
+_finish(Backproject, _backproject_jvp)
+_finish(GeometryVjp, _geometry_vjp_jvp)
+_finish(Tangent, _no_jvp)
+_finish(TangentAdjoint, _no_jvp)
+_finish(Second, _no_jvp)
+
+
+@_disable_dynamo  # unlike torch._dynamo.disable it does not import dynamo: two seconds
+def _eagerly(product: type[_Product], *args: Any):
+    return product.eager.apply(*args)
+
+
+def call(product: type[_Product], *args: Any):
+    """Apply a product in the form that the surrounding transforms can digest."""
+    if not torch.compiler.is_compiling():
+        return product.eager.apply(*args)
+    if torch._C._are_functorch_transforms_active():
+        return _eagerly(product, *args)
+    return product.apply(*args)

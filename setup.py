@@ -1,0 +1,120 @@
+"""Builds drrkit._C: CPU kernels always, CUDA kernels where torch and nvcc have CUDA. All metadata is in pyproject.toml.
+
+DRRKIT_CUDA=0 builds without CUDA, DRRKIT_CUDA=1 insists on it; TORCH_CUDA_ARCH_LIST chooses the architectures.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+try:
+    import torch
+    from torch.utils import cpp_extension
+except ImportError as error:
+    raise SystemExit(
+        "drrkit builds against the torch that will run it, and torch is not importable here "
+        f"({error}). Install torch >= 2.10 first, then drrkit with --no-build-isolation."
+    ) from error
+try:
+    import pybind11
+except ImportError as error:
+    raise SystemExit(
+        "drrkit needs pybind11 to build: pip install pybind11 ninja setuptools wheel"
+    ) from error
+
+OLDEST_TORCH = (2, 10)
+DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+CPU_SOURCES = ["ops.cpp", "bindings.cpp"] + [
+    f"cpu/{name}.cpp" for name in ("kernels", "joseph", "siddon", "trilinear")
+]
+CUDA_SOURCES = [f"cuda/{name}.cu" for name in ("kernels", "joseph", "siddon", "trilinear")]
+CXX_FLAGS = [
+    "-O3",
+    "-g0",
+    "-fopenmp-simd",  # vectorised sums; no OpenMP runtime: threads are torch's
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-Wno-unknown-pragmas",
+    "-Wno-psabi",
+    "-DTORCH_TARGET_VERSION=0x020a000000000000",  # the stable ABI as of torch 2.10
+]
+
+
+def nvcc_version() -> str | None:
+    """The release that nvcc reports, e.g. "13.0", or None where there is no nvcc."""
+    if cpp_extension.CUDA_HOME is None:
+        return None
+    nvcc = Path(cpp_extension.CUDA_HOME, "bin", "nvcc")
+    try:
+        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r"release (\d+\.\d+)", text)
+    return found.group(1) if found else None
+
+
+def choose_cuda() -> bool:
+    """Whether to build the CUDA kernels; never asks for a visible GPU, which build machines lack."""
+    wanted = os.environ.get("DRRKIT_CUDA")
+    if wanted not in (None, "", "0", "1"):
+        raise SystemExit(f"DRRKIT_CUDA must be 0 or 1, got {wanted!r}")
+    torch_cuda, nvcc = torch.version.cuda, nvcc_version()
+    missing = []
+    if torch_cuda is None:
+        missing.append(f"torch {torch.__version__} is a CPU build")
+    if nvcc is None:
+        missing.append("nvcc was not found (set CUDA_HOME)")
+    if torch_cuda and nvcc and torch_cuda.split(".")[0] != nvcc.split(".")[0]:
+        missing.append(f"torch {torch.__version__} has CUDA {torch_cuda} but nvcc is {nvcc}")
+    if wanted == "1" and missing:
+        raise SystemExit("DRRKIT_CUDA=1, but " + "; ".join(missing))
+    if wanted in (None, "") and torch_cuda and missing:
+        print(f"drrkit: building for CPU only: {'; '.join(missing)}", file=sys.stderr)
+    return wanted != "0" and not missing
+
+
+class BuildWithRecord(cpp_extension.BuildExtension):
+    """Leaves drrkit/_build.py beside the binary: what it was built for, readable even where it does not load."""
+
+    def run(self) -> None:
+        super().run()
+        root = Path("." if self.inplace else self.build_lib)
+        record = {
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda if WITH_CUDA else None,
+            "nvcc": nvcc_version() if WITH_CUDA else None,
+            "architectures": os.environ["TORCH_CUDA_ARCH_LIST"] if WITH_CUDA else None,
+            "python": sys.version.split()[0],
+        }
+        lines = ['"""Written by setup.py: what drrkit._C was built for."""\n\n']
+        lines += [f"{name.upper()} = {value!r}\n" for name, value in record.items()]
+        (root / "drrkit" / "_build.py").write_text("".join(lines))
+
+
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
+    raise SystemExit(f"drrkit needs torch >= 2.10, got torch {torch.__version__}")
+WITH_CUDA = choose_cuda()
+sources = [f"csrc/{name}" for name in CPU_SOURCES + (CUDA_SOURCES if WITH_CUDA else [])]
+headers = sorted(str(path) for path in Path("csrc").rglob("*.[hc]*h") )
+options = {
+    "include_dirs": [pybind11.get_include()],
+    "depends": headers,
+    "extra_compile_args": {"cxx": CXX_FLAGS},
+}
+if WITH_CUDA:
+    # torch's own default asks the visible GPUs and fails on an empty list where there are none.
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+    options["extra_compile_args"] = {
+        "cxx": [*CXX_FLAGS, "-DDRRKIT_CUDA"],
+        "nvcc": ["-O3", "-lineinfo", "--expt-relaxed-constexpr"],
+    }
+    extension = cpp_extension.CUDAExtension("drrkit._C", sources, **options)
+else:
+    extension = cpp_extension.CppExtension("drrkit._C", sources, **options)
+
+setup(ext_modules=[extension], cmdclass={"build_ext": BuildWithRecord})
