@@ -1,0 +1,48 @@
+"""Cameras, C-arm views, rigid motions and the frame of a view.
+
+World: patient LPS in mm (x = left, y = posterior, z = superior). Camera: OpenCV pinhole, source
+at its origin, +z towards the detector, x to the right (columns), y down (rows); pixel centres at
+integer (row, col). `world_to_camera` is the 4x4 extrinsic matrix for column vectors. A view of a
+voxel grid is a frame [4, 3] in the grid's index coordinates, in the order (x, y, z).
+"""
+
+from drrkit.geometry.camera import Camera, CArm, project_points
+from drrkit.geometry.frames import (
+    GridConstants,
+    VolumeLike,
+    grid_constants,
+    view_frames,
+    volume_center,
+)
+from drrkit.geometry.pnp import reprojection_rms, solve_pnp
+from drrkit.geometry.se3 import perturb, se3_exp, se3_log, so3_exp, so3_log
+from drrkit.geometry.views import (
+    view_ap,
+    view_carm,
+    view_left_lateral,
+    view_pa,
+    view_right_lateral,
+)
+
+__all__ = [
+    "CArm",
+    "Camera",
+    "GridConstants",
+    "VolumeLike",
+    "grid_constants",
+    "perturb",
+    "project_points",
+    "reprojection_rms",
+    "se3_exp",
+    "se3_log",
+    "so3_exp",
+    "so3_log",
+    "solve_pnp",
+    "view_ap",
+    "view_carm",
+    "view_frames",
+    "view_left_lateral",
+    "view_pa",
+    "view_right_lateral",
+    "volume_center",
+]
