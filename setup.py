@@ -1,6 +1,7 @@
-"""Builds drrkit._C: CPU kernels always, CUDA kernels where torch and nvcc have CUDA. All metadata is in pyproject.toml.
+"""Builds drrkit._C: CPU kernels always, CUDA kernels where torch and nvcc have CUDA.
 
-DRRKIT_CUDA=0 builds without CUDA, DRRKIT_CUDA=1 insists on it; TORCH_CUDA_ARCH_LIST chooses the architectures.
+DRRKIT_CUDA=0 builds without CUDA, DRRKIT_CUDA=1 insists on it; TORCH_CUDA_ARCH_LIST chooses the
+architectures. All metadata is in pyproject.toml.
 """
 
 import os
@@ -51,7 +52,9 @@ def nvcc_version() -> str | None:
         return None
     nvcc = Path(cpp_extension.CUDA_HOME, "bin", "nvcc")
     try:
-        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [nvcc, "--version"], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     found = re.search(r"release (\d+\.\d+)", text)
@@ -59,7 +62,7 @@ def nvcc_version() -> str | None:
 
 
 def choose_cuda() -> bool:
-    """Whether to build the CUDA kernels; never asks for a visible GPU, which build machines lack."""
+    """Whether to build the CUDA kernels; never asks for a visible GPU: build machines lack it."""
     wanted = os.environ.get("DRRKIT_CUDA")
     if wanted not in (None, "", "0", "1"):
         raise SystemExit(f"DRRKIT_CUDA must be 0 or 1, got {wanted!r}")
@@ -79,7 +82,7 @@ def choose_cuda() -> bool:
 
 
 class BuildWithRecord(cpp_extension.BuildExtension):
-    """Leaves drrkit/_build.py beside the binary: what it was built for, readable even where it does not load."""
+    """Leaves drrkit/_build.py beside the binary: what it was built for, loadable or not."""
 
     def run(self) -> None:
         super().run()
@@ -100,7 +103,7 @@ if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
     raise SystemExit(f"drrkit needs torch >= 2.10, got torch {torch.__version__}")
 WITH_CUDA = choose_cuda()
 sources = [f"csrc/{name}" for name in CPU_SOURCES + (CUDA_SOURCES if WITH_CUDA else [])]
-headers = sorted(str(path) for path in Path("csrc").rglob("*.[hc]*h") )
+headers = sorted(str(path) for path in Path("csrc").rglob("*.[hc]*h"))
 options = {
     "include_dirs": [pybind11.get_include()],
     "depends": headers,

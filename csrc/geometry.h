@@ -81,16 +81,30 @@ struct Interval {
 
   // Keeps the parameters k with lower <= at + k rate <= upper.
   DRR_HD void clip(double at, double rate, double lower, double upper) {
+    if (!(lower <= upper)) return clear();
     if (rate == 0) {
-      if (!(at >= lower && at <= upper)) hi = lo - 1;
+      if (!(at >= lower && at <= upper)) clear();
       return;
     }
     double k0 = (lower - at) / rate, k1 = (upper - at) / rate;
     lo = maximum(lo, minimum(k0, k1));
     hi = minimum(hi, maximum(k0, k1));
   }
+  // The samples whose neighbourhood can touch a slab; `margin` is what a sample reaches in z.
+  DRR_HD Interval within(Slab slab, double at_z, double rate_z, double margin) const {
+    Interval part = *this;
+    part.clip(at_z, rate_z, static_cast<double>(slab.begin) - margin,
+              static_cast<double>(slab.end - 1) + margin);
+    if (part.empty()) return part;
+    return {maximum(floor(part.lo) - 1, lo), minimum(ceil(part.hi) + 1, hi)};
+  }
+  DRR_HD void clear() { lo = 1, hi = 0; }  // stays empty however it is clipped
   DRR_HD bool empty() const { return !(lo <= hi); }
 };
+
+// Positions rounded to float must stay inside wherever the check is skipped: their error is below
+// 1e-7 of the size.
+constexpr double kInnerMargin = 1e-3;
 
 // Integer samples of a march: [begin, end) may touch the volume, [inner_begin, inner_end) needs no
 // bounds check.
@@ -100,7 +114,7 @@ struct Samples {
   // `outer` and `inner` are inclusive integer-valued intervals; an empty `inner` leaves everything
   // to checks.
   DRR_HD static Samples from(Interval outer, Interval inner) {
-    if (outer.empty()) return {0, 0, 0, 0};
+    if (outer.empty() || !(outer.hi - outer.lo < 2e9)) return {0, 0, 0, 0};
     Samples s;
     s.begin = static_cast<int>(outer.lo);
     s.end = static_cast<int>(outer.hi) + 1;
@@ -110,10 +124,19 @@ struct Samples {
     s.inner_end = inner.empty() ? s.end : static_cast<int>(inner.hi) + 1;
     return s;
   }
-};
 
-// Positions rounded to float must stay inside wherever the check is skipped: their error is below
-// 1e-7 of the size.
-constexpr double kInnerMargin = 1e-3;
+  // Gives up the unchecked samples unless the positions, as the march evaluates them, do lie in
+  // [lower, upper]: far from the origin even double cannot say beforehand. Positions are monotone,
+  // so their two ends decide.
+  template <class S> DRR_HD void verify(S at, S step, double lower, double upper) {
+    if (inner_begin >= inner_end) return;
+    const S first = at + static_cast<S>(inner_begin) * step;
+    const S last = at + static_cast<S>(inner_end - 1) * step;
+    lower += 0.5 * kInnerMargin;
+    upper -= 0.5 * kInnerMargin;
+    if (!(minimum(first, last) >= lower && maximum(first, last) <= upper))
+      inner_begin = inner_end = end;
+  }
+};
 
 }  // namespace drrkit

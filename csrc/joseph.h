@@ -68,12 +68,6 @@ template <class S> struct Joseph {
     Interval outer = planes, inner = planes;
     outer.clip(a0, r.rho_a, -1, r.size_a);
     outer.clip(b0, r.rho_b, -1, r.size_b);
-    if (r.m == 2) {
-      outer.clip(0, 1, static_cast<double>(slab.begin), static_cast<double>(slab.end - 1));
-    } else {
-      outer.clip(b0, r.rho_b, static_cast<double>(slab.begin - 1),
-                 static_cast<double>(slab.end));  // b is z here
-    }
     if (outer.empty()) return r;
     outer = {maximum(floor(outer.lo) - 1, planes.lo), minimum(ceil(outer.hi) + 1, planes.hi)};
     inner.clip(a0, r.rho_a, kInnerMargin, r.size_a - 1 - kInnerMargin);
@@ -81,11 +75,15 @@ template <class S> struct Joseph {
     inner = {ceil(inner.lo), floor(inner.hi)};
     double q = floor(0.5 * (outer.lo + outer.hi));
     r.plane = static_cast<int64_t>(q);
+    // The reference does not depend on the slab, so that every slab rounds positions alike.
+    outer = r.m == 2 ? outer.within(slab, 0, 1, 0) : outer.within(slab, b0, r.rho_b, 1);  // b is z
     r.samples = Samples::from({outer.lo - q, outer.hi - q}, {inner.lo - q, inner.hi - q});
     r.at_a = static_cast<S>(sa + (q - r.sm) * r.rho_a);
     r.at_b = static_cast<S>(sb + (q - r.sm) * r.rho_b);
     r.step_a = static_cast<S>(r.rho_a);
     r.step_b = static_cast<S>(r.rho_b);
+    r.samples.verify(r.at_a, r.step_a, 0, r.size_a - 1);
+    r.samples.verify(r.at_b, r.step_b, 0, r.size_b - 1);
     r.sm -= q;
     return r;
   }

@@ -1,6 +1,9 @@
 // The torch boundary: schemas, allocation, dispatch by device, threads. The only file that sees
 // torch headers, and of those only the stable ABI (torch >= 2.10), so that one binary serves every
 // later torch.
+#if defined(DRRKIT_CUDA)
+#define USE_CUDA  // shim.h declares the current stream only then
+#endif
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -104,6 +107,9 @@ template <class Range> void deal_ranges(int64_t total, int64_t grain, const Rang
 }
 
 struct Cpu {
+  // Every sum is already made in a fixed order.
+  static constexpr bool kNeedsFixedPoint = false;
+
   explicit Cpu(const Tensor&) {}
 
   void project(const ProjectParams& p) const {
@@ -140,7 +146,7 @@ struct Cpu {
       }
   }
   template <class S> void tangent(const TangentParams<S>& p) const {
-    deal_ranges(p.n_views * p.tangent.rays, 4096,
+    deal_ranges(p.n_views * p.tangents.rays, 4096,
                 [&](int64_t b, int64_t e) { cpu::tangent(p, b, e); });
   }
 };
@@ -148,6 +154,8 @@ struct Cpu {
 #if defined(DRRKIT_CUDA)
 // Guards the tensor's device and launches on torch's current stream.
 struct Cuda {
+  static constexpr bool kNeedsFixedPoint = true;  // atomics come in any order
+
   torch::stable::accelerator::DeviceGuard guard;
   void* stream = nullptr;
 
@@ -197,7 +205,8 @@ std::tuple<Tensor, Tensor> project(const Tensor& values_, const Tensor& geometry
 template <class Device>
 Tensor backproject(const Tensor& images_, const Tensor& geometry_, std::optional<Tensor> tangent_,
                    int64_t n_volumes, int64_t nz, int64_t ny, int64_t nx, int64_t rows,
-                   int64_t cols, double sx, double sy, double sz, int64_t mode, double step) {
+                   int64_t cols, double sx, double sy, double sz, int64_t mode, double step,
+                   bool deterministic) {
   const Device device(images_);
   const Tensor images = dense(images_), geometry = dense(geometry_);
   const Tensor tangent = tangent_ ? dense(*tangent_) : geometry;
@@ -210,6 +219,14 @@ Tensor backproject(const Tensor& images_, const Tensor& geometry_, std::optional
   Tensor values = torch::stable::new_zeros(images, {n_volumes, images.size(1), nz, ny, nx});
   p.images = images.const_data_ptr();
   p.values = values.mutable_data_ptr();
+  Tensor fixed, peak;
+  p.fixed = p.peak = nullptr;
+  if (deterministic && Device::kNeedsFixedPoint) {
+    fixed = torch::stable::new_zeros(values, values.sizes(), ScalarType::Long);
+    peak = torch::stable::new_zeros(values, {1}, ScalarType::Long);
+    p.fixed = fixed.mutable_data_ptr<int64_t>();
+    p.peak = peak.mutable_data_ptr<int64_t>();
+  }
   if (images.numel() > 0 && values.numel() > 0) device.backproject(p);
   return values;
 }
@@ -250,25 +267,34 @@ Tensor reduce_rays(const Tensor& rays_, std::optional<Tensor> images_, int64_t c
 }
 
 template <class Device, class S>
-Tensor tangent_typed(const Device& device, const Tensor& rays, const Views& tangent) {
-  Tensor image = torch::stable::new_empty(rays, {rays.size(0), rays.size(1), rays.size(3)});
-  TangentParams<S> p = {tangent, rays.size(0), rays.size(1),
+Tensor tangent_typed(const Device& device, const Tensor& rays, const Views& tangents,
+                     int64_t n_tangents) {
+  const int64_t views = rays.size(0), channels = rays.size(1), n = rays.size(3);
+  Tensor images = torch::stable::new_empty(rays, {views, channels, n_tangents, n});
+  TangentParams<S> p = {tangents,
+                        views,
+                        channels,
+                        n_tangents,
                         static_cast<const S*>(rays.const_data_ptr()),
-                        static_cast<S*>(image.mutable_data_ptr())};
-  if (image.numel() > 0) device.tangent(p);
-  return image;
+                        static_cast<S*>(images.mutable_data_ptr())};
+  if (images.numel() > 0) device.tangent(p);
+  return images;
 }
 
 template <class Device>
-Tensor tangent(const Tensor& rays_, const Tensor& tangent_, int64_t rows, int64_t cols,
+Tensor tangent(const Tensor& rays_, const Tensor& tangents_, int64_t rows, int64_t cols,
                bool parallel) {
   const Device device(rays_);
-  const Tensor rays = dense(rays_), geometry = dense(tangent_);
-  const Views views = views_of(geometry, rows, cols, Mode(parallel ? 4 : 0));
+  const Tensor rays = dense(rays_), tangents = dense(tangents_);
+  const bool endpoints = tangents.size(2) == 2;
+  const int64_t n_tangents = endpoints ? 1 : tangents.size(1);
+  check_scalar(tangents, ScalarType::Double, "tangents");
+  const Views views = {tangents.const_data_ptr<double>(), endpoints, parallel, cols,
+                       endpoints ? tangents.size(1) : rows * cols};
   if (rays.scalar_type() == ScalarType::Double)
-    return tangent_typed<Device, double>(device, rays, views);
+    return tangent_typed<Device, double>(device, rays, views, n_tangents);
   check_scalar(rays, ScalarType::Float, "rays");
-  return tangent_typed<Device, float>(device, rays, views);
+  return tangent_typed<Device, float>(device, rays, views, n_tangents);
 }
 
 template <class Device>
@@ -295,7 +321,8 @@ Tensor second(const Tensor& values_, const Tensor& geometry_, const Tensor& imag
 
 }  // namespace
 
-// `geometry` and `tangent` are frames [B, 4, 3] or end points [B, P, 2, 3], float64; `rays` are
+// `geometry` and `tangent` are frames [B, 4, 3] or end points [B, P, 2, 3], `tangents` are frames
+// [B, K, 4, 3] or end points [B, P, 2, 3] with K = 1, all float64; `rays` are
 // six-vectors [B, C, 6, P]. Private: no autograd here, drrkit.projector adds it.
 STABLE_TORCH_LIBRARY(drrkit, m) {
   m.def(
@@ -305,11 +332,11 @@ STABLE_TORCH_LIBRARY(drrkit, m) {
   m.def(
       "backproject(Tensor images, Tensor geometry, Tensor? tangent, int n, int nz, int ny, int nx, "
       "int rows, int cols, "
-      "float sx, float sy, float sz, int mode, float step) -> Tensor");
+      "float sx, float sy, float sz, int mode, float step, bool deterministic) -> Tensor");
   m.def(
       "reduce_rays(Tensor rays, Tensor? images, int cols, bool endpoints, bool parallel) -> "
       "Tensor");
-  m.def("tangent(Tensor rays, Tensor tangent, int rows, int cols, bool parallel) -> Tensor");
+  m.def("tangent(Tensor rays, Tensor tangents, int rows, int cols, bool parallel) -> Tensor");
   m.def(
       "second(Tensor values, Tensor geometry, Tensor images, Tensor tangent, int rows, int cols, "
       "float sx, float sy, "

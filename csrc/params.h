@@ -38,6 +38,9 @@ struct BackprojectParams {
   Views tangent;       // geometry null: no tangent
   const void* images;  // [B, C, P] Scalar
   void* values;        // [N, C, nz, ny, nx] Scalar
+  // For sums that do not depend on their order, where the device needs them; null otherwise.
+  int64_t* fixed;  // [N, C, nz, ny, nx] zeroed: fixed-point sums
+  int64_t* peak;   // [1] zeroed: bits of the largest double that is added
 };
 
 // K: a cotangent of the rays' end points for each ray, channels summed.
@@ -59,8 +62,8 @@ template <class S> struct ReduceParams {
   double* partial;  // [B, chunks, 12] when gathering into frames
   double* out;      // [B, 4, 3] or [B, P, 2, 3]
 };
-constexpr int64_t kReduceChunk =
-    1024;  // rays; fixed, so that the order of the sums does not depend on the threads
+// Rays a chunk; fixed, so that the order of the sums does not depend on the threads.
+constexpr int64_t kReduceChunk = 1024;
 
 // Channel-summed cotangent of one ray's end points.
 template <class S>
@@ -77,17 +80,29 @@ DRR_HD Ray ray_cotangent(const ReduceParams<S>& params, int64_t view, int64_t pi
   return total;
 }
 
-// T from the six-vectors: image'[b, c, p] = six-vector . (s', p').
+// T from the six-vectors: image'[b, c, k, p] = six-vector . (s', p') of tangent k.
 template <class S> struct TangentParams {
-  Views tangent;
-  int64_t n_views, n_channels;
+  Views tangents;  // of B * K views: frames [B, K, 4, 3], or end points with K = 1
+  int64_t n_views, n_channels, n_tangents;
   const S* rays;  // [B, C, 6, P]
-  S* image;       // [B, C, P]
+  S* images;      // [B, C, K, P]
 };
 
-template <class S> DRR_HD S tangent_of_ray(const S* six, int64_t n, const Ray& t) {
-  return static_cast<S>(dot(t.s, {double(six[0]), double(six[n]), double(six[2 * n])}) +
-                        dot(t.p, {double(six[3 * n]), double(six[4 * n]), double(six[5 * n])}));
+// All channels and tangents of one ray.
+template <class S>
+DRR_HD void apply_tangents(const TangentParams<S>& params, int64_t view, int64_t pixel) {
+  const int64_t n = params.tangents.rays;
+  for (int64_t k = 0; k < params.n_tangents; ++k) {
+    const Ray t = params.tangents.ray(view * params.n_tangents + k, pixel);
+    for (int64_t c = 0; c < params.n_channels; ++c) {
+      const int64_t row = view * params.n_channels + c;
+      const S* six = params.rays + row * 6 * n + pixel;
+      const Vec3 on_s = {double(six[0]), double(six[n]), double(six[2 * n])};
+      const Vec3 on_p = {double(six[3 * n]), double(six[4 * n]), double(six[5 * n])};
+      params.images[(row * params.n_tangents + k) * n + pixel] =
+          static_cast<S>(dot(t.s, on_s) + dot(t.p, on_p));
+    }
+  }
 }
 
 // A Trilinear needs its options, the others do not.

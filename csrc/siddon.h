@@ -73,11 +73,6 @@ template <class S> struct Siddon {
     Interval outer = {layers.lo - 0.5, layers.hi + 0.5};
     outer.clip(a0, rho_a, -0.5, r.size_a - 0.5);
     outer.clip(b0, rho_b, -0.5, r.size_b - 0.5);
-    if (r.m == 2) {
-      outer.clip(0, 1, slab.begin - 0.5, slab.end - 0.5);
-    } else {
-      outer.clip(b0, rho_b, slab.begin - 0.5, slab.end - 0.5);  // b is z here
-    }
     if (outer.empty()) return r;
     outer = {maximum(floor(outer.lo) - 1, layers.lo), minimum(ceil(outer.hi) + 1, layers.hi)};
     Interval inner = {maximum(low, -0.5), minimum(high, last + 0.5)};
@@ -86,6 +81,8 @@ template <class S> struct Siddon {
     inner = {floor(inner.lo + 0.5) + 1, ceil(inner.hi - 0.5) - 1};  // whole layers strictly inside
     const double q = floor(0.5 * (outer.lo + outer.hi));
     r.plane = static_cast<int64_t>(q);
+    // The reference does not depend on the slab, so that every slab rounds positions alike.
+    outer = r.m == 2 ? outer.within(slab, 0, 1, 0.5) : outer.within(slab, b0, rho_b, 1);  // b is z
     r.samples = Samples::from({outer.lo - q, outer.hi - q}, {inner.lo - q, inner.hi - q});
     r.end_low = static_cast<S>(maximum(low - q, -1e9));
     r.end_high = static_cast<S>(minimum(high - q, 1e9));
@@ -93,6 +90,11 @@ template <class S> struct Siddon {
                   r.inverse_a);
     r.set_lateral(sb + (q - r.sm) * rho_b + 0.5, rho_b, r.at_b, r.step_b, r.plane_b, r.cross_b,
                   r.inverse_b);
+    // A layer reads half a step to either side of its middle; a crossing needs no check, as it only
+    // shares out the layer among voxels that are read anyway.
+    const double slack_a = 0.5 * fabs(rho_a), slack_b = 0.5 * fabs(rho_b);
+    r.samples.verify(r.at_a, r.step_a, slack_a, r.size_a - slack_a);
+    r.samples.verify(r.at_b, r.step_b, slack_b, r.size_b - slack_b);
     r.sm -= q;
     return r;
   }
@@ -105,7 +107,7 @@ template <class S> struct Siddon {
     at_ = static_cast<S>(at);
     step = static_cast<S>(rho);
     const double nearest = floor(at + 0.5);
-    plane_ = static_cast<int>(nearest);
+    plane_ = static_cast<int>(maximum(minimum(nearest, 1e9), -1e9));
     const double limit = 1e9;  // crossings beyond it are never asked for
     const double at_cross = rho == 0 ? limit : (nearest - at) / rho, rate = rho == 0 ? 0 : 1 / rho;
     cross = static_cast<S>(maximum(minimum(at_cross, limit), -limit));

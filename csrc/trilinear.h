@@ -70,7 +70,7 @@ template <class S> struct Trilinear {
     Interval outer = kept, inner = kept;
     outer.clip(start.x, step.x, -1, r.nx);
     outer.clip(start.y, step.y, -1, r.ny);
-    outer.clip(start.z, step.z, static_cast<double>(slab.begin - 1), static_cast<double>(slab.end));
+    outer.clip(start.z, step.z, -1, r.nz);
     if (outer.empty()) return r;
     outer = {maximum(floor(outer.lo) - 1, kept.lo), minimum(ceil(outer.hi) + 1, kept.hi)};
     inner.clip(start.x, step.x, kInnerMargin, r.nx - 1 - kInnerMargin);
@@ -78,6 +78,8 @@ template <class S> struct Trilinear {
     inner.clip(start.z, step.z, kInnerMargin, r.nz - 1 - kInnerMargin);
     inner = {ceil(inner.lo), floor(inner.hi)};
     const double k0 = floor(0.5 * (outer.lo + outer.hi));
+    // The reference does not depend on the slab, so that every slab rounds positions alike.
+    outer = outer.within(slab, start.z, step.z, 1);
     r.samples = Samples::from({outer.lo - k0, outer.hi - k0}, {inner.lo - k0, inner.hi - k0});
     r.r_ref = r0 + k0 * h;
     const Vec3 at = ray.s + r.r_ref * r.e;
@@ -87,6 +89,9 @@ template <class S> struct Trilinear {
     r.step_x = static_cast<S>(step.x);
     r.step_y = static_cast<S>(step.y);
     r.step_z = static_cast<S>(step.z);
+    r.samples.verify(r.at_x, r.step_x, 0, r.nx - 1);
+    r.samples.verify(r.at_y, r.step_y, 0, r.ny - 1);
+    r.samples.verify(r.at_z, r.step_z, 0, r.nz - 1);
     return r;
   }
 

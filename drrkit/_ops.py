@@ -1,4 +1,4 @@
-"""The raw products of csrc/ops.cpp with their fake kernels; private: no autograd here, see _products.py.
+"""The raw products of csrc/ops.cpp with their fake kernels; private, _products.py adds autograd.
 
 Shapes: values [N, C, D, H, W]; geometry and its tangents either frames [B, 4, 3] or end points
 [B, P, 2, 3], float64, index coordinates (x, y, z); images [B, C, P]; rays (six-vectors, image
@@ -84,7 +84,8 @@ def backproject(
     images: Tensor, geometry: Tensor, tangent: Tensor | None, n: int, spec: Spec
 ) -> Tensor:
     """P*, or with a tangent T*: volumes [n, C, D, H, W]."""
-    return _torch_ops.backproject(images, geometry, tangent, n, *spec)
+    fixed_order = torch.are_deterministic_algorithms_enabled()
+    return _torch_ops.backproject(images, geometry, tangent, n, *spec, fixed_order)
 
 
 def reduce_rays(rays: Tensor, images: Tensor | None, endpoints: bool, spec: Spec) -> Tensor:
@@ -93,7 +94,13 @@ def reduce_rays(rays: Tensor, images: Tensor | None, endpoints: bool, spec: Spec
 
 
 def tangent(rays: Tensor, d_geometry: Tensor, spec: Spec) -> Tensor:
-    """T from six-vectors: the images' tangent."""
+    """T from six-vectors: the images' tangent [B, C, P]."""
+    one = d_geometry if d_geometry.dim() == 4 else d_geometry[:, None]
+    return tangents(rays, one, spec).squeeze(2)  # not flatten: vmap over backward refuses it
+
+
+def tangents(rays: Tensor, d_geometry: Tensor, spec: Spec) -> Tensor:
+    """T for K tangents [B, K, 4, 3] of frames at a time: [B, C, K, P]."""
     return _torch_ops.tangent(rays, d_geometry, spec[3], spec[4], is_parallel(spec[8]))
 
 
@@ -127,7 +134,7 @@ def _(values, geometry, rows, cols, sx, sy, sz, mode, step, with_rays):
 
 
 @torch.library.register_fake("drrkit::backproject")
-def _(images, geometry, tangent, n, nz, ny, nx, rows, cols, sx, sy, sz, mode, step):
+def _(images, geometry, tangent, n, nz, ny, nx, rows, cols, sx, sy, sz, mode, step, deterministic):
     return images.new_empty(n, images.shape[1], nz, ny, nx)
 
 
@@ -138,8 +145,9 @@ def _(rays, images, cols, endpoints, parallel):
 
 
 @torch.library.register_fake("drrkit::tangent")
-def _(rays, tangent, rows, cols, parallel):
-    return rays.new_empty(rays.shape[0], rays.shape[1], rays.shape[3])
+def _(rays, tangents, rows, cols, parallel):
+    count = 1 if tangents.shape[2] == 2 else tangents.shape[1]
+    return rays.new_empty(rays.shape[0], rays.shape[1], count, rays.shape[3])
 
 
 @torch.library.register_fake("drrkit::second")

@@ -1,4 +1,4 @@
-"""The six products as autograd Functions, closed under every derivative torch asks for but the third.
+"""The six products as autograd Functions, closed under every derivative but the third.
 
 P project, P* backproject, J frame cotangent, T tangent, T* its adjoint, K second order; formulas in
 the headers of csrc/. Rules of this file:
@@ -99,9 +99,7 @@ def _project_jvp(ctx, d_values, d_geometry, *_):
     values, geometry, rays = ctx.saved_tensors
     image = _total(
         None if d_values is None else call(Project, d_values, geometry, False, ctx.spec)[0],
-        None
-        if d_geometry is None
-        else call(Tangent, values, geometry, d_geometry, rays, ctx.spec),
+        None if d_geometry is None else call(Tangent, values, geometry, d_geometry, rays, ctx.spec),
     )
     return image, None
 
@@ -186,13 +184,9 @@ def _geometry_vjp_jvp(ctx, d_values, d_geometry, d_g, *_):
     values, geometry, g, rays = ctx.saved_tensors
     nothing = g.new_empty(0)
     return _total(
-        None
-        if d_values is None
-        else call(GeometryVjp, d_values, geometry, g, nothing, ctx.spec),
+        None if d_values is None else call(GeometryVjp, d_values, geometry, g, nothing, ctx.spec),
         # The Hessian is symmetric: K serves forward over reverse as well.
-        None
-        if d_geometry is None
-        else call(Second, values, geometry, g, d_geometry, ctx.spec),
+        None if d_geometry is None else call(Second, values, geometry, g, d_geometry, ctx.spec),
         None if d_g is None else call(GeometryVjp, values, geometry, d_g, rays, ctx.spec),
     )
 

@@ -1,8 +1,31 @@
-"""The projector: line integrals of voxel volumes along rays, and every first derivative of them.
+"""The projector: line integrals of voxel volumes along rays, and every derivative of them.
 
 `project` and `backproject` are matched adjoints and know frames only; `render` adds cameras and
-poses; `Projector` holds what a loop needs once. Docstrings name index coordinates in the order
-(x, y, z); the mathematics stands in csrc/joseph.h, siddon.h and trilinear.h.
+poses; `Projector` holds what a loop needs once; `project_with_jacobian` serves Gauss-Newton.
+Index coordinates are in the order (x, y, z); the mathematics stands in csrc/joseph.h, siddon.h and
+trilinear.h.
+
+Which product exists for what (cone and parallel beam alike; frames, pixels and explicit rays alike;
+"values" means float16, bfloat16, float32 and float64, computed in float64 for the last and in
+float32 else; geometry is always float64):
+
+    product                               joseph  siddon  trilinear  trilinear "line"  CPU  CUDA
+                                                           exact     or "foot"
+    P   image                             yes     yes     yes        yes               yes  yes
+    P*  adjoint, volume gradient          yes     yes     yes        yes               yes  yes (1)
+    J   frame cotangent                   yes     yes     yes        yes (2)           yes  yes
+    T   image tangent (forward mode)      yes     yes     yes        yes (2)           yes  yes
+    T*  adjoint of T in the volume        yes     yes     yes        yes (2)           yes  yes (1)
+    K   twice in the geometry             yes     yes     yes        raises            yes  yes
+    third derivatives, forward over forward: raise
+
+(1) Atomic sums; under torch.use_deterministic_algorithms(True) fixed-point sums, bitwise equal over
+    runs at twice the marches and 8 bytes a voxel and channel. On the CPU every result is bitwise
+    equal over runs and numbers of threads.
+(2) "line" is consistent in J, T and T*, but is not the derivative of the image it comes with.
+
+J, T and T* of an image that was rendered with a gradient reuse the six numbers a ray that its march
+kept: 24 bytes a ray and channel in float32.
 """
 
 from __future__ import annotations
@@ -66,9 +89,7 @@ def project(
             f"values: the number of volumes must divide the number of views, got "
             f"{volume.shape[0]} volumes for {frames.shape[0]} views"
         )
-    spec = _spec(
-        tuple(volume.shape[2:]), size, spacing, method, beam, step, derivative, anchor
-    )
+    spec = _spec(tuple(volume.shape[2:]), size, spacing, method, beam, step, derivative, anchor)
     geometry = frames if pixels is None else _endpoints(frames, pixels, beam)
     keep_rays = geometry.requires_grad and torch.is_grad_enabled()
     image = call(Project, volume, geometry, keep_rays, spec)[0]
@@ -155,6 +176,65 @@ def render(
     )
 
 
+def project_with_jacobian(
+    volume: Volume,
+    camera: Camera,
+    world_to_camera: Tensor,
+    *,
+    supersample: int = 1,
+    extend: bool = True,
+    method: str = "joseph",
+    step: float | None = None,
+    derivative: str | None = None,
+    anchor: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`render`, and the derivative of every pixel in the pose, from one march.
+
+    Returns the image [B, C, rows, cols] and d image / d xi [B, C, 6, rows, cols], both detached:
+    xi = (omega rad, tau mm) in camera axes moves the volume about its centre c,
+    M' = Trans(c) exp(xi) Trans(-c) M (see drrkit.perturb), at xi = 0. For Gauss-Newton and
+    Levenberg-Marquardt. Arguments and errors as for `render`.
+    """
+    _check_scene(volume, camera)
+    _check_supersample(supersample)
+    options = {"method": method, "step": step, "derivative": derivative, "anchor": anchor}
+    n, (rows, cols) = supersample, camera.size
+    size = (rows * n, cols * n)
+    with torch.no_grad():
+        values = _as_volumes(volume.values)
+        grid = grid_constants(volume)
+        frames = _frames_of(grid, camera, world_to_camera, n, extend, values.device)
+        spec = _spec(tuple(values.shape[2:]), size, volume.spacing, beam=camera.beam, **options)
+        image, rays = _ops.project(values, frames, True, spec)
+        jacobian = _ops.tangents(rays, _twist_tangents(frames, volume, world_to_camera), spec)
+        image, jacobian = image.unflatten(2, size), jacobian.unflatten(3, size)
+        if n > 1:
+            image = nn.functional.avg_pool2d(image, n)
+            jacobian = nn.functional.avg_pool2d(jacobian.flatten(1, 2), n).unflatten(1, (-1, 6))
+    return image, jacobian
+
+
+def _twist_tangents(frames: Tensor, volume: Volume, world_to_camera: Tensor) -> Tensor:
+    """How frames move in a volume that moves by xi about its centre: [B, 6, 4, 3].
+
+    In mm along the grid's axes a point q of the frame moves by -B' (tau + omega x B q) =
+    -B' tau - det(B) (B' omega) x q, B the grid's axes in the camera; steps do not feel tau.
+    """
+
+    def constant(numbers: Any) -> Tensor:
+        return torch.as_tensor(numbers, dtype=torch.float64).to(frames.device)
+
+    spacing, direction = constant(volume.spacing), constant(volume.direction)
+    rotation = world_to_camera.detach().to(torch.float64).reshape(-1, 4, 4)[:, :3, :3]
+    axes = rotation @ direction  # B; its rows are B' e_k
+    middle = [(n - 1) / 2 for n in reversed(volume.values.shape[-3:])]
+    arms = (frames - constant([middle, middle, [0.0] * 3, [0.0] * 3])) * spacing  # [B, 4, 3]
+    turns = torch.linalg.det(axes)[:, None, None] * axes  # [B, 3, 3]
+    by_omega = torch.linalg.cross(arms[:, None], turns[:, :, None])  # -turn x arm: [B, 3, 4, 3]
+    by_tau = -axes[:, :, None] * constant([1.0, 1.0, 0.0, 0.0])[:, None]
+    return torch.cat((by_omega, by_tau), 1) / spacing
+
+
 class Projector(nn.Module):
     """`render` with a fixed volume and camera: what a loop needs is checked and prepared once.
 
@@ -188,16 +268,20 @@ class Projector(nn.Module):
             self.values = volume.values
         else:
             self.register_buffer("values", volume.values)
-        for name, constant in zip(GridConstants._fields, grid_constants(volume), strict=True):
-            self.register_buffer("_" + name, constant, persistent=False)
+        self._grid = grid_constants(volume)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Projector:
+        """Follow the values to another device; dtypes are theirs alone, geometry stays float64."""
+        super()._apply(fn, recurse)
+        self._grid = GridConstants(*(c.to(self.values.device) for c in self._grid))
+        return self
 
     def forward(self, world_to_camera: Tensor) -> Tensor:
         """[4, 4] or [B, 4, 4] -> line integrals [B, C, rows, cols]."""
-        grid = GridConstants(*(getattr(self, "_" + name) for name in GridConstants._fields))
         return _render(
             self.values,
             self.spacing,
-            grid,
+            self._grid,
             self.camera,
             world_to_camera,
             self.supersample,
@@ -221,18 +305,28 @@ def _render(
     options: dict[str, Any],
 ) -> Tensor:
     _check_supersample(supersample)
-    if isinstance(world_to_camera, Tensor) and world_to_camera.device != values.device:
-        raise ValueError(
-            f"world_to_camera: expected the volume's device {values.device}, got "
-            f"{world_to_camera.device}"
-        )
-    frames = view_frames(grid, camera, world_to_camera, extend=extend)
+    frames = _frames_of(grid, camera, world_to_camera, supersample, extend, values.device)
     rows, cols = camera.size
-    if supersample > 1:
-        frames = _finer(frames, supersample, camera.beam)
     fine = (rows * supersample, cols * supersample)
     image = project(values, frames, fine, spacing=spacing, beam=camera.beam, **options)
     return nn.functional.avg_pool2d(image, supersample) if supersample > 1 else image
+
+
+def _frames_of(
+    grid: GridConstants,
+    camera: Camera,
+    world_to_camera: Tensor,
+    supersample: int,
+    extend: bool,
+    device: torch.device,
+) -> Tensor:
+    """Frames of all sub-pixel rays: [B, 4, 3]."""
+    if isinstance(world_to_camera, Tensor) and world_to_camera.device != device:
+        raise ValueError(
+            f"world_to_camera: expected the volume's device {device}, got {world_to_camera.device}"
+        )
+    frames = view_frames(grid, camera, world_to_camera, extend=extend)
+    return _finer(frames, supersample, camera.beam) if supersample > 1 else frames
 
 
 def _finer(frames: Tensor, n: int, beam: str) -> Tensor:

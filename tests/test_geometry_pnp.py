@@ -9,6 +9,7 @@ import torch
 from geometries import (
     F64,
     SDD,
+    SOD,
     make_volume,
     oblique,
     random,
@@ -27,6 +28,7 @@ from drrkit.geometry import (
     solve_pnp,
     volume_center,
 )
+from drrkit.geometry.pnp import _direct_linear_transform
 
 
 def pnp_case(count=12, thickness=1.0, noise=0.0, seed=31):
@@ -73,11 +75,49 @@ def test_pnp_from_noisy_pixels_is_a_minimum_near_the_true_pose(thickness):
     assert gradient[:3].norm() < 1e-3 and gradient[3:].norm() < 1e-4
 
 
-def test_pnp_takes_the_true_side_of_a_plane_whose_mirror_image_fits_nearly_as_well():
-    for seed in range(60, 75):
-        camera, points, pixels, pose = pnp_case(8, 0.0, noise=0.02, seed=seed)
-        angle, _ = pose_error(solve_pnp(camera, points, pixels), pose)
-        assert angle < math.radians(2.0)
+@pytest.mark.parametrize("count, thickness, noise, seed", [(8, 0.0, 0.02, 60), (5, 0.0, 2.0, 135)])
+def test_pnp_takes_the_better_of_a_plane_and_its_mirror_image(count, thickness, noise, seed):
+    # In the second case the linear start leads to the mirror image, an error three times larger.
+    camera, points, pixels, pose = pnp_case(count, thickness, noise, seed)
+    found = solve_pnp(camera, points, pixels)
+    assert pose_error(found, pose)[0] < math.radians(2.0)
+    assert reprojection_rms(camera, found, points, pixels) < reprojection_rms(
+        camera, pose, points, pixels
+    )
+
+
+@pytest.mark.parametrize(
+    "count, thickness, seed",
+    [(20, 0.02, 200), (6, 0.5, 226), (6, 0.5, 251), (6, 1.0, 223), (6, 1.0, 255), (8, 0.3, 224)],
+)
+def test_pnp_finds_a_start_where_noise_hides_the_depth(count, thickness, seed):
+    # Five pixels of noise: in all but the first the linear equations put points behind the source.
+    camera, points, pixels, pose = pnp_case(count, thickness, 5.0, seed)
+    found = solve_pnp(camera, points, pixels)
+    assert reprojection_rms(camera, found, points, pixels) < reprojection_rms(
+        camera, pose, points, pixels
+    )
+
+
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_the_direct_linear_transform_recovers_a_projective_map(dimension):
+    projection = torch.cat((random(3, dimension, seed=70), tensor(9.0, -5.0, 20.0)[:, None]), 1)
+    source = random(8, dimension, seed=71)
+    target = source @ projection[:, :-1].mT + projection[:, -1]
+    found = _direct_linear_transform(source, target[:, :2] / target[:, 2:])
+    found = found * (projection[2, -1] / found[2, -1])
+    assert torch.allclose(found, projection, rtol=0, atol=1e-9)
+
+
+def test_pnp_refuses_three_points_on_the_dangerous_cylinder_with_the_source():
+    # The source on the cylinder that stands on the points' circle: one motion moves no pixel.
+    angle = tensor(0.3, 2.0, 4.0, 4.0)
+    points = torch.stack((100 + 100 * angle.cos(), 100 * angle.sin(), angle * 0 + SOD), 1)
+    points[3, 0] += 1e-9
+    camera, pose = CArm(SDD, (512, 512), 0.6), torch.eye(4, dtype=F64)
+    pixels = project_points(camera, pose, points)[0]
+    with pytest.raises(ValueError, match="points: expected a set that determines the pose"):
+        solve_pnp(camera, points, pixels, init=pose)
 
 
 def test_pnp_with_a_start_needs_four_points_only():

@@ -101,15 +101,8 @@ void reduce_rays(const ReduceParams<S>& params, int64_t ray_begin, int64_t ray_e
 
 template <class S>
 void tangent(const TangentParams<S>& params, int64_t ray_begin, int64_t ray_end) {
-  const int64_t n = params.tangent.rays;
-  for (int64_t r = ray_begin; r < ray_end; ++r) {
-    const int64_t view = r / n, pixel = r % n;
-    const Ray t = params.tangent.ray(view, pixel);
-    for (int64_t c = 0; c < params.n_channels; ++c) {
-      const int64_t row = view * params.n_channels + c;
-      params.image[row * n + pixel] = tangent_of_ray(params.rays + row * 6 * n + pixel, n, t);
-    }
-  }
+  const int64_t n = params.tangents.rays;
+  for (int64_t r = ray_begin; r < ray_end; ++r) apply_tangents(params, r / n, r % n);
 }
 
 template void reduce_chunks(const ReduceParams<float>&, int64_t, int64_t);

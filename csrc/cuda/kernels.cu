@@ -73,13 +73,7 @@ template <class S> __global__ void reduce_rays_kernel(ReduceParams<S> params, in
 
 template <class S> __global__ void tangent_kernel(TangentParams<S> params, int64_t total) {
   const int64_t r = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (r >= total) return;
-  const int64_t n = params.tangent.rays, view = r / n, pixel = r % n;
-  const Ray t = params.tangent.ray(view, pixel);
-  for (int64_t c = 0; c < params.n_channels; ++c) {
-    const int64_t row = view * params.n_channels + c;
-    params.image[row * n + pixel] = tangent_of_ray(params.rays + row * 6 * n + pixel, n, t);
-  }
+  if (r < total) apply_tangents(params, r / params.tangents.rays, r % params.tangents.rays);
 }
 
 unsigned blocks_of(int64_t total, int threads) {
@@ -129,7 +123,7 @@ template <class S> const char* reduce(const ReduceParams<S>& params, void* strea
 }
 
 template <class S> const char* tangent(const TangentParams<S>& params, void* stream) {
-  const int64_t total = params.n_views * params.tangent.rays;
+  const int64_t total = params.n_views * params.tangents.rays;
   tangent_kernel<<<blocks_of(total, kReduceThreads), kReduceThreads, 0,
                    static_cast<cudaStream_t>(stream)>>>(params, total);
   return launched();

@@ -166,21 +166,70 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
   }
 }
 
-// Adds weight times each channel's cotangent to one voxel.
-template <class S> struct AtomicSink {
-  S* values;           // channel 0 of the volume
-  const S* cotangent;  // channel 0 of the ray's pixel
-  int64_t voxels, n_rays, channels;
+// ---- scatter. A sink takes (voxel, weight) pairs of one ray after the other.
 
-  __device__ void add(int64_t at, S weight) {
-    for (int64_t c = 0; c < channels; ++c)
-      atomicAdd(values + c * voxels + at, weight * cotangent[c * n_rays]);
-  }
+// What all sinks know: where the ray's volume begins, and its cotangent, channel by channel.
+template <class S> struct Target {
+  int64_t voxels, n_rays, channels;
+  int64_t offset;      // of the volume, in voxels of channel 0
+  const S* cotangent;  // channel 0 of the ray's pixel
 };
 
-template <class March, bool kTangent>
+// Atomic sums, in whatever order they come.
+template <class S> struct AtomicSink {
+  S* values;
+  Target<S> target;
+
+  __device__ void add(int64_t at, S weight) {
+    for (int64_t c = 0; c < target.channels; ++c)
+      atomicAdd(values + target.offset + c * target.voxels + at,
+                weight * target.cotangent[c * target.n_rays]);
+  }
+  __device__ void finish() {}
+};
+
+// The largest magnitude that is going to be added. NaN and infinity win.
+template <class S> struct PeakSink {
+  unsigned long long* peak;  // bits of a non-negative double order like the number
+  Target<S> target;
+  double largest = 0;
+
+  __device__ void add(int64_t, S weight) {
+    for (int64_t c = 0; c < target.channels; ++c) {
+      const double size = fabs(static_cast<double>(weight * target.cotangent[c * target.n_rays]));
+      if (!(size <= largest)) largest = size;
+    }
+  }
+  __device__ void finish() { atomicMax(peak, __double_as_longlong(largest)); }
+};
+
+// Sums of integers do not depend on their order. Terms are rounded to multiples of a power of two
+// that leaves room for `log_terms` of the largest; with 2^27 rays that is still 2^-35 of it.
+template <class S> struct FixedSink {
+  unsigned long long* fixed;
+  const unsigned long long* peak;
+  int log_terms;
+  Target<S> target;
+
+  __device__ static int exponent(unsigned long long peak, int log_terms) {
+    int of_peak = 0;
+    frexp(__longlong_as_double(peak), &of_peak);  // peak < 2^of_peak
+    return 62 - log_terms - of_peak;
+  }
+  __device__ void add(int64_t at, S weight) {
+    const int shift = exponent(*peak, log_terms);
+    for (int64_t c = 0; c < target.channels; ++c) {
+      const double term = static_cast<double>(weight * target.cotangent[c * target.n_rays]);
+      atomicAdd(fixed + target.offset + c * target.voxels + at,
+                static_cast<unsigned long long>(__double2ll_rn(ldexp(term, shift))));
+    }
+  }
+  __device__ void finish() {}
+};
+
+template <class March, bool kTangent, class Sink>
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
-    backproject_kernel(BackprojectParams params, Tiles tiles) {
+    backproject_kernel(BackprojectParams params, Tiles tiles, Sink sink) {
   using S = typename March::Scalar;
   __shared__ __align__(16) unsigned char boards[kWarpsPerBlock * kWarp * sizeof(March)];
   const int lane = threadIdx.x % kWarp, warp_in_block = threadIdx.x / kWarp;
@@ -191,16 +240,15 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
   const Lane mine = Lane::of(scene, tiles, warp, lane);
   const March march = march_of<March>(scene, mine);
   const int64_t n = scene.views.rays, voxels = scene.grid.voxels(), channels = scene.n_channels;
-  AtomicSink<S> sink = {
-      static_cast<S*>(params.values) + scene.volume_of(mine.view) * channels * voxels, nullptr,
-      voxels, n, channels};
   const S* images = static_cast<const S*>(params.images) + mine.view * channels * n;
   const Ray none = {{0, 0, 0}, {0, 0, 0}};
+  sink.target = {voxels, n, channels, scene.volume_of(mine.view) * channels * voxels, images};
   if (!__all_sync(kAllLanes, march.along_x())) {
     if (!mine.real) return;
-    sink.cotangent = images + mine.pixel;
-    march.template scatter<kTangent>(kTangent ? params.tangent.ray(mine.view, mine.pixel) : none, 0,
-                                     1, sink);
+    sink.target.cotangent = images + mine.pixel;
+    const Ray tangent = kTangent ? params.tangent.ray(mine.view, mine.pixel) : none;
+    march.template scatter<kTangent>(tangent, 0, 1, sink);
+    sink.finish();
     return;
   }
   board[lane] = march;
@@ -208,9 +256,25 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
   for (int ray = 0; ray < kWarp; ++ray) {
     const Lane other = Lane::of(scene, tiles, warp, ray);
     if (!other.real) continue;
-    sink.cotangent = images + other.pixel;
-    board[ray].template scatter<kTangent>(
-        kTangent ? params.tangent.ray(other.view, other.pixel) : none, lane, kWarp, sink);
+    sink.target.cotangent = images + other.pixel;
+    const Ray tangent = kTangent ? params.tangent.ray(other.view, other.pixel) : none;
+    board[ray].template scatter<kTangent>(tangent, lane, kWarp, sink);
+  }
+  sink.finish();
+}
+
+template <class S>
+__global__ void from_fixed_kernel(const unsigned long long* fixed, const unsigned long long* peak,
+                                  int log_terms, int64_t total, S* values) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= total) return;
+  const double largest = __longlong_as_double(*peak);
+  // A term that is not finite has no fixed-point form, and no voxel can be trusted.
+  if (!(largest <= 1e300)) {
+    values[i] = static_cast<S>(not_a_number());
+  } else {
+    const double sum = static_cast<double>(static_cast<long long>(fixed[i]));
+    values[i] = static_cast<S>(ldexp(sum, -FixedSink<S>::exponent(*peak, log_terms)));
   }
 }
 
@@ -248,13 +312,43 @@ template <class March, class Voxel> void launch_second(const SecondParams& p, cu
     second_kernel<March, Voxel, int64_t><<<grid, block, 0, stream>>>(p, tiles);
 }
 
-template <class March> void launch_backproject(const BackprojectParams& p, cudaStream_t stream) {
+template <class March, bool kTangent, class Sink>
+void launch_scatter(const BackprojectParams& p, const Sink& sink, cudaStream_t stream) {
   const Tiles tiles = Tiles::of(p.scene);
-  const dim3 grid(tiles.blocks()), block(kWarp * kWarpsPerBlock);
+  backproject_kernel<March, kTangent, Sink>
+      <<<tiles.blocks(), kWarp * kWarpsPerBlock, 0, stream>>>(p, tiles, sink);
+}
+
+// An upper bound of the logarithm of the number of terms that one voxel can get.
+inline int log_terms(const Scene& scene) {
+  const Vec3 size = scene.grid.spacing;
+  const double samples = 2 * sqrt(dot(size, size)) / scene.trilinear.step + 4;  // a ray, a voxel
+  return static_cast<int>(ceil(log2(samples * scene.n_views * scene.views.rays))) + 1;
+}
+
+template <class March, bool kTangent>
+void launch_backproject(const BackprojectParams& p, cudaStream_t stream) {
+  using S = typename March::Scalar;
+  S* values = static_cast<S*>(p.values);
+  if (!p.fixed) {
+    launch_scatter<March, kTangent>(p, AtomicSink<S>{values, {}}, stream);
+    return;
+  }
+  auto* fixed = reinterpret_cast<unsigned long long*>(p.fixed);
+  auto* peak = reinterpret_cast<unsigned long long*>(p.peak);
+  const int terms = log_terms(p.scene);
+  const int64_t total = p.scene.n_volumes * p.scene.n_channels * p.scene.grid.voxels();
+  launch_scatter<March, kTangent>(p, PeakSink<S>{peak, {}}, stream);
+  launch_scatter<March, kTangent>(p, FixedSink<S>{fixed, peak, terms, {}}, stream);
+  from_fixed_kernel<<<static_cast<unsigned>((total + 255) / 256), 256, 0, stream>>>(
+      fixed, peak, terms, total, values);
+}
+
+template <class March> void launch_either(const BackprojectParams& p, cudaStream_t stream) {
   if (p.tangent.geometry)
-    backproject_kernel<March, true><<<grid, block, 0, stream>>>(p, tiles);
+    launch_backproject<March, true>(p, stream);
   else
-    backproject_kernel<March, false><<<grid, block, 0, stream>>>(p, tiles);
+    launch_backproject<March, false>(p, stream);
 }
 
 template <template <class> class March>
@@ -285,9 +379,9 @@ template <template <class> class March>
 const char* Kernels<March>::backproject(const BackprojectParams& p, void* stream) {
   cudaStream_t s = static_cast<cudaStream_t>(stream);
   if (p.scene.voxel == Voxel::kFloat64)
-    launch_backproject<March<double>>(p, s);
+    launch_either<March<double>>(p, s);
   else
-    launch_backproject<March<float>>(p, s);
+    launch_either<March<float>>(p, s);
   return launched();
 }
 

@@ -191,7 +191,8 @@ def project_points(camera: Camera, world_to_camera: Tensor, points: Tensor) -> T
     if points.dim() not in (2, 3):
         raise ValueError(f"points: expected [P, 3] or [B, P, 3], got {list(points.shape)}")
     dtype = torch.promote_types(pose.dtype, points.dtype)
-    pose, points = pose.to(dtype), points.to(pose.device, dtype)
+    # float64 inside: autocast would round the matrix products of anything less.
+    pose, points = pose.double(), points.to(pose.device, torch.float64)
     x, y, z = (points @ pose[:, :3, :3].mT + pose[:, None, :3, 3]).unbind(-1)
     visible = z > 0
     depth: float | Tensor = torch.where(visible, z, 1.0)
@@ -203,4 +204,4 @@ def project_points(camera: Camera, world_to_camera: Tensor, points: Tensor) -> T
     x, y = x / depth, y / depth
     ray = torch.stack((x, y, torch.ones_like(x)), -1)
     pixel = ray @ camera.K.to(pose).mT
-    return torch.where(visible.unsqueeze(-1), pixel[..., (1, 0)], math.nan)
+    return torch.where(visible.unsqueeze(-1), pixel[..., (1, 0)], math.nan).to(dtype)

@@ -83,7 +83,9 @@ def view_frames(
         rays = rays * _extension(grid, camera, rays.detach(), pose.detach())
     # Row vectors: (X_cam - t)' R for the two points, X_cam' R for the two steps.
     points = torch.addcmul(rays, grid.point, pose[:, None, :3, 3])
-    return points @ (pose[:, :3, :3] @ grid.index_from_world) + grid.offset
+    # bmm, for a product of [3 B, 3] and [3, 3] may wake the threads of BLAS.
+    turned = torch.bmm(pose[:, :3, :3], grid.index_from_world.expand(len(pose), 3, 3))
+    return points @ turned + grid.offset
 
 
 def volume_center(volume: VolumeLike) -> Tensor:

@@ -191,7 +191,9 @@ def _direct_linear_transform(source: Tensor, target: Tensor) -> Tensor:
     rows = torch.cat(
         (torch.cat((x, zero, -u[:, :1] * x), -1), torch.cat((zero, x, -u[:, 1:] * x), -1))
     )
-    solution = torch.linalg.svd(rows, full_matrices=True)[2][-1].reshape(3, -1)
+    if len(rows) < rows.shape[1]:  # four points in a plane: the null vector needs a row as well
+        rows = torch.cat((rows, torch.zeros_like(rows[:1])))
+    solution = torch.linalg.svd(rows, full_matrices=False)[2][-1].reshape(3, -1)
     denormalise = torch.zeros(3, 3, dtype=torch.float64)
     denormalise[0, 0] = denormalise[1, 1] = size
     denormalise[:2, 2] = mean
@@ -208,15 +210,23 @@ def _nearest_rotation(matrix: Tensor) -> Tensor:
 
 
 def _with_translation(problem: _Problem, rotation: Tensor, rays: Tensor) -> Tensor:
-    """The pose of a rotation whose translation solves X + tx = x (Z + tz), Y + ty = y (Z + tz)."""
-    turned = problem.points @ rotation.mT
-    count = len(rays)
-    rows = torch.zeros(2, count, 3, dtype=torch.float64)
+    """The pose of a rotation whose translation solves X + tx = x (Z + tz), Y + ty = y (Z + tz).
+
+    Where noise sends points behind the source, the translation that fits size and place of the
+    image instead, all points at one depth.
+    """
+    turned = (problem.points - problem.center) @ rotation.mT
+    rows = torch.zeros(2, len(rays), 3, dtype=torch.float64)
     rows[0, :, 0] = rows[1, :, 1] = 1.0
     rows[:, :, 2] = -rays.mT
     right = rays.mT * turned[:, 2] - turned[:, :2].mT
     solution = torch.linalg.lstsq(rows.reshape(-1, 3), right.reshape(-1, 1), driver="gelsd")
-    return assemble(rotation, solution.solution)
+    place = solution.solution[:, 0]
+    if not bool((turned[:, 2] + place[2] > 0).all()):
+        middle = rays.mean(0)
+        depth = turned[:, :2].norm() / (rays - middle).norm()
+        place = depth * torch.cat((middle, torch.ones(1, dtype=torch.float64)))
+    return assemble(rotation, (place - rotation @ problem.center)[:, None])
 
 
 def _refine(problem: _Problem, pose: Tensor) -> tuple[Tensor, float]:
@@ -257,8 +267,10 @@ def _linearised(problem: _Problem, pose: Tensor) -> tuple[float, Tensor, Tensor]
     # dX = omega x arm + tau, and g . (omega x arm) = omega . (arm x g)
     turn = torch.linalg.cross(arm[:, None].expand_as(slope), slope, dim=-1)
     jacobian = torch.cat((turn, slope), -1).reshape(-1, 6)
-    flat = residual.reshape(-1)
-    return float(flat @ flat), jacobian.mT @ flat, jacobian.mT @ jacobian
+    # Sums, not matrix products: BLAS would wake its threads for these few numbers.
+    extended = torch.cat((jacobian, residual.reshape(-1, 1)), -1)
+    products = (extended[:, :, None] * extended[:, None, :]).sum(0)
+    return float(products[6, 6]), products[:6, 6], products[:6, :6]
 
 
 def _check_determined(problem: _Problem, pose: Tensor) -> None:

@@ -103,7 +103,7 @@ def perturb(world_to_camera: Tensor, xi: Tensor, center: Tensor) -> Tensor:
     check_floating("xi", xi, (6,))
     check_floating("center", center, (3,))
     dtype = torch.promote_types(world_to_camera.dtype, xi.dtype)
-    pose, motion = world_to_camera.to(dtype), se3_exp(xi.to(dtype))
+    pose, motion = world_to_camera.double(), se3_exp(xi.double())
     point = center.to(pose).unsqueeze(-1)
     rotation = motion[..., :3, :3] @ pose[..., :3, :3]
     pivot = pose[..., :3, :3] @ point + pose[..., :3, 3:]
@@ -111,6 +111,7 @@ def perturb(world_to_camera: Tensor, xi: Tensor, center: Tensor) -> Tensor:
     translation = pivot + motion[..., :3, 3:] - rotation @ point
     upper = torch.cat((rotation, translation), -1)
     moved = torch.cat((upper, pose[..., 3:, :].expand(*upper.shape[:-2], 1, 4)), -2)
+    moved = moved.to(dtype)
     return moved if moved.dim() > 2 else moved.unsqueeze(0)
 
 
@@ -126,8 +127,11 @@ def assemble(rotation: Tensor, translation: Tensor) -> Tensor:
 def _exponential(generator: Tensor, omega: Tensor) -> Tensor:
     """exp X = I + X + (1 - cos a) / a^2 X^2 + (a - sin a) / a^3 X^3, a = |omega|.
 
-    Because X^4 = -a^2 X^2 on so(3) and on se(3).
+    Because X^4 = -a^2 X^2 on so(3) and on se(3). In float64 whatever comes in: autocast would
+    round the matrix products of anything less.
     """
+    dtype = generator.dtype
+    generator, omega = generator.double(), omega.double()
     square = (omega * omega).sum(-1)
     small = square < _EXP_SMALL
     near = torch.where(small, square, 0.0)
@@ -139,7 +143,7 @@ def _exponential(generator: Tensor, omega: Tensor) -> Tensor:
     identity = torch.eye(generator.shape[-1], dtype=generator.dtype, device=generator.device)
     squared = generator @ generator
     higher = second[..., None, None] * squared + third[..., None, None] * (squared @ generator)
-    return identity + generator + higher
+    return (identity + generator + higher).to(dtype)
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
