@@ -1,0 +1,160 @@
+"""Pose files: a view's complete geometry as JSON, written by one command and read by the next.
+
+A pose file is an object with `world_to_camera` (4x4, patient LPS mm to camera mm) and, where known,
+`camera` (K in pixels with pixel centres at integers, size as rows and cols, sdd in mm, beam). The
+results of `drrkit register` are pose files too; a bare 4x4 list is one without a camera.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from drrkit import __version__
+from drrkit.geometry import Camera
+from drrkit.report import whole_file
+
+__all__ = ["PoseFile", "camera_as_dict", "pixel_pitch", "read_pose", "write_json", "write_pose"]
+
+SCHEMA_VERSION = 1
+
+
+class PoseFile(NamedTuple):
+    """What a pose file says: world_to_camera [4, 4] float64, and the camera if it is there."""
+
+    world_to_camera: Tensor
+    camera: Camera | None
+
+
+def read_pose(path: Path) -> PoseFile:
+    """Reads a pose file.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is not JSON, of a newer schema, or its pose or camera mean nothing.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected a pose as JSON, got a binary file") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: expected a pose as JSON, but it does not parse: {error}"
+        ) from None
+    if isinstance(content, list):
+        content = {"world_to_camera": content}
+    if not isinstance(content, dict) or "world_to_camera" not in content:
+        found = f"the keys {sorted(content)}" if isinstance(content, dict) else repr(content)[:60]
+        raise ValueError(f"{path}: expected an object with 'world_to_camera', got {found}")
+    version = content.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
+    pose = _matrix(path, "world_to_camera", content["world_to_camera"], 4)
+    _check_rigid(path, pose)
+    camera = content.get("camera")
+    return PoseFile(pose, None if camera is None else _camera(path, camera))
+
+
+def write_pose(path: Path, world_to_camera: Tensor, camera: Camera, **more: Any) -> None:
+    """Writes a pose file with the camera and, for the reader, further keys.
+
+    Raises OSError when the place cannot be written to.
+    """
+    content = {
+        "schema": "drrkit.pose",
+        "schema_version": SCHEMA_VERSION,
+        "drrkit": __version__,
+        "convention": "x_camera = world_to_camera x_world, mm; world LPS; camera x right, y down, "
+        "z towards the detector, source at the origin",
+        "world_to_camera": world_to_camera.reshape(4, 4).tolist(),
+        "camera": camera_as_dict(camera),
+        **more,
+    }
+    write_json(path, content)
+
+
+def camera_as_dict(camera: Camera) -> dict[str, Any]:
+    """A camera in JSON's words; K, size, sdd and beam are complete, the rest is for the reader."""
+    return {
+        "K": camera.K.tolist(),
+        "size": list(camera.size),
+        "sdd": float(camera.sdd),
+        "beam": camera.beam,
+        "pixel_spacing": list(pixel_pitch(camera)),
+        "principal_point": [float(camera.K[0, 2]), float(camera.K[1, 2])],
+    }
+
+
+def pixel_pitch(camera: Camera) -> tuple[float, float]:
+    """(row, col) mm at the detector of a single camera, as numbers."""
+    row, col = camera.pixel_spacing
+    return float(row), float(col)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON that appears whole or not at all; numbers that are not finite become null.
+
+    Raises OSError when the place cannot be written to.
+    """
+    text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+    # Rows of numbers on one line each. A string cannot match: its line breaks are escaped.
+    text = re.sub(r"\[\n[-+\d.eE,\s]+\]", lambda row: re.sub(r"\s+", " ", row[0]), text)
+    with whole_file(path) as staged:
+        staged.write_text(text, encoding="utf-8")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _matrix(path: Path, name: str, rows: Any, size: int) -> Tensor:
+    """A square matrix of finite numbers, float64."""
+    square = isinstance(rows, list) and len(rows) == size
+    square = square and all(isinstance(row, list) and len(row) == size for row in rows)
+    if not square or not all(_is_number(value) for row in rows for value in row):
+        raise ValueError(
+            f"{path}: {name}: expected {size} rows of {size} finite numbers, got {str(rows)[:120]}"
+        )
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _check_rigid(path: Path, pose: Tensor) -> None:
+    rotation = pose[:3, :3]
+    error = float((rotation @ rotation.T - torch.eye(3, dtype=pose.dtype)).abs().max())
+    if error > 1e-3 or float(torch.linalg.det(rotation)) < 0:
+        mirrored = float(torch.linalg.det(rotation)) < 0
+        problem = "a reflection" if error <= 1e-3 and mirrored else f"a matrix off by {error:.2g}"
+        raise ValueError(
+            f"{path}: world_to_camera: expected a rotation in the upper left 3x3, got {problem}"
+        )
+    if pose[3].tolist() != [0.0, 0.0, 0.0, 1.0]:
+        raise ValueError(
+            f"{path}: world_to_camera: expected the last row 0 0 0 1, got {pose[3].tolist()} "
+            "(is the matrix transposed?)"
+        )
+
+
+def _camera(path: Path, entry: Any) -> Camera:
+    if not isinstance(entry, dict) or not {"K", "size", "sdd"} <= set(entry):
+        found = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
+        raise ValueError(f"{path}: camera: expected an object with K, size and sdd, got {found}")
+    intrinsics = _matrix(path, "camera.K", entry["K"], 3)
+    try:
+        size = entry["size"]
+        return Camera(intrinsics, tuple(size), entry["sdd"], entry.get("beam", "cone"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: camera: {error}") from error

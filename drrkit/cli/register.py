@@ -1,0 +1,347 @@
+"""`drrkit register`: the pose of a CT in an X-ray."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+from drrkit.cli.arguments import OutputFile, existing, refuse_overwriting
+from drrkit.cli.images import XRAY_KINDS, read_image, read_mask, to_line
+from drrkit.cli.info import versions
+from drrkit.cli.options import (
+    VIEWS,
+    CameraOptions,
+    CTOptions,
+    PoseOptions,
+    device_option,
+    grouped,
+    method_option,
+)
+from drrkit.cli.poses import PoseFile, camera_as_dict, pixel_pitch, read_pose, write_json
+from drrkit.geometry import Camera, se3_log, volume_center
+from drrkit.registration import AUTO, SIMILARITIES, RegistrationResult, Stage, register
+from drrkit.report import pose_overlays, save_image
+from drrkit.volume import Volume
+
+__all__ = ["move_between", "register_command"]
+
+INTERRUPTED = 130
+MIN_CONFIDENCE = 0.1
+FAR_DEG, FAR_MM = 45.0, 150.0  # beyond what a local optimiser is started from
+
+
+class Stages(click.ParamType):
+    """auto, or SIMILARITY:DOWNSAMPLE[:STEPS] separated by commas: stages, None for auto."""
+
+    name = "STAGES"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Stage, ...]:
+        if value == "auto":
+            return AUTO
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self._stage(*word.split(":")) for word in value.split(","))
+        except (TypeError, ValueError) as error:
+            self.fail(
+                "expected auto, or SIMILARITY:DOWNSAMPLE[:STEPS] separated by commas such as "
+                f"ncc:4,gradient_ncc:1, got {value!r} ({error}).",
+                param,
+                ctx,
+            )
+
+    def _stage(self, similarity: str, downsample: str, steps: str = "100") -> Stage:
+        factor = int(downsample)
+        # As in the stages of auto: large steps where pixels are large.
+        return Stage(
+            similarity,
+            downsample=factor,
+            supersample=2 if factor > 2 else 1,
+            iterations=int(steps),
+            step=1.0 * factor,
+            final_step=0.05 * factor,
+        )
+
+
+@dataclass(frozen=True)
+class XrayOptions:
+    """How to read the X-ray; `load` does it."""
+
+    xray_kind: str
+    i0: float | None
+    mask: Path | None
+
+    OPTIONS = (
+        click.option(
+            "--xray-kind",
+            type=click.Choice(XRAY_KINDS),
+            default="line",
+            show_default=True,
+            help="line: line integrals. display: a picture, bone bright. inverted: a picture, "
+            "bone dark. intensity: proportional to photons, -log(I / I0) is taken.",
+        ),
+        click.option(
+            "--i0", type=float, help="Intensity without patient.  [default: the brightest pixel]"
+        ),
+        click.option("--mask", type=existing, help="Image of pixel weights; 0 leaves a pixel out."),
+    )
+
+    def check(self) -> None:
+        """Raises click.UsageError for options that contradict each other."""
+        if self.i0 is None:
+            return
+        if self.xray_kind != "intensity":
+            raise click.UsageError("--i0 belongs to --xray-kind intensity.")
+        if not (self.i0 > 0 and math.isfinite(self.i0)):
+            raise click.BadParameter(
+                f"expected a positive number, got {self.i0}.", param_hint="--i0"
+            )
+
+    def load(
+        self, path: Path, device: torch.device
+    ) -> tuple[Tensor, Tensor | None, tuple[float, float] | None]:
+        """Line integrals and weights [1, 1, rows, cols], the file's pixel spacing (row, col)."""
+        image = read_image(path)
+        line = to_line(path, image.pixels, self.xray_kind, self.i0)
+        weights = None if self.mask is None else read_mask(self.mask, line).to(device)
+        return line.to(device), weights, image.pixel_spacing
+
+
+@click.command("register", epilog="A geometry option overrides what the pose file says.")
+@click.argument("ct", type=existing)
+@click.argument("xray", type=existing)
+@click.option(
+    "--init",
+    required=True,
+    metavar="POSE.json|VIEW",
+    help=f"Where to start: a pose file, or one of {', '.join(VIEWS)}.",
+)
+@click.option(
+    "--output", "-o", required=True, type=OutputFile(".json"), help="The result, a pose file too."
+)
+@click.option("--overlay", type=OutputFile(".png"), help="Picture of the pose before and after.")
+@grouped(XrayOptions, "seeing")
+@click.option(
+    "--similarity", type=click.Choice(list(SIMILARITIES)), help="Similarity of all stages."
+)
+@click.option(
+    "--stages",
+    type=Stages(),
+    default="auto",
+    show_default=True,
+    help="Coarse to fine: SIMILARITY:DOWNSAMPLE[:STEPS],...",
+)
+@click.option(
+    "--min-confidence",
+    type=click.FloatRange(0, 1),
+    default=MIN_CONFIDENCE,
+    show_default=True,
+    help="Gradient correlation below which the result is not accepted (exit code 1).",
+)
+@grouped(PoseOptions, "placing")
+@grouped(CameraOptions, "detector")
+@method_option
+@grouped(CTOptions, "reading")
+@device_option
+@click.option("--quiet", "-q", is_flag=True, help="No progress bar.")
+@click.pass_context
+def register_command(
+    ctx: click.Context,
+    ct: Path,
+    xray: Path,
+    init: str,
+    output: Path,
+    overlay: Path | None,
+    seeing: XrayOptions,
+    similarity: str | None,
+    stages: tuple[Stage, ...],
+    min_confidence: float,
+    placing: PoseOptions,
+    detector: CameraOptions,
+    method: str,
+    reading: CTOptions,
+    device: torch.device,
+    quiet: bool,
+) -> None:
+    """Find the pose of CT in XRAY, an image in .npy, .png, .tif, NIfTI, NRRD or MetaImage format.
+
+    Pixels must be bright where the patient attenuates; --xray-kind converts others. Gain and offset
+    do not matter, and with --similarity mi no remapping does. Ctrl-C writes the best pose so far.
+    """
+    began = time.perf_counter()
+    seeing.check()
+    stages = _with_similarity(stages, similarity)
+    view, stored = _start(init)
+    inputs = [ct, xray, seeing.mask, reading.labels, None if stored is None else Path(init)]
+    refuse_overwriting([output, overlay], inputs)
+    line, weights, spacing = seeing.load(xray, device)
+    camera = _camera(detector, stored, xray, (line.shape[-2], line.shape[-1]), spacing)
+    volume = reading.load(ct, device)
+    start = placing.pose(volume, view, stored and stored.world_to_camera)
+    result = register(
+        volume,
+        camera,
+        line,
+        start,
+        stages=stages,
+        mask=weights,
+        method=method,
+        progress=not quiet,
+    )
+    judged = _judged(result, min_confidence, start[0], volume)
+    write_json(
+        output,
+        {
+            "schema": "drrkit.registration",
+            **result.as_dict(),
+            **judged,
+            "camera": camera_as_dict(camera),
+            "inputs": _inputs(ct, xray, init, seeing, reading),
+            "settings": _settings(method, device, stages),
+            "versions": versions(),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "total_seconds": time.perf_counter() - began,
+        },
+    )
+    if overlay is not None:
+        poses = [start[0], result.world_to_camera]
+        save_image(pose_overlays(volume, camera, line, poses, method=method), overlay)
+    ctx.exit(_verdict(result, judged))
+
+
+def motion_as_dict(before: Tensor, after: Tensor, volume: Volume) -> dict[str, Any]:
+    """How far one pose [4, 4] is from another, in degrees and mm about the volume's centre."""
+    xi = move_between(before, after, volume_center(volume))
+    rotation, translation = torch.rad2deg(xi[:3]), xi[3:]
+    return {
+        "rotation_deg": float(rotation.norm()),
+        "translation_mm": float(translation.norm()),
+        "xi_deg_mm": [*rotation.tolist(), *translation.tolist()],
+    }
+
+
+def move_between(before: Tensor, after: Tensor, center: Tensor) -> Tensor:
+    """The xi [6] (rad, mm) with perturb(before, xi, center) = after; poses [4, 4], center [3]."""
+    shift = torch.eye(4, dtype=torch.float64, device=before.device)
+    shift[:3, 3] = before[:3, :3] @ center + before[:3, 3]
+    motion = torch.linalg.inv(shift) @ after @ torch.linalg.inv(before) @ shift
+    return se3_log(motion)
+
+
+def _with_similarity(stages: tuple[Stage, ...], similarity: str | None) -> tuple[Stage, ...]:
+    """The stages of auto with another similarity in all of them."""
+    if similarity is None:
+        return stages
+    if stages is not AUTO:
+        raise click.UsageError("--similarity changes the stages of auto; --stages names its own.")
+    return tuple(replace(stage, similarity=similarity) for stage in stages)
+
+
+def _start(init: str) -> tuple[str, PoseFile | None]:
+    """A view's name, or a pose file."""
+    if init.upper() in VIEWS:
+        return init.upper(), None
+    path = Path(init)
+    if not path.is_file():
+        raise click.BadParameter(
+            f"expected a pose file or one of {', '.join(VIEWS)}; there is no file {init!r}.",
+            param_hint="--init",
+        )
+    return "", read_pose(path)
+
+
+def _camera(
+    detector: CameraOptions,
+    stored: PoseFile | None,
+    xray: Path,
+    size: tuple[int, int],
+    spacing: tuple[float, float] | None,
+) -> Camera:
+    """The X-ray's camera, or an error that says what is not known or does not fit."""
+    known = detector.pixel_spacing or (stored and stored.camera)
+    if not known and spacing is None:
+        raise click.UsageError(
+            f"--pixel-spacing is needed: neither {xray.name} nor --init says the detector's pitch."
+        )
+    camera = detector.camera(stored and stored.camera, size, spacing or (1.0, 1.0))
+    if tuple(camera.size) != size:
+        rows, cols = camera.size
+        raise ValueError(
+            f"{xray}: expected an X-ray of {rows}x{cols} pixels as the geometry says, got "
+            f"{size[0]}x{size[1]}"
+        )
+    used = pixel_pitch(camera)
+    if spacing is not None and any(
+        abs(a / b - 1) > 0.01 for a, b in zip(used, spacing, strict=True)
+    ):
+        click.echo(
+            f"Warning: {xray} says pixels of {spacing[0]:.4g} x {spacing[1]:.4g} mm; "
+            f"{used[0]:.4g} x {used[1]:.4g} mm are used.",
+            err=True,
+        )
+    return camera
+
+
+def _inputs(
+    ct: Path, xray: Path, init: str, seeing: XrayOptions, reading: CTOptions
+) -> dict[str, Any]:
+    """What was registered, for the result: file names as the user gave them."""
+    return {
+        "ct": str(ct),
+        "xray": str(xray),
+        "init": init,
+        "xray_kind": seeing.xray_kind,
+        "mask": None if seeing.mask is None else str(seeing.mask),
+        "energy_kev": reading.energy_kev if reading.unit == "HU" else None,
+        "labels": None if reading.labels is None else str(reading.labels),
+        "select": reading.select,
+    }
+
+
+def _settings(method: str, device: torch.device, stages: tuple[Stage, ...]) -> dict[str, Any]:
+    """How the registration was run, for the result."""
+    plain = [{**vars(stage), "similarity": stage.name} for stage in stages]
+    return {"method": method, "device": str(device), "stages": plain}
+
+
+def _judged(
+    result: RegistrationResult, min_confidence: float, start: Tensor, volume: Volume
+) -> dict[str, Any]:
+    """Whether the result is accepted, and how far it lies from its start [4, 4]."""
+    return {
+        "accepted": math.isfinite(result.loss) and result.confidence >= min_confidence,
+        "min_confidence": min_confidence,
+        "initial_world_to_camera": start.tolist(),
+        "motion": motion_as_dict(start, result.world_to_camera, volume),
+    }
+
+
+def _verdict(result: RegistrationResult, judged: dict[str, Any]) -> int:
+    """Prints what came out; the exit code."""
+    motion = judged["motion"]
+    angle, distance = motion["rotation_deg"], motion["translation_mm"]
+    click.echo(
+        f"moved {angle:.2f} degrees and {distance:.2f} mm; loss {result.loss:.4f}, confidence "
+        f"{result.confidence:.3f}, {result.stop_reason} after {result.seconds:.1f} s"
+    )
+    if result.stop_reason == "interrupted":
+        return INTERRUPTED
+    if not judged["accepted"]:
+        click.echo(
+            f"Not accepted: confidence {result.confidence:.3f} is below "
+            f"{judged['min_confidence']:g}. Is "
+            "bone bright in the X-ray (--xray-kind)? Is the start near, and the geometry right?",
+            err=True,
+        )
+        return 1
+    if angle > FAR_DEG or distance > FAR_MM:
+        click.echo("Warning: the pose ended far from its start; look at --overlay.", err=True)
+    return 0

@@ -1,0 +1,310 @@
+"""Pictures: named display conversions, edges, registration overlays, image files.
+
+Line integrals are what the projector returns; everything here that is not a line integral has a
+name. Pictures are uint8, [rows, cols] grey or [rows, cols, 3] RGB.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from drrkit.geometry import Camera
+from drrkit.projector import render
+from drrkit.volume import Volume
+from drrkit.volume.itk import load_simpleitk, readable_errors
+from drrkit.xray import gaussian_blur
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "edges",
+    "line_to_absorption",
+    "line_to_transmission",
+    "overlay_edges",
+    "pose_overlays",
+    "save_image",
+    "to_display",
+    "whole_file",
+]
+
+IMAGE_SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".nii.gz", ".nii", ".nrrd", ".mha")
+"""What save_image writes: PNG for pictures, the others for numbers (float32)."""
+
+GREEN = (0, 255, 0)
+OVERLAY_ROWS = 512
+"""Overlays are enlarged by a whole factor to at least this many rows: edges are thin then."""
+
+
+def line_to_transmission(line: Tensor) -> Tensor:
+    """Share of photons that pass, exp(-I), of line integrals of any shape; bone is dark."""
+    return torch.exp(-line)
+
+
+def line_to_absorption(line: Tensor) -> Tensor:
+    """Share of photons that are stopped, 1 - exp(-I), of line integrals of any shape."""
+    return -torch.expm1(-line)
+
+
+def to_display(
+    image: Tensor, *, window: Sequence[float] = (0.5, 99.5), invert: bool = False
+) -> Tensor:
+    """An image as grey values: linear between two percentiles, clipped outside.
+
+    Args:
+        image: [rows, cols], or with leading dimensions of size 1; finite.
+        window: percentiles that become black and white, 0 <= low < high <= 100.
+        invert: exchange black and white.
+
+    Returns:
+        [rows, cols] uint8 on the CPU; black for a constant image.
+
+    Raises:
+        TypeError, ValueError: not an image of finite numbers, or a window that means nothing.
+    """
+    numbers = _plane("image", image).double().numpy()
+    if len(window) != 2 or not 0 <= window[0] < window[1] <= 100:
+        raise ValueError(f"window: expected percentiles 0 <= low < high <= 100, got {window!r}")
+    black, white = np.percentile(numbers, window)
+    # A window that opens on nothing (a few bright pixels on a flat field) falls back to the range.
+    if white <= black:
+        black, white = numbers.min(), numbers.max()
+    grey = np.clip((numbers - black) / max(white - black, np.finfo(float).tiny), 0, 1)
+    return torch.from_numpy(np.rint(255 * (1 - grey if invert else grey)).astype(np.uint8))
+
+
+def edges(image: Tensor, *, sigma_px: float = 1.5, low: float = 0.6, high: float = 0.8) -> Tensor:
+    """Canny's edges, relative to their surroundings: the spine's beside those of the hip.
+
+    Ridges of the smoothed gradient, its length divided by its local mean, are kept where they are
+    strong or join strong ones.
+
+    Args:
+        image: [rows, cols], or with leading dimensions of size 1; finite.
+        sigma_px: of the Gaussian that smooths first, pixels.
+        low, high: thresholds as quantiles of the relative length on its ridges, 0 to 1.
+
+    Returns:
+        [rows, cols] bool on the CPU, one pixel wide.
+
+    Raises:
+        TypeError, ValueError: not an image of finite numbers, or thresholds out of order.
+    """
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"low, high: expected 0 <= low <= high <= 1, got {low!r} and {high!r}")
+    if not sigma_px > 0:
+        raise ValueError(f"sigma_px: expected a positive number of pixels, got {sigma_px!r}")
+    smooth = gaussian_blur(_plane("image", image).double()[None, None], sigma_px)
+    padded = functional.pad(smooth, (1, 1, 1, 1), mode="replicate")
+    across = padded[0, 0, 1:-1, 2:] - padded[0, 0, 1:-1, :-2]
+    down = padded[0, 0, 2:, 1:-1] - padded[0, 0, :-2, 1:-1]
+    length = torch.hypot(across, down)
+    # Rounding makes gradients of a flat image, too: they are nothing beside its values.
+    length[length <= 1e-9 * smooth.abs().max()] = 0.0
+    surroundings = gaussian_blur(length[None, None], 10.0 * sigma_px)[0, 0] + 0.5 * length.mean()
+    length = length / surroundings.clamp_min(torch.finfo(length.dtype).tiny)
+    ridge = _ridges(length, across, down)
+    if not bool(ridge.any()):
+        return ridge
+    weak_limit, strong_limit = np.quantile(length[ridge].numpy(), (low, high))
+    weak = ridge & (length >= float(weak_limit))
+    return _connected(ridge & (length >= float(strong_limit)), weak)
+
+
+def overlay_edges(picture: Tensor, edge: Tensor, *, color: tuple[int, int, int] = GREEN) -> Tensor:
+    """A grey picture [rows, cols] uint8 with edges [rows, cols] bool in colour: [rows, cols, 3].
+
+    Raises ValueError when the two differ in shape.
+    """
+    if picture.shape != edge.shape or picture.dim() != 2:
+        raise ValueError(
+            f"edge: expected the shape of the picture, [rows, cols] = {tuple(picture.shape)}, "
+            f"got {tuple(edge.shape)}"
+        )
+    colored = picture[..., None].repeat(1, 1, 3)
+    colored[edge] = torch.tensor(color, dtype=torch.uint8)
+    return colored
+
+
+def pose_overlays(
+    volume: Volume,
+    camera: Camera,
+    xray: Tensor,
+    poses: Sequence[Tensor],
+    *,
+    method: str = "joseph",
+) -> Tensor:
+    """The X-ray in grey with the edges of the rendered volume in green, one panel a pose.
+
+    Args:
+        volume: in mu.
+        camera: the X-ray's.
+        xray: [rows, cols], or with leading dimensions of size 1, bone bright.
+        poses: world_to_camera [4, 4] each, e.g. before and after a registration; left to right.
+        method: projector method, as in `render`.
+
+    Returns:
+        [rows, cols, 3] uint8, enlarged by a whole factor to OVERLAY_ROWS rows or more.
+
+    Raises:
+        TypeError, ValueError: the X-ray's shape is not the camera's, no pose, or as `render`.
+    """
+    plane = _plane("xray", xray)
+    if tuple(plane.shape) != tuple(camera.size):
+        raise ValueError(
+            f"xray: expected {tuple(camera.size)} pixels as the camera has, got "
+            f"{tuple(plane.shape)}"
+        )
+    if len(poses) == 0:
+        raise ValueError("poses: expected at least one pose, got none")
+    factor = -(-OVERLAY_ROWS // plane.shape[0]) if plane.shape[0] < OVERLAY_ROWS else 1
+    large = functional.interpolate(
+        plane[None, None].double(), scale_factor=factor, mode="bicubic", align_corners=False
+    )
+    picture, panels = to_display(large), []
+    fine = camera.rescale(1 / factor)
+    for pose in poses:
+        drr = render(volume, fine, pose.to(volume.values.device), method=method).sum(1)
+        panels.append(overlay_edges(picture, edges(drr, sigma_px=1.2 * factor)))
+    gap = torch.full((picture.shape[0], 8, 3), 255, dtype=torch.uint8)
+    parts = [part for panel in panels for part in (gap, panel)][1:]
+    return torch.cat(parts, dim=1)
+
+
+def save_image(
+    image: Tensor, path: str | os.PathLike[str], *, pixel_spacing: Sequence[float] | None = None
+) -> None:
+    """Writes an image by its suffix; the file appears whole or not at all.
+
+    Args:
+        image: for .png a picture, uint8 [rows, cols] or [rows, cols, 3]; for .npy, .tif, .tiff,
+            .nii.gz, .nii, .nrrd and .mha numbers [rows, cols] (or with leading dimensions of size
+            1), stored as float32.
+        path: the file.
+        pixel_spacing: (row, col) mm, stored where the format can.
+
+    Raises:
+        TypeError, ValueError: an unknown suffix, or an image that does not fit it.
+        OSError: the place cannot be written to.
+        ImportError: SimpleITK is not installed (needed for all but .npy).
+    """
+    target = Path(path)
+    name = target.name.lower()
+    if not name.endswith(IMAGE_SUFFIXES):
+        raise ValueError(f"{target}: expected one of {', '.join(IMAGE_SUFFIXES)}")
+    if name.endswith(".png"):
+        pixels = _picture(image).numpy()
+    else:
+        pixels = _plane("image", image).float().contiguous().numpy()
+    with whole_file(target) as staged:
+        if name.endswith(".npy"):
+            np.save(staged, pixels)
+        else:
+            _write_itk(pixels, staged, target, pixel_spacing)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A place to write a file, of the same name; moved to `path` if the block ends without error.
+
+    Raises:
+        OSError: the folder does not exist or cannot be written to.
+    """
+    target = Path(path)
+    try:
+        prefix, suffix = f".{target.name}.", ".partial"
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=target.parent))
+    except OSError as error:
+        raise type(error)(
+            f"{target}: cannot write to the folder {target.parent}: {error.strerror or error}"
+        ) from error
+    try:
+        yield folder / target.name
+        os.replace(folder / target.name, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _plane(name: str, image: Any) -> Tensor:
+    """An image [rows, cols] on the CPU, leading dimensions of size 1 removed."""
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{name}: expected a tensor [rows, cols], got {type(image).__name__}")
+    if image.dim() < 2 or image.numel() == 0 or image.numel() != image.shape[-1] * image.shape[-2]:
+        raise ValueError(f"{name}: expected one image [rows, cols], got {tuple(image.shape)}")
+    plane = image.detach().cpu().reshape(image.shape[-2:])
+    if not bool(torch.isfinite(plane).all()):
+        bad = int((~torch.isfinite(plane)).sum())
+        raise ValueError(f"{name}: expected finite numbers, got {bad} that are not")
+    return plane
+
+
+def _picture(image: Any) -> Tensor:
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8:
+        found = image.dtype if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(f"image: expected uint8 for .png (to_display converts), got {found}")
+    grey, color = image.dim() == 2, image.dim() == 3 and image.shape[-1] == 3
+    if not (grey or color) or image.numel() == 0:
+        raise ValueError(
+            f"image: expected [rows, cols] or [rows, cols, 3], got {tuple(image.shape)}"
+        )
+    return image.cpu().contiguous()
+
+
+def _write_itk(
+    pixels: np.ndarray, file: Path, target: Path, pixel_spacing: Sequence[float] | None
+) -> None:
+    """Writes pixels with SimpleITK; `target` is the name the file will get, for messages."""
+    sitk = load_simpleitk()
+    itk_image = sitk.GetImageFromArray(pixels, isVector=pixels.ndim == 3)
+    if pixel_spacing is not None:
+        row, col = (float(s) for s in pixel_spacing)
+        itk_image.SetSpacing((col, row))
+    with readable_errors(target, "write"):
+        sitk.WriteImage(itk_image, os.fspath(file))
+
+
+def _ridges(length: Tensor, across: Tensor, down: Tensor) -> Tensor:
+    """Where the gradient's length is greatest along the gradient: [rows, cols] bool."""
+    padded = functional.pad(length[None, None], (1, 1, 1, 1))[0, 0]
+    rows, cols = length.shape
+
+    def neighbour(row: int, col: int) -> Tensor:
+        return padded[1 + row : 1 + row + rows, 1 + col : 1 + col + cols]
+
+    # The direction in steps of 45 degrees; opposite ones are the same line.
+    octant = torch.round(torch.atan2(down, across) * (4 / torch.pi)).long() % 4
+    ridge = torch.zeros_like(length, dtype=torch.bool)
+    for number, (row, col) in enumerate(((0, 1), (1, 1), (1, 0), (1, -1))):
+        # ">" on one side and ">=" on the other: a plateau of two gives one pixel.
+        top = (length > neighbour(-row, -col)) & (length >= neighbour(row, col))
+        ridge |= (octant == number) & top
+    # At the border the gradient is one-sided and its other neighbour unknown.
+    ridge[0], ridge[-1], ridge[:, 0], ridge[:, -1] = False, False, False, False
+    return ridge
+
+
+def _connected(seed: Tensor, allowed: Tensor) -> Tensor:
+    """The allowed pixels that a chain of allowed ones joins to a seed; neighbours touch at corners.
+
+    Neither may touch the border.
+    """
+    cols = seed.shape[1]
+    around = np.array([row * cols + col for row in (-1, 0, 1) for col in (-1, 0, 1)])
+    kept = seed.numpy().ravel().copy()
+    open_pixels = allowed.numpy().ravel() & ~kept
+    front = np.flatnonzero(kept)
+    while front.size:
+        touched = np.unique(front[:, None] + around)
+        front = touched[open_pixels[touched]]
+        open_pixels[front] = False
+        kept[front] = True
+    return torch.from_numpy(kept).reshape(seed.shape)
