@@ -326,19 +326,22 @@ Tensor second(const Tensor& values_, const Tensor& geometry_, const Tensor& imag
 // six-vectors [B, C, 6, P]. Private: no autograd here, drrkit.projector adds it.
 STABLE_TORCH_LIBRARY(drrkit, m) {
   m.def(
-      "project(Tensor values, Tensor geometry, int rows, int cols, float sx, float sy, float sz, "
+      "project(Tensor values, Tensor geometry, SymInt rows, SymInt cols, float sx, float sy, float "
+      "sz, "
       "int mode, float step, "
       "bool with_rays) -> (Tensor, Tensor)");
   m.def(
-      "backproject(Tensor images, Tensor geometry, Tensor? tangent, int n, int nz, int ny, int nx, "
-      "int rows, int cols, "
+      "backproject(Tensor images, Tensor geometry, Tensor? tangent, SymInt n, SymInt nz, SymInt "
+      "ny, SymInt nx, "
+      "SymInt rows, SymInt cols, "
       "float sx, float sy, float sz, int mode, float step, bool deterministic) -> Tensor");
   m.def(
-      "reduce_rays(Tensor rays, Tensor? images, int cols, bool endpoints, bool parallel) -> "
+      "reduce_rays(Tensor rays, Tensor? images, SymInt cols, bool endpoints, bool parallel) -> "
       "Tensor");
-  m.def("tangent(Tensor rays, Tensor tangents, int rows, int cols, bool parallel) -> Tensor");
+  m.def("tangent(Tensor rays, Tensor tangents, SymInt rows, SymInt cols, bool parallel) -> Tensor");
   m.def(
-      "second(Tensor values, Tensor geometry, Tensor images, Tensor tangent, int rows, int cols, "
+      "second(Tensor values, Tensor geometry, Tensor images, Tensor tangent, SymInt rows, SymInt "
+      "cols, "
       "float sx, float sy, "
       "float sz, int mode, float step) -> Tensor");
 }

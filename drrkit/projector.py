@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -123,6 +124,8 @@ def backproject(
     if images.dim() != dims:
         layout = "[B, C, rows, cols]" if pixels is None else "[B, C, P]"
         raise ValueError(f"images: expected {layout}, got shape {tuple(images.shape)}")
+    if 0 in images.shape[1:]:
+        raise ValueError(f"images: expected at least one pixel, got shape {tuple(images.shape)}")
     frames = _checked_frames(frames, images)
     if frames.shape[0] != images.shape[0]:
         raise ValueError(
@@ -396,12 +399,8 @@ def _checked_frames(frames: Tensor, like: Tensor) -> Tensor:
 
 def _checked_shape(shape: Sequence[int], views: int) -> tuple[int, int, tuple[int, ...]]:
     """(N, C, (D, H, W)) of a volume's shape."""
-    numbers = tuple(shape)
-    if len(numbers) not in (3, 4, 5) or any(not _is_count(n) for n in numbers):
-        raise ValueError(
-            "shape: expected (D, H, W), (C, D, H, W) or (N, C, D, H, W), positive integers, got "
-            f"{numbers}"
-        )
+    expected = "(D, H, W), (C, D, H, W) or (N, C, D, H, W), positive integers"
+    numbers = _counts("shape", shape, (3, 4, 5), expected)
     count, channels = (1, 1, *numbers)[-5:-3]
     if views % count:
         raise ValueError(f"shape: {count} volumes do not divide {views} views, got {numbers}")
@@ -434,21 +433,45 @@ def _spec(
                 raise ValueError(
                     f"{name}: only method 'trilinear' takes it, got {value!r} with {method!r}"
                 )
-    if len(tuple(size)) != 2 or any(not _is_count(n) for n in size):
-        raise ValueError(f"size: expected (rows, cols), positive integers, got {tuple(size)}")
-    sides = tuple(float(s) for s in spacing)
-    if len(sides) != 3 or any(not (s > 0 and math.isfinite(s)) for s in sides):
-        raise ValueError(f"spacing: expected three positive numbers (x, y, z) mm, got {sides}")
-    distance = 0.5 * min(sides) if step is None else float(step)
-    if not (distance > 0 and math.isfinite(distance)):
-        raise ValueError(f"step: expected a positive number of mm, got {step!r}")
+    rows, cols = _counts("size", size, (2,), "(rows, cols), positive integers")
+    expected = "three positive numbers (x, y, z) mm"
+    sides = _sequence("spacing", spacing, expected)
+    if len(sides) != 3:
+        raise ValueError(f"spacing: expected {expected}, got {spacing!r}")
+    for side in sides:
+        _check_length("spacing", side, expected)
+    if step is not None:
+        _check_length("step", step, "a positive number of mm")
+    sx, sy, sz = (float(side) for side in sides)
+    distance = 0.5 * min(sx, sy, sz) if step is None else float(step)
     mode = _ops.mode_bits(method, beam, derivative == "line", anchor == "foot")
-    rows, cols = (int(n) for n in size)
-    return Spec(*grid, rows, cols, *sides, mode, distance)
+    return Spec(*grid, rows, cols, sx, sy, sz, mode, distance)
+
+
+def _sequence(name: str, value: Any, expected: str) -> tuple[Any, ...]:
+    if not isinstance(value, (tuple, list)) and not hasattr(value, "__iter__"):
+        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+    return tuple(value)
+
+
+def _counts(name: str, value: Any, lengths: tuple[int, ...], expected: str) -> tuple[int, ...]:
+    """A sequence of positive integers of an allowed length."""
+    numbers = _sequence(name, value, expected)
+    if len(numbers) not in lengths or not all(_is_count(n) for n in numbers):
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return numbers
 
 
 def _is_count(n: Any) -> bool:
-    return isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) and n > 0
+    whole = isinstance(n, (int, torch.SymInt, Integral))
+    return whole and not isinstance(n, bool) and n > 0
+
+
+def _check_length(name: str, x: Any, expected: str) -> None:
+    if not isinstance(x, (int, float, Real)) or isinstance(x, bool):
+        raise TypeError(f"{name}: expected {expected}, got {x!r}")
+    if not 0 < x < math.inf:  # compared rather than asked: math.isfinite cannot be compiled
+        raise ValueError(f"{name}: expected {expected}, got {x!r}")
 
 
 def _check_supersample(n: Any) -> None:

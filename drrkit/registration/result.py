@@ -1,0 +1,91 @@
+"""What a registration returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["RegistrationResult", "StageRecord"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What happened in one stage.
+
+    Attributes:
+        similarity: the Stage's, by name.
+        downsample: pixels averaged along each side.
+        loss: [steps, K * starts] float64 loss of every pose at every step, the descents of one
+            start side by side; NaN for a pose that rested.
+        seconds: wall time.
+        stop_reason: "converged", "iterations" or "interrupted".
+    """
+
+    similarity: str
+    downsample: int
+    loss: Tensor
+    seconds: float
+    stop_reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class RegistrationResult:
+    """The best pose found, and everything needed to judge it.
+
+    Attributes:
+        world_to_camera: [4, 4] float64, the pose of lowest loss in the last stage.
+        loss: its loss there.
+        confidence: 0 to 1, the gradient correlation (1 - gradient_ncc, not below 0) of the X-ray
+            with the volume rendered at `world_to_camera` in full resolution; the mean over the
+            views of several cameras. A measure of agreement, not a probability: compare it between
+            registrations of the same kind of image, and distrust the outliers.
+        covariance: None; the gradient optimiser has no Jacobian to derive one from.
+        history: one record a stage.
+        seconds: wall time.
+        stop_reason: of the last stage: "converged", "iterations", or "interrupted" when the user
+            stopped it, in which case the pose is the best one up to then.
+        all_world_to_camera: [K, 4, 4] float64, where every start ended.
+        all_loss: [K] float64, their losses in the last stage.
+    """
+
+    world_to_camera: Tensor
+    loss: float
+    confidence: float
+    covariance: Tensor | None
+    history: list[StageRecord] = field(repr=False)
+    seconds: float
+    stop_reason: str
+    all_world_to_camera: Tensor = field(repr=False)
+    all_loss: Tensor = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, ready for JSON; losses of the history summarised."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "world_to_camera": self.world_to_camera.tolist(),
+            "loss": self.loss,
+            "confidence": self.confidence,
+            "covariance": None if self.covariance is None else self.covariance.tolist(),
+            "seconds": self.seconds,
+            "stop_reason": self.stop_reason,
+            "starts": [
+                {"world_to_camera": pose, "loss": loss}
+                for pose, loss in zip(
+                    self.all_world_to_camera.tolist(), self.all_loss.tolist(), strict=True
+                )
+            ],
+            "stages": [
+                {
+                    "similarity": record.similarity,
+                    "downsample": record.downsample,
+                    "steps": record.loss.shape[0],
+                    "seconds": record.seconds,
+                    "stop_reason": record.stop_reason,
+                }
+                for record in self.history
+            ],
+        }

@@ -1,0 +1,178 @@
+"""X-ray images with their cameras, at any resolution, as an objective of the pose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from drrkit.geometry import Camera
+from drrkit.projector import render
+from drrkit.registration.stages import Stage
+
+__all__ = ["View", "downsampling", "make_views", "objective", "pixel_at", "render_scene"]
+
+# An X-ray is not made smaller than this by a stage that chooses its own resolution.
+FEWEST_PIXELS = 24
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One X-ray image: xray and mask [1, 1, rows, cols], rig_to_camera [4, 4] float64 or None."""
+
+    camera: Camera
+    xray: Tensor
+    mask: Tensor | None
+    rig_to_camera: Tensor | None
+
+    def pose(self, world_to_camera: Tensor) -> Tensor:
+        """The poses [B, 4, 4] of this view's camera when the first camera's are given."""
+        if self.rig_to_camera is None:
+            return world_to_camera
+        return self.rig_to_camera @ world_to_camera
+
+    def downsampled(self, factor: int) -> View:
+        """The same view with pixels factor times larger, averaged."""
+        if factor == 1:
+            return self
+        if factor > min(self.camera.size):
+            raise ValueError(
+                f"downsample: expected at most {min(self.camera.size)} for an X-ray of "
+                f"{self.camera.size} pixels, got {factor}"
+            )
+        mask = None if self.mask is None else functional.avg_pool2d(self.mask, factor)
+        xray = functional.avg_pool2d(self.xray, factor)
+        return replace(self, camera=self.camera.rescale(factor), xray=xray, mask=mask)
+
+
+def downsampling(stage: Stage, camera: Camera, depth: float) -> int:
+    """The stage's downsampling for a camera whose patient stands `depth` mm from the source."""
+    if stage.pixel_mm is None:
+        return stage.downsample
+    largest = max(1, min(camera.size) // FEWEST_PIXELS)
+    return min(max(1, round(stage.pixel_mm / pixel_at(camera, depth))), largest)
+
+
+def pixel_at(camera: Camera, depth: float) -> float:
+    """Width in mm of a pixel's ray at a distance from the source, the mean of rows and columns."""
+    pitch = sum(float(torch.as_tensor(p).mean()) for p in camera.pixel_spacing) / 2
+    if camera.beam == "parallel":
+        return pitch
+    return pitch * depth / float(torch.as_tensor(camera.sdd).mean())
+
+
+def objective(
+    scene: Any, views: Sequence[View], stage: Stage, factor: int, method: str
+) -> Callable[[Tensor], Tensor]:
+    """The stage's loss as a function of world_to_camera [B, 4, 4] -> [B], the mean over views.
+
+    factor: how many pixels are averaged along each side.
+    """
+    similarity = stage.measure
+    prepare = getattr(similarity, "prepare", None)
+    scene = scene if prepare is None else prepare(scene)
+    scaled = [view.downsampled(factor) for view in views]
+
+    def loss(world_to_camera: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=scaled[0].xray.dtype, device=scaled[0].xray.device)
+        for view in scaled:
+            pose = view.pose(world_to_camera)
+            moving = render_scene(scene, view.camera, pose, stage.supersample, method)
+            total = total + similarity(moving, view.xray, view.mask)
+        return total / len(scaled)
+
+    return loss
+
+
+def render_scene(
+    scene: Any, camera: Camera, world_to_camera: Tensor, supersample: int, method: str
+) -> Tensor:
+    """Line integrals [B, C, rows, cols] of a Volume in mu, or of anything that renders itself."""
+    own = getattr(scene, "render", None)
+    if own is not None:
+        return own(camera, world_to_camera)
+    return render(scene, camera, world_to_camera, supersample=supersample, method=method)
+
+
+def make_views(
+    camera: Camera | Sequence[Camera],
+    xray: Tensor | Sequence[Tensor],
+    mask: Tensor | Sequence[Tensor | None] | None,
+    rig_to_camera: Tensor | None,
+    like: Tensor,
+) -> list[View]:
+    """The views of a registration, checked against each other.
+
+    Args:
+        camera, xray, mask: one, or as many as there are cameras.
+        rig_to_camera: [V, 4, 4] for several cameras, the first one the identity.
+        like: a tensor of the dtype and device to compute in.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit the others, or an image is not finite.
+    """
+    if isinstance(camera, Camera):
+        if rig_to_camera is not None:
+            raise ValueError("rig_to_camera: expected None for a single camera")
+        return [View(camera, _image(xray, camera, "xray", like), _mask(mask, camera, like), None)]
+    cameras = list(camera)
+    xrays = _as_many(xray, "xray", len(cameras))
+    masks = [None] * len(cameras) if mask is None else _as_many(mask, "mask", len(cameras))
+    poses = _rig(rig_to_camera, len(cameras), like.device)
+    return [
+        View(one, _image(image, one, "xray", like), _mask(weight, one, like), pose)
+        for one, image, weight, pose in zip(cameras, xrays, masks, poses, strict=True)
+    ]
+
+
+def _as_many(value: Any, name: str, count: int) -> list[Any]:
+    if isinstance(value, Tensor) or not isinstance(value, Sequence) or len(value) != count:
+        found = f"{len(value)}" if isinstance(value, (list, tuple)) else type(value).__name__
+        raise ValueError(f"{name}: expected a list of {count}, one a camera, got {found}")
+    return list(value)
+
+
+def _rig(rig_to_camera: Tensor | None, count: int, device: torch.device) -> Tensor:
+    if not isinstance(rig_to_camera, Tensor):
+        found = type(rig_to_camera).__name__
+        raise TypeError(f"rig_to_camera: expected a tensor [{count}, 4, 4], got {found}")
+    if rig_to_camera.shape != (count, 4, 4):
+        raise ValueError(
+            f"rig_to_camera: expected shape [{count}, 4, 4], got {tuple(rig_to_camera.shape)}"
+        )
+    rig = rig_to_camera.detach().to(device=device, dtype=torch.float64)
+    if not torch.allclose(rig[0], torch.eye(4, dtype=rig.dtype, device=device), atol=1e-9):
+        raise ValueError("rig_to_camera: expected the identity for the first camera")
+    return rig
+
+
+def _image(image: Any, camera: Camera, name: str, like: Tensor) -> Tensor:
+    """An image [rows, cols], [1, rows, cols] or [1, 1, rows, cols] as [1, 1, rows, cols]."""
+    rows, cols = camera.size
+    if not isinstance(image, Tensor):
+        raise TypeError(f"{name}: expected a tensor [1, 1, rows, cols], got {type(image).__name__}")
+    if image.shape[-2:] != (rows, cols) or image.numel() != rows * cols:
+        raise ValueError(
+            f"{name}: expected shape [1, 1, {rows}, {cols}] as the camera has, "
+            f"got {tuple(image.shape)}"
+        )
+    if not image.dtype.is_floating_point:
+        raise TypeError(f"{name}: expected a floating point tensor, got {image.dtype}")
+    image = image.detach().reshape(1, 1, rows, cols).to(device=like.device, dtype=like.dtype)
+    if not bool(image.isfinite().all()):
+        bad = int((~image.isfinite()).sum())
+        raise ValueError(f"{name}: expected finite values, got {bad} that are not")
+    return image
+
+
+def _mask(mask: Any, camera: Camera, like: Tensor) -> Tensor | None:
+    if mask is None:
+        return None
+    mask = _image(mask, camera, "mask", like)
+    if bool((mask < 0).any()) or not bool((mask > 0).any()):
+        raise ValueError("mask: expected weights >= 0, some of them positive")
+    return mask

@@ -1,0 +1,85 @@
+"""Devices, seeds, the real CT volumes, and no skipped test in continuous integration."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+NO_DATA = (
+    "DRRKIT_DATA is not set: this test needs the folder with chest_2mm.nii.gz and pelvis_2mm.nii.gz"
+)
+_skipped: dict[str, str] = {}
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device of this machine in turn."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _same_start_for_every_test() -> Iterator[None]:
+    """Seeds, thread count and default dtype do not travel from one test to another."""
+    threads = torch.get_num_threads()
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real CT volumes; for tests marked `data`."""
+    return Path(os.environ["DRRKIT_DATA"])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    folder = os.environ.get("DRRKIT_DATA")
+    if folder and not Path(folder).is_dir():
+        raise pytest.UsageError(f"DRRKIT_DATA: expected a folder, got {folder!r}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("DRRKIT_DATA"):
+        for item in items:
+            if item.get_closest_marker("data"):
+                item.add_marker(pytest.mark.skip(reason=NO_DATA))
+
+
+def _in_ci() -> bool:
+    return os.environ.get("CI", "").lower() not in ("", "0", "false", "no")
+
+
+def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        _skipped[report.nodeid] = str(reason)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _note_skip(report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    _note_skip(report)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _in_ci() and _skipped and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _in_ci() and _skipped:
+        terminalreporter.section("skipped in continuous integration: a failure", red=True)
+        for test, reason in _skipped.items():
+            terminalreporter.line(f"{test}: {reason}")

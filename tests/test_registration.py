@@ -1,0 +1,472 @@
+"""Registration: accuracy on a phantom, batches, masks, scenes, views, interruption, bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import replace
+from functools import lru_cache
+
+import pytest
+import torch
+from torch import Tensor
+
+import drrkit
+from drrkit import CArm, Stage, Volume, losses, perturb, register, render, simulate_xray, view_ap
+from drrkit.geometry import Camera, volume_center
+from drrkit.metrics import bone_points, mtre
+from drrkit.phantoms import torso
+from drrkit.registration import AUTO
+from drrkit.registration.descent import PoseDescent
+from drrkit.registration.pipeline import motion_units
+from drrkit.registration.views import View, downsampling, make_views
+from drrkit.xray import SPECTRUM_90KV
+
+CAMERA = CArm(1020.0, (64, 64), 4.352)
+QUICK = (
+    Stage("ncc", downsample=2, iterations=50, step=4.0, final_step=0.5),
+    Stage("gradient_ncc", iterations=40, step=1.0, final_step=0.1),
+)
+
+
+@lru_cache
+def phantom() -> Volume:
+    return torso(5.0)
+
+
+@lru_cache
+def attenuation() -> Volume:
+    return phantom().to_mu()
+
+
+def truth() -> Tensor:
+    xi = torch.tensor([0.05, -0.04, 0.03, 4.0, -3.0, 7.0], dtype=torch.float64)
+    return perturb(view_ap(phantom(), 800.0), xi, volume_center(phantom()))
+
+
+def target() -> Tensor:
+    return simulate_xray(phantom(), CAMERA, truth(), energy_kev=SPECTRUM_90KV)
+
+
+def off(degrees: float, mm: float, seed: int = 0, count: int = 1) -> Tensor:
+    """Poses [count, 4, 4] at these distances from the truth, in random directions."""
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.randn(count, 2, 3, generator=generator, dtype=torch.float64)
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    xi = direction * torch.tensor([[math.radians(degrees)], [mm]], dtype=torch.float64)
+    return perturb(truth(), xi.reshape(count, 6), volume_center(phantom()))
+
+
+def error(world_to_camera: Tensor) -> Tensor:
+    """mTRE [B] mm over a box about the volume's centre."""
+    corners = torch.cartesian_prod(*[torch.tensor([-80.0, 80.0], dtype=torch.float64)] * 3)
+    return mtre(world_to_camera, truth(), corners + volume_center(phantom()))
+
+
+class Scene:
+    """A volume that renders itself, as tuned volumes and fields do; counts its renderings."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def render(self, camera: Camera, world_to_camera: Tensor) -> Tensor:
+        self.calls += 1
+        return render(attenuation(), camera, world_to_camera)
+
+
+# ---- what it is for
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_automatic_pipeline_ends_within_2_mm_from_10_degrees_and_20_mm(seed):
+    start = off(10.0, 20.0, seed)
+    result = register(attenuation(), CAMERA, target(), start)
+    assert error(start).item() > 15.0
+    assert error(result.world_to_camera).item() < 2.0
+    assert result.confidence > 0.9
+    assert result.stop_reason in ("converged", "iterations")
+    assert [record.similarity for record in result.history] == [stage.name for stage in AUTO]
+
+
+@pytest.mark.parametrize("similarity", ["mse", "ncc", "gradient_ncc", "local_ncc", "mi"])
+def test_every_named_similarity_improves_a_pose_that_is_slightly_off(similarity):
+    drr = render(attenuation(), CAMERA, truth(), supersample=2)
+    start = off(1.5, 3.0, seed=2)
+    stage = Stage(similarity, iterations=50, step=0.5, final_step=0.05)
+    result = register(attenuation(), CAMERA, drr, start, stages=stage)
+    assert error(result.world_to_camera).item() < 0.4 * error(start).item()
+
+
+def test_mutual_information_registers_an_inverted_and_remapped_xray():
+    inverted = torch.exp(-0.4 * target())
+    start = off(2.0, 4.0, seed=2)
+    stage = Stage("mi", iterations=60, step=1.0, final_step=0.05)
+    result = register(attenuation(), CAMERA, inverted, start, stages=stage)
+    assert error(result.world_to_camera).item() < 0.5 * error(start).item()
+    assert result.confidence == 0.0  # the gradients run the other way
+
+
+def test_a_second_camera_fixes_the_depth_that_one_leaves_open():
+    turn = torch.eye(4, dtype=torch.float64)
+    turn[:3, :3] = drrkit.so3_exp(torch.tensor([0.0, math.pi / 2, 0.0], dtype=torch.float64))
+    isocentre = torch.tensor([0.0, 0.0, 800.0], dtype=torch.float64)
+    turn[:3, 3] = isocentre - turn[:3, :3] @ isocentre
+    rig = torch.stack([torch.eye(4, dtype=torch.float64), turn])
+    xrays = [target(), simulate_xray(phantom(), CAMERA, turn @ truth(), energy_kev=SPECTRUM_90KV)]
+    start = off(4.0, 10.0, seed=3)
+    stages = Stage("gradient_ncc", iterations=50, step=2.0, final_step=0.1)
+    both = register(attenuation(), [CAMERA, CAMERA], xrays, start, stages=stages, rig_to_camera=rig)
+    assert error(both.world_to_camera).item() < 0.5
+    z = truth()[0, 2] @ torch.cat([volume_center(phantom()), torch.ones(1)]).double()
+    found = both.world_to_camera[2] @ torch.cat([volume_center(phantom()), torch.ones(1)]).double()
+    assert abs(float(found - z)) < 0.3
+
+
+def test_a_mask_leaves_out_what_the_volume_does_not_have():
+    spoiled, mask = target(), torch.ones(1, 1, 64, 64)
+    spoiled[..., 20:45, 22:40] = 12.0  # a metal plate
+    mask[..., 19:46, 21:41] = 0.0
+    start = off(3.0, 6.0, seed=4)
+    with_mask = register(attenuation(), CAMERA, spoiled, start, stages=QUICK, mask=mask)
+    without = register(attenuation(), CAMERA, spoiled, start, stages=QUICK)
+    assert error(with_mask.world_to_camera).item() < 1.5
+    assert with_mask.confidence > 0.9 > without.confidence
+
+
+def test_the_confidence_tells_a_wrong_end_from_a_right_one():
+    other = simulate_xray(phantom(), CAMERA, off(40.0, 0.0, seed=5), energy_kev=SPECTRUM_90KV)
+    stage = Stage("gradient_ncc", iterations=15, step=0.5)
+    right = register(attenuation(), CAMERA, target(), truth(), stages=stage)
+    wrong = register(attenuation(), CAMERA, other, truth(), stages=stage)
+    assert right.confidence > 0.95 and wrong.confidence < 0.6
+
+
+# ---- batches, stages, history
+
+
+def test_starts_are_optimised_independently_and_the_best_one_is_returned():
+    starts = torch.cat([off(8.0, 15.0, seed=6), off(1.0, 2.0, seed=7), off(5.0, 9.0, seed=8)])
+    together = register(attenuation(), CAMERA, target(), starts, stages=QUICK)
+    assert together.all_world_to_camera.shape == (3, 4, 4) and together.all_loss.shape == (3,)
+    best = int(together.all_loss.argmin())
+    assert torch.equal(together.world_to_camera, together.all_world_to_camera[best])
+    assert together.loss == float(together.all_loss[best])
+    for index in range(3):
+        alone = register(attenuation(), CAMERA, target(), starts[index], stages=QUICK)
+        # Only rounding may differ: the trajectories are the same.
+        assert (error(alone.world_to_camera) - error(together.all_world_to_camera[index])) < 0.05
+
+
+def test_the_same_seed_gives_the_same_result_and_another_one_other_neighbours():
+    stage = Stage("ncc", downsample=4, iterations=6, step=2.0, starts=4)
+    runs = [
+        register(attenuation(), CAMERA, target(), off(9.0, 15.0), stages=stage, seed=seed)
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(runs[0].world_to_camera, runs[1].world_to_camera)
+    assert torch.equal(runs[0].history[0].loss, runs[1].history[0].loss)
+    first, other = runs[0].history[0].loss[0], runs[2].history[0].loss[0]
+    assert first.shape == (4,)
+    assert first[0] == other[0]  # the start itself is always among them
+    assert not torch.equal(first[1:], other[1:])
+
+
+def test_several_starts_lead_every_pose_to_its_best_neighbour():
+    stage = Stage("ncc", downsample=4, iterations=8, step=2.0, starts=6)
+    inits = off(12.0, 25.0, seed=9, count=2)
+    result = register(attenuation(), CAMERA, target(), inits, stages=stage)
+    lowest = result.history[0].loss.nan_to_num(nan=math.inf).amin(dim=0).reshape(2, 6)
+    assert result.all_world_to_camera.shape == (2, 4, 4)
+    assert torch.equal(result.all_loss, lowest.amin(dim=1))
+
+
+def test_a_stage_never_returns_a_pose_worse_than_its_start():
+    wild = Stage("ncc", downsample=2, iterations=10, step=200.0, final_step=100.0)
+    result = register(attenuation(), CAMERA, target(), truth(), stages=wild)
+    assert result.loss <= result.history[0].loss[0, 0]
+    assert error(result.world_to_camera).item() < 1e-6
+
+
+def test_the_history_holds_every_loss_and_fits_into_json():
+    result = register(attenuation(), CAMERA, target(), off(3.0, 5.0, count=2), stages=QUICK)
+    assert [record.downsample for record in result.history] == [2, 1]
+    for record in result.history:
+        assert record.loss.shape[1] == 2 and record.loss.shape[0] >= 5
+        assert record.seconds > 0
+    last = result.history[-1].loss.nan_to_num(nan=math.inf)
+    assert torch.equal(last.amin(dim=0), result.all_loss)
+    assert 0 < sum(record.seconds for record in result.history) <= result.seconds
+    stored = json.loads(json.dumps(result.as_dict()))
+    assert stored["schema_version"] == 1
+    assert stored["world_to_camera"] == result.world_to_camera.tolist()
+    assert [stage["steps"] for stage in stored["stages"]] == [
+        record.loss.shape[0] for record in result.history
+    ]
+
+
+def test_a_converged_pose_rests_while_the_others_go_on():
+    centre, units = torch.zeros(3, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
+    seen = []
+
+    def bowl(pose: Tensor) -> Tensor:
+        seen.append(pose.shape[0])
+        return pose[:, :3, 3].square().sum(dim=1)
+
+    poses = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
+    poses[1, :3, 3] = 30.0
+    stage = Stage(iterations=200, step=2.0, final_step=0.5, patience=3)
+    descent = PoseDescent(bowl, poses, centre, units, stage)
+    while not descent.finished:
+        descent.step()
+    assert descent.stop_reason == "converged"
+    assert seen[0] == 2 and seen[-1] == 1
+    assert (descent.best_pose[:, :3, 3].norm(dim=1) < 1.5).all()
+    assert torch.stack(descent.trace)[-1, 0].isnan()
+
+
+def test_a_loss_that_is_not_a_number_stops_its_own_pose_only():
+    def broken(pose: Tensor) -> Tensor:
+        factor = torch.where(pose[:, 0, 3].detach() > 50.0, torch.nan, 1.0)
+        return factor * pose[:, :3, 3].square().sum(dim=1)
+
+    poses = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
+    poses[0, 0, 3], poses[1, 0, 3] = 10.0, 100.0
+    centre, units = torch.zeros(3, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
+    descent = PoseDescent(broken, poses, centre, units, Stage(iterations=40, step=2.0))
+    while not descent.finished:
+        descent.step()
+    assert descent.best_pose.isfinite().all()
+    assert descent.best_loss[0] < 1.0 and descent.best_loss[1] == math.inf
+
+
+# ---- resolutions, scenes, similarities
+
+
+def test_a_downsampled_view_shows_the_same_scene_without_a_shift():
+    drr = render(attenuation(), CAMERA, truth(), supersample=4)
+    view = View(CAMERA, drr, torch.ones(1, 1, 64, 64), None).downsampled(4)
+    again = render(attenuation(), view.camera, truth(), supersample=16)
+    assert view.xray.shape == view.mask.shape == (1, 1, 16, 16)
+    torch.testing.assert_close(view.xray, again, rtol=1e-4, atol=1e-4)
+
+
+def test_a_stage_may_choose_its_resolution_by_the_pixels_width_at_the_patient():
+    fine = CArm(1020.0, (512, 512), 0.5)
+    for pixel_mm, factor in ((0.1, 1), (0.4, 1), (1.6, 4), (7.8, 20), (100.0, 21)):
+        assert downsampling(Stage(pixel_mm=pixel_mm), fine, 800.0) == factor
+    parallel = Camera(fine.K, fine.size, fine.sdd, "parallel")
+    assert downsampling(Stage(pixel_mm=2.0), parallel, 800.0) == 4
+    assert downsampling(Stage(downsample=3), fine, 800.0) == 3
+
+
+def test_units_of_motion_move_the_visible_patient_by_about_a_millimetre():
+    units = motion_units(CAMERA, 800.0)
+    lever = 0.25 * math.hypot(64, 64) * 4.352 * 800 / 1020
+    assert units[:3].tolist() == pytest.approx([1 / lever] * 3)
+    assert units[3:5].tolist() == [1.0, 1.0]
+    assert 1.0 < units[5] < 800 / lever
+
+
+def test_a_scene_that_renders_itself_is_registered_about_a_given_centre():
+    scene = Scene()
+    start = off(3.0, 6.0, seed=10)
+    centre = volume_center(phantom())
+    found = register(scene, CAMERA, target(), start, stages=QUICK, center=centre)
+    expected = register(attenuation(), CAMERA, target(), start, stages=QUICK)
+    assert scene.calls > 10
+    torch.testing.assert_close(found.world_to_camera, expected.world_to_camera)
+    with pytest.raises(ValueError, match="center: expected a tensor"):
+        register(scene, CAMERA, target(), start)
+
+
+def test_a_similarity_may_be_a_callable_and_may_prepare_the_scene():
+    class Prepared:
+        prepared = 0
+
+        def prepare(self, scene: Volume) -> Volume:
+            self.prepared += 1
+            return replace(scene, values=torch.stack([scene.values, 2.0 * scene.values]))
+
+        def __call__(self, moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
+            assert moving.shape[1] == 2
+            return losses.gradient_ncc(moving, fixed, mask)
+
+    similarity = Prepared()
+    stage = Stage(similarity, iterations=30, step=1.0)
+    start = off(3.0, 6.0, seed=11)
+    result = register(attenuation(), CAMERA, target(), start, stages=stage)
+    assert similarity.prepared == 1 and result.history[0].similarity == "Prepared"
+    assert error(result.world_to_camera).item() < 0.5 * error(start).item()
+
+
+def test_float64_volumes_are_registered_in_float64():
+    volume = attenuation().to(dtype=torch.float64)
+    dtypes = set()
+
+    def spy(moving: Tensor, fixed: Tensor, mask: Tensor | None) -> Tensor:
+        dtypes.update((moving.dtype, fixed.dtype))
+        return losses.ncc(moving, fixed, mask)
+
+    stage = Stage(spy, downsample=4, iterations=2)
+    register(volume, CAMERA, target(), truth(), stages=stage)
+    assert dtypes == {torch.float64}
+
+
+def test_image_shapes_and_the_shape_of_one_start_are_free():
+    drr = target()
+    stage = Stage("ncc", downsample=4, iterations=3)
+    results = [
+        register(attenuation(), CAMERA, image, init, stages=stage).world_to_camera
+        for image, init in ((drr, off(2, 2)), (drr[0], off(2, 2)[0]), (drr[0, 0], off(2, 2)))
+    ]
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+# ---- interruption and progress
+
+
+@pytest.mark.parametrize("calls", [0, 1, 7])
+def test_an_interruption_returns_the_best_pose_so_far(calls):
+    count = 0
+
+    def interrupted(moving: Tensor, fixed: Tensor, mask: Tensor | None) -> Tensor:
+        nonlocal count
+        count += 1
+        if count > calls:
+            raise KeyboardInterrupt
+        return losses.ncc(moving, fixed, mask)
+
+    start = off(6.0, 10.0, seed=12)
+    stages = [Stage(interrupted, downsample=2, iterations=40, step=3.0), QUICK[1]]
+    result = register(attenuation(), CAMERA, target(), start, stages=stages)
+    assert result.stop_reason == "interrupted" and len(result.history) == 1
+    assert result.history[0].loss.shape == (calls, 1)
+    if calls < 2:
+        assert torch.equal(result.world_to_camera, start[0])
+    else:
+        assert error(result.world_to_camera).item() < error(start).item()
+
+
+def test_an_interruption_before_the_first_step_of_a_later_stage_keeps_the_earlier_result():
+    def interrupted(moving: Tensor, fixed: Tensor, mask: Tensor | None) -> Tensor:
+        raise KeyboardInterrupt
+
+    start = off(6.0, 10.0, seed=12)
+    first = register(attenuation(), CAMERA, target(), start, stages=QUICK[0])
+    both = register(attenuation(), CAMERA, target(), start, stages=[QUICK[0], Stage(interrupted)])
+    assert torch.equal(both.world_to_camera, first.world_to_camera)
+    assert both.loss == first.loss and both.stop_reason == "interrupted"
+
+
+def test_progress_is_shown_when_wanted_and_when_tqdm_is_there(capsys, monkeypatch):
+    stage = Stage("ncc", downsample=4, iterations=3)
+    arguments = (attenuation(), CAMERA, target(), truth())
+    register(*arguments, stages=stage)
+    assert capsys.readouterr().err == ""
+    register(*arguments, stages=stage, progress=True)
+    assert "stage 1/1 ncc" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    register(*arguments, stages=stage, progress=True)
+    assert capsys.readouterr().err == ""
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"volume": "HU"}, ValueError, r"volume: .*got unit 'HU'.*to_mu\(\)"),
+        ({"volume": 3}, TypeError, r"volume: expected a Volume or a scene .*got int"),
+        ({"xray": None}, TypeError, r"xray: expected a tensor .*got NoneType"),
+        ({"xray": torch.zeros(1, 1, 9, 9)}, ValueError, r"xray: .*64, 64.*got \(1, 1, 9, 9\)"),
+        ({"xray": torch.zeros(2, 1, 64, 64)}, ValueError, r"xray: .*got \(2, 1, 64, 64\)"),
+        ({"xray": torch.zeros(64, 64).int()}, TypeError, r"xray: .*floating.*got torch.int32"),
+        ({"xray": torch.full((64, 64), math.nan)}, ValueError, r"xray: .*got 4096 that are not"),
+        ({"mask": torch.zeros(64, 64)}, ValueError, r"mask: expected weights >= 0, some"),
+        ({"mask": -torch.ones(64, 64)}, ValueError, r"mask: expected weights >= 0, some"),
+        ({"init": [1.0]}, TypeError, r"init: expected a tensor .*got list"),
+        ({"init": torch.eye(3)}, ValueError, r"init: expected shape .*got \(3, 3\)"),
+        ({"init": torch.full((4, 4), math.nan)}, ValueError, r"init: expected finite poses"),
+        ({"init": 2.0 * torch.eye(4)}, ValueError, r"init: expected rotations, .*off by 3"),
+        ({"init": torch.diag(torch.tensor([1.0, 1, -1, 1]))}, ValueError, r"init: .*determinant"),
+        ({"stages": "best"}, ValueError, r"stages: expected 'auto' or Stage .*got 'best'"),
+        ({"stages": []}, ValueError, r"stages: expected at least one Stage, got none"),
+        ({"stages": ["ncc"]}, TypeError, r"stages: expected Stage objects, got str"),
+        ({"stages": 3}, TypeError, r"stages: expected 'auto' or Stage objects, got int"),
+        ({"stages": Stage(downsample=99)}, ValueError, r"downsample: expected at most 64.*got 99"),
+        ({"center": torch.zeros(2)}, ValueError, r"center: expected a tensor \[3\].*got \(2,\)"),
+        ({"rig_to_camera": torch.eye(4)}, ValueError, r"rig_to_camera: expected None"),
+    ],
+)
+def test_bad_arguments_raise_errors_that_name_them(changes, error, message):
+    good = {"camera": CAMERA, "xray": target(), "init": truth()}
+    volume = {"HU": phantom()}.get(changes.get("volume"), changes.get("volume", attenuation()))
+    changes = {name: value for name, value in changes.items() if name != "volume"}
+    with pytest.raises(error, match=message):
+        register(volume, **{**good, **changes})
+
+
+def test_views_of_several_cameras_must_come_in_equal_numbers_with_a_rig():
+    like, image = torch.empty(0), torch.zeros(1, 1, 64, 64)
+    rig = torch.eye(4).repeat(2, 1, 1)
+    two = [CAMERA, CAMERA]
+    assert len(make_views(two, [image, image], None, rig, like)) == 2
+    cases = [
+        ((two, [image], None, rig), ValueError, r"xray: expected a list of 2.*got 1"),
+        ((two, image, None, rig), ValueError, r"xray: expected a list of 2.*got Tensor"),
+        ((two, [image] * 2, [None], rig), ValueError, r"mask: expected a list of 2.*got 1"),
+        ((two, [image] * 2, None, None), TypeError, r"rig_to_camera: .*got NoneType"),
+        ((two, [image] * 2, None, rig[:1]), ValueError, r"rig_to_camera: .*got \(1, 4, 4\)"),
+        ((two, [image] * 2, None, 2 * rig), ValueError, r"rig_to_camera: expected the identity"),
+    ]
+    for arguments, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            make_views(*arguments, like)
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"similarity": "ssim"}, ValueError, r"similarity: .*'gradient_ncc'.*got 'ssim'"),
+        ({"similarity": 3}, TypeError, r"similarity: expected a name or a callable, got int"),
+        ({"downsample": 0}, ValueError, r"downsample: expected a positive integer, got 0"),
+        ({"iterations": 1.5}, ValueError, r"iterations: expected a positive integer, got 1.5"),
+        ({"starts": True}, ValueError, r"starts: expected a positive integer, got True"),
+        ({"step": 0.0}, ValueError, r"step: expected a positive length in mm, got 0.0"),
+        ({"final_step": math.inf}, ValueError, r"final_step: .*got inf"),
+        ({"pixel_mm": -1.0}, ValueError, r"pixel_mm: .*got -1.0"),
+        ({"momentum": 1.0}, ValueError, r"momentum: expected a number in \[0, 1\), got 1.0"),
+        ({"tolerance": -1.0}, ValueError, r"tolerance: expected a number >= 0, got -1.0"),
+        ({"spread": (0.1,)}, ValueError, r"spread: expected \(rad, mm\)"),
+    ],
+)
+def test_a_stage_refuses_settings_out_of_bounds(options, error, message):
+    with pytest.raises(error, match=message):
+        Stage(**options)
+
+
+# ---- real CT
+
+
+@pytest.mark.slow
+@pytest.mark.io
+@pytest.mark.data
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_pelvis_ct_is_registered_within_2_mm_from_10_degrees_and_20_mm(data_folder, seed):
+    ct = drrkit.read_volume(data_folder / "pelvis_2mm.nii.gz").to(dtype=torch.float32)
+    camera = CArm(1020.0, (128, 128), 2.176)
+    right = view_ap(ct, 800.0)
+    xray = simulate_xray(ct, camera, right, energy_kev=SPECTRUM_90KV, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    direction = direction / direction.norm(dim=1, keepdim=True)
+    xi = torch.cat([direction[0] * math.radians(10.0), direction[1] * 20.0])
+    start = perturb(right, xi, volume_center(ct))
+    points = bone_points(ct)
+    result = register(ct.to_mu(), camera, xray, start)
+    assert float(mtre(start, right, points)) > 20.0
+    assert float(mtre(result.world_to_camera, right, points)) < 2.0
+    assert result.seconds < 60.0
