@@ -114,7 +114,7 @@ struct Samples {
   // `outer` and `inner` are inclusive integer-valued intervals; an empty `inner` leaves everything
   // to checks.
   DRR_HD static Samples from(Interval outer, Interval inner) {
-    if (outer.empty() || !(outer.hi - outer.lo < 2e9)) return {0, 0, 0, 0};
+    if (outer.empty() || !(outer.lo > -1e9 && outer.hi < 1e9)) return {0, 0, 0, 0};
     Samples s;
     s.begin = static_cast<int>(outer.lo);
     s.end = static_cast<int>(outer.hi) + 1;

@@ -46,11 +46,12 @@ DRR_HD Vec3 from_axes(int m, int a, double on_m, double on_a, double on_b) {
                    : on_b};
 }
 
-DRR_HD int floor_int(float x) { return static_cast<int>(floorf(x)); }
-DRR_HD int floor_int(double x) { return static_cast<int>(floor(x)); }
-
 template <class T> DRR_HD T minimum(T a, T b) { return b < a ? b : a; }
 template <class T> DRR_HD T maximum(T a, T b) { return a < b ? b : a; }
+
+// Floor of any number at all: those that no grid reaches, and NaN, give an index that none has.
+DRR_HD int floor_int(float x) { return static_cast<int>(floorf(minimum(1e9f, maximum(-1e9f, x)))); }
+DRR_HD int floor_int(double x) { return static_cast<int>(floor(minimum(1e9, maximum(-1e9, x)))); }
 
 // Storage types narrower than the arithmetic. Only loads are needed: every result is float or
 // double.

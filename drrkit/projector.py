@@ -124,7 +124,7 @@ def backproject(
     if images.dim() != dims:
         layout = "[B, C, rows, cols]" if pixels is None else "[B, C, P]"
         raise ValueError(f"images: expected {layout}, got shape {tuple(images.shape)}")
-    if 0 in images.shape[1:]:
+    if images.shape[1] == 0 or (pixels is None and 0 in images.shape[2:]):
         raise ValueError(f"images: expected at least one pixel, got shape {tuple(images.shape)}")
     frames = _checked_frames(frames, images)
     if frames.shape[0] != images.shape[0]:
@@ -225,7 +225,7 @@ def _twist_tangents(frames: Tensor, volume: Volume, world_to_camera: Tensor) -> 
     """
 
     def constant(numbers: Any) -> Tensor:
-        return torch.as_tensor(numbers, dtype=torch.float64).to(frames.device)
+        return torch.as_tensor(numbers, dtype=torch.float64, device=frames.device)
 
     spacing, direction = constant(volume.spacing), constant(volume.direction)
     rotation = world_to_camera.detach().to(torch.float64).reshape(-1, 4, 4)[:, :3, :3]

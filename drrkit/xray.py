@@ -20,7 +20,14 @@ from drrkit.geometry import Camera
 from drrkit.projector import render
 from drrkit.volume import Volume, water_attenuation
 
-__all__ = ["BONE_MU_PER_MM", "SPECTRUM_90KV", "simulate_xray", "split_materials"]
+__all__ = [
+    "BONE_MU_PER_MM",
+    "SPECTRUM_90KV",
+    "bone_attenuation",
+    "gaussian_blur",
+    "simulate_xray",
+    "split_materials",
+]
 
 BONE_MU_PER_MM: dict[float, float] = {
     40.0: 0.11935,
@@ -167,7 +174,13 @@ def simulate_xray(
 
 
 def gaussian_blur(image: Tensor, sigma_px: float) -> Tensor:
-    """Gaussian blur of images [B, C, rows, cols] by sigma_px pixels, edges replicated."""
+    """Gaussian blur of images [B, C, rows, cols], edge pixels repeated outwards; differentiable.
+
+    sigma_px is the standard deviation in pixels, above 0; the kernel reaches 3 of them. Raises
+    ValueError for a sigma that is not positive and finite.
+    """
+    if not 0 < sigma_px < math.inf:
+        raise ValueError(f"sigma_px: expected a positive number of pixels, got {sigma_px!r}")
     radius = max(1, math.ceil(3.0 * sigma_px))
     offsets = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
     kernel = torch.exp(-0.5 * (offsets / sigma_px).square())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from scenes import BEAMS, DEVICES, SPACING, endpoints, oblique, rand, randn
+from scenes import BEAMS, SPACING, endpoints, oblique, rand, randn
 from torch import Tensor
 
 from drrkit import _ops
@@ -58,64 +58,69 @@ def check(product: Callable, op: str, *arguments: object) -> None:
     torch.library.opcheck(original, call)
 
 
-@pytest.fixture(params=DEVICES)
-def on(request: pytest.FixtureRequest) -> Callable[[Tensor], Tensor]:
-    return lambda t: t.to(request.param)
-
-
 @pytest.mark.parametrize("kind", ["frames", "endpoints"])
 @pytest.mark.parametrize("with_rays", [False, True])
 @pytest.mark.parametrize("dtype", VOXELS)
-def test_project_passes_opcheck(dtype, with_rays, kind, on) -> None:
-    arguments = (on(values(dtype)), on(geometry(kind)), with_rays, spec_of())
+def test_project_passes_opcheck(dtype, with_rays, kind, device) -> None:
+    arguments = (values(dtype).to(device), geometry(kind).to(device), with_rays, spec_of())
     check(_ops.project, "project", *arguments)
 
 
 @pytest.mark.parametrize("kind", ["frames", "endpoints"])
 @pytest.mark.parametrize("tangent", [False, True])
 @pytest.mark.parametrize("dtype", SCALARS)
-def test_backproject_passes_opcheck(dtype, tangent, kind, on) -> None:
-    where = on(geometry(kind))
-    along = on(geometry(kind, seed=5)) if tangent else None
+def test_backproject_passes_opcheck(dtype, tangent, kind, device) -> None:
+    where = geometry(kind).to(device)
+    along = geometry(kind, seed=5).to(device) if tangent else None
     rays = RAYS if kind == "frames" else where.shape[1]
-    arguments = (on(images(dtype, rays)), where, along, VOLUMES, spec_of())
+    arguments = (images(dtype, rays).to(device), where, along, VOLUMES, spec_of())
     check(_ops.backproject, "backproject", *arguments)
 
 
 @pytest.mark.parametrize("ends", [False, True], ids=["frames", "endpoints"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", SCALARS)
-def test_reduce_rays_passes_opcheck(dtype, weighted, ends, on) -> None:
-    rays = on(randn(VIEWS, CHANNELS, 6, RAYS, seed=3).to(dtype))
-    weights = on(images(dtype, RAYS)) if weighted else None
+def test_reduce_rays_passes_opcheck(dtype, weighted, ends, device) -> None:
+    rays = randn(VIEWS, CHANNELS, 6, RAYS, seed=3).to(device, dtype)
+    weights = images(dtype, RAYS).to(device) if weighted else None
     check(_ops.reduce_rays, "reduce_rays", rays, weights, ends, spec_of())
 
 
 @pytest.mark.parametrize("kind", ["frames", "endpoints"])
 @pytest.mark.parametrize("dtype", SCALARS)
-def test_tangent_passes_opcheck(dtype, kind, on) -> None:
-    along = on(geometry(kind, seed=5))
+def test_tangent_passes_opcheck(dtype, kind, device) -> None:
+    along = geometry(kind, seed=5).to(device)
     rays = RAYS if kind == "frames" else along.shape[1]
-    six = on(randn(VIEWS, CHANNELS, 6, rays, seed=3).to(dtype))
+    six = randn(VIEWS, CHANNELS, 6, rays, seed=3).to(device, dtype)
     check(_ops.tangent, "tangent", six, along, spec_of())
 
 
 @pytest.mark.parametrize("kind", ["frames", "endpoints"])
 @pytest.mark.parametrize("dtype", VOXELS)
-def test_second_passes_opcheck(dtype, kind, on) -> None:
-    where = on(geometry(kind))
+def test_second_passes_opcheck(dtype, kind, device) -> None:
+    where = geometry(kind).to(device)
     rays = RAYS if kind == "frames" else where.shape[1]
-    weights = on(images(scalar_of(dtype), rays))
-    arguments = (on(values(dtype)), where, weights, on(geometry(kind, seed=5)), spec_of())
+    weights = images(scalar_of(dtype), rays).to(device)
+    arguments = (
+        values(dtype).to(device),
+        where,
+        weights,
+        geometry(kind, seed=5).to(device),
+        spec_of(),
+    )
     check(_ops.second, "second", *arguments)
 
 
 @pytest.mark.parametrize("beam", BEAMS)
 @pytest.mark.parametrize("method", ["siddon", "trilinear"])
-def test_every_product_of_the_other_methods_passes_opcheck(method, beam, on) -> None:
+def test_every_product_of_the_other_methods_passes_opcheck(method, beam, device) -> None:
     spec = spec_of(method, beam)
-    volume, where, along = on(values(torch.float64)), on(geometry("frames")), on(geometry("frames"))
-    weights = on(images(torch.float64, RAYS))
+    volume, where, along = (
+        values(torch.float64).to(device),
+        geometry("frames").to(device),
+        geometry("frames").to(device),
+    )
+    weights = images(torch.float64, RAYS).to(device)
     check(_ops.project, "project", volume, where, True, spec)
     check(_ops.backproject, "backproject", weights, where, None, VOLUMES, spec)
     check(_ops.backproject, "backproject", weights, where, along, VOLUMES, spec)
@@ -126,14 +131,18 @@ def test_every_product_of_the_other_methods_passes_opcheck(method, beam, on) -> 
 
 
 @pytest.mark.parametrize("kind", ["frames", "endpoints"])
-def test_ops_read_tensors_of_any_strides(kind, on) -> None:
+def test_ops_read_tensors_of_any_strides(kind, device) -> None:
     def strided(t: Tensor) -> Tensor:
         return t.mT.contiguous().mT
 
     spec = spec_of("trilinear")
-    volume, where, along = on(values(torch.float64)), on(geometry(kind)), on(geometry(kind, seed=5))
+    volume, where, along = (
+        values(torch.float64).to(device),
+        geometry(kind).to(device),
+        geometry(kind, seed=5).to(device),
+    )
     rays = RAYS if kind == "frames" else where.shape[1]
-    weights = on(images(torch.float64, rays))
+    weights = images(torch.float64, rays).to(device)
     six = _ops.project(volume, where, True, spec)[1]
     products = (
         (_ops.project, (volume, where, True, spec)),
@@ -156,8 +165,10 @@ def test_every_op_of_the_library_is_checked_here() -> None:
 
 
 @pytest.mark.parametrize("dtype", VOXELS)
-def test_products_return_float64_for_float64_voxels_and_float32_for_all_others(dtype, on) -> None:
-    volume, where = on(values(dtype)), on(geometry("frames"))
+def test_products_return_float64_for_float64_voxels_and_float32_for_all_others(
+    dtype, device
+) -> None:
+    volume, where = values(dtype).to(device), geometry("frames").to(device)
     image, six = _ops.project(volume, where, True, spec_of())
     assert image.dtype == six.dtype == scalar_of(dtype)
     assert image.shape == (VIEWS, CHANNELS, RAYS)
@@ -168,8 +179,8 @@ def test_products_return_float64_for_float64_voxels_and_float32_for_all_others(d
     assert _ops.tangent(six, where, spec_of()).dtype == scalar_of(dtype)
 
 
-def test_a_march_without_rays_returns_the_same_image_and_an_empty_tensor(on) -> None:
-    volume, where = on(values(torch.float32)), on(geometry("frames"))
+def test_a_march_without_rays_returns_the_same_image_and_an_empty_tensor(device) -> None:
+    volume, where = values(torch.float32).to(device), geometry("frames").to(device)
     image, nothing = _ops.project(volume, where, False, spec_of())
     with_rays, _ = _ops.project(volume, where, True, spec_of())
     assert nothing.shape == (0,)

@@ -251,6 +251,18 @@ def test_a_downsampled_view_shows_the_same_scene_without_a_shift():
     torch.testing.assert_close(view.xray, again, rtol=1e-4, atol=1e-4)
 
 
+def test_blurring_a_view_lets_nothing_out_of_its_masked_part():
+    mask = torch.ones(1, 1, 64, 64)
+    mask[..., 20:30, 20:30] = 0.0
+    clean, spoiled = target(), target()
+    spoiled[..., 20:30, 20:30] = 1e4
+    blurred = [View(CAMERA, xray, mask, None).blurred(2.0).xray for xray in (clean, spoiled)]
+    torch.testing.assert_close(blurred[0] * mask, blurred[1] * mask)
+    plain = View(CAMERA, clean, None, None).blurred(2.0).xray
+    torch.testing.assert_close(blurred[0][..., 40:, 40:], plain[..., 40:, 40:])
+    assert plain.diff(dim=-1).abs().mean() < 0.8 * clean.diff(dim=-1).abs().mean()
+
+
 def test_a_stage_may_choose_its_resolution_by_the_pixels_width_at_the_patient():
     fine = CArm(1020.0, (512, 512), 0.5)
     for pixel_mm, factor in ((0.1, 1), (0.4, 1), (1.6, 4), (7.8, 20), (100.0, 21)):
@@ -440,6 +452,7 @@ def test_views_of_several_cameras_must_come_in_equal_numbers_with_a_rig():
         ({"pixel_mm": -1.0}, ValueError, r"pixel_mm: .*got -1.0"),
         ({"momentum": 1.0}, ValueError, r"momentum: expected a number in \[0, 1\), got 1.0"),
         ({"tolerance": -1.0}, ValueError, r"tolerance: expected a number >= 0, got -1.0"),
+        ({"blur": -1.0}, ValueError, r"blur: expected a number >= 0, got -1.0"),
         ({"spread": (0.1,)}, ValueError, r"spread: expected \(rad, mm\)"),
     ],
 )

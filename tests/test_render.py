@@ -356,3 +356,16 @@ def test_voxels_that_are_a_parameter_train(device) -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.3 * losses[0]
+
+
+def test_the_default_device_is_left_alone(device) -> None:
+    volume, camera, poses = scene(device)
+    expected = drrkit.render(volume, camera, poses)
+    with torch.device("meta"):  # stands for any device that the inputs are not on
+        found = {
+            "render": drrkit.render(volume, camera, poses),
+            "project_with_jacobian": drrkit.project_with_jacobian(volume, camera, poses)[0],
+            "Projector": drrkit.Projector(volume, camera)(poses),
+        }
+    for name, image in found.items():
+        assert torch.equal(image, expected), name

@@ -42,12 +42,15 @@ def grid_constants(volume: VolumeLike, device: torch.device | str | None = None)
     device = volume.values.device if device is None else device
     linear, origin = _index_to_world(volume)
     inverse = torch.linalg.inv(linear)
-    offset = torch.zeros(4, 3, dtype=torch.float64)
+    offset = torch.zeros(4, 3, dtype=torch.float64, device="cpu")
     offset[:2] = -inverse @ origin
-    point = torch.tensor([[-1.0], [-1.0], [0.0], [0.0]], dtype=torch.float64)
-    ends = [torch.tensor((-1.0, float(n)), dtype=torch.float64) for n in _shape_xyz(volume)]
+    point = torch.tensor([[-1.0], [-1.0], [0.0], [0.0]], dtype=torch.float64, device="cpu")
+    ends = [
+        torch.tensor((-1.0, float(n)), dtype=torch.float64, device="cpu")
+        for n in _shape_xyz(volume)
+    ]
     corners = torch.cartesian_prod(*ends) @ linear.mT + origin
-    homogeneous = torch.cat((corners, torch.ones(8, 1, dtype=torch.float64)), 1).mT
+    homogeneous = torch.cat((corners, torch.ones(8, 1, dtype=torch.float64, device="cpu")), 1).mT
     constants = (inverse.mT, offset, point, homogeneous)
     return GridConstants(*(constant.contiguous().to(device) for constant in constants))
 
@@ -91,7 +94,9 @@ def view_frames(
 def volume_center(volume: VolumeLike) -> Tensor:
     """World position of the centre of a volume's grid: [3] float64 mm, on its values' device."""
     linear, origin = _index_to_world(volume)
-    middle = torch.tensor([(n - 1) / 2 for n in _shape_xyz(volume)], dtype=torch.float64)
+    middle = torch.tensor(
+        [(n - 1) / 2 for n in _shape_xyz(volume)], dtype=torch.float64, device="cpu"
+    )
     return (linear @ middle + origin).to(volume.values.device)
 
 

@@ -135,7 +135,7 @@ def _linear_starts(problem: _Problem) -> list[Tensor]:
         raise ValueError(
             f"points: expected at least 6 distinct points, or coplanar ones, or init, got {count}"
         )
-    homogeneous = torch.cat((problem.pixels.flip(-1), torch.ones(len(problem.pixels), 1)), -1)
+    homogeneous = torch.cat((problem.pixels.flip(-1), torch.ones_like(problem.pixels[:, :1])), -1)
     rays = torch.linalg.solve_triangular(problem.camera.K, homogeneous.mT, upper=True)[:2].mT
     local = (problem.points - problem.center) @ problem.axes.mT
     rotations = []
@@ -163,7 +163,7 @@ def _best_of(problem: _Problem, starts: list[Tensor]) -> Tensor:
     best, error = min(results, key=lambda result: result[1])
     sight = _in_camera(problem, best).mean(0)
     sight = sight / sight.norm()
-    eye = torch.eye(3, dtype=torch.float64)
+    eye = torch.eye(3, dtype=torch.float64, device=best.device)
     normal = problem.axes[2]
     flipped = (eye - 2 * sight.outer(sight)) @ best[:3, :3] @ (eye - 2 * normal.outer(normal))
     center = best[:3, :3] @ problem.center + best[:3, 3]
@@ -185,7 +185,7 @@ def _direct_linear_transform(source: Tensor, target: Tensor) -> Tensor:
     spread = source.square().sum(-1).mean().sqrt()
     mean = target.mean(0)
     size = (target - mean).square().sum(-1).mean().sqrt().clamp(min=1e-300)
-    x = torch.cat((source / spread, torch.ones(len(source), 1)), -1)
+    x = torch.cat((source / spread, torch.ones_like(source[:, :1])), -1)
     u = (target - mean) / size
     zero = torch.zeros_like(x)
     rows = torch.cat(
@@ -194,7 +194,7 @@ def _direct_linear_transform(source: Tensor, target: Tensor) -> Tensor:
     if len(rows) < rows.shape[1]:  # four points in a plane: the null vector needs a row as well
         rows = torch.cat((rows, torch.zeros_like(rows[:1])))
     solution = torch.linalg.svd(rows, full_matrices=False)[2][-1].reshape(3, -1)
-    denormalise = torch.zeros(3, 3, dtype=torch.float64)
+    denormalise = torch.zeros(3, 3, dtype=torch.float64, device=x.device)
     denormalise[0, 0] = denormalise[1, 1] = size
     denormalise[:2, 2] = mean
     denormalise[2, 2] = 1.0
@@ -204,7 +204,7 @@ def _direct_linear_transform(source: Tensor, target: Tensor) -> Tensor:
 
 def _nearest_rotation(matrix: Tensor) -> Tensor:
     left, _, right = torch.linalg.svd(matrix)
-    sign = torch.ones(3, dtype=torch.float64)
+    sign = torch.ones(3, dtype=torch.float64, device=left.device)
     sign[2] = torch.linalg.det(left @ right).sign()
     return left @ (sign[:, None] * right)
 
@@ -216,7 +216,7 @@ def _with_translation(problem: _Problem, rotation: Tensor, rays: Tensor) -> Tens
     image instead, all points at one depth.
     """
     turned = (problem.points - problem.center) @ rotation.mT
-    rows = torch.zeros(2, len(rays), 3, dtype=torch.float64)
+    rows = torch.zeros(2, len(rays), 3, dtype=torch.float64, device=rays.device)
     rows[0, :, 0] = rows[1, :, 1] = 1.0
     rows[:, :, 2] = -rays.mT
     right = rays.mT * turned[:, 2] - turned[:, :2].mT
@@ -225,7 +225,7 @@ def _with_translation(problem: _Problem, rotation: Tensor, rays: Tensor) -> Tens
     if not bool((turned[:, 2] + place[2] > 0).all()):
         middle = rays.mean(0)
         depth = turned[:, :2].norm() / (rays - middle).norm()
-        place = depth * torch.cat((middle, torch.ones(1, dtype=torch.float64)))
+        place = depth * torch.cat((middle, torch.ones_like(middle[:1])))
     return assemble(rotation, (place - rotation @ problem.center)[:, None])
 
 

@@ -55,7 +55,8 @@ def register(
             A list for several cameras.
         init: [4, 4] or [K, 4, 4] world_to_camera to start from (of the first camera).
         stages: "auto" (coarse to fine), or Stages of your own.
-        mask: float weights of the X-ray's shape; 0 leaves a pixel out. A list for several cameras.
+        mask: float weights of the X-ray's shape; 0 leaves a pixel out, and exp(-xray) weighs pixels
+            by their photons where those are few. A list for several cameras.
         rig_to_camera: [V, 4, 4] for several cameras: the fixed maps from the first camera's
             coordinates to each camera's; the first is the identity.
         center: [3] world mm, the point that rotations turn about; default the volume's centre.

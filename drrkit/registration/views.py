@@ -13,6 +13,7 @@ from torch.nn import functional
 from drrkit.geometry import Camera
 from drrkit.projector import render
 from drrkit.registration.stages import Stage
+from drrkit.xray import gaussian_blur
 
 __all__ = ["View", "downsampling", "make_views", "objective", "pixel_at", "render_scene"]
 
@@ -48,6 +49,10 @@ class View:
         xray = functional.avg_pool2d(self.xray, factor)
         return replace(self, camera=self.camera.rescale(factor), xray=xray, mask=mask)
 
+    def blurred(self, sigma_px: float) -> View:
+        """The same view with a blurred image."""
+        return replace(self, xray=_blurred(self.xray, self.mask, sigma_px))
+
 
 def downsampling(stage: Stage, camera: Camera, depth: float) -> int:
     """The stage's downsampling for a camera whose patient stands `depth` mm from the source."""
@@ -75,13 +80,14 @@ def objective(
     similarity = stage.measure
     prepare = getattr(similarity, "prepare", None)
     scene = scene if prepare is None else prepare(scene)
-    scaled = [view.downsampled(factor) for view in views]
+    scaled = [view.downsampled(factor).blurred(stage.blur) for view in views]
 
     def loss(world_to_camera: Tensor) -> Tensor:
         total = torch.zeros((), dtype=scaled[0].xray.dtype, device=scaled[0].xray.device)
         for view in scaled:
             pose = view.pose(world_to_camera)
             moving = render_scene(scene, view.camera, pose, stage.supersample, method)
+            moving = _blurred(moving, view.mask, stage.blur)
             total = total + similarity(moving, view.xray, view.mask)
         return total / len(scaled)
 
@@ -96,6 +102,17 @@ def render_scene(
     if own is not None:
         return own(camera, world_to_camera)
     return render(scene, camera, world_to_camera, supersample=supersample, method=method)
+
+
+def _blurred(image: Tensor, mask: Tensor | None, sigma_px: float) -> Tensor:
+    """A Gaussian blur in which pixels count by the mask, so that nothing leaks out of it."""
+    if sigma_px == 0:
+        return image
+    if mask is None:
+        return gaussian_blur(image, sigma_px)
+    weight = gaussian_blur(mask, sigma_px)
+    inside = (weight > 1e-6).to(weight)
+    return gaussian_blur(image * mask, sigma_px) * inside / weight.clamp_min(1e-6)
 
 
 def make_views(

@@ -53,7 +53,9 @@ class Volume:
     values: Tensor
     spacing: tuple[float, float, float]
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    direction: Tensor = field(default_factory=lambda: torch.eye(3, dtype=torch.float64))
+    direction: Tensor = field(
+        default_factory=lambda: torch.eye(3, dtype=torch.float64, device="cpu")
+    )
     unit: Unit = "HU"
     labels: Tensor | None = None
 
@@ -205,7 +207,9 @@ class Volume:
 
     def _world_of(self, index: Sequence[float]) -> tuple[float, float, float]:
         """World mm of one index point, as numbers."""
-        x, y, z = self.index_to_world(torch.tensor(index, dtype=torch.float64)).tolist()
+        x, y, z = self.index_to_world(
+            torch.tensor(index, dtype=torch.float64, device="cpu")
+        ).tolist()
         return x, y, z
 
     def resample(
@@ -287,7 +291,10 @@ class Volume:
         if any(a > b for a, b in zip(low, high, strict=True)):
             raise ValueError(f"lower, upper: expected lower <= upper, got {low} and {high}")
         corners = torch.cartesian_prod(
-            *(torch.tensor(pair, dtype=torch.float64) for pair in zip(low, high, strict=True))
+            *(
+                torch.tensor(pair, dtype=torch.float64, device="cpu")
+                for pair in zip(low, high, strict=True)
+            )
         )
         index = self.world_to_index(corners.to(self.affine.device)).cpu()
         # 1e-6 voxel: a box face on a voxel face, up to rounding, does not take the next voxel.
@@ -340,9 +347,9 @@ class Volume:
 
 def _affine(spacing: Sequence[float], origin: Sequence[float], direction: Tensor) -> Tensor:
     """[4, 4] float64 CPU, index to world."""
-    affine = torch.eye(4, dtype=torch.float64)
-    affine[:3, :3] = direction * torch.tensor(spacing, dtype=torch.float64)
-    affine[:3, 3] = torch.tensor(origin, dtype=torch.float64)
+    affine = torch.eye(4, dtype=torch.float64, device="cpu")
+    affine[:3, :3] = direction * torch.tensor(spacing, dtype=torch.float64, device="cpu")
+    affine[:3, 3] = torch.tensor(origin, dtype=torch.float64, device="cpu")
     return affine
 
 
@@ -432,7 +439,7 @@ def _checked_direction(direction: Any) -> Tensor:
         raise ValueError(f"direction: expected finite numbers, got {matrix.tolist()}")
     if abs(float(torch.linalg.det(matrix))) < 1e-6:
         raise ValueError(f"direction: the matrix is singular: {matrix.tolist()}")
-    error = float((matrix.T @ matrix - torch.eye(3, dtype=torch.float64)).abs().max())
+    error = float((matrix.T @ matrix - torch.eye(3, dtype=torch.float64, device="cpu")).abs().max())
     if error > 1e-3:
         raise ValueError(
             f"direction: expected orthonormal columns (to 1e-3), got {matrix.tolist()}, off by "
