@@ -268,25 +268,74 @@ template <class S> struct Trilinear {
             mz = static_cast<S>(h * move.z);
     const S rx = static_cast<S>(h * rate.x), ry = static_cast<S>(h * rate.y),
             rz = static_cast<S>(h * rate.z);
-    for (int k = samples.begin + lane; k < samples.end; k += lanes) {
+    scatter_range<kTangent, true>(samples.begin + lane, samples.inner_begin, lanes, weight, mx, my,
+                                  mz, rx, ry, rz, sink);
+    scatter_range<kTangent, false>(samples.inner_begin + lane, samples.inner_end, lanes, weight, mx,
+                                   my, mz, rx, ry, rz, sink);
+    scatter_range<kTangent, true>(samples.inner_end + lane, samples.end, lanes, weight, mx, my, mz,
+                                  rx, ry, rz, sink);
+  }
+
+  template <bool kTangent, bool kChecked, class Sink>
+  DRR_HD void scatter_range(int first, int last, int lanes, S weight, S mx, S my, S mz, S rx, S ry,
+                            S rz, Sink& sink) const {
+    const int64_t sy = stride_y, sz = stride_z;
+    for (int k = first; k < last; k += lanes) {
       const S kk = static_cast<S>(k);
       const S x = at_x + kk * step_x, y = at_y + kk * step_y, z = at_z + kk * step_z;
-      const int ix = floor_int(x), iy = floor_int(y), iz = floor_int(z);
+      const int ix = kChecked ? floor_int(x) : static_cast<int>(x),
+                iy = kChecked ? floor_int(y) : static_cast<int>(y),
+                iz = kChecked ? floor_int(z) : static_cast<int>(z);
       const S fx = x - static_cast<S>(ix), fy = y - static_cast<S>(iy), fz = z - static_cast<S>(iz);
-      const S hx = mx + kk * rx, hy = my + kk * ry, hz = mz + kk * rz;
-      for (int corner = 0; corner < 8; ++corner) {
-        const int cx = corner & 1, cy = corner >> 1 & 1, cz = corner >> 2;
-        const int jx = ix + cx, jy = iy + cy, jz = iz + cz;
-        if (jx < 0 || jx >= nx || jy < 0 || jy >= ny || jz < 0 || jz >= nz) continue;
-        const S wx = cx ? fx : 1 - fx, wy = cy ? fy : 1 - fy, wz = cz ? fz : 1 - fz;
-        S value;
-        if (kTangent) {
-          value = (cx ? hx : -hx) * wy * wz + (cy ? hy : -hy) * wx * wz + (cz ? hz : -hz) * wx * wy;
-        } else {
-          value = weight * wx * wy * wz;
-        }
-        sink.add(static_cast<int64_t>(jz) * stride_z + static_cast<int64_t>(jy) * stride_y + jx,
-                 value);
+      const S gx = 1 - fx, gy = 1 - fy, gz = 1 - fz;
+      const int64_t at = iz * sz + iy * sy + ix;
+      S w000, w100, w010, w110, w001, w101, w011, w111;
+      if (kTangent) {
+        const S hx = mx + kk * rx, hy = my + kk * ry, hz = mz + kk * rz;  // moves, times h
+        const S ygz = hy * gz, yfz = hy * fz, zgy = hz * gy, zfy = hz * fy;
+        const S x00 = hx * gy * gz, x10 = hx * fy * gz, x01 = hx * gy * fz, x11 = hx * fy * fz;
+        const S r00 = -ygz - zgy, r10 = ygz - zfy, r01 = zgy - yfz, r11 = yfz + zfy;
+        w000 = gx * r00 - x00;
+        w100 = fx * r00 + x00;
+        w010 = gx * r10 - x10;
+        w110 = fx * r10 + x10;
+        w001 = gx * r01 - x01;
+        w101 = fx * r01 + x01;
+        w011 = gx * r11 - x11;
+        w111 = fx * r11 + x11;
+      } else {
+        const S wg = weight * gz, wf = weight * fz;
+        const S y00 = wg * gy, y10 = wg * fy, y01 = wf * gy, y11 = wf * fy;
+        w000 = gx * y00;
+        w100 = fx * y00;
+        w010 = gx * y10;
+        w110 = fx * y10;
+        w001 = gx * y01;
+        w101 = fx * y01;
+        w011 = gx * y11;
+        w111 = fx * y11;
+      }
+      if (kChecked) {
+        const bool x0 = ix >= 0 && ix < nx, x1 = ix >= -1 && ix < nx - 1;
+        const bool y0 = iy >= 0 && iy < ny, y1 = iy >= -1 && iy < ny - 1;
+        const bool z0 = iz >= 0 && iz < nz, z1 = iz >= -1 && iz < nz - 1;
+        if (x0 && y0 && z0) sink.add(at, w000);
+        if (x1 && y0 && z0) sink.add(at + 1, w100);
+        if (x0 && y1 && z0) sink.add(at + sy, w010);
+        if (x1 && y1 && z0) sink.add(at + sy + 1, w110);
+        if (x0 && y0 && z1) sink.add(at + sz, w001);
+        if (x1 && y0 && z1) sink.add(at + sz + 1, w101);
+        if (x0 && y1 && z1) sink.add(at + sz + sy, w011);
+        if (x1 && y1 && z1) sink.add(at + sz + sy + 1, w111);
+      } else {
+        sink.add(at, w000);
+        sink.add(at + 1, w100);
+        sink.add(at + sy, w010);
+        sink.add(at + sy + 1, w110);
+        sink.add(at + sz, w001);
+        sink.add(at + sz + 1, w101);
+        sink.add(at + sz + sy, w011);
+        sink.add(at + sz + sy + 1, w111);
       }
     }
   }

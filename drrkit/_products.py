@@ -1,4 +1,4 @@
-"""The six products as autograd Functions, closed under every derivative but the third.
+"""The six products as autograd Functions, closed under differentiation up to K.
 
 P project, P* backproject, J frame cotangent, T tangent, T* its adjoint, K second order; formulas in
 the headers of csrc/. Rules of this file:

@@ -17,7 +17,7 @@ float32 else; geometry is always float64):
     T   image tangent (forward mode)      yes     yes     yes        yes (2)           yes  yes
     T*  adjoint of T in the volume        yes     yes     yes        yes (2)           yes  yes (1)
     K   twice in the geometry             yes     yes     yes        raises            yes  yes
-    third derivatives, forward over forward: raise
+    derivatives of K, forward over forward: raise
 
 (1) Atomic sums; under torch.use_deterministic_algorithms(True) fixed-point sums, bitwise equal over
     runs at twice the marches and 8 bytes a voxel and channel. On the CPU every result is bitwise
@@ -37,6 +37,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from drrkit import _ops
 from drrkit._ops import BEAMS, METHODS, Spec
@@ -92,7 +93,7 @@ def project(
         )
     spec = _spec(tuple(volume.shape[2:]), size, spacing, method, beam, step, derivative, anchor)
     geometry = frames if pixels is None else _endpoints(frames, pixels, beam)
-    keep_rays = geometry.requires_grad and torch.is_grad_enabled()
+    keep_rays = (geometry.requires_grad and torch.is_grad_enabled()) or _is_dual(geometry)
     image = call(Project, volume, geometry, keep_rays, spec)[0]
     return image if pixels is not None else image.unflatten(2, (spec.rows, spec.cols))
 
@@ -341,6 +342,13 @@ def _finer(frames: Tensor, n: int, beam: str) -> Tensor:
     return torch.cat(
         (frames[:, 0:1] + on_source * step, frames[:, 1:2] + moved * step, frames[:, 2:] / n), 1
     )
+
+
+def _is_dual(geometry: Tensor) -> bool:
+    """Whether forward mode follows the geometry: its tangent then comes from the same march."""
+    if forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(geometry).tangent is not None
 
 
 def _endpoints(frames: Tensor, pixels: Tensor, beam: str) -> Tensor:

@@ -270,18 +270,19 @@ def test_a_demo_that_misses_the_truth_says_so_and_fails(
 @pytest.mark.io
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_demo_registers_to_under_half_a_millimetre(tmp_path: Path, seed: int) -> None:
+def test_the_demo_registers_to_under_a_millimetre(tmp_path: Path, seed: int) -> None:
     process = python("-m", "drrkit", "demo", "--out", tmp_path, "--seed", seed)
     assert process.returncode == 0, process.stderr
     rows = dict(re.findall(r"^(before|after) +([\d.]+)", process.stdout, re.MULTILINE))
-    assert float(rows["before"]) > 15 and float(rows["after"]) < 0.5
+    assert float(rows["before"]) > 15 and float(rows["after"]) < 1.0
     # The same by hand, from the files it left, an output away from its own.
     command = re.search(r"by hand: drrkit (.*)", process.stdout)
     assert command is not None
     assert python("-m", "drrkit", *command[1].split(), "-q").returncode == 0
     truth = drrkit.view_ap(drrkit.read_volume(tmp_path / "ct.nii.gz"), 800.0)
     found = read_pose(tmp_path / "result.json").world_to_camera
-    assert float((found - truth).norm()) < 0.5
+    targets = drrkit.metrics.bone_points(drrkit.read_volume(tmp_path / "ct.nii.gz"))
+    assert float(drrkit.metrics.mtre(found, truth, targets)) < 1.0
 
 
 def test_the_python_in_the_readme_runs() -> None:

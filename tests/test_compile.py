@@ -192,6 +192,17 @@ def test_render_of_a_perturbed_pose_equals_eager(backend, device) -> None:
 
 
 @every_backend
+def test_the_pose_jacobian_equals_eager(backend, device) -> None:
+    volume, camera, pose = fluoroscope(device)
+
+    def image_and_jacobian(where: Tensor) -> tuple[Tensor, Tensor]:
+        return drrkit.project_with_jacobian(volume, camera, where, method="trilinear", step=0.4)
+
+    found, expected = compiled(image_and_jacobian, backend)(pose), image_and_jacobian(pose)
+    assert equal(found, list(expected))
+
+
+@every_backend
 def test_projector_modules_equal_eager(backend, device) -> None:
     volume, camera, pose = fluoroscope(device)
     values = torch.nn.Parameter(volume.values)

@@ -219,9 +219,9 @@ def test_mutual_information_of_unrelated_images_is_near_zero_and_never_below():
 
 
 def test_first_and_second_derivatives_pass_gradcheck_in_every_argument(loss):
-    moving = images(2, 1, 6, 6).requires_grad_()
-    fixed = images(1, 1, 6, 6, seed=1).requires_grad_()
-    mask = images(1, 1, 6, 6, seed=2)
+    moving = images(2, 1, 5, 6).requires_grad_()
+    fixed = images(1, 1, 5, 6, seed=1).requires_grad_()
+    mask = images(1, 1, 5, 6, seed=2)
 
     def checked(i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         if loss is ALL["mutual_information"]:  # the range is a constant of the derivative
@@ -230,7 +230,7 @@ def test_first_and_second_derivatives_pass_gradcheck_in_every_argument(loss):
         return loss(i, j, mask)
 
     assert torch.autograd.gradcheck(checked, (moving, fixed))
-    assert torch.autograd.gradgradcheck(checked, (moving, fixed))
+    assert torch.autograd.gradgradcheck(checked, (moving, fixed), fast_mode=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -254,12 +254,12 @@ def test_an_empty_mask_gives_finite_losses_and_gradients(loss):
     assert found.isfinite().all() and gradient.isfinite().all()
 
 
-def test_float32_and_float64_agree(loss):
+def test_float32_on_every_device_agrees_with_float64(loss, device):
     moving, fixed = images(2, 1, 24, 25), images(1, 1, 24, 25, seed=1)
-    single = loss(moving.float() + 5.0, fixed.float() + 5.0)
-    assert single.dtype == torch.float32
+    single = loss(moving.float().to(device) + 5.0, fixed.float().to(device) + 5.0)
+    assert single.dtype == torch.float32 and single.device.type == device.type
     torch.testing.assert_close(
-        single.double(), loss(moving + 5.0, fixed + 5.0), rtol=1e-4, atol=1e-5
+        single.double().cpu(), loss(moving + 5.0, fixed + 5.0), rtol=1e-4, atol=1e-5
     )
 
 

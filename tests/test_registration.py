@@ -79,11 +79,13 @@ class Scene:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_automatic_pipeline_ends_within_2_mm_from_10_degrees_and_20_mm(seed):
+def test_the_automatic_pipeline_ends_within_2_mm_from_10_degrees_and_20_mm(seed, device):
     start = off(10.0, 20.0, seed)
-    result = register(attenuation(), CAMERA, target(), start)
+    volume, xray = attenuation().to(device), target().to(device)
+    result = register(volume, CAMERA, xray, start.to(device))
+    assert result.world_to_camera.device.type == device.type
     assert error(start).item() > 15.0
-    assert error(result.world_to_camera).item() < 2.0
+    assert error(result.world_to_camera.cpu()).item() < 2.0
     assert result.confidence > 0.9
     assert result.stop_reason in ("converged", "iterations")
     assert [record.similarity for record in result.history] == [stage.name for stage in AUTO]

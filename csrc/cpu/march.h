@@ -76,42 +76,62 @@ DRR_HD void second_range(const SecondParams& params, int64_t begin, int64_t end)
   }
 }
 
-// Adds weight times each channel's cotangent to the voxels of [begin, end), a slab of planes.
-template <class S> struct SlabSink {
+// Adds weight times each channel's cotangent to the voxels of [begin, end), a slab of planes. With
+// kChannels > 0 their number is known and the cotangents stay in registers.
+template <class S, int kChannels> struct SlabSink {
   S* values;           // channel 0 of the volume
   const S* cotangent;  // channel 0 of the ray's pixel
   int64_t begin, end, voxels, n_rays, channels;
+  S kept[kChannels > 0 ? kChannels : 1];
 
+  DRR_HD void aim(const S* pixel) {
+    cotangent = pixel;
+    for (int c = 0; c < kChannels; ++c) kept[c] = pixel[c * n_rays];
+  }
   DRR_HD void add(int64_t at, S weight) {
     if (static_cast<uint64_t>(at - begin) >= static_cast<uint64_t>(end - begin)) return;
-    for (int64_t c = 0; c < channels; ++c)
-      values[c * voxels + at] += weight * cotangent[c * n_rays];
+    if (kChannels > 0) {
+      for (int c = 0; c < kChannels; ++c) values[c * voxels + at] += weight * kept[c];
+    } else {
+      for (int64_t c = 0; c < channels; ++c)
+        values[c * voxels + at] += weight * cotangent[c * n_rays];
+    }
   }
 };
 
-template <class March, bool kTangent>
-DRR_HD void backproject_range(const BackprojectParams& params, int64_t volume, Slab slab) {
+template <class March, bool kTangent, int kChannels>
+DRR_HD void backproject_channels(const BackprojectParams& params, int64_t volume, Slab slab) {
   using S = typename March::Scalar;
   const Scene& scene = params.scene;
   const int64_t n_rays = scene.views.rays, voxels = scene.grid.voxels(),
                 channels = scene.n_channels;
   const int64_t per_volume = scene.n_views / scene.n_volumes, plane = scene.grid.nx * scene.grid.ny;
-  SlabSink<S> sink = {static_cast<S*>(params.values) + volume * channels * voxels,
-                      nullptr,
-                      slab.begin * plane,
-                      slab.end * plane,
-                      voxels,
-                      n_rays,
-                      channels};
+  SlabSink<S, kChannels> sink = {static_cast<S*>(params.values) + volume * channels * voxels,
+                                 nullptr,
+                                 slab.begin * plane,
+                                 slab.end * plane,
+                                 voxels,
+                                 n_rays,
+                                 channels,
+                                 {}};
   for (int64_t view = volume * per_volume; view < (volume + 1) * per_volume; ++view) {
     for (int64_t pixel = 0; pixel < n_rays; ++pixel) {
       March march;
       make_march(march, scene, scene.views.ray(view, pixel), slab);
       if (march.samples.begin == march.samples.end) continue;
-      sink.cotangent = static_cast<const S*>(params.images) + view * channels * n_rays + pixel;
+      sink.aim(static_cast<const S*>(params.images) + view * channels * n_rays + pixel);
       const Ray tangent = kTangent ? params.tangent.ray(view, pixel) : Ray{{0, 0, 0}, {0, 0, 0}};
       march.template scatter<kTangent>(tangent, 0, 1, sink);
     }
+  }
+}
+
+template <class March, bool kTangent>
+DRR_HD void backproject_range(const BackprojectParams& params, int64_t volume, Slab slab) {
+  switch (params.scene.n_channels) {
+    case 1: return backproject_channels<March, kTangent, 1>(params, volume, slab);
+    case 3: return backproject_channels<March, kTangent, 3>(params, volume, slab);
+    default: return backproject_channels<March, kTangent, 0>(params, volume, slab);
   }
 }
 

@@ -114,13 +114,14 @@ class Stage:
 
 AUTO: tuple[Stage, ...] = (
     Stage("ncc", pixel_mm=7.0, iterations=80, step=4.0, final_step=0.5, starts=16),
-    Stage("gradient_ncc", pixel_mm=3.5, iterations=60, step=1.0, final_step=0.2),
-    Stage("gradient_ncc", pixel_mm=1.75, blur=1.5, iterations=60, step=0.5, final_step=0.05),
+    Stage("gradient_ncc", pixel_mm=3.5, iterations=60, step=1.0, final_step=0.2, momentum=0.5),
+    Stage("gradient_ncc", pixel_mm=1.75, blur=1.5, step=0.5, final_step=0.05, momentum=0.5),
 )
 """Coarse to fine. NCC on pixels of 7 mm has by far the widest basin of the similarities here, from
 sixteen starts wide enough for lateral views too; gradient NCC then ignores most of what the beam's
-energy changes, and gains nothing from pixels much smaller than the voxels. The blur costs no
-accuracy in good images and halves the error in very noisy ones."""
+energy changes, and gains nothing from pixels much smaller than the voxels. The blur of the last
+stage is a trade: on a pelvis CT it leaves about 0.3 mm in good images where 0.1 mm could be had,
+and halves the error in very noisy ones."""
 
 
 def resolve_stages(stages: str | Stage | Sequence[Stage]) -> tuple[Stage, ...]:
