@@ -19,9 +19,8 @@ float32 else; geometry is always float64):
     K   twice in the geometry             yes     yes     yes        raises            yes  yes
     derivatives of K, forward over forward: raise
 
-(1) Atomic sums; under torch.use_deterministic_algorithms(True) fixed-point sums, bitwise equal over
-    runs at twice the marches and 8 bytes a voxel and channel. On the CPU every result is bitwise
-    equal over runs and numbers of threads.
+(1) Atomic sums; under torch.use_deterministic_algorithms(True) fixed-point sums at twice the
+    marches and 8 bytes a voxel. On the CPU all bits repeat over runs and numbers of threads.
 (2) "line" is consistent in J, T and T*, but is not the derivative of the image it comes with.
 
 J, T and T* of an image that was rendered with a gradient reuse the six numbers a ray that its march
@@ -261,7 +260,8 @@ class Projector(nn.Module):
         super().__init__()
         _check_scene(volume, camera)
         _check_supersample(supersample)
-        self.camera = camera
+        # Beside the values: a copy from the host in every call would break CUDA graph capture.
+        self.camera = camera.to(volume.values.device)
         self.spacing = tuple(volume.spacing)
         self.supersample = supersample
         self.extend = extend
@@ -278,6 +278,7 @@ class Projector(nn.Module):
         """Follow the values to another device; dtypes are theirs alone, geometry stays float64."""
         super()._apply(fn, recurse)
         self._grid = GridConstants(*(c.to(self.values.device) for c in self._grid))
+        self.camera = self.camera.to(self.values.device)
         return self
 
     def forward(self, world_to_camera: Tensor) -> Tensor:
