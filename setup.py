@@ -103,7 +103,7 @@ if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
     raise SystemExit(f"drrkit needs torch >= 2.10, got torch {torch.__version__}")
 WITH_CUDA = choose_cuda()
 sources = [f"csrc/{name}" for name in CPU_SOURCES + (CUDA_SOURCES if WITH_CUDA else [])]
-headers = sorted(str(path) for path in Path("csrc").rglob("*.[hc]*h"))
+headers = sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cuh"))
 options = {
     "include_dirs": [pybind11.get_include()],
     "depends": headers,

@@ -21,7 +21,7 @@ from drrkit.registration.views import (
     make_views,
     objective,
     pixel_at,
-    render_scene,
+    renderer,
 )
 
 __all__ = ["register"]
@@ -188,7 +188,7 @@ def _agreement(scene: Any, views: Sequence[View], pose: Tensor, method: str) -> 
     total = 0.0
     with torch.no_grad():
         for view in views:
-            moving = render_scene(scene, view.camera, view.pose(pose), 1, method)
+            moving = renderer(scene, view.camera, 1, method)(view.pose(pose))
             moving = moving.sum(dim=1, keepdim=True)
             total += 1.0 - float(losses.gradient_ncc(moving, view.xray, view.mask))
     return min(max(total / len(views), 0.0), 1.0)

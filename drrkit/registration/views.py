@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from drrkit.geometry import Camera
-from drrkit.projector import render
+from drrkit.projector import Projector
 from drrkit.registration.stages import Stage
 from drrkit.xray import gaussian_blur
 
-__all__ = ["View", "downsampling", "make_views", "objective", "pixel_at", "render_scene"]
+__all__ = ["View", "downsampling", "make_views", "objective", "pixel_at", "renderer"]
 
 # An X-ray is not made smaller than this by a stage that chooses its own resolution.
 FEWEST_PIXELS = 24
@@ -82,26 +83,29 @@ def objective(
     scene = scene if prepare is None else prepare(scene)
     scaled = [view.downsampled(factor).blurred(stage.blur) for view in views]
 
+    renderers = [renderer(scene, view.camera, stage.supersample, method) for view in scaled]
+
     def loss(world_to_camera: Tensor) -> Tensor:
         total = torch.zeros((), dtype=scaled[0].xray.dtype, device=scaled[0].xray.device)
-        for view in scaled:
-            pose = view.pose(world_to_camera)
-            moving = render_scene(scene, view.camera, pose, stage.supersample, method)
-            moving = _blurred(moving, view.mask, stage.blur)
+        for view, draw in zip(scaled, renderers, strict=True):
+            moving = _blurred(draw(view.pose(world_to_camera)), view.mask, stage.blur)
             total = total + similarity(moving, view.xray, view.mask)
         return total / len(scaled)
 
     return loss
 
 
-def render_scene(
-    scene: Any, camera: Camera, world_to_camera: Tensor, supersample: int, method: str
-) -> Tensor:
-    """Line integrals [B, C, rows, cols] of a Volume in mu, or of anything that renders itself."""
+def renderer(
+    scene: Any, camera: Camera, supersample: int, method: str
+) -> Callable[[Tensor], Tensor]:
+    """world_to_camera [B, 4, 4] -> line integrals [B, C, rows, cols], prepared for many calls.
+
+    scene: a Volume in mu, or anything that renders itself.
+    """
     own = getattr(scene, "render", None)
     if own is not None:
-        return own(camera, world_to_camera)
-    return render(scene, camera, world_to_camera, supersample=supersample, method=method)
+        return partial(own, camera)
+    return Projector(scene, camera, supersample=supersample, method=method)
 
 
 def _blurred(image: Tensor, mask: Tensor | None, sigma_px: float) -> Tensor:
