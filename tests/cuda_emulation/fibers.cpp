@@ -1,5 +1,4 @@
 // Fibers, and the scheduler that runs one block at a time.
-#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -29,7 +28,7 @@ namespace emulated {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-constexpr size_t kStackBytes = 256 * 1024;
+constexpr size_t kStackBytes = 128 * 1024;
 
 // A stack that begins with a page which nobody may touch: an overflow must not go unnoticed.
 class Stack {
@@ -52,23 +51,39 @@ class Stack {
   size_t page_;
 };
 
-// Where a flow of control stands. ucontext makes a fiber; afterwards jumps switch, which unlike
-// swapcontext cost no system call.
+#if defined(__SANITIZE_ADDRESS__)
+#define EMULATED_UNCHECKED __attribute__((noinline, no_sanitize("address")))
+#else
+#define EMULATED_UNCHECKED __attribute__((noinline))
+#endif
+
+// Where a flow of control stands. ucontext makes a fiber; afterwards jumps switch, which cost no
+// system call as swapcontext does. They are the compiler's own, as the library's longjmp believes
+// that it unwinds a stack, and the address sanitizer with it.
 struct Place {
-  jmp_buf at;
-  void* fake_stack = nullptr;  // the address sanitizer's
+  void* at[5];
+  void* fake_stack = nullptr;  // the address sanitizer's, as the two below
   const void* bottom = nullptr;
   size_t bytes = 0;
 };
 
-void leave(Place& from, const Place& to) {
+EMULATED_UNCHECKED void jump(Place& to) { __builtin_longjmp(to.at, 1); }
+EMULATED_UNCHECKED void leave_for(Place& from, Place& to) {
+  if (__builtin_setjmp(from.at) == 0) jump(to);
+}
+EMULATED_UNCHECKED void leave_for(Place& from, ucontext_t& to) {
+  if (__builtin_setjmp(from.at) == 0) setcontext(&to);
+}
+
+void before_leaving(Place& from, const Place& to) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&from.fake_stack, to.bottom, to.bytes);
 #else
   (void)from, (void)to;
 #endif
 }
-void arrive(Place& at, Place& from) {
+// `from` learns which stack was left, where that is not known yet.
+void on_arrival(Place& at, Place& from) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(at.fake_stack, &from.bottom, &from.bytes);
 #else
@@ -90,7 +105,6 @@ struct Fiber {
 struct Scheduler {
   std::vector<std::unique_ptr<Fiber>> fibers;  // made once, used by block after block
   Place home;
-  ucontext_t home_context;
   Fiber* running = nullptr;
   int running_index = 0;
   int threads = 0;
@@ -102,17 +116,20 @@ Scheduler scheduler;
 std::mutex one_launch;
 Options chosen;
 
+// Hands control back to the scheduler until it resumes this fiber.
+void pause(Fiber& self) {
+  before_leaving(self.place, scheduler.home);
+  leave_for(self.place, scheduler.home);
+  on_arrival(self.place, scheduler.home);
+}
+
 void fiber_main() {
-  Fiber* self = scheduler.running;
-  arrive(self->place, scheduler.home);
+  Fiber& self = *scheduler.running;
+  on_arrival(self.place, scheduler.home);
   for (;;) {
     (*scheduler.body)();
-    self->state = State::kEnded;
-    if (_setjmp(self->place.at) == 0) {
-      leave(self->place, scheduler.home);
-      _longjmp(scheduler.home.at, 1);
-    }
-    arrive(self->place, scheduler.home);
+    self.state = State::kEnded;
+    pause(self);
   }
 }
 
@@ -122,11 +139,12 @@ void resume(int index) {
   scheduler.running = &fiber;
   scheduler.running_index = index;
   threadIdx = fiber.thread;
-  if (_setjmp(scheduler.home.at) == 0) {
-    fiber.place.bottom = fiber.stack.bottom();
-    fiber.place.bytes = kStackBytes;
-    leave(scheduler.home, fiber.place);
-    if (fiber.made) _longjmp(fiber.place.at, 1);
+  fiber.place.bottom = fiber.stack.bottom();
+  fiber.place.bytes = kStackBytes;
+  before_leaving(scheduler.home, fiber.place);
+  if (fiber.made) {
+    leave_for(scheduler.home, fiber.place);
+  } else {
     fiber.made = true;
     ucontext_t context;
     getcontext(&context);
@@ -134,10 +152,10 @@ void resume(int index) {
     context.uc_stack.ss_size = kStackBytes;
     context.uc_link = nullptr;
     makecontext(&context, fiber_main, 0);
-    setcontext(&context);
+    leave_for(scheduler.home, context);
   }
-  Place nowhere;
-  arrive(scheduler.home, nowhere);
+  Place fibers_own;
+  on_arrival(scheduler.home, fibers_own);
   scheduler.running = nullptr;
 }
 
@@ -339,11 +357,7 @@ void exchange(Exchange& mine) {
   self->state = State::kWaiting;
   if (warp && !(mine.mask >> lane_id() & 1))
     report(describe(scheduler.running_index) + ", which does not name its own lane");
-  if (_setjmp(self->place.at) == 0) {
-    leave(self->place, scheduler.home);
-    _longjmp(scheduler.home.at, 1);
-  }
-  arrive(self->place, scheduler.home);
+  pause(*self);
 }
 
 cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
