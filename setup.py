@@ -30,13 +30,12 @@ except ImportError as error:
 OLDEST_TORCH = (2, 10)
 DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 CPU_SOURCES = ["ops.cpp", "bindings.cpp"] + [
-    f"cpu/{name}.cpp" for name in ("kernels", "joseph", "siddon", "trilinear")
+    f"cpu/{name}.cpp" for name in ("kernels", "base", "avx2", "avx512")
 ]
 CUDA_SOURCES = [f"cuda/{name}.cu" for name in ("kernels", "joseph", "siddon", "trilinear")]
 CXX_FLAGS = [
     "-O3",
     "-g0",
-    "-fopenmp-simd",  # vectorised sums; no OpenMP runtime: threads are torch's
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fvisibility=hidden",
