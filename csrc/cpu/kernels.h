@@ -41,6 +41,10 @@ template <class S>
 void reduce_rays(const ReduceParams<S>& params, int64_t ray_begin, int64_t ray_end);
 template <class S> void tangent(const TangentParams<S>& params, int64_t ray_begin, int64_t ray_end);
 
+// Perturb or Frames for views [view_begin, view_end); `derivative`: along the inputs' slopes.
+template <class Map>
+void map_poses(const MapParams& params, bool derivative, int64_t view_begin, int64_t view_end);
+
 // The instruction set the kernels were dispatched to: "avx512", "avx2" or "base".
 const char* capability();
 
