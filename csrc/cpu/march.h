@@ -1,4 +1,4 @@
-// Bodies of the marching kernels, one template for all integrators; base.cpp, avx2.cpp and
+// Bodies of the marching kernels, one template for all integrators; portable.cpp, avx2.cpp and
 // avx512.cpp instantiate them for one instruction set each.
 #pragma once
 
