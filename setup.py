@@ -31,7 +31,7 @@ OLDEST_TORCH = (2, 10)
 DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 KERNELS = ("kernels", "joseph", "siddon", "trilinear", "pose_map")
 CPU_SOURCES = ["ops.cpp", "pose_ops.cpp", "bindings.cpp"] + [f"cpu/{name}.cpp" for name in KERNELS]
-CUDA_SOURCES = [f"cuda/{name}.cu" for name in KERNELS]
+CUDA_SOURCES = [f"cuda/{name}.cu" for name in (*KERNELS, "packed", "packed_project")]
 CXX_FLAGS = [
     "-O3",
     "-g0",
