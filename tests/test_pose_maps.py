@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cuda_emulation.pose_maps import emulated_map
 from geometries import (
     DEVICES,
     F64,
@@ -421,6 +422,23 @@ def test_every_op_passes_opcheck(name, flags, device):
     for op, arguments in raw(name, flags):
         there = [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]
         torch.library.opcheck(op.default, there)
+
+
+@every_map
+@pytest.mark.parametrize("views", [1, 130])
+def test_the_cuda_kernels_compute_the_same(name, flags, views):
+    """On the emulator of tests/cuda_emulation: several blocks, the last of them half empty."""
+    beam = "parallel" if flags and flags[1] else "cone"
+    arguments = perturb_arguments(views) if name == "perturb" else frames_arguments(views, 0, beam)
+    shared = [arguments[0].mT.contiguous().mT, arguments[1], arguments[2][:1]]
+    along = [random(*arguments[0].shape, seed=1), None, random(*arguments[2].shape, seed=2)]
+    g = random(*getattr(torch.ops.drrkit, name)(*shared, *flags).shape, seed=3)
+    for x, d in ((arguments, [random(*x.shape, seed=5) for x in arguments]), (shared, along)):
+        ops = (_ops.pose_map, _ops.pose_map_vjp, _ops.pose_map_jvp, _ops.pose_map_second)
+        more = ((), (g,), tuple(d), (g, *d))
+        for op, rest, given in zip(ops, more, ((), (g,), (None, d), (g, d)), strict=True):
+            found, expected = emulated_map(name, flags, x, *given), op(name, flags, *x, *rest)
+            assert close(found, list(expected) if isinstance(expected, tuple) else expected, 1e-12)
 
 
 if torch.cuda.is_available():

@@ -1,8 +1,8 @@
 // The maps of poses on the GPU: one thread a view, so that a registration step launches three small
 // kernels where the formulas in torch launch hundreds.
-#include <cuda_runtime.h>
-
 #include "kernels.h"
+
+#include "launch.cuh"
 
 namespace drrkit {
 namespace cuda {
@@ -20,13 +20,8 @@ template <class Map, class S> __global__ void map_poses_kernel(MapParams params)
 
 template <class Map> const char* map_poses(const MapParams& params, bool derivative, void* stream) {
   const unsigned blocks = static_cast<unsigned>((params.n_views + kThreads - 1) / kThreads);
-  cudaStream_t s = static_cast<cudaStream_t>(stream);
-  if (derivative)
-    map_poses_kernel<Map, Dual><<<blocks, kThreads, 0, s>>>(params);
-  else
-    map_poses_kernel<Map, double><<<blocks, kThreads, 0, s>>>(params);
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return launch(derivative ? map_poses_kernel<Map, Dual> : map_poses_kernel<Map, double>,
+                dim3(blocks), dim3(kThreads), static_cast<cudaStream_t>(stream), params);
 }
 
 template const char* map_poses<Perturb>(const MapParams&, bool, void*);
