@@ -13,9 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import drrkit
-
-ROOT = Path(drrkit.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 GRACE = 5.0  # s for a process to end by itself
 
 

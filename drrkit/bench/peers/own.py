@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-import drrkit
 from drrkit.bench.peers.peer import TorchPeer, TorchViews, center_of
 from drrkit.bench.scene import Scene
 from drrkit.geometry import Camera, grid_constants, view_frames
+from drrkit.projector import Projector, backproject
 
 PACKED = " packed"
-CAN_PACK = "pack" in inspect.signature(drrkit.Projector.__init__).parameters
+CAN_PACK = "pack" in inspect.signature(Projector.__init__).parameters
 
 
 class Drrkit(TorchPeer):
@@ -42,7 +42,7 @@ class Drrkit(TorchPeer):
         self.scene, self.values = scene, scene.volume.values
         self.center = center_of(scene, self.device)
         self.grid = grid_constants(scene.volume)
-        self.projectors: dict[tuple[int, int], drrkit.Projector] = {}
+        self.projectors: dict[tuple[int, int], Projector] = {}
         method = self.method.removesuffix(PACKED)
         self.options: dict[str, Any] = {"method": method}
         if method == "trilinear":
@@ -51,14 +51,14 @@ class Drrkit(TorchPeer):
     def pose_of(self, world_to_camera: Tensor) -> Tensor:
         return world_to_camera
 
-    def intrinsics(self, camera: Camera, count: int) -> drrkit.Projector:
+    def intrinsics(self, camera: Camera, count: int) -> Projector:
         if camera.size not in self.projectors:
             pack = {"pack": "auto"} if self.method.endswith(PACKED) else {}
-            projector = drrkit.Projector(self.scene.volume, camera, **self.options, **pack)
+            projector = Projector(self.scene.volume, camera, **self.options, **pack)
             self.projectors = {camera.size: projector}
         return self.projectors[camera.size]
 
-    def render(self, pose: Tensor, camera: drrkit.Projector) -> Tensor:
+    def render(self, pose: Tensor, camera: Projector) -> Tensor:
         return camera(pose)
 
     def adjoint(self, views: TorchViews) -> Tensor:
@@ -66,7 +66,7 @@ class Drrkit(TorchPeer):
         camera = projector.camera
         with torch.no_grad():
             frames = view_frames(self.grid, camera, views.world_to_camera, extend=True)
-            return drrkit.backproject(
+            return backproject(
                 views.cotangent.detach(),
                 frames,
                 self.values.shape,

@@ -84,7 +84,7 @@ class Rtk(Peer):
         return views.adjoint.GetOutput()
 
     def answer(self, operation: str, views: RtkViews, result: Any) -> np.ndarray:
-        return np.asarray(self.itk.array_view_from_image(result), np.float32)
+        return self.itk.array_from_image(result)  # a copy: the filter keeps the image itself
 
     def _volume(self, values: np.ndarray) -> Any:
         volume = self.scene.volume
