@@ -51,8 +51,10 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def available_bytes() -> int:
-    """Memory that can be had without swapping; a large number where nobody tells."""
+def available_bytes(device: torch.device | str = "cpu") -> int:
+    """Memory of a device that can be had without swapping; a large number where nobody tells."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable"):
             return 1024 * int(line.split()[1])

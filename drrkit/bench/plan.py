@@ -104,6 +104,7 @@ def _cpu(threads: int) -> Iterator[Workload]:
     yield from _main("lateral", 16, 200, "forward pose", inputs=2)
     yield from _main("random", 1, 200, "forward pose")
     yield from _main("AP", 1, 512, "forward pose", inputs=2)
+    yield from _main("AP", 1, 64, "double", inputs=2)  # where the others have the memory for it
     yield from _main("AP", 1, 200, "double", inputs=2)
     yield from _curves((1, 4, 16, 64), (64, 128, 256, 512, 1024), (64, 128, 256))
     yield from _main("AP", 1, 1024, "forward", inputs=2)

@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from drrkit.bench.machine import versions
-from drrkit.bench.peers import OPERATIONS, Cannot, Peer, load_peer
+from drrkit.bench.machine import available_bytes, versions
+from drrkit.bench.peers import OPERATIONS, Cannot, Peer, TorchPeer, load_peer
 from drrkit.bench.plan import Workload
 from drrkit.bench.scene import Scene, load_scene
 from drrkit.bench.timing import Stopwatch, peak_bytes
 
 GRADIENT_BLOCK = 4
 """Gradients in voxels are compared as means over blocks of this many voxels an edge."""
+MEMORY_SHARE = 0.8
+"""Of the memory that is there a worker may take, on the CPU."""
 MOST_IMAGES = 16
 """Images of a workload that are kept to be compared."""
 
@@ -75,8 +77,10 @@ class Session:
         stopwatch = Stopwatch([partial(run, i) for i in inputs], self.device)
         self.running[method] = (peer, stopwatch)
         peak = peak_bytes(stopwatch.calls[0], self.device)
-        if peer.seconds is not None:
-            peak = None  # it works in another process, whose memory is not seen
+        if peer.seconds is not None or (
+            self.device.type == "cuda" and not isinstance(peer, TorchPeer)
+        ):
+            peak = None  # of another process, or not from torch's allocator: not seen
         return {"pace": self._samples(method, 1)[0], "peak_bytes": peak}
 
     def time(
@@ -164,12 +168,27 @@ def serve(session: Session, requests: Any, answers: Any) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
+def _limit_memory() -> None:
+    """An allocation beyond what the machine has fails here, instead of ending other programs."""
+    try:
+        import resource
+
+        limit = int(MEMORY_SHARE * available_bytes())
+        resource.setrlimit(
+            resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1])
+        )
+    except (ImportError, ValueError, OSError):
+        return  # not on this system
+
+
 def main(arguments: list[str]) -> int:
     name, device, threads = arguments[0], arguments[1], int(arguments[2])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a tool that prints must not be taken for an answer
     if hasattr(os, "sched_setaffinity"):  # also for tools that count cores by themselves
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    if device == "cpu":
+        _limit_memory()
     try:
         session = Session(name, device, threads)
     except Exception as error:
