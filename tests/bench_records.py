@@ -54,6 +54,7 @@ def example(device: str = "cpu", **changes: Any) -> dict[str, Any]:
             "kind": records.KIND,
             "command": "drrkit bench --quick",
             "utc": "2030-01-02T03:04:05+00:00",
+            "revision": None,
             "device": device,
             "threads": 2,
             "quick": True,

@@ -131,6 +131,52 @@ def test_a_tools_own_clock_replaces_wall_time_where_it_has_one() -> None:
     assert watch.samples(1, reported=lambda: None)[0] < 1.0
 
 
+def test_on_a_gpu_a_sample_is_a_lap_and_graphs_replay_every_input(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With torch.cuda played by stand-ins: what is called, in which order, how it is divided."""
+    events: list[str] = []
+
+    class Graph:
+        def replay(self) -> None:
+            events.append("replay")
+
+    class Context:
+        def __init__(self, *_: object) -> None: ...
+
+        def __enter__(self) -> None:
+            events.append("begin")
+
+        def __exit__(self, *_: object) -> None:
+            events.append("end")
+
+        def wait_stream(self, other: object) -> None: ...
+
+    for name, stand_in in {
+        "synchronize": lambda device: events.append("wait"),
+        "Stream": Context,
+        "current_stream": Context,
+        "stream": Context,
+        "CUDAGraph": Graph,
+        "graph": Context,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    ticks = iter(range(100))
+    monkeypatch.setattr("drrkit.bench.timing.time.perf_counter", lambda: float(next(ticks)))
+    calls = [lambda k=k: events.append(f"call {k}") for k in range(4)]
+    watch = Stopwatch(calls, torch.device("cuda"))
+    assert watch.samples(2) == [0.25, 0.25]  # a tick a lap, four calls a lap
+    lap = ["wait", *(f"call {k}" for k in range(4)), "wait"]
+    assert events == lap * 2
+    events.clear()
+    watch.capture()
+    warm = ["begin", *(f"call {k}" for k in range(4)), "end"]
+    assert events == warm + [e for k in range(4) for e in ("begin", f"call {k}", "end")]
+    events.clear()
+    watch.samples(1, graphs=True)
+    assert events == ["wait", *["replay"] * 4, "wait"]
+
+
 def test_statistics() -> None:
     found = statistics_of([5.0, 1.0, 2.0, 4.0, 3.0])
     assert found == {

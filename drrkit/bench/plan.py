@@ -68,7 +68,7 @@ def effort(device: str, quick: bool) -> Effort:
     """The default effort on a "cpu" or "cuda" device."""
     if device == "cuda":
         return Effort(2, 0.01, 2.0, 2.0) if quick else Effort(7, 0.04, 4.0, 7.0)
-    return Effort(2, 0.05, 1.5, 0.8) if quick else Effort(5, 0.2, 12.0, 10.0)
+    return Effort(2, 0.05, 4.0, 0.8) if quick else Effort(5, 0.2, 12.0, 10.0)
 
 
 def workloads(device: str, quick: bool, threads: int) -> list[Workload]:
@@ -94,7 +94,7 @@ def _curves(
     for size in sizes:
         yield Workload("detector", "AP", 1, size, "forward", inputs=2)
     for edge in edges:
-        yield Workload("volume", "AP", 1, 200, "forward", edge=edge, inputs=2)
+        yield Workload("volume", "AP", 1, 128, "forward", edge=edge, inputs=2)
 
 
 def _cpu(threads: int) -> Iterator[Workload]:
@@ -116,10 +116,10 @@ def _cpu(threads: int) -> Iterator[Workload]:
 
 
 def _cpu_quick() -> Iterator[Workload]:
-    yield from _main("AP", 1, 100, "forward pose volume", inputs=2)
-    yield from _main("lateral", 1, 100, "forward pose", inputs=2)
-    yield from _main("orbit", 4, 100, "adjoint", inputs=1)
-    yield from _curves((1, 4), (64, 128), (64, 128))
+    yield from _main("AP", 1, 64, "forward pose volume", inputs=2)
+    yield from _main("lateral", 1, 64, "forward pose", inputs=2)
+    yield from _main("orbit", 4, 64, "adjoint", inputs=1)
+    yield from _curves((1, 4), (32, 64, 128), (64, 128))
 
 
 def _cuda() -> Iterator[Workload]:

@@ -18,6 +18,7 @@ DOCUMENT: dict[str, Any] = {
     "kind": TEXT,
     "command": TEXT,
     "utc": TEXT,
+    "revision": (str, type(None)),
     "device": TEXT,
     "threads": (int,),
     "quick": (bool,),

@@ -19,7 +19,7 @@ from drrkit.bench import record as records
 from drrkit.bench.contest import Contender, Contest, report, with_ratios
 from drrkit.bench.floors import Floors, ceilings
 from drrkit.bench.isolation import Declined, Failed, Worker
-from drrkit.bench.machine import BUSY, machine, versions
+from drrkit.bench.machine import BUSY, machine, revision, versions
 from drrkit.bench.peers.own import PACKED
 from drrkit.bench.plan import Effort, Workload
 from drrkit.bench.scene import Scene
@@ -75,6 +75,7 @@ def run(scene: Scene, settings: Settings) -> dict[str, Any]:
             "kind": records.KIND,
             "command": settings.command,
             "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "revision": revision(),
             "device": settings.device,
             "threads": settings.threads,
             "quick": settings.quick,

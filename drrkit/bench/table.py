@@ -48,7 +48,8 @@ def heading(record: dict[str, Any]) -> list[str]:
     place, xyz = record["geometry"], "x".join(str(n) for n in record["volume"]["xyz"])
     lines = [
         hardware + (f"; load average before {load[0]:.1f}" if load else ""),
-        ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+        ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        + (f" at {record['revision']}" if record["revision"] else ""),
         f"{record['volume']['name']}, {xyz} voxels; sdd {place['sdd_mm']:.0f}, sod "
         f"{place['sod_mm']:.0f} mm; sampling tools take {place['samples']} samples a ray, drrkit's "
         f"trilinear steps of {place['drrkit_trilinear_step_mm']:.3g} mm",
@@ -108,8 +109,7 @@ def _block(record: dict[str, Any], workload: dict[str, Any]) -> list[str]:
     head += ["in a graph", "ratio"] if graphs else []
     table = [[*head, "peak MB", "difference", "to the fine one", "x bytes", "x fetches"]]
     for row in rows_of(record, **workload, mode="eager"):
-        low, high = (1e3 * q for q in row["seconds"]["quartiles"])
-        cells = [row["case"], duration(row["seconds"]["median"]), f"{low:.3g}-{high:.3g} ms"]
+        cells = [row["case"], duration(row["seconds"]["median"]), _spread(row)]
         own = row["case"].startswith("drrkit")
         cells += [times(row["ratio"]), "" if own else times(row["ratio_same_integral"])]
         graph = graphs.get(row["case"])
@@ -120,6 +120,13 @@ def _block(record: dict[str, Any], workload: dict[str, Any]) -> list[str]:
         best = min(r["seconds"]["median"] for r in (row, graph) if r)
         table.append([*cells, _megabytes(row), *_differences(row), *_distances(row, best)])
     return [f"{WHAT[workload['operation']]}, {label(workload)}", *aligned(table, "  ")]
+
+
+def _spread(row: dict[str, Any]) -> str:
+    """Quartiles in the median's unit: "31.8-54.9"."""
+    unit = duration(row["seconds"]["median"]).split()[1]
+    scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit]
+    return "-".join(_digits(scale * q) for q in row["seconds"]["quartiles"])
 
 
 def _differences(row: dict[str, Any]) -> tuple[str, str]:

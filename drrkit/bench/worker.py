@@ -56,7 +56,7 @@ class Session:
             "integral": {m: self.type.integral[m] for m in methods},
             "physical": self.type.physical,
             "note": self.type.note,
-            "versions": versions([self.type.package, "triton"]),
+            "versions": versions([self.type.package, "triton"]) | self.type.version(),
         }
 
     def start(
@@ -100,7 +100,8 @@ class Session:
             stopwatch.graphs.clear()
             torch.cuda.synchronize(self.device)
             stopwatch.calls[0]()  # fails, and ends this process, if the card is left unusable
-            raise Cannot(f"{type(error).__name__}: {str(error).splitlines()[0]}"[:300]) from error
+            reason = f"no CUDA graph: {type(error).__name__}: {str(error).splitlines()[0]}"
+            raise Cannot(reason[:300]) from error
         return {}
 
     def clear(self) -> dict[str, Any]:

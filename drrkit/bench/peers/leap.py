@@ -51,6 +51,10 @@ class Leap(Peer):
             return "leapctype does not find its library"
         return None
 
+    @classmethod
+    def version(cls) -> dict[str, str]:
+        return {"LEAP": str(new_model().version())}
+
     def supports(self, operation: str) -> bool:
         return operation == "adjoint" or (operation == "forward" and self.method == "SF")
 

@@ -60,6 +60,11 @@ class Peer:
         raise NotImplementedError
 
     @classmethod
+    def version(cls) -> dict[str, str]:
+        """The version of a tool that is not an installed package, by its name."""
+        return {}
+
+    @classmethod
     def methods_on(cls, device: torch.device) -> tuple[str, ...]:
         """The methods to measure on a device."""
         return cls.methods
