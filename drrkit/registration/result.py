@@ -30,6 +30,7 @@ class StageRecord:
     loss: Tensor
     seconds: float
     stop_reason: str
+    optimiser: str = "gradient"
 
 
 @dataclass(frozen=True, eq=False)
