@@ -164,22 +164,24 @@ class GlobalSearch:
     def _poses(self, peaks: Peaks) -> Tensor:
         """world_to_camera [N, 4, 4] of matches.
 
-        The camera stands where the wide image's does, its principal ray through the template's
-        centre, turned by the roll. A flat image magnifies by 1 / cos^2 and 1 / cos of the angle
-        off its axis; their geometric mean comes off the scale.
+        A template's centre shows the patient where the wide image's ray through it passes the plane
+        of the volume's centre, at X. The camera looks at X along that ray, turned by the roll, from
+        a distance that gives the template its scale. A flat image magnifies by 1 / cos^2 and
+        1 / cos of the angle off its axis; their geometric mean comes off the scale.
         """
         templates = self.templates
         ray = peaks.offset.to(self.start) / self.focal
         ray = torch.cat((ray, torch.ones_like(ray[:, :1])), 1)
         length = ray.norm(dim=-1, keepdim=True)
-        zero = torch.zeros_like(ray[:, 0])
         roll = templates.roll.to(ray)[peaks.template]
-        about_axis = so3_exp(torch.stack((zero, zero, roll), -1))
+        about_axis = so3_exp(roll[:, None] * ray.new_tensor((0.0, 0.0, 1.0)))
         wide_from_camera = so3_exp(_turn_to(ray / length)) @ about_axis
         rotation = wide_from_camera.mT @ self.rotations[peaks.image]
-        scale = templates.scale.to(ray)[peaks.template] / length[:, 0] ** 1.5
-        distance = self.distances[peaks.image] * scale
-        middle = wide_from_camera.mT[..., 2] * distance[:, None]
+        distance = self.distances[peaks.image, None]
+        scale = templates.scale.to(ray)[peaks.template, None] / length**1.5
+        target = distance * ray  # X in the wide image's camera
+        middle = distance * ray.new_tensor((0.0, 0.0, 1.0)) - target + scale * target
+        middle = (wide_from_camera.mT @ middle[..., None])[..., 0]
         pose = torch.eye(4).to(rotation).repeat(rotation.shape[0], 1, 1)
         pose[:, :3, :3] = rotation
         pose[:, :3, 3] = middle - rotation @ self.center
