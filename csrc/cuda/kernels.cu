@@ -1,7 +1,7 @@
 // Dispatch over integrators, and the reductions over rays that need no volume.
-#include <cuda_runtime.h>
-
 #include "kernels.h"
+
+#include "launch.cuh"
 
 namespace drrkit {
 namespace cuda {
@@ -10,11 +10,6 @@ namespace {
 
 constexpr int kWarp = 32, kReduceThreads = 256, kNumbers = 12;
 constexpr unsigned kAllLanes = 0xffffffffu;
-
-const char* launched() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
 
 __device__ double warp_sum(double x) {
   for (int apart = kWarp / 2; apart > 0; apart /= 2) x += __shfl_xor_sync(kAllLanes, x, apart);
@@ -110,23 +105,22 @@ template <class S> const char* reduce(const ReduceParams<S>& params, void* strea
   cudaStream_t s = static_cast<cudaStream_t>(stream);
   if (params.views.endpoints) {
     const int64_t total = params.n_views * params.views.rays;
-    reduce_rays_kernel<<<blocks_of(total, kReduceThreads), kReduceThreads, 0, s>>>(params, total);
-    return launched();
+    return launch(reduce_rays_kernel<S>, blocks_of(total, kReduceThreads), kReduceThreads, s,
+                  params, total);
   }
   const int64_t chunks = (params.views.rays + kReduceChunk - 1) / kReduceChunk;
-  reduce_chunks_kernel<<<static_cast<unsigned>(params.n_views * chunks), kReduceThreads, 0, s>>>(
-      params, chunks);
-  if (const char* error = launched()) return error;
-  reduce_views_kernel<<<static_cast<unsigned>(params.n_views), kWarp * kNumbers, 0, s>>>(
-      params.partial, params.out, chunks);
-  return launched();
+  const char* error =
+      launch(reduce_chunks_kernel<S>, static_cast<unsigned>(params.n_views * chunks),
+             kReduceThreads, s, params, chunks);
+  if (error) return error;
+  return launch(reduce_views_kernel, static_cast<unsigned>(params.n_views), kWarp * kNumbers, s,
+                params.partial, params.out, chunks);
 }
 
 template <class S> const char* tangent(const TangentParams<S>& params, void* stream) {
   const int64_t total = params.n_views * params.tangents.rays;
-  tangent_kernel<<<blocks_of(total, kReduceThreads), kReduceThreads, 0,
-                   static_cast<cudaStream_t>(stream)>>>(params, total);
-  return launched();
+  return launch(tangent_kernel<S>, blocks_of(total, kReduceThreads), kReduceThreads,
+                static_cast<cudaStream_t>(stream), params, total);
 }
 
 template const char* reduce(const ReduceParams<float>&, void*);

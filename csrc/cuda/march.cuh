@@ -8,11 +8,10 @@
 // Both are decided on the device, a warp at a time: nothing is copied or synchronised.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <limits>
 
 #include "kernels.h"
+#include "launch.cuh"
 
 namespace drrkit {
 namespace cuda {
@@ -278,45 +277,39 @@ __global__ void from_fixed_kernel(const unsigned long long* fixed, const unsigne
   }
 }
 
-inline const char* launched() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
 inline bool small(const Grid& grid) { return grid.voxels() < std::numeric_limits<int32_t>::max(); }
 
-template <class March, class Voxel>
-void launch_project(const ProjectParams& p, cudaStream_t stream) {
+template <class March, class Voxel, class Index>
+const char* launch_project(const ProjectParams& p, cudaStream_t stream) {
   const Tiles tiles = Tiles::of(p.scene);
-  const dim3 grid(tiles.blocks()), block(kWarp * kWarpsPerBlock);
-  const bool rays = p.rays != nullptr;
-  if (small(p.scene.grid)) {
-    if (rays)
-      project_kernel<March, Voxel, int32_t, true><<<grid, block, 0, stream>>>(p, tiles);
-    else
-      project_kernel<March, Voxel, int32_t, false><<<grid, block, 0, stream>>>(p, tiles);
-  } else {
-    if (rays)
-      project_kernel<March, Voxel, int64_t, true><<<grid, block, 0, stream>>>(p, tiles);
-    else
-      project_kernel<March, Voxel, int64_t, false><<<grid, block, 0, stream>>>(p, tiles);
-  }
+  const int threads = kWarp * kWarpsPerBlock;
+  if (p.rays)
+    return launch(project_kernel<March, Voxel, Index, true>, tiles.blocks(), threads, stream, p,
+                  tiles);
+  return launch(project_kernel<March, Voxel, Index, false>, tiles.blocks(), threads, stream, p,
+                tiles);
 }
 
-template <class March, class Voxel> void launch_second(const SecondParams& p, cudaStream_t stream) {
+template <class March, class Voxel>
+const char* project_voxel(const ProjectParams& p, cudaStream_t stream) {
+  if (small(p.scene.grid)) return launch_project<March, Voxel, int32_t>(p, stream);
+  return launch_project<March, Voxel, int64_t>(p, stream);
+}
+
+template <class March, class Voxel>
+const char* second_voxel(const SecondParams& p, cudaStream_t stream) {
   const Tiles tiles = Tiles::of(p.scene);
-  const dim3 grid(tiles.blocks()), block(kWarp * kWarpsPerBlock);
+  const int threads = kWarp * kWarpsPerBlock;
   if (small(p.scene.grid))
-    second_kernel<March, Voxel, int32_t><<<grid, block, 0, stream>>>(p, tiles);
-  else
-    second_kernel<March, Voxel, int64_t><<<grid, block, 0, stream>>>(p, tiles);
+    return launch(second_kernel<March, Voxel, int32_t>, tiles.blocks(), threads, stream, p, tiles);
+  return launch(second_kernel<March, Voxel, int64_t>, tiles.blocks(), threads, stream, p, tiles);
 }
 
 template <class March, bool kTangent, class Sink>
-void launch_scatter(const BackprojectParams& p, const Sink& sink, cudaStream_t stream) {
+const char* launch_scatter(const BackprojectParams& p, const Sink& sink, cudaStream_t stream) {
   const Tiles tiles = Tiles::of(p.scene);
-  backproject_kernel<March, kTangent, Sink>
-      <<<tiles.blocks(), kWarp * kWarpsPerBlock, 0, stream>>>(p, tiles, sink);
+  return launch(backproject_kernel<March, kTangent, Sink>, tiles.blocks(), kWarp * kWarpsPerBlock,
+                stream, p, tiles, sink);
 }
 
 // An upper bound of the logarithm of the number of terms that one voxel can get.
@@ -327,62 +320,61 @@ inline int log_terms(const Scene& scene) {
 }
 
 template <class March, bool kTangent>
-void launch_backproject(const BackprojectParams& p, cudaStream_t stream) {
+const char* backproject_fixed(const BackprojectParams& p, cudaStream_t stream) {
   using S = typename March::Scalar;
-  S* values = static_cast<S*>(p.values);
-  if (!p.fixed) {
-    launch_scatter<March, kTangent>(p, AtomicSink<S>{values, {}}, stream);
-    return;
-  }
   auto* fixed = reinterpret_cast<unsigned long long*>(p.fixed);
   auto* peak = reinterpret_cast<unsigned long long*>(p.peak);
   const int terms = log_terms(p.scene);
   const int64_t total = p.scene.n_volumes * p.scene.n_channels * p.scene.grid.voxels();
-  launch_scatter<March, kTangent>(p, PeakSink<S>{peak, {}}, stream);
-  launch_scatter<March, kTangent>(p, FixedSink<S>{fixed, peak, terms, {}}, stream);
-  from_fixed_kernel<<<static_cast<unsigned>((total + 255) / 256), 256, 0, stream>>>(
-      fixed, peak, terms, total, values);
+  const char* error = launch_scatter<March, kTangent>(p, PeakSink<S>{peak, {}}, stream);
+  if (!error)
+    error = launch_scatter<March, kTangent>(p, FixedSink<S>{fixed, peak, terms, {}}, stream);
+  if (error) return error;
+  return launch(from_fixed_kernel<S>, static_cast<unsigned>((total + 255) / 256), 256, stream,
+                fixed, peak, terms, total, static_cast<S*>(p.values));
 }
 
-template <class March> void launch_either(const BackprojectParams& p, cudaStream_t stream) {
-  if (p.tangent.geometry)
-    launch_backproject<March, true>(p, stream);
-  else
-    launch_backproject<March, false>(p, stream);
+template <class March, bool kTangent>
+const char* backproject_sink(const BackprojectParams& p, cudaStream_t stream) {
+  using S = typename March::Scalar;
+  if (p.fixed) return backproject_fixed<March, kTangent>(p, stream);
+  const AtomicSink<S> sink = {static_cast<S*>(p.values), {}};
+  return launch_scatter<March, kTangent>(p, sink, stream);
+}
+
+template <class March>
+const char* backproject_scalar(const BackprojectParams& p, cudaStream_t stream) {
+  if (p.tangent.geometry) return backproject_sink<March, true>(p, stream);
+  return backproject_sink<March, false>(p, stream);
 }
 
 template <template <class> class March>
 const char* Kernels<March>::project(const ProjectParams& p, void* stream) {
   cudaStream_t s = static_cast<cudaStream_t>(stream);
   switch (p.scene.voxel) {
-    case Voxel::kFloat16: launch_project<March<float>, Half>(p, s); break;
-    case Voxel::kBFloat16: launch_project<March<float>, BFloat16>(p, s); break;
-    case Voxel::kFloat32: launch_project<March<float>, float>(p, s); break;
-    case Voxel::kFloat64: launch_project<March<double>, double>(p, s); break;
+    case Voxel::kFloat16: return project_voxel<March<float>, Half>(p, s);
+    case Voxel::kBFloat16: return project_voxel<March<float>, BFloat16>(p, s);
+    case Voxel::kFloat32: return project_voxel<March<float>, float>(p, s);
+    default: return project_voxel<March<double>, double>(p, s);
   }
-  return launched();
 }
 
 template <template <class> class March>
 const char* Kernels<March>::second(const SecondParams& p, void* stream) {
   cudaStream_t s = static_cast<cudaStream_t>(stream);
   switch (p.scene.voxel) {
-    case Voxel::kFloat16: launch_second<March<float>, Half>(p, s); break;
-    case Voxel::kBFloat16: launch_second<March<float>, BFloat16>(p, s); break;
-    case Voxel::kFloat32: launch_second<March<float>, float>(p, s); break;
-    case Voxel::kFloat64: launch_second<March<double>, double>(p, s); break;
+    case Voxel::kFloat16: return second_voxel<March<float>, Half>(p, s);
+    case Voxel::kBFloat16: return second_voxel<March<float>, BFloat16>(p, s);
+    case Voxel::kFloat32: return second_voxel<March<float>, float>(p, s);
+    default: return second_voxel<March<double>, double>(p, s);
   }
-  return launched();
 }
 
 template <template <class> class March>
 const char* Kernels<March>::backproject(const BackprojectParams& p, void* stream) {
   cudaStream_t s = static_cast<cudaStream_t>(stream);
-  if (p.scene.voxel == Voxel::kFloat64)
-    launch_either<March<double>>(p, s);
-  else
-    launch_either<March<float>>(p, s);
-  return launched();
+  if (p.scene.voxel == Voxel::kFloat64) return backproject_scalar<March<double>>(p, s);
+  return backproject_scalar<March<float>>(p, s);
 }
 
 }  // namespace cuda

@@ -1,0 +1,21 @@
+"""Runs the CUDA kernels of csrc/cuda on the CPU: the same sources, compiled with a C++ compiler.
+
+`include/` holds a `cuda_runtime.h` whose kernels' threads are fibers (see launch.h there), so the
+tests cover what would otherwise need a GPU: indexing, tiles that hang over, shuffles and barriers,
+textures, atomics, errors. Speed, races between blocks that run at the same time, and rounding to
+the last bit (a GPU contracts to fused multiply-adds) it cannot show.
+
+    ops = emulated_ops()                   the products, with the signatures of torch.ops.drrkit.*
+    with emulated_ops().in_place(): ...    drrkit itself on them: project(), Projector, autograd
+    emulated_ops().options(seed=3)         blocks and threads in an order drawn from the seed
+
+Every .cu file of csrc/cuda and every .cpp file of this folder is compiled into one library; what
+products.cpp does for the products, a file of its own can do for any other launcher.
+"""
+
+from __future__ import annotations
+
+from .build import EmulatorBuildError, library
+from .products import EmulatedOps, emulated_ops
+
+__all__ = ["EmulatedOps", "EmulatorBuildError", "emulated_ops", "library"]

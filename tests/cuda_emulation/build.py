@@ -1,0 +1,97 @@
+"""Compiles the kernels and the emulator into a library, once for each state of the sources."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+NATIVE = HERE.parent.parent / "csrc"
+
+FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+FLAGS += ["-Wno-unknown-pragmas"]  # nvcc's #pragma unroll
+FLAGS += ["-Wno-unused-parameter", "-U_FORTIFY_SOURCE"]  # fibers jump to other stacks
+# Locals that nobody set hold a pattern, so that a kernel cannot get away with reading them.
+PATTERN = "-ftrivial-auto-var-init=pattern"
+SANITIZE = ["-fsanitize=address", "-fno-omit-frame-pointer"]
+
+
+class EmulatorBuildError(RuntimeError):
+    """There is no C++ compiler, or it refused a source."""
+
+
+def compiler() -> str:
+    """The C++ compiler: $CXX, g++ or c++."""
+    for name in (os.environ.get("CXX"), "g++", "c++"):
+        if name and shutil.which(name):
+            return name
+    raise EmulatorBuildError("the CUDA kernels are tested with a C++ compiler: none was found")
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise EmulatorBuildError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+
+
+def _flags(cxx: str, sanitize: bool) -> list[str]:
+    probe = [cxx, PATTERN, "-E", "-x", "c++", os.devnull]
+    pattern = [PATTERN] if subprocess.run(probe, capture_output=True).returncode == 0 else []
+    return FLAGS + pattern + (SANITIZE if sanitize else [])
+
+
+def _sources() -> list[Path]:
+    return sorted((NATIVE / "cuda").glob("*.cu")) + sorted(HERE.glob("*.cpp"))
+
+
+def _state(command: list[str]) -> str:
+    """A name for the compiler, its flags and every file that takes part."""
+    digest = hashlib.sha256(" ".join(command).encode())
+    digest.update(subprocess.run([command[0], "--version"], capture_output=True).stdout)
+    endings = (".h", ".cuh", ".cu", ".cpp")
+    for root in (NATIVE, HERE):
+        for path in sorted(p for p in root.rglob("*") if p.suffix in endings):
+            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build(*, sanitize: bool = False) -> Path:
+    """Compile, unless that has been done; returns the library.
+
+    sanitize  compile for the address sanitizer: the process that loads the library must have
+              started with the sanitizer's runtime preloaded
+    """
+    cxx = compiler()
+    command = [cxx, *_flags(cxx, sanitize)]
+    folder = Path(tempfile.gettempdir()) / f"drrkit-cuda-emulation-{os.getuid()}"
+    target = folder / f"{_state(command)}.so"
+    if target.exists():
+        return target
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        objects = [Path(scratch) / f"{i}.o" for i in range(len(_sources()))]
+        compile_ = [*command, f"-I{HERE / 'include'}", f"-I{HERE}", "-x", "c++", "-c"]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            jobs = [
+                pool.submit(_run, [*compile_, str(source), "-o", str(made)])
+                for source, made in zip(_sources(), objects, strict=True)
+            ]
+            for job in jobs:
+                job.result()
+        whole = Path(scratch) / "library.so"
+        _run([*command, "-shared", *map(str, objects), "-o", str(whole)])
+        os.replace(whole, target)  # whole or not at all, whoever else builds
+    return target
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The library, built on first use; DRRKIT_EMULATION names a ready one."""
+    return ctypes.CDLL(os.environ.get("DRRKIT_EMULATION") or str(build()))

@@ -1,0 +1,92 @@
+// The products of csrc/cuda for ctypes: plain C functions that fill the kernels' parameters. Each
+// returns null, or the launcher's error.
+#include "../../csrc/cuda/kernels.h"
+#include "emulation.h"
+
+using namespace drrkit;
+
+// Everything but the tensors of a march; `mode` as composed in drrkit/_ops.py.
+struct SceneNumbers {
+  int64_t nx, ny, nz, n_views, n_channels, n_volumes, cols, rays, endpoints, mode, voxel;
+  double sx, sy, sz, step;
+};
+
+namespace {
+
+Views views_of(const SceneNumbers& n, const double* geometry) {
+  return {geometry, n.endpoints != 0, (n.mode & 4) != 0, n.cols, n.rays};
+}
+
+Scene scene_of(const SceneNumbers& n, const double* geometry) {
+  Scene scene;
+  scene.grid = {n.nx, n.ny, n.nz, {n.sx, n.sy, n.sz}};
+  scene.views = views_of(n, geometry);
+  scene.n_views = n.n_views;
+  scene.n_channels = n.n_channels;
+  scene.n_volumes = n.n_volumes;
+  scene.method = static_cast<Method>(n.mode & 3);
+  scene.voxel = static_cast<Voxel>(n.voxel);
+  scene.trilinear = {n.step, (n.mode & 16) != 0, (n.mode & 8) != 0};
+  return scene;
+}
+
+template <class S>
+const char* reduce_typed(const SceneNumbers& n, const void* rays, const void* images,
+                         double* partial, double* out) {
+  return cuda::reduce(
+      ReduceParams<S>{views_of(n, nullptr), n.n_views, n.n_channels, static_cast<const S*>(rays),
+                      static_cast<const S*>(images), partial, out},
+      nullptr);
+}
+
+template <class S>
+const char* tangent_typed(const SceneNumbers& n, const double* tangents, int64_t n_tangents,
+                          const void* rays, void* images) {
+  return cuda::tangent(TangentParams<S>{views_of(n, tangents), n.n_views, n.n_channels, n_tangents,
+                                        static_cast<const S*>(rays), static_cast<S*>(images)},
+                       nullptr);
+}
+
+bool is_double(const SceneNumbers& n) { return static_cast<Voxel>(n.voxel) == Voxel::kFloat64; }
+
+}  // namespace
+
+extern "C" {
+
+const char* emulated_project(const SceneNumbers* n, const double* geometry, const void* values,
+                             void* image, void* rays) {
+  return cuda::project({scene_of(*n, geometry), values, image, rays}, nullptr);
+}
+
+const char* emulated_backproject(const SceneNumbers* n, const double* geometry,
+                                 const double* tangent, const void* images, void* values,
+                                 int64_t* fixed, int64_t* peak) {
+  return cuda::backproject(
+      {scene_of(*n, geometry), views_of(*n, tangent), images, values, fixed, peak}, nullptr);
+}
+
+const char* emulated_second(const SceneNumbers* n, const double* geometry, const double* tangent,
+                            const void* values, const void* images, double* rays) {
+  return cuda::second({scene_of(*n, geometry), views_of(*n, tangent), values, images, rays},
+                      nullptr);
+}
+
+const char* emulated_reduce(const SceneNumbers* n, const void* rays, const void* images,
+                            double* partial, double* out) {
+  return is_double(*n) ? reduce_typed<double>(*n, rays, images, partial, out)
+                       : reduce_typed<float>(*n, rays, images, partial, out);
+}
+
+const char* emulated_tangent(const SceneNumbers* n, const double* tangents, int64_t n_tangents,
+                             const void* rays, void* images) {
+  return is_double(*n) ? tangent_typed<double>(*n, tangents, n_tangents, rays, images)
+                       : tangent_typed<float>(*n, tangents, n_tangents, rays, images);
+}
+
+int64_t emulated_reduce_chunk() { return kReduceChunk; }
+
+void emulated_options(uint64_t seed, int multiprocessors) {
+  emulated::options() = {seed, multiprocessors};
+}
+void emulated_counts(emulated::Counts* counts) { *counts = emulated::counts(); }
+}
