@@ -317,6 +317,25 @@ def test_several_starts_are_all_searched_about():
     assert error(result.world_to_camera, truth).item() < 2.0
 
 
+def test_a_search_whose_outcome_is_not_trusted_is_repeated_more_densely():
+    truth, start = turned(5, -5, 10, (10, -15, 20)), turned(35, -25, -30, (100, -80, 100))
+    xray = simulate_xray(phantom(), CAMERA, truth, energy_kev=SPECTRUM_90KV)
+    starved = Search(
+        rotation=math.radians(60), step=math.radians(40), depth_step=1.4, pixels=16, keep=1
+    )
+    once = (replace(starved, repeats=0), *GLOBAL[1:])
+    failed = register(attenuation(), CAMERA, xray, start, stages=once)
+    assert error(failed.world_to_camera, truth).item() > 100.0 and failed.confidence < 0.8
+    found = register(attenuation(), CAMERA, xray, start, stages=(starved, *GLOBAL[1:]))
+    assert error(found.world_to_camera, truth).item() < 2.0 and found.confidence > 0.95
+    assert len(found.history) == 2 * len(GLOBAL)
+    denser = starved.denser()
+    assert denser.step < starved.step and denser.keep > starved.keep
+    # A bar of trust that nothing reaches: the better of the two outcomes is returned.
+    never = (replace(starved, trusted=1.0), *GLOBAL[1:])
+    assert register(attenuation(), CAMERA, xray, start, stages=never).confidence > 0.95
+
+
 def test_an_interrupted_search_returns_the_start_or_the_best_candidate_up_to_then(monkeypatch):
     truth = turned(5.0, 5.0, 5.0, (0.0, 0.0, 0.0))
     xray = render(attenuation(), CAMERA, truth)
@@ -355,6 +374,8 @@ def test_an_interrupted_search_returns_the_start_or_the_best_candidate_up_to_the
         ({"depth_step": 1.0}, r"depth_step: expected a ratio above 1, got 1.0"),
         ({"pixels": 4}, r"pixels: expected an integer of at least 8, got 4"),
         ({"keep": 0}, r"keep: expected an integer of at least 1, got 0"),
+        ({"repeats": -1}, r"repeats: expected an integer of at least 0, got -1"),
+        ({"trusted": 1.5}, r"trusted: expected a number in \[0, 1\], got 1.5"),
         ({"between": (1.0, 0.4)}, r"between: expected \(nearest, farthest\) > 0"),
     ],
 )

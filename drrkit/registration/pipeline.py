@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drrkit import losses
 from drrkit.geometry import Camera, perturb, view_ap, volume_center
 from drrkit.registration.candidates import distinct_poses
 from drrkit.registration.cmaes import CmaEs
+from drrkit.registration.confidence import agreement
 from drrkit.registration.descent import PoseDescent
 from drrkit.registration.levenberg import LevenbergMarquardt, expansion
 from drrkit.registration.optimiser import PoseOptimiser
@@ -29,7 +29,6 @@ from drrkit.registration.views import (
     make_views,
     objective,
     pixel_at,
-    renderer,
 )
 from drrkit.volume import Volume
 
@@ -95,14 +94,14 @@ def register(
     bar = _progress_bar(resolved, progress)
     run = Registration(volume, views, middle, method, torch.Generator().manual_seed(seed), bar)
     try:
-        found = run.through(resolved, Candidates.unjudged(pose))
+        found, confidence = run.until_trusted(resolved, Candidates.unjudged(pose))
     finally:
         bar.close()
     best = int(found.loss.argmin())
     return RegistrationResult(
         world_to_camera=found.pose[best],
         loss=float(found.loss[best]),
-        confidence=_agreement(volume, views, found.pose[best : best + 1], method),
+        confidence=confidence,
         covariance=None,
         history=run.history,
         seconds=time.perf_counter() - began,
@@ -141,6 +140,34 @@ class Registration:
         self.generator, self.bar = generator, bar
         self.history: list[StageRecord] = []
         self._resampled: dict[float, Any] = {}
+
+    def until_trusted(
+        self, stages: Sequence[Stage | Search], start: Candidates
+    ) -> tuple[Candidates, float]:
+        """What the stages make of the poses, and how well the best of them agrees.
+
+        Where they begin with a search whose outcome is not trusted, they begin again with a denser
+        one; the better outcome counts.
+        """
+        found = self.through(stages, start)
+        confidence = self._confidence(found)
+        first = stages[0]
+        if not isinstance(first, Search):
+            return found, confidence
+        for _ in range(first.repeats):
+            if confidence >= first.trusted or self.history[-1].stop_reason == "interrupted":
+                break
+            first = first.denser()
+            self.bar.add(_steps(stages))
+            other = self.through((first, *stages[1:]), start)
+            if self._confidence(other) > confidence:
+                found, confidence = other, self._confidence(other)
+        return found, confidence
+
+    def _confidence(self, found: Candidates) -> float:
+        best = found.pose[int(found.loss.argmin())][None]
+        depth = mean_depth(best, self.center)
+        return agreement(self.scene, self.views, best, depth, self.method)
 
     def through(self, stages: Sequence[Stage | Search], found: Candidates) -> Candidates:
         """What the stages make of the poses; after an interruption the best up to then."""
@@ -293,17 +320,6 @@ def _record(optimiser: PoseOptimiser, factor: int, reason: str, seconds: float) 
     return StageRecord(stage.name, factor, trace.cpu(), seconds, reason, stage.optimiser)
 
 
-def _agreement(scene: Any, views: Sequence[View], pose: Tensor, method: str) -> float:
-    """Gradient correlation of the X-rays with the scene at one pose [1, 4, 4], 0 to 1."""
-    total = 0.0
-    with torch.no_grad():
-        for view in views:
-            moving = renderer(scene, view.camera, 1, method)(view.pose(pose))
-            moving = moving.sum(dim=1, keepdim=True)
-            total += 1.0 - float(losses.gradient_ncc(moving, view.xray, view.mask))
-    return min(max(total / len(views), 0.0), 1.0)
-
-
 def _check_scene(volume: Any, center: Tensor | None) -> tuple[torch.dtype, torch.device]:
     """The dtype and device to compute in, or an error that names the argument."""
     if center is not None and (not isinstance(center, Tensor) or center.shape != (3,)):
@@ -383,6 +399,8 @@ def _progress_bar(stages: Sequence[Stage | Search], wanted: bool) -> Any:
             self.total += steps
             self.refresh()
 
-    return Bar(
-        total=sum(stage.iterations for stage in stages if isinstance(stage, Stage)), unit="step"
-    )
+    return Bar(total=_steps(stages), unit="step")
+
+
+def _steps(stages: Sequence[Stage | Search]) -> int:
+    return sum(stage.iterations for stage in stages if isinstance(stage, Stage))

@@ -186,6 +186,11 @@ class Search:
             for its own.
         keep: candidates to find.
         apart: least distance between two of them, mm of motion.
+        trusted: confidence of a registration below which its stages begin again with a denser
+            search. 0.8: of 240 registrations of two CTs and a phantom with a starved search, in
+            good and in very noisy images, the 146 that ended within 10 mm had more than 0.84, the
+            others less than 0.76.
+        repeats: how often they may; 0 for never.
     """
 
     rotation: float = math.radians(85.0)
@@ -198,6 +203,8 @@ class Search:
     voxel_mm: float | None = 4.0
     keep: int = 40
     apart: float = 30.0
+    trusted: float = 0.8
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         for name in ("rotation", "depth", "step", "apart"):
@@ -209,10 +216,12 @@ class Search:
             raise ValueError(f"step: expected less than a right angle (rad), got {self.step!r}")
         if not 1.0 < self.depth_step < math.inf:
             raise ValueError(f"depth_step: expected a ratio above 1, got {self.depth_step!r}")
-        for name, least in (("pixels", 8), ("keep", 1)):
+        for name, least in (("pixels", 8), ("keep", 1), ("repeats", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+        if not 0 <= self.trusted <= 1:
+            raise ValueError(f"trusted: expected a number in [0, 1], got {self.trusted!r}")
         if len(self.between) != 2 or not 0 < self.between[0] < self.between[1] < math.inf:
             raise ValueError(f"between: expected (nearest, farthest) > 0, got {self.between!r}")
 
