@@ -6,10 +6,12 @@ Where there is no C++ compiler these tests fail: nothing else runs the kernels w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ctypes import c_int, c_int64, c_uint
 
+import numpy as np
 import pytest
 import torch
-from cuda_emulation import EmulatedOps, emulated_ops
+from cuda_emulation import EmulatedOps, emulated_ops, library
 from scenes import (
     BEAMS,
     FRAMES,
@@ -321,6 +323,56 @@ def test_nothing_is_launched_for_nothing(ops) -> None:
         nobody = _ops.project(volume(), torch.empty(0, 4, 3).double(), True, spec_of("joseph"))
         assert nobody[0].shape == (0, CHANNELS, SIZE[0] * SIZE[1])
     assert ops.counts().launches == before
+
+
+def grid(name: str, *arguments: object) -> list[int]:
+    out = (c_uint * 3)()
+    getattr(library(), name)(*arguments, out)
+    return list(out)
+
+
+@pytest.mark.parametrize("threads", [1, 256, 257, 2**31, 2**40 + 1, 3 * 2**43])
+def test_grids_hold_every_thread_within_cudas_limits(threads) -> None:
+    x, y, z = grid("probe_linear_grid", c_int64(threads), c_int(256))
+    assert 1 <= x < 2**31 and 1 <= y <= 65535 and z == 1
+    assert threads <= 256 * x * y < threads + 256 * y
+
+
+@pytest.mark.parametrize("views", [1, 65535, 65536, 300_000, 10**9])
+def test_grids_hold_every_view_within_cudas_limits(views) -> None:
+    x, y, z = grid("probe_views_grid", c_int64(7), c_int64(views))
+    assert x == 7 and 1 <= y <= 65535 and 1 <= z <= 65535
+    assert views <= y * z < views + z
+
+
+HUGE, CORNER = 1300, 10  # 1300^3 voxels are more than 2^31
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("method", ["joseph", "siddon", "trilinear"])
+def test_voxels_beyond_32_bit_indices_are_read_and_written(method, axis, ops) -> None:
+    """Rays through the last corner of a volume that is empty, and takes no memory, elsewhere."""
+    shape, small, size = (HUGE,) * 3, (CORNER,) * 3, (4, 8)
+    assert HUGE**3 > 2**31
+    frames = towards(axis, shape=small, size=size, tilt=0.1, pitch=0.9, seed=axis)
+    moved = frames.clone()
+    moved[:, :2] += HUGE - CORNER
+    filled = torch.zeros(1, 1, *small, dtype=torch.bfloat16)
+    filled[..., 1:-1, 1:-1, 1:-1] = rand(*(CORNER - 2,) * 3).bfloat16()
+    values = torch.from_numpy(np.zeros((1, 1, *shape), "uint16")).view(torch.bfloat16)
+    values[..., -CORNER:, -CORNER:, -CORNER:] = filled
+    corner, whole = spec_of(method, size=size, shape=small), spec_of(method, size=size, shape=shape)
+    expected, six = _ops.project(filled, frames, True, corner)
+    weights = randn(*expected.shape, seed=3).float()
+    adjoint = _ops.backproject(weights, frames, None, 1, corner)
+    assert expected.max() > 1
+    with ops.in_place():
+        found, rays = _ops.project(values, moved, True, whole)
+        scattered = _ops.backproject(weights, moved, None, 1, whole)
+    # In float32 the place of a sample is known to 1e-4 voxels out there.
+    assert relative(found, expected) < 1e-4 and relative(rays, six) < 1e-3
+    inner = (..., *[slice(-CORNER + 1, -1)] * 3)
+    assert relative(scattered[inner], adjoint[..., 1:-1, 1:-1, 1:-1]) < 1e-3
 
 
 def test_gradients_pass_gradcheck_on_the_kernels(ops) -> None:

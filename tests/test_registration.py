@@ -446,7 +446,7 @@ def test_views_of_several_cameras_must_come_in_equal_numbers_with_a_rig():
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        ({"similarity": "ssim"}, ValueError, r"similarity: .*'gradient_ncc'.*got 'ssim'"),
+        ({"similarity": "cc"}, ValueError, r"similarity: .*'gradient_ncc'.*got 'cc'"),
         ({"similarity": 3}, TypeError, r"similarity: expected a name or a callable, got int"),
         ({"downsample": 0}, ValueError, r"downsample: expected a positive integer, got 0"),
         ({"iterations": 1.5}, ValueError, r"iterations: expected a positive integer, got 1.5"),

@@ -1,14 +1,20 @@
 // The kernels that read the volume: images with their rays' derivatives, and K.
 //
-// Floors of a launch of R rays of n samples, to be compared with what a GPU takes:
-// - loads: Joseph 4, Siddon 3, trilinear 8 a sample; with l lines of 128 bytes a warp's load (2 to
-// 4
-//   along y and z, see tiles.cuh), R n / 32 * loads * l cycles of all multiprocessors together;
-// - bytes: each voxel that is hit once from memory, and R numbers (7 R with derivatives) written;
-// - instructions: about 25 (Joseph) a sample on 128 lanes, and 600 to set up a ray, of which 250
-//   are in double precision (half the rate of float on large GPUs, 1/64 on small ones, where they
-//   weigh as much as 300 samples).
-// A launch is bound by whichever is largest; on large GPUs it is the first.
+// Floors of a launch of R rays of n samples, each to be divided by the number of multiprocessors
+// and compared with the time that a GPU takes, in its cycles:
+// - first-level cache: R n / 32 loads of 4 (Joseph), 3 (Siddon) or 8 (trilinear) corners, each a
+//   cycle for every line of 128 bytes that a warp's load touches: 2 to 4 along y and z, see
+//   tiles.cuh;
+// - memory: every voxel that is hit once, and R numbers written, 7 R with derivatives;
+// - instructions, four a cycle: R n / 32 times 28, 74 or 47 (34, 90 or 61 with derivatives), as
+//   compiled for sm_90; and about 1000 to set up 32 rays, of which 250 are in double precision.
+// The first is the largest wherever double precision runs at half the rate of float. Where it runs
+// at 1/64, setting up a ray weighs as much as 300 to 500 samples.
+//
+// The loops issue sixteen loads a lane before they use the first: 16 warps have 500 lines or more
+// under way, twice what the first level takes during the second's latency of some 250 cycles.
+// Siddon's, with six loads (three with derivatives), come near that number or stay below; unrolled
+// further they would need more registers than leave room for 16 warps.
 #pragma once
 
 #include <limits>

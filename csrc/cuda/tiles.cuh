@@ -158,12 +158,10 @@ __device__ inline Samples run_of(const Samples& s, int part, int log_parts) {
 // more sums to exchange. Rays that were set up on one lane each are handed over through the
 // `board`, as many as are marched at a time: room for all of the warp's would take a tenth of the
 // first-level cache, which lies in the same memory.
-template <class Word> constexpr int log_sector() {
-  return sizeof(Word) == 2 ? 4 : sizeof(Word) == 4 ? 3 : 2;
-}
+template <class Word> constexpr int kLogSector = sizeof(Word) == 2 ? 4 : sizeof(Word) == 4 ? 3 : 2;
 
 template <class March, class Word> struct alignas(16) Board {
-  static constexpr int kPlaces = kWarp >> log_sector<Word>();
+  static constexpr int kPlaces = kWarp >> kLogSector<Word>;
   unsigned char bytes[kWarpsPerBlock * kPlaces * sizeof(March)];
 
   __device__ March* of_warp() {
@@ -190,13 +188,13 @@ template <class March> __device__ March own_part(const March& mine, int log_spli
 }
 
 // The way along x: a warp takes its rays `at_once` at a time, beginning with ray `first`. Within
-// the group of lanes that marches a ray, runs of 2^log_sector lanes take alternate samples.
+// the group of lanes that marches a ray, runs of 2^kLogSector lanes take alternate samples.
 template <class Word> struct Handover {
-  static constexpr int kLanes = 1 << log_sector<Word>();
+  static constexpr int kLanes = 1 << kLogSector<Word>;
   int log_split, log_group;  // lanes that own a ray, lanes that march it
 
   __device__ explicit Handover(int split)
-      : log_split(split), log_group(maximum(split, log_sector<Word>())) {}
+      : log_split(split), log_group(maximum(split, kLogSector<Word>)) {}
   __device__ int at_once() const { return kWarp >> log_group; }
   __device__ int rays() const { return kWarp >> log_split; }
   __device__ int lane() const { return threadIdx.x % kWarp; }
@@ -213,8 +211,8 @@ template <class Word> struct Handover {
     if (has_place(first) && (lane() & ((1 << log_split) - 1)) == 0) board[place(first)] = mine;
     __syncwarp();
     March part = board[lane() >> log_group];
-    const int run = (lane() & ((1 << log_group) - 1)) >> log_sector<Word>();
-    part.samples = run_of(part.samples, run, log_group - log_sector<Word>());
+    const int run = (lane() & ((1 << log_group) - 1)) >> kLogSector<Word>;
+    part.samples = run_of(part.samples, run, log_group - kLogSector<Word>);
     return part;
   }
 };

@@ -22,7 +22,15 @@ SIMILARITIES: dict[str, Similarity] = {
     "ncc": losses.ncc,
     "gradient_ncc": losses.gradient_ncc,
     "local_ncc": losses.local_ncc,
+    "patch_gradient_ncc": losses.patch_gradient_ncc,
+    "gradient_difference": losses.gradient_difference,
+    "l1": losses.l1,
+    "ssim": losses.ssim,
+    "ssim_dice_l1": losses.ssim_dice_l1,
+    "focal_frequency": losses.focal_frequency,
     "mi": losses.mutual_information,
+    "mattes_mi": losses.mattes_mutual_information,
+    "nmi": losses.normalized_mutual_information,
 }
 """Names a Stage accepts."""
 

@@ -1,4 +1,5 @@
 // Fibers, and the scheduler that runs one block at a time.
+#include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -293,6 +294,43 @@ bool run_block(const std::vector<int>& order) {
   }
 }
 
+// While it lives, a thread that touches memory which is not there ends the launch, not the process.
+// The address sanitizer sees more, and sees it first.
+class FaultGuard {
+ public:
+  FaultGuard() {
+#if !defined(__SANITIZE_ADDRESS__)
+    static char room[64 * 1024];  // the thread's own stack may be what is exhausted
+    stack_t stack = {room, 0, sizeof room};
+    sigaltstack(&stack, &stack_before_);
+    struct sigaction action = {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    for (int i = 0; i < 2; ++i) sigaction(kSignals[i], &action, &before_[i]);
+#endif
+  }
+  ~FaultGuard() {
+#if !defined(__SANITIZE_ADDRESS__)
+    for (int i = 0; i < 2; ++i) sigaction(kSignals[i], &before_[i], nullptr);
+    sigaltstack(&stack_before_, nullptr);
+#endif
+  }
+  FaultGuard(const FaultGuard&) = delete;
+
+ private:
+  static constexpr int kSignals[2] = {SIGSEGV, SIGBUS};
+  struct sigaction before_[2];
+  stack_t stack_before_;
+
+  static void on_fault(int, siginfo_t* info, void*) {
+    if (!scheduler.running) std::abort();  // a mistake of the emulator's own
+    char where[64];
+    std::snprintf(where, sizeof where, " touches memory that is not there: %p", info->si_addr);
+    report("thread " + std::to_string(scheduler.running_index) + where);
+    jump(scheduler.home);
+  }
+};
+
 // A kernel's shared memory is among this library's thread-local data.
 struct Memory {
   char* start = nullptr;
@@ -379,6 +417,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& t
   std::iota(thread_order.begin(), thread_order.end(), 0);
   std::mt19937_64 random(chosen.seed);
   const Memory shared = shared_memory();
+  const FaultGuard guard;
   if (chosen.seed) std::shuffle(block_order.begin(), block_order.end(), random);
   for (uint64_t block : block_order) {
     if (chosen.seed) std::shuffle(thread_order.begin(), thread_order.end(), random);
