@@ -103,5 +103,5 @@ def library() -> ctypes.CDLL:
     """The library, built on first use, once; DRRKIT_EMULATION names a ready one."""
     found = _library_or_error()
     if isinstance(found, EmulatorBuildError):
-        raise found
+        raise EmulatorBuildError(*found.args)  # a new one: the old one would collect tracebacks
     return found
