@@ -26,6 +26,7 @@ struct Box {
 struct Block {
   const void* values;
   Voxel voxel;
+  int m, a, b;  // the axes
   int64_t stride_m, stride_a, stride_b;
   int size_m, size_a, size_b;
   int64_t voxels;
@@ -34,6 +35,9 @@ struct Block {
     const Grid& grid = scene.grid;
     return {values,
             scene.voxel,
+            m,
+            a,
+            b,
             grid.stride(m),
             grid.stride(a),
             grid.stride(b),
@@ -47,6 +51,33 @@ struct Block {
            box.b1 < size_b;
   }
 };
+
+// Whether a box is known to hold zeros only (bricks.h).
+DRR_HD bool holds_nothing(const Bricks& bricks, int64_t volume, const Block& block,
+                          const Box& box) {
+  if (bricks.occupied == nullptr) return false;
+  const Occupied& filled = bricks.occupied[volume];
+  int lo[3], hi[3];
+  lo[block.m] = box.k0, hi[block.m] = box.k1 - 1;
+  lo[block.a] = box.a0, hi[block.a] = box.a1;
+  lo[block.b] = box.b0, hi[block.b] = box.b1;
+  for (int i = 0; i < 3; ++i)
+    if (lo[i] > filled.hi[i] || hi[i] < filled.lo[i]) return true;
+  if (!filled.sparse) return false;
+  const int count[3] = {bricks.nx, bricks.ny, bricks.nz};
+  for (int i = 0; i < 3; ++i) {
+    lo[i] = minimum(maximum((lo[i] + 1) >> kBrickShift, 0), count[i] - 1);
+    hi[i] = minimum(maximum((hi[i] + 1) >> kBrickShift, 0), count[i] - 1);
+  }
+  for (int z = lo[2]; z <= hi[2]; ++z)
+    for (int y = lo[1]; y <= hi[1]; ++y) {
+      const uint8_t* row =
+          bricks.of(volume) + (static_cast<int64_t>(z) * bricks.ny + y) * bricks.nx;
+      for (int x = lo[0]; x <= hi[0]; ++x)
+        if (row[x] == 0) return false;
+    }
+  return true;
+}
 
 DRR_HD bool stores(Voxel voxel, float) { return voxel == Voxel::kFloat32; }
 DRR_HD bool stores(Voxel voxel, double) { return voxel == Voxel::kFloat64; }
