@@ -14,7 +14,7 @@ from drrkit.bench.compare import Reference, comparison
 from drrkit.bench.floors import Floors
 from drrkit.bench.isolation import Declined, Failed, Worker
 from drrkit.bench.machine import available_bytes
-from drrkit.bench.peers.own import PACKED
+from drrkit.bench.peers.own import PACKED, texel_bytes
 from drrkit.bench.plan import Effort, Workload
 from drrkit.bench.scene import Scene
 from drrkit.bench.timing import statistics_of
@@ -199,7 +199,6 @@ class Contest:
     ) -> None:
         contender = turn.contender
         own = answers.get(contender.compared_with)
-        packed = contender.method.endswith(PACKED)
         difference = comparison(
             work,
             scene,
@@ -208,7 +207,10 @@ class Contest:
             contender.physical,
             self.reference,
         )
-        floors = self.floors.of(work, scene, contender.integral, packed) if contender.own else None
+        floors = None
+        if contender.own:
+            texel = texel_bytes(contender.method) if self.device == "cuda" else None
+            floors = self.floors.of(work, scene, contender.integral, texel)
         for mode, seconds in (("eager", turn.eager), ("graph", turn.graph)):
             if seconds:
                 row: dict[str, Any] = work.as_dict() | {"case": contender.case, "mode": mode}

@@ -68,7 +68,7 @@ def effort(device: str, quick: bool) -> Effort:
     """The default effort on a "cpu" or "cuda" device."""
     if device == "cuda":
         return Effort(2, 0.01, 2.0, 2.0) if quick else Effort(7, 0.04, 4.0, 7.0)
-    return Effort(2, 0.05, 4.0, 0.8) if quick else Effort(5, 0.2, 12.0, 10.0)
+    return Effort(2, 0.05, 2.0, 0.8) if quick else Effort(5, 0.2, 12.0, 10.0)
 
 
 def workloads(device: str, quick: bool, threads: int) -> list[Workload]:
@@ -86,15 +86,15 @@ def _main(view: str, views: int, size: int, operations: str, inputs: int = 4) ->
 
 
 def _curves(
-    views: tuple[int, ...], sizes: tuple[int, ...], edges: tuple[int, ...]
+    views: tuple[int, ...], sizes: tuple[int, ...], edges: tuple[int, ...], size: int = 128
 ) -> Iterator[Workload]:
-    """Forward projections, one thing changing at a time around one AP view or a small batch."""
+    """Forward projections, one thing changing at a time around one AP view of size x size."""
     for count in views:
-        yield Workload("views", "AP", count, 128, "forward", inputs=2)
+        yield Workload("views", "AP", count, size, "forward", inputs=2)
     for size in sizes:
         yield Workload("detector", "AP", 1, size, "forward", inputs=2)
     for edge in edges:
-        yield Workload("volume", "AP", 1, 128, "forward", edge=edge, inputs=2)
+        yield Workload("volume", "AP", 1, size, "forward", edge=edge, inputs=2)
 
 
 def _cpu(threads: int) -> Iterator[Workload]:
@@ -119,7 +119,7 @@ def _cpu_quick() -> Iterator[Workload]:
     yield from _main("AP", 1, 64, "forward pose volume", inputs=2)
     yield from _main("lateral", 1, 64, "forward pose", inputs=2)
     yield from _main("orbit", 4, 64, "adjoint", inputs=1)
-    yield from _curves((1, 4), (32, 64, 128), (64, 128))
+    yield from _curves((1, 4), (32, 64), (64, 128), size=64)
 
 
 def _cuda() -> Iterator[Workload]:
