@@ -61,7 +61,9 @@ def occupancy(values: Tensor) -> Occupancy:
         _extent(filled.flatten(2).any(2)),
     ]
     lo, hi = (torch.stack(ends, 1) for ends in zip(*extents, strict=True))
-    boxed = (hi // BRICK - lo // BRICK + 1).clamp(min=0).double().prod(1)
+    last = lo.new_tensor([n - 1 for n in brick_counts(values.shape[:1:-1])])
+    in_box = torch.minimum((hi + 2) // BRICK, last) - ((lo - 1) // BRICK).clamp(min=0) + 1
+    boxed = in_box.clamp(min=0).double().prod(1)
     sparse = bricks.flatten(1).sum(1) < (1 - SPARSE) * boxed
     rest = torch.stack((sparse, torch.zeros_like(sparse)), 1)
     return Occupancy(torch.cat((lo, hi, rest), 1).to(torch.int32), _distance(bricks))
@@ -119,7 +121,7 @@ def quantised(values: Tensor, kind: str, peak: Tensor) -> tuple[Tensor, Tensor]:
         shares = values.float() / each.where(each > 0, 1.0)
         return shares.mul_(32767).round_().to(torch.int16), peak
     if kind == "float16":
-        exponent = (15 - torch.frexp(peak).exponent).clamp(max=100)
+        exponent = (15 - torch.frexp(peak).exponent).clamp(max=126)
         scaled = torch.ldexp(values.float(), exponent[:, :, None, None, None])
         return scaled.half(), torch.ldexp(torch.ones_like(peak), -exponent)
     return values.float().contiguous(), torch.ones_like(peak)

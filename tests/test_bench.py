@@ -231,7 +231,7 @@ def test_floors_count_what_an_operation_must_move() -> None:
 
     def of(operation: str, integral: str = "joseph") -> dict:
         work = Workload("main", "AP", 1, 64, operation)
-        found = counted.of(work, scene, integral, False)
+        found = counted.of(work, scene, integral)
         assert found is not None
         return found
 
@@ -245,16 +245,20 @@ def test_floors_count_what_an_operation_must_move() -> None:
     assert forward["fetches_s"] == forward["fetches"] / 1e8
     assert forward["fetches"] == pytest.approx(4 * 50 * rays, rel=0.2)
     double = Workload("main", "AP", 1, 64, "double")
-    assert counted.of(double, scene, "joseph", False) is None
+    assert counted.of(double, scene, "joseph") is None
 
 
 def test_packed_volumes_on_a_gpu_are_held_against_texture_lookups() -> None:
     scene, work = box((30, 50, 40), (2.0, 2.0, 2.0)), Workload("main", "AP", 1, 8, "forward")
     counted = floors.Floors(LIMITS | {"lookups_per_s": 1e7})
-    plain, packed = (counted.of(work, scene, "joseph", p) for p in (False, True))
+    plain, packed = (counted.of(work, scene, "joseph", texel) for texel in (None, 2))
     assert plain and packed and packed["fetch"] == "texture lookup"
     assert plain["fetches"] == 4 * packed["fetches"]
     assert packed["fetches_s"] == packed["fetches"] / 1e7
+    image = 4 * 8 * 8
+    assert packed["bytes"] - image == pytest.approx((plain["bytes"] - image) / 2)
+    pose = Workload("main", "AP", 1, 8, "pose")  # exact: from plain values
+    assert counted.of(pose, scene, "joseph", 2) == counted.of(pose, scene, "joseph")
 
 
 def test_this_machine_has_plausible_ceilings() -> None:
