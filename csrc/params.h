@@ -41,6 +41,9 @@ struct BackprojectParams {
   // For sums that do not depend on their order, where the device needs them; null otherwise.
   int64_t* fixed;  // [N, C, nz, ny, nx] zeroed: fixed-point sums
   int64_t* peak;   // [1] zeroed: bits of the largest double that is added
+  // Where the device gathers by voxel instead, which needs no `fixed`: as many bytes as it asked
+  // for, aligned to 256; null otherwise.
+  void* workspace = nullptr;
 };
 
 // K: a cotangent of the rays' end points for each ray, channels summed.

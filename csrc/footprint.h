@@ -1,0 +1,410 @@
+// The volume adjoint by gathering: which rays of a view touch a voxel.
+//
+// The rays of one view that run along one axis m, in one direction, are a bundle. With (j, i) a
+// pixel counted from the bundle's reference pixel, its ray meets plane k of m at
+//   x_a = r_a(k) + t (j A_a + i B_a) / (1 + j U + i V),
+//   t = k - s_m for a cone, t = 1 and U = V = 0 for a parallel beam,
+// r the reference ray, and likewise along b. So a ray costs one division a plane, the numbers that
+// are rounded to the arithmetic type stay small, and how far a ray passes from a voxel is bounded
+// by inequalities that are linear in (j, i). The rows that can touch a voxel come from the inverse
+// of (d, u, v), the columns of one row from those inequalities. Both only bound the search, with a
+// margin: the exact weight decides.
+#pragma once
+
+#include "geometry.h"
+
+namespace drrkit {
+
+constexpr int kBundles = 6;  // bundle 2 m + (d_m < 0); kBundles itself: a ray that is in none
+
+// What a voxel's plane sees of a ray: where the ray meets it, its path through the layer of half a
+// voxel to either side, or samples up to one voxel to either side.
+enum class Reach { kPlane, kLayer, kCell };
+
+// One ray's part in its view's bundles.
+struct Member {
+  int bundle;
+  int first, last;  // the planes of axis m that see it
+  bool whole;       // no end of the ray lies within the layers
+  double w;         // mm a plane
+
+  DRR_HD static Member of(const Grid& grid, const Ray& ray, Reach reach) {
+    const Vec3 d = ray.p - ray.s, g = grid.metric();
+    const int m = dominant_axis(d), a = m == 0 ? 1 : 0, b = m == 2 ? 1 : 2;
+    const double dm = d[m], last = static_cast<double>(grid.size(m) - 1);
+    Member r = {kBundles, 0, -1, true, 0};
+    if (!(fabs(dm) > 0) || !is_finite(ray)) return r;
+    const double rho_a = d[a] / dm, rho_b = d[b] / dm;
+    r.w = sqrt(g[m] + g[a] * rho_a * rho_a + g[b] * rho_b * rho_b);
+    const double low = minimum(ray.s[m], ray.p[m]), high = maximum(ray.s[m], ray.p[m]);
+    const double along = reach == Reach::kCell ? 1 : 0;
+    double first_plane = ceil(low - along), last_plane = floor(high + along);
+    if (reach == Reach::kLayer) {
+      first_plane = floor(low + 0.5);
+      last_plane = ceil(high - 0.5);
+      r.whole = low < -0.5 && high > last + 0.5;
+    }
+    r.first = static_cast<int>(minimum(last + 1, maximum(first_plane, 0.0)));
+    r.last = static_cast<int>(maximum(-1.0, minimum(last_plane, last)));
+    if (r.first <= r.last) r.bundle = 2 * m + (dm < 0);
+    return r;
+  }
+};
+
+// What is known of a bundle's pixels: sums, and maxima of numbers that are 0 where nothing is
+// known, so that boxes start at 0 and can be joined in any order.
+struct BundleBox {
+  static constexpr int kSums = 2, kNumbers = 11;
+  static constexpr int32_t kFar = 1 << 30;  // no image and no grid is larger
+  int32_t number[kNumbers];
+
+  DRR_HD static BundleBox none() { return {{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}; }
+  DRR_HD static BundleBox of(const Member& member, int32_t col, int32_t row, int32_t pixel) {
+    return {{1, member.whole ? 0 : 1, kFar - col, col + 1, kFar - row, row + 1, member.first + 1,
+             kFar - member.first, member.last + 1, kFar - member.last, kFar - pixel}};
+  }
+  DRR_HD void join(const BundleBox& other) {
+    for (int i = 0; i < kSums; ++i) number[i] += other.number[i];
+    for (int i = kSums; i < kNumbers; ++i) number[i] = maximum(number[i], other.number[i]);
+  }
+
+  DRR_HD int32_t col_begin() const { return kFar - number[2]; }
+  DRR_HD int32_t col_end() const { return number[3]; }
+  DRR_HD int32_t row_begin() const { return kFar - number[4]; }
+  DRR_HD int32_t row_end() const { return number[5]; }
+  DRR_HD int32_t first_plane() const { return kFar - number[7]; }
+  DRR_HD int32_t last_plane() const { return number[8] - 1; }
+  DRR_HD int32_t some_pixel() const { return kFar - number[10]; }  // the first one
+  DRR_HD bool empty() const { return number[0] == 0; }
+  // Whether every pixel of the rectangle is a member and samples all of the bundle's planes.
+  DRR_HD bool plain() const {
+    const int64_t area = static_cast<int64_t>(col_end() - col_begin()) * (row_end() - row_begin());
+    return number[0] == area && number[1] == 0 && number[6] - 1 == first_plane() &&
+           kFar - number[9] == last_plane();
+  }
+};
+
+// one + m x_m + a x_a + b x_b, positions counted from the grid's middle voxel.
+template <class S> struct Affine {
+  S one, m, a, b;
+
+  DRR_HD S at(S xm, S xa, S xb) const { return one + m * xm + a * xa + b * xb; }
+  DRR_HD S change(S hm, S ha, S hb) const {
+    return hm * static_cast<S>(fabs(m)) + ha * static_cast<S>(fabs(a)) +
+           hb * static_cast<S>(fabs(b));
+  }
+};
+
+// A closed interval of pixel coordinates.
+template <class S> struct Span {
+  S lo, hi;
+};
+
+// x, unless it is beyond the bound or not a number.
+DRR_HD float at_least(float bound, float x) {
+#if defined(__CUDA_ARCH__)
+  return fmaxf(bound, x);
+#else
+  return bound < x ? x : bound;
+#endif
+}
+DRR_HD float at_most(float bound, float x) {
+#if defined(__CUDA_ARCH__)
+  return fminf(bound, x);
+#else
+  return x < bound ? x : bound;
+#endif
+}
+DRR_HD double at_least(double bound, double x) { return bound < x ? x : bound; }
+DRR_HD double at_most(double bound, double x) { return x < bound ? x : bound; }
+
+// What ceil and floor are for numbers that are certainly small: on a GPU the conversions run at a
+// sixteenth of the rate of additions, and adding 1.5 x 2^23 rounds to integers as well.
+DRR_HD int ceil_small(float x) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_int(__fadd_ru(x, 12582912.0f)) - 0x4b400000;
+#else
+  return static_cast<int>(ceilf(x));
+#endif
+}
+DRR_HD int floor_small(float x) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_int(__fadd_rd(x, 12582912.0f)) - 0x4b400000;
+#else
+  return static_cast<int>(floorf(x));
+#endif
+}
+DRR_HD int ceil_small(double x) { return static_cast<int>(ceil(x)); }
+DRR_HD int floor_small(double x) { return static_cast<int>(floor(x)); }
+
+// 1 / x to one unit in the last place, in one instruction.
+DRR_HD float reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+#else
+  return 1 / x;
+#endif
+}
+DRR_HD double reciprocal(double x) { return 1 / x; }
+
+DRR_HD float saturate(float x) {
+#if defined(__CUDA_ARCH__)
+  return __saturatef(x);  // a modifier of the instruction before; 0 for NaN
+#else
+  return at_least(0.0f, at_most(1.0f, x));
+#endif
+}
+DRR_HD double saturate(double x) { return at_least(0.0, at_most(1.0, x)); }
+
+template <class S> struct Bundle {
+  int id, axis;
+  bool plain;                                  // see BundleBox
+  int col, row;                                // the reference pixel
+  int col_begin, col_end, row_begin, row_end;  // the rectangle, counted from it
+  S plane_first, plane_last;                   // counted from the middle
+  S at_a, at_b, rho_a, rho_b, t_one, t_m;      // r_a = at_a + k rho_a, t = t_one + k t_m
+  S col_a, row_a, col_b, row_b, col_d, row_d;  // A_a, B_a, A_b, B_b, U, V
+  S reach_a, reach_b;                          // how far from a voxel a ray is felt, with a margin
+  S source_a, source_b, slack;                 // rays stay within |t| + slack of the source
+  Affine<S> lambda, lambda_col, lambda_row;    // X - s = lambda (d + j u + i v)
+  S col_error, row_error;                      // of the two numerators
+
+  DRR_HD static double margin() { return 1.0 / 64; }  // voxels; positions are far more exact
+
+  // False where the bundle has no pixel that could touch anything.
+  DRR_HD static bool make(const Grid& grid, const Views& views, int64_t view, int id,
+                          const BundleBox& box, Reach reach, Bundle& r) {
+    if (box.empty()) return false;
+    const int m = id / 2, a = m == 0 ? 1 : 0, b = m == 2 ? 1 : 2;
+    r.id = id;
+    r.axis = m;
+    r.plain = box.plain();
+    r.choose_reference(grid, views, view, box, reach);
+    const Ray ray = views.ray(view, static_cast<int64_t>(r.row) * views.cols + r.col);
+    const double* f = views.geometry + 12 * view;
+    const Vec3 u = {f[6], f[7], f[8]}, v = {f[9], f[10], f[11]}, d = ray.p - ray.s;
+    const double dm = d[m], rho_a = d[a] / dm, rho_b = d[b] / dm;
+    const double per_step = views.parallel ? 1 : 1 / dm;
+    const Vec3 middle = middle_of(grid);
+    const double to_middle = middle[m] - ray.s[m];
+    r.at_a = static_cast<S>(ray.s[a] + to_middle * rho_a - middle[a]);
+    r.at_b = static_cast<S>(ray.s[b] + to_middle * rho_b - middle[b]);
+    r.rho_a = static_cast<S>(rho_a);
+    r.rho_b = static_cast<S>(rho_b);
+    r.t_one = static_cast<S>(views.parallel ? 1 : to_middle);
+    r.t_m = static_cast<S>(views.parallel ? 0 : 1);
+    r.col_a = static_cast<S>((u[a] - rho_a * u[m]) * per_step);
+    r.row_a = static_cast<S>((v[a] - rho_a * v[m]) * per_step);
+    r.col_b = static_cast<S>((u[b] - rho_b * u[m]) * per_step);
+    r.row_b = static_cast<S>((v[b] - rho_b * v[m]) * per_step);
+    r.col_d = static_cast<S>(views.parallel ? 0 : u[m] / dm);
+    r.row_d = static_cast<S>(views.parallel ? 0 : v[m] / dm);
+    const Span<double> slopes = r.steepest(d, u, v, views.parallel);
+    const double voxel = reach == Reach::kLayer ? 0.5 : 1;
+    const double along = reach == Reach::kLayer ? 0.5 : reach == Reach::kCell ? 1 : 0;
+    r.reach_a = static_cast<S>(voxel + along * slopes.lo + margin());
+    r.reach_b = static_cast<S>(voxel + along * slopes.hi + margin());
+    r.source_a = static_cast<S>(ray.s[a] - middle[a]);
+    r.source_b = static_cast<S>(ray.s[b] - middle[b]);
+    r.slack = static_cast<S>(views.parallel ? 1e9 : 1);
+    r.plane_first = static_cast<S>(box.first_plane() - middle[m]);
+    r.plane_last = static_cast<S>(box.last_plane() - middle[m]);
+    r.invert(grid, ray, u, v, views.parallel);
+    const S sum = r.at_a + r.at_b + r.rho_a + r.rho_b + r.t_one + r.col_a + r.row_a + r.col_b +
+                  r.row_b + r.col_d + r.row_d;
+    return fabs(sum) <= static_cast<S>(1e30);  // false for NaN too
+  }
+
+  DRR_HD static Vec3 middle_of(const Grid& grid) {
+    return {static_cast<double>(grid.nx / 2), static_cast<double>(grid.ny / 2),
+            static_cast<double>(grid.nz / 2)};
+  }
+
+  // The middle of the rectangle, unless the bundle leaves it to another.
+  DRR_HD void choose_reference(const Grid& grid, const Views& views, int64_t view,
+                               const BundleBox& box, Reach reach) {
+    col = (box.col_begin() + box.col_end() - 1) / 2;
+    row = (box.row_begin() + box.row_end() - 1) / 2;
+    const Ray middle = views.ray(view, static_cast<int64_t>(row) * views.cols + col);
+    if (Member::of(grid, middle, reach).bundle != id) {
+      col = static_cast<int>(box.some_pixel() % views.cols);
+      row = static_cast<int>(box.some_pixel() / views.cols);
+    }
+    col_begin = box.col_begin() - col;
+    col_end = box.col_end() - col;
+    row_begin = box.row_begin() - row;
+    row_end = box.row_end() - row;
+  }
+
+  // Upper bounds of |rho_a| and |rho_b|: on a rectangle that d_m does not leave, the corners' own.
+  DRR_HD Span<double> steepest(Vec3 d, Vec3 u, Vec3 v, bool parallel) const {
+    const int a = axis == 0 ? 1 : 0, b = axis == 2 ? 1 : 2;
+    if (parallel) return {fabs(d[a] / d[axis]), fabs(d[b] / d[axis])};
+    Span<double> most = {0, 0};
+    for (int corner = 0; corner < 4; ++corner) {
+      const double j = corner & 1 ? col_end - 1 : col_begin;
+      const double i = corner & 2 ? row_end - 1 : row_begin;
+      const Vec3 to = d + j * u + i * v;
+      if (!(to[axis] / d[axis] > 0)) return {1, 1};
+      most = {maximum(most.lo, fabs(to[a] / to[axis])), maximum(most.hi, fabs(to[b] / to[axis]))};
+    }
+    return {minimum(most.lo, 1.0), minimum(most.hi, 1.0)};
+  }
+
+  // lambda, lambda_col and lambda_row; all 0, which bounds nothing, where (d, u, v) are coplanar.
+  DRR_HD void invert(const Grid& grid, const Ray& ray, Vec3 u, Vec3 v, bool parallel) {
+    const Vec3 d = ray.p - ray.s;
+    const bool one_col = col_end - col_begin == 1, one_row = row_end - row_begin == 1;
+    const double along_d = 1 / sqrt(dot(d, d));
+    // A step that is never taken may point anywhere.
+    if (one_col && one_row) u = from_axes(axis, axis == 0 ? 1 : 0, 0, 1, 0);
+    if (one_col && !one_row) u = along_d * cross(v, d);
+    if (one_row) v = along_d * cross(d, u);
+    const Vec3 normal = cross(u, v);
+    const double det = dot(d, normal), size = sqrt(dot(d, d) * dot(u, u) * dot(v, v));
+    lambda = lambda_col = lambda_row = {0, 0, 0, 0};
+    col_error = row_error = 0;
+    if (!(fabs(det) > 1e-12 * size)) return;
+    const Vec3 from_source = middle_of(grid) - ray.s;
+    lambda = affine((1 / det) * normal, from_source);
+    lambda_col = affine((1 / det) * cross(v, d), from_source);
+    lambda_row = affine((1 / det) * cross(d, u), from_source);
+    if (parallel) lambda = {1, 0, 0, 0};
+    const S hm = half_size(grid, axis), ha = half_size(grid, axis == 0 ? 1 : 0),
+            hb = half_size(grid, axis == 2 ? 1 : 2);
+    const S most_cols = static_cast<S>(maximum(-col_begin, col_end));
+    const S most_rows = static_cast<S>(maximum(-row_begin, row_end));
+    const S epsilon = static_cast<S>(sizeof(S) == 4 ? 1e-6 : 2e-15);
+    const S of_lambda = size_of(lambda, hm, ha, hb);
+    col_error = epsilon * (size_of(lambda_col, hm, ha, hb) + most_cols * of_lambda);
+    row_error = epsilon * (size_of(lambda_row, hm, ha, hb) + most_rows * of_lambda);
+  }
+  DRR_HD static Vec3 cross(Vec3 a, Vec3 b) {
+    return {a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x};
+  }
+  DRR_HD Affine<S> affine(Vec3 gradient, Vec3 from_source) const {
+    const int a_ = axis == 0 ? 1 : 0, b_ = axis == 2 ? 1 : 2;
+    return {static_cast<S>(dot(gradient, from_source)), static_cast<S>(gradient[axis]),
+            static_cast<S>(gradient[a_]), static_cast<S>(gradient[b_])};
+  }
+  DRR_HD static S half_size(const Grid& grid, int axis_) {
+    return static_cast<S>(grid.size(axis_) / 2 + 2);
+  }
+  DRR_HD static S size_of(const Affine<S>& f, S hm, S ha, S hb) {
+    return static_cast<S>(fabs(f.one)) + f.change(hm, ha, hb);
+  }
+
+  DRR_HD S t(S k) const { return t_one + k * t_m; }
+
+  // Whether rays can come within (ha, hb) of a point on plane k at all, |rho| being at most 1.
+  DRR_HD bool in_reach_of_source(S most_t, S xa, S xb, S ha, S hb) const {
+    return static_cast<S>(fabs(xa - source_a)) <= most_t + ha + slack &&
+           static_cast<S>(fabs(xb - source_b)) <= most_t + hb + slack;
+  }
+
+  // Where a box of half sizes (hm, ha, hb) projects to: along columns or rows, as `numerator` says.
+  DRR_HD static Span<S> project(const Affine<S>& lambda, S at, S lowest, const Affine<S>& numerator,
+                                S error, S xm, S xa, S xb, S hm, S ha, S hb) {
+    const S middle = numerator.at(xm, xa, xb) / at;
+    const Affine<S> move = {0, numerator.m - middle * lambda.m, numerator.a - middle * lambda.a,
+                            numerator.b - middle * lambda.b};
+    const S half = (move.change(hm, ha, hb) + error) / lowest + static_cast<S>(0.01);
+    return {middle - half, middle + half};
+  }
+
+  // Whether the box of half sizes (hm, ha, hb) about a point can be touched.
+  DRR_HD bool touches(S xm, S xa, S xb, S hm, S ha, S hb) const {
+    if (!(xm + hm >= plane_first && xm - hm <= plane_last)) return false;
+    ha += reach_a;
+    hb += reach_b;
+    const S most_t = maximum(static_cast<S>(fabs(t(xm - hm))), static_cast<S>(fabs(t(xm + hm))));
+    if (!in_reach_of_source(most_t, xa, xb, ha, hb)) return false;
+    const S at = lambda.at(xm, xa, xb), lowest = at - lambda.change(hm, ha, hb);
+    if (!(lowest > static_cast<S>(0.25) * at)) return true;
+    const Span<S> cols = project(lambda, at, lowest, lambda_col, col_error, xm, xa, xb, hm, ha, hb);
+    const Span<S> rows = project(lambda, at, lowest, lambda_row, row_error, xm, xa, xb, hm, ha, hb);
+    return !(cols.hi < static_cast<S>(col_begin) || cols.lo > static_cast<S>(col_end - 1) ||
+             rows.hi < static_cast<S>(row_begin) || rows.lo > static_cast<S>(row_end - 1));
+  }
+};
+
+// The columns of row i whose rays pass within the reach of two neighbouring voxels of one axis:
+// [low_one + i low_row, high_one + i high_row].
+template <class S> struct Columns {
+  S low_one, low_row, high_one, high_row;
+
+  // p = at + t (j by_col + i by_row) / (1 + j U + i V) in [-reach, 1 + reach].
+  DRR_HD static Columns of(S at, S t, S by_col, S by_row, S col_d, S row_d, S reach) {
+    const S above = at - 1 - reach, below = at + reach;  // minus the two bounds
+    const S slope_above = t * by_col + above * col_d, slope_below = t * by_col + below * col_d;
+    const S far = static_cast<S>(1e9);
+    // Where one bound falls while the other rises with j, or neither depends on it, they say
+    // nothing.
+    if (!(slope_above * slope_below > 0)) return {-far, 0, far, 0};
+    const S by_above = -reciprocal(slope_above), by_below = -reciprocal(slope_below);
+    const S above_one = above * by_above, above_row = (above * row_d + t * by_row) * by_above;
+    const S below_one = below * by_below, below_row = (below * row_d + t * by_row) * by_below;
+    if (slope_above > 0) return {below_one, below_row, above_one, above_row};
+    return {above_one, above_row, below_one, below_row};
+  }
+  DRR_HD S low(S i) const { return low_one + i * low_row; }
+  DRR_HD S high(S i) const { return high_one + i * high_row; }
+};
+
+// 2 x 2 voxels of plane k, the lowest at (xa, xb), seen by a bundle.
+template <class S> struct Tile {
+  S k, xa, xb;      // counted from the middle
+  S at_a, at_b, t;  // the reference ray's position, counted from the lowest voxel
+  Columns<S> on_a, on_b;
+  int row_begin, row_end;
+
+  // Whether the bundle can touch it.
+  DRR_HD bool look(const Bundle<S>& bundle, S k_, S xa_, S xb_) {
+    if (!(k_ >= bundle.plane_first && k_ <= bundle.plane_last)) return false;
+    const S half = static_cast<S>(0.5), ha = half + bundle.reach_a, hb = half + bundle.reach_b;
+    k = k_;
+    xa = xa_;
+    xb = xb_;
+    t = bundle.t(k);
+    const S lambda = bundle.lambda.at(k, xa + half, xb + half);
+    const S lowest = lambda - bundle.lambda.change(0, ha, hb);
+    row_begin = bundle.row_begin;
+    row_end = bundle.row_end;
+    if (lowest > static_cast<S>(0.25) * lambda) {
+      const S per_lambda = reciprocal(lambda);
+      const S middle = bundle.lambda_row.at(k, xa + half, xb + half) * per_lambda;
+      const S move_a = bundle.lambda_row.a - middle * bundle.lambda.a;
+      const S move_b = bundle.lambda_row.b - middle * bundle.lambda.b;
+      const S reach = (ha * static_cast<S>(fabs(move_a)) + hb * static_cast<S>(fabs(move_b)) +
+                       bundle.row_error) *
+                          reciprocal(lowest) +
+                      static_cast<S>(0.01);
+      const S first = static_cast<S>(bundle.row_begin), last = static_cast<S>(bundle.row_end - 1);
+      row_begin = ceil_small(minimum(last + 1, at_least(first, middle - reach)));
+      row_end = 1 + floor_small(maximum(first - 1, at_most(last, middle + reach)));
+      if (row_begin >= row_end) return false;
+    } else if (!bundle.in_reach_of_source(static_cast<S>(fabs(t)), xa + half, xb + half, ha, hb)) {
+      return false;
+    }
+    at_a = bundle.at_a + k * bundle.rho_a - xa;
+    at_b = bundle.at_b + k * bundle.rho_b - xb;
+    on_a = Columns<S>::of(at_a, t, bundle.col_a, bundle.row_a, bundle.col_d, bundle.row_d,
+                          bundle.reach_a);
+    on_b = Columns<S>::of(at_b, t, bundle.col_b, bundle.row_b, bundle.col_d, bundle.row_d,
+                          bundle.reach_b);
+    return true;
+  }
+
+  DRR_HD int col_begin(const Bundle<S>& bundle, S i) const {
+    const S first = static_cast<S>(bundle.col_begin), last = static_cast<S>(bundle.col_end);
+    return ceil_small(minimum(last, at_least(at_least(first, on_a.low(i)), on_b.low(i))));
+  }
+  DRR_HD int col_end(const Bundle<S>& bundle, S i) const {
+    const S first = static_cast<S>(bundle.col_begin - 1), last = static_cast<S>(bundle.col_end - 1);
+    return 1 + floor_small(maximum(first, at_most(at_most(last, on_a.high(i)), on_b.high(i))));
+  }
+};
+
+}  // namespace drrkit
