@@ -8,7 +8,8 @@
 // are rounded to the arithmetic type stay small, and how far a ray passes from a voxel is bounded
 // by inequalities that are linear in (j, i). The rows that can touch a voxel come from the inverse
 // of (d, u, v), the columns of one row from those inequalities. Both only bound the search, with a
-// margin: the exact weight decides.
+// margin: the exact weight decides. Where voxels see more rows than columns, the two change places,
+// so that long lines of pixels are looked at, and few.
 #pragma once
 
 #include "geometry.h"
@@ -89,6 +90,9 @@ template <class S> struct Affine {
   S one, m, a, b;
 
   DRR_HD S at(S xm, S xa, S xb) const { return one + m * xm + a * xa + b * xb; }
+  DRR_HD S change(S ha, S hb) const {
+    return ha * static_cast<S>(fabs(a)) + hb * static_cast<S>(fabs(b));
+  }
   DRR_HD S change(S hm, S ha, S hb) const {
     return hm * static_cast<S>(fabs(m)) + ha * static_cast<S>(fabs(a)) +
            hb * static_cast<S>(fabs(b));
@@ -118,24 +122,32 @@ DRR_HD float at_most(float bound, float x) {
 DRR_HD double at_least(double bound, double x) { return bound < x ? x : bound; }
 DRR_HD double at_most(double bound, double x) { return x < bound ? x : bound; }
 
-// What ceil and floor are for numbers that are certainly small: on a GPU the conversions run at a
-// sixteenth of the rate of additions, and adding 1.5 x 2^23 rounds to integers as well.
-DRR_HD int ceil_small(float x) {
+// What ceil and floor are for numbers that are certainly small: on a GPU conversions run at a
+// sixteenth of the rate of additions, and adding 1.5 x 2^23 rounds to whole numbers as well.
+DRR_HD float round_up(float x) {
 #if defined(__CUDA_ARCH__)
-  return __float_as_int(__fadd_ru(x, 12582912.0f)) - 0x4b400000;
+  return __fadd_ru(x, 12582912.0f) - 12582912.0f;
 #else
-  return static_cast<int>(ceilf(x));
+  return ceilf(x);
 #endif
 }
-DRR_HD int floor_small(float x) {
+DRR_HD float round_down(float x) {
 #if defined(__CUDA_ARCH__)
-  return __float_as_int(__fadd_rd(x, 12582912.0f)) - 0x4b400000;
+  return __fadd_rd(x, 12582912.0f) - 12582912.0f;
 #else
-  return static_cast<int>(floorf(x));
+  return floorf(x);
 #endif
 }
-DRR_HD int ceil_small(double x) { return static_cast<int>(ceil(x)); }
-DRR_HD int floor_small(double x) { return static_cast<int>(floor(x)); }
+DRR_HD double round_up(double x) { return ceil(x); }
+DRR_HD double round_down(double x) { return floor(x); }
+DRR_HD int whole(float x) {  // of a small whole number
+#if defined(__CUDA_ARCH__)
+  return __float_as_int(x + 12582912.0f) - 0x4b400000;
+#else
+  return static_cast<int>(x);
+#endif
+}
+DRR_HD int whole(double x) { return static_cast<int>(x); }
 
 // 1 / x to one unit in the last place, in one instruction.
 DRR_HD float reciprocal(float x) {
@@ -158,18 +170,20 @@ DRR_HD float saturate(float x) {
 }
 DRR_HD double saturate(double x) { return at_least(0.0, at_most(1.0, x)); }
 
-template <class S> struct Bundle {
-  int id, axis;
-  bool plain;                                  // see BundleBox
-  int col, row;                                // the reference pixel
-  int col_begin, col_end, row_begin, row_end;  // the rectangle, counted from it
-  S plane_first, plane_last;                   // counted from the middle
-  S at_a, at_b, rho_a, rho_b, t_one, t_m;      // r_a = at_a + k rho_a, t = t_one + k t_m
-  S col_a, row_a, col_b, row_b, col_d, row_d;  // A_a, B_a, A_b, B_b, U, V
-  S reach_a, reach_b;                          // how far from a voxel a ray is felt, with a margin
-  S source_a, source_b, slack;                 // rays stay within |t| + slack of the source
-  Affine<S> lambda, lambda_col, lambda_row;    // X - s = lambda (d + j u + i v)
-  S col_error, row_error;                      // of the two numerators
+template <class S> struct alignas(4 * sizeof(S)) Bundle {
+  // In groups of four, as they are fetched together.
+  Affine<S> lambda, lambda_row;                    // X - s = lambda (d + j u + i v)
+  S at_a, rho_a, at_b, rho_b;                      // r_a = at_a + k rho_a
+  S t_one, t_m, half_a, half_b;                    // t = t_one + k t_m; what a tile sees
+  S col_a, col_b, col_d, row_error;                // A_a, A_b, U; of lambda_row's numerator
+  S row_a, row_b, row_d, per_d;                    // B_a, B_b, V; 1 / d_m, 1 for parallel beams
+  S plane_first, plane_last, row_first, row_last;  // planes from the middle, rows from pixel's
+  S col_first, col_last, source_a, source_b;       // columns from pixel's; see in_reach
+  int32_t pixel, stride_col, stride_row, id;       // the reference pixel, and the steps from it
+  Affine<S> lambda_col;
+  S col_error, slack;
+  int32_t axis;
+  bool plain;  // see BundleBox
 
   DRR_HD static double margin() { return 1.0 / 64; }  // voxels; positions are far more exact
 
@@ -177,44 +191,88 @@ template <class S> struct Bundle {
   DRR_HD static bool make(const Grid& grid, const Views& views, int64_t view, int id,
                           const BundleBox& box, Reach reach, Bundle& r) {
     if (box.empty()) return false;
-    const int m = id / 2, a = m == 0 ? 1 : 0, b = m == 2 ? 1 : 2;
+    const int cols = static_cast<int>(views.cols);
     r.id = id;
-    r.axis = m;
+    r.axis = id / 2;
     r.plain = box.plain();
     r.choose_reference(grid, views, view, box, reach);
-    const Ray ray = views.ray(view, static_cast<int64_t>(r.row) * views.cols + r.col);
+    r.col_first = static_cast<S>(box.col_begin() - r.pixel % cols);
+    r.col_last = static_cast<S>(box.col_end() - 1 - r.pixel % cols);
+    r.row_first = static_cast<S>(box.row_begin() - r.pixel / cols);
+    r.row_last = static_cast<S>(box.row_end() - 1 - r.pixel / cols);
+    r.stride_col = 1;
+    r.stride_row = cols;
+    const Ray ray = views.ray(view, r.pixel);
     const double* f = views.geometry + 12 * view;
-    const Vec3 u = {f[6], f[7], f[8]}, v = {f[9], f[10], f[11]}, d = ray.p - ray.s;
-    const double dm = d[m], rho_a = d[a] / dm, rho_b = d[b] / dm;
-    const double per_step = views.parallel ? 1 : 1 / dm;
-    const Vec3 middle = middle_of(grid);
-    const double to_middle = middle[m] - ray.s[m];
-    r.at_a = static_cast<S>(ray.s[a] + to_middle * rho_a - middle[a]);
-    r.at_b = static_cast<S>(ray.s[b] + to_middle * rho_b - middle[b]);
-    r.rho_a = static_cast<S>(rho_a);
-    r.rho_b = static_cast<S>(rho_b);
-    r.t_one = static_cast<S>(views.parallel ? 1 : to_middle);
-    r.t_m = static_cast<S>(views.parallel ? 0 : 1);
-    r.col_a = static_cast<S>((u[a] - rho_a * u[m]) * per_step);
-    r.row_a = static_cast<S>((v[a] - rho_a * v[m]) * per_step);
-    r.col_b = static_cast<S>((u[b] - rho_b * u[m]) * per_step);
-    r.row_b = static_cast<S>((v[b] - rho_b * v[m]) * per_step);
-    r.col_d = static_cast<S>(views.parallel ? 0 : u[m] / dm);
-    r.row_d = static_cast<S>(views.parallel ? 0 : v[m] / dm);
-    const Span<double> slopes = r.steepest(d, u, v, views.parallel);
+    Vec3 u = {f[6], f[7], f[8]}, v = {f[9], f[10], f[11]};
+    r.invert(grid, ray, u, v, views.parallel);
+    if (r.prefers_rows()) {
+      r.transpose();
+      const Vec3 kept = u;
+      u = v;
+      v = kept;
+    }
+    r.follow(grid, ray, u, v, views.parallel);
+    r.plane_first = static_cast<S>(box.first_plane() - middle_of(grid)[r.axis]);
+    r.plane_last = static_cast<S>(box.last_plane() - middle_of(grid)[r.axis]);
+    const Span<double> slopes = r.steepest(ray.p - ray.s, u, v, views.parallel);
     const double voxel = reach == Reach::kLayer ? 0.5 : 1;
     const double along = reach == Reach::kLayer ? 0.5 : reach == Reach::kCell ? 1 : 0;
-    r.reach_a = static_cast<S>(voxel + along * slopes.lo + margin());
-    r.reach_b = static_cast<S>(voxel + along * slopes.hi + margin());
-    r.source_a = static_cast<S>(ray.s[a] - middle[a]);
-    r.source_b = static_cast<S>(ray.s[b] - middle[b]);
-    r.slack = static_cast<S>(views.parallel ? 1e9 : 1);
-    r.plane_first = static_cast<S>(box.first_plane() - middle[m]);
-    r.plane_last = static_cast<S>(box.last_plane() - middle[m]);
-    r.invert(grid, ray, u, v, views.parallel);
+    r.half_a = static_cast<S>(0.5 + voxel + along * slopes.lo + margin());
+    r.half_b = static_cast<S>(0.5 + voxel + along * slopes.hi + margin());
     const S sum = r.at_a + r.at_b + r.rho_a + r.rho_b + r.t_one + r.col_a + r.row_a + r.col_b +
                   r.row_b + r.col_d + r.row_d;
     return fabs(sum) <= static_cast<S>(1e30);  // false for NaN too
+  }
+
+  DRR_HD int a() const { return axis == 0 ? 1 : 0; }
+  DRR_HD int b() const { return axis == 2 ? 1 : 2; }
+
+  // The middle of the rectangle, unless the bundle leaves it to another.
+  DRR_HD void choose_reference(const Grid& grid, const Views& views, int64_t view,
+                               const BundleBox& box, Reach reach) {
+    const int col = (box.col_begin() + box.col_end() - 1) / 2;
+    const int row = (box.row_begin() + box.row_end() - 1) / 2;
+    pixel = row * static_cast<int>(views.cols) + col;
+    if (Member::of(grid, views.ray(view, pixel), reach).bundle != id) pixel = box.some_pixel();
+  }
+
+  // The reference ray, and how the others differ from it.
+  DRR_HD void follow(const Grid& grid, const Ray& ray, Vec3 u, Vec3 v, bool parallel) {
+    const Vec3 d = ray.p - ray.s, middle = middle_of(grid);
+    const double dm = d[axis], on_a = d[a()] / dm, on_b = d[b()] / dm;
+    const double to_middle = middle[axis] - ray.s[axis], per_step = parallel ? 1 : 1 / dm;
+    at_a = static_cast<S>(ray.s[a()] + to_middle * on_a - middle[a()]);
+    at_b = static_cast<S>(ray.s[b()] + to_middle * on_b - middle[b()]);
+    rho_a = static_cast<S>(on_a);
+    rho_b = static_cast<S>(on_b);
+    t_one = static_cast<S>(parallel ? 1 : to_middle);
+    t_m = static_cast<S>(parallel ? 0 : 1);
+    col_a = static_cast<S>((u[a()] - on_a * u[axis]) * per_step);
+    row_a = static_cast<S>((v[a()] - on_a * v[axis]) * per_step);
+    col_b = static_cast<S>((u[b()] - on_b * u[axis]) * per_step);
+    row_b = static_cast<S>((v[b()] - on_b * v[axis]) * per_step);
+    per_d = static_cast<S>(per_step);
+    col_d = static_cast<S>(parallel ? 0 : u[axis] / dm);
+    row_d = static_cast<S>(parallel ? 0 : v[axis] / dm);
+    source_a = static_cast<S>(ray.s[a()] - middle[a()]);
+    source_b = static_cast<S>(ray.s[b()] - middle[b()]);
+    slack = static_cast<S>(parallel ? 1e9 : 1);
+  }
+
+  // Whether a step sideways moves the projection by more rows than columns.
+  DRR_HD bool prefers_rows() const { return lambda_row.change(1, 1) > lambda_col.change(1, 1); }
+  DRR_HD void transpose() {
+    exchange(stride_col, stride_row);
+    exchange(col_first, row_first);
+    exchange(col_last, row_last);
+    exchange(lambda_col, lambda_row);
+    exchange(col_error, row_error);
+  }
+  template <class T> DRR_HD static void exchange(T& x, T& y) {
+    const T kept = x;
+    x = y;
+    y = kept;
   }
 
   DRR_HD static Vec3 middle_of(const Grid& grid) {
@@ -222,33 +280,17 @@ template <class S> struct Bundle {
             static_cast<double>(grid.nz / 2)};
   }
 
-  // The middle of the rectangle, unless the bundle leaves it to another.
-  DRR_HD void choose_reference(const Grid& grid, const Views& views, int64_t view,
-                               const BundleBox& box, Reach reach) {
-    col = (box.col_begin() + box.col_end() - 1) / 2;
-    row = (box.row_begin() + box.row_end() - 1) / 2;
-    const Ray middle = views.ray(view, static_cast<int64_t>(row) * views.cols + col);
-    if (Member::of(grid, middle, reach).bundle != id) {
-      col = static_cast<int>(box.some_pixel() % views.cols);
-      row = static_cast<int>(box.some_pixel() / views.cols);
-    }
-    col_begin = box.col_begin() - col;
-    col_end = box.col_end() - col;
-    row_begin = box.row_begin() - row;
-    row_end = box.row_end() - row;
-  }
-
   // Upper bounds of |rho_a| and |rho_b|: on a rectangle that d_m does not leave, the corners' own.
   DRR_HD Span<double> steepest(Vec3 d, Vec3 u, Vec3 v, bool parallel) const {
-    const int a = axis == 0 ? 1 : 0, b = axis == 2 ? 1 : 2;
-    if (parallel) return {fabs(d[a] / d[axis]), fabs(d[b] / d[axis])};
+    if (parallel) return {fabs(d[a()] / d[axis]), fabs(d[b()] / d[axis])};
     Span<double> most = {0, 0};
     for (int corner = 0; corner < 4; ++corner) {
-      const double j = corner & 1 ? col_end - 1 : col_begin;
-      const double i = corner & 2 ? row_end - 1 : row_begin;
+      const double j = corner & 1 ? col_last : col_first;
+      const double i = corner & 2 ? row_last : row_first;
       const Vec3 to = d + j * u + i * v;
       if (!(to[axis] / d[axis] > 0)) return {1, 1};
-      most = {maximum(most.lo, fabs(to[a] / to[axis])), maximum(most.hi, fabs(to[b] / to[axis]))};
+      most = {maximum(most.lo, fabs(to[a()] / to[axis])),
+              maximum(most.hi, fabs(to[b()] / to[axis]))};
     }
     return {minimum(most.lo, 1.0), minimum(most.hi, 1.0)};
   }
@@ -256,10 +298,10 @@ template <class S> struct Bundle {
   // lambda, lambda_col and lambda_row; all 0, which bounds nothing, where (d, u, v) are coplanar.
   DRR_HD void invert(const Grid& grid, const Ray& ray, Vec3 u, Vec3 v, bool parallel) {
     const Vec3 d = ray.p - ray.s;
-    const bool one_col = col_end - col_begin == 1, one_row = row_end - row_begin == 1;
+    const bool one_col = col_first == col_last, one_row = row_first == row_last;
     const double along_d = 1 / sqrt(dot(d, d));
     // A step that is never taken may point anywhere.
-    if (one_col && one_row) u = from_axes(axis, axis == 0 ? 1 : 0, 0, 1, 0);
+    if (one_col && one_row) u = from_axes(axis, a(), 0, 1, 0);
     if (one_col && !one_row) u = along_d * cross(v, d);
     if (one_row) v = along_d * cross(d, u);
     const Vec3 normal = cross(u, v);
@@ -272,10 +314,9 @@ template <class S> struct Bundle {
     lambda_col = affine((1 / det) * cross(v, d), from_source);
     lambda_row = affine((1 / det) * cross(d, u), from_source);
     if (parallel) lambda = {1, 0, 0, 0};
-    const S hm = half_size(grid, axis), ha = half_size(grid, axis == 0 ? 1 : 0),
-            hb = half_size(grid, axis == 2 ? 1 : 2);
-    const S most_cols = static_cast<S>(maximum(-col_begin, col_end));
-    const S most_rows = static_cast<S>(maximum(-row_begin, row_end));
+    const S hm = half_size(grid, axis), ha = half_size(grid, a()), hb = half_size(grid, b());
+    const S most_cols = maximum(-col_first, col_last);
+    const S most_rows = maximum(-row_first, row_last);
     const S epsilon = static_cast<S>(sizeof(S) == 4 ? 1e-6 : 2e-15);
     const S of_lambda = size_of(lambda, hm, ha, hb);
     col_error = epsilon * (size_of(lambda_col, hm, ha, hb) + most_cols * of_lambda);
@@ -285,9 +326,8 @@ template <class S> struct Bundle {
     return {a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x};
   }
   DRR_HD Affine<S> affine(Vec3 gradient, Vec3 from_source) const {
-    const int a_ = axis == 0 ? 1 : 0, b_ = axis == 2 ? 1 : 2;
     return {static_cast<S>(dot(gradient, from_source)), static_cast<S>(gradient[axis]),
-            static_cast<S>(gradient[a_]), static_cast<S>(gradient[b_])};
+            static_cast<S>(gradient[a()]), static_cast<S>(gradient[b()])};
   }
   DRR_HD static S half_size(const Grid& grid, int axis_) {
     return static_cast<S>(grid.size(axis_) / 2 + 2);
@@ -317,40 +357,31 @@ template <class S> struct Bundle {
   // Whether the box of half sizes (hm, ha, hb) about a point can be touched.
   DRR_HD bool touches(S xm, S xa, S xb, S hm, S ha, S hb) const {
     if (!(xm + hm >= plane_first && xm - hm <= plane_last)) return false;
-    ha += reach_a;
-    hb += reach_b;
+    ha += half_a;
+    hb += half_b;
     const S most_t = maximum(static_cast<S>(fabs(t(xm - hm))), static_cast<S>(fabs(t(xm + hm))));
     if (!in_reach_of_source(most_t, xa, xb, ha, hb)) return false;
     const S at = lambda.at(xm, xa, xb), lowest = at - lambda.change(hm, ha, hb);
     if (!(lowest > static_cast<S>(0.25) * at)) return true;
     const Span<S> cols = project(lambda, at, lowest, lambda_col, col_error, xm, xa, xb, hm, ha, hb);
     const Span<S> rows = project(lambda, at, lowest, lambda_row, row_error, xm, xa, xb, hm, ha, hb);
-    return !(cols.hi < static_cast<S>(col_begin) || cols.lo > static_cast<S>(col_end - 1) ||
-             rows.hi < static_cast<S>(row_begin) || rows.lo > static_cast<S>(row_end - 1));
+    return !(cols.hi < col_first || cols.lo > col_last || rows.hi < row_first ||
+             rows.lo > row_last);
   }
 };
 
-// The columns of row i whose rays pass within the reach of two neighbouring voxels of one axis:
-// [low_one + i low_row, high_one + i high_row].
+// The columns of row i whose rays come within reach of a tile along one axis:
+// one + i by_row, half of them to either side.
 template <class S> struct Columns {
-  S low_one, low_row, high_one, high_row;
+  S one, by_row, half;
 
-  // p = at + t (j by_col + i by_row) / (1 + j U + i V) in [-reach, 1 + reach].
-  DRR_HD static Columns of(S at, S t, S by_col, S by_row, S col_d, S row_d, S reach) {
-    const S above = at - 1 - reach, below = at + reach;  // minus the two bounds
-    const S slope_above = t * by_col + above * col_d, slope_below = t * by_col + below * col_d;
-    const S far = static_cast<S>(1e9);
-    // Where one bound falls while the other rises with j, or neither depends on it, they say
-    // nothing.
-    if (!(slope_above * slope_below > 0)) return {-far, 0, far, 0};
-    const S by_above = -reciprocal(slope_above), by_below = -reciprocal(slope_below);
-    const S above_one = above * by_above, above_row = (above * row_d + t * by_row) * by_above;
-    const S below_one = below * by_below, below_row = (below * row_d + t * by_row) * by_below;
-    if (slope_above > 0) return {below_one, below_row, above_one, above_row};
-    return {above_one, above_row, below_one, below_row};
+  // |p| <= reach, p = at + t (j by_col + i by_row) / (1 + j U + i V) counted from the tile's
+  // centre, `depth` bounding the denominator. Where p does not depend on j, half is infinite.
+  DRR_HD static Columns of(S at, S t, S col, S row, S col_d, S row_d, S reach, S depth) {
+    const S per_slope = reciprocal(t * col + at * col_d);
+    return {-at * per_slope, -(at * row_d + t * row) * per_slope,
+            reach * depth * static_cast<S>(fabs(per_slope))};
   }
-  DRR_HD S low(S i) const { return low_one + i * low_row; }
-  DRR_HD S high(S i) const { return high_one + i * high_row; }
 };
 
 // 2 x 2 voxels of plane k, the lowest at (xa, xb), seen by a bundle.
@@ -358,52 +389,54 @@ template <class S> struct Tile {
   S k, xa, xb;      // counted from the middle
   S at_a, at_b, t;  // the reference ray's position, counted from the lowest voxel
   Columns<S> on_a, on_b;
-  int row_begin, row_end;
+  Span<S> rows;  // that may touch it: whole numbers
 
   // Whether the bundle can touch it.
   DRR_HD bool look(const Bundle<S>& bundle, S k_, S xa_, S xb_) {
     if (!(k_ >= bundle.plane_first && k_ <= bundle.plane_last)) return false;
-    const S half = static_cast<S>(0.5), ha = half + bundle.reach_a, hb = half + bundle.reach_b;
+    const S half = static_cast<S>(0.5), mid_a = xa_ + half, mid_b = xb_ + half;
     k = k_;
     xa = xa_;
     xb = xb_;
     t = bundle.t(k);
-    const S lambda = bundle.lambda.at(k, xa + half, xb + half);
-    const S lowest = lambda - bundle.lambda.change(0, ha, hb);
-    row_begin = bundle.row_begin;
-    row_end = bundle.row_end;
+    const S lambda = bundle.lambda.at(k, mid_a, mid_b);
+    const S lowest = lambda - bundle.lambda.change(bundle.half_a, bundle.half_b);
+    S row_low = bundle.row_first, row_high = bundle.row_last, depth = static_cast<S>(1e15);
     if (lowest > static_cast<S>(0.25) * lambda) {
-      const S per_lambda = reciprocal(lambda);
-      const S middle = bundle.lambda_row.at(k, xa + half, xb + half) * per_lambda;
+      const S per_lowest = reciprocal(lowest);
+      const S middle = bundle.lambda_row.at(k, mid_a, mid_b) * reciprocal(lambda);
       const S move_a = bundle.lambda_row.a - middle * bundle.lambda.a;
       const S move_b = bundle.lambda_row.b - middle * bundle.lambda.b;
-      const S reach = (ha * static_cast<S>(fabs(move_a)) + hb * static_cast<S>(fabs(move_b)) +
-                       bundle.row_error) *
-                          reciprocal(lowest) +
+      const S reach = (bundle.half_a * static_cast<S>(fabs(move_a)) +
+                       bundle.half_b * static_cast<S>(fabs(move_b)) + bundle.row_error) *
+                          per_lowest +
                       static_cast<S>(0.01);
-      const S first = static_cast<S>(bundle.row_begin), last = static_cast<S>(bundle.row_end - 1);
-      row_begin = ceil_small(minimum(last + 1, at_least(first, middle - reach)));
-      row_end = 1 + floor_small(maximum(first - 1, at_most(last, middle + reach)));
-      if (row_begin >= row_end) return false;
-    } else if (!bundle.in_reach_of_source(static_cast<S>(fabs(t)), xa + half, xb + half, ha, hb)) {
+      row_low = at_least(row_low, middle - reach);
+      row_high = at_most(row_high, middle + reach);
+      depth = t * bundle.per_d * per_lowest;
+    } else if (!bundle.in_reach_of_source(static_cast<S>(fabs(t)), mid_a, mid_b, bundle.half_a,
+                                          bundle.half_b)) {
       return false;
     }
+    // Bounds may lie far outside: there is nothing then.
+    if (!(row_low <= row_high)) return false;
+    rows = {round_up(row_low), round_down(row_high)};
     at_a = bundle.at_a + k * bundle.rho_a - xa;
     at_b = bundle.at_b + k * bundle.rho_b - xb;
-    on_a = Columns<S>::of(at_a, t, bundle.col_a, bundle.row_a, bundle.col_d, bundle.row_d,
-                          bundle.reach_a);
-    on_b = Columns<S>::of(at_b, t, bundle.col_b, bundle.row_b, bundle.col_d, bundle.row_d,
-                          bundle.reach_b);
+    on_a = Columns<S>::of(at_a - half, t, bundle.col_a, bundle.row_a, bundle.col_d, bundle.row_d,
+                          bundle.half_a, depth);
+    on_b = Columns<S>::of(at_b - half, t, bundle.col_b, bundle.row_b, bundle.col_d, bundle.row_d,
+                          bundle.half_b, depth);
     return true;
   }
 
-  DRR_HD int col_begin(const Bundle<S>& bundle, S i) const {
-    const S first = static_cast<S>(bundle.col_begin), last = static_cast<S>(bundle.col_end);
-    return ceil_small(minimum(last, at_least(at_least(first, on_a.low(i)), on_b.low(i))));
-  }
-  DRR_HD int col_end(const Bundle<S>& bundle, S i) const {
-    const S first = static_cast<S>(bundle.col_begin - 1), last = static_cast<S>(bundle.col_end - 1);
-    return 1 + floor_small(maximum(first, at_most(at_most(last, on_a.high(i)), on_b.high(i))));
+  // The columns of row i that may touch it: whole numbers, none where lo > hi.
+  DRR_HD Span<S> columns(const Bundle<S>& bundle, S i) const {
+    const S mid_a = on_a.one + i * on_a.by_row, mid_b = on_b.one + i * on_b.by_row;
+    const S low = at_least(at_least(bundle.col_first, mid_a - on_a.half), mid_b - on_b.half);
+    const S high = at_most(at_most(bundle.col_last, mid_a + on_a.half), mid_b + on_b.half);
+    if (!(low <= high)) return {1, 0};  // they may lie far outside, where rounding is another
+    return {round_up(low), round_down(high)};
   }
 };
 

@@ -64,13 +64,81 @@ DRR_HD Member survey_pixel(const BackprojectParams& params, const Survey<S>& sur
   return member;
 }
 
-template <int kAxis, int kChannels, class S> DRR_HD void swap_planes(S (&sums)[kChannels][8]) {
+// Left alone, the compiler holds a whole bundle in registers, spills others, and then fetches what
+// the innermost loop needs with every pixel. The first of these makes it fetch anew, from shared
+// memory; the second makes it keep a value.
+DRR_HD void forget() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" ::: "memory");
+#endif
+}
+DRR_HD float keep(float x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+f"(x));
+#endif
+  return x;
+}
+DRR_HD double keep(double x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+d"(x));
+#endif
+  return x;
+}
+DRR_HD int64_t keep(int64_t x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(x));
+#endif
+  return x;
+}
+
+// Adds one pixel to the four voxels of a tile.
+template <int kAxis, int kPlane, bool kPlain, int kChannels, class Weights, class S>
+DRR_HD void add_pixel(const Tile<S>& tile, const Pixels<S>& pixels, const Sight<S>& sight,
+                      const S* image, S first, S (&sums)[kChannels][8]) {
+  constexpr int kA = kAxis == 0 ? 1 : 0, kB = kAxis == 2 ? 1 : 2;
+  S w[4];
+  Weights::template weigh<kAxis, kPlain>(tile, pixels, sight,
+                                         kChannels == 1 ? first : static_cast<S>(1), w);
 #pragma unroll
-  for (int i = 0; i < 8 * kChannels; ++i) {
-    if (i >> kAxis & 1) continue;
-    const S kept = sums[i / 8][i % 8];
-    sums[i / 8][i % 8] = sums[i / 8][i % 8 | 1 << kAxis];
-    sums[i / 8][i % 8 | 1 << kAxis] = kept;
+  for (int c = 0; c < kChannels; ++c) {
+    // A group of channels may have fewer than kChannels: the others' sums go nowhere.
+    const S g = c == 0 ? first : fetch(image + (c < pixels.channels ? c * pixels.rays : 0));
+#pragma unroll
+    for (int corner = 0; corner < 4; ++corner) {
+      const int at = kPlane << kAxis | (corner & 1) << kA | corner >> 1 << kB;
+      sums[c][at] += kChannels == 1 ? w[corner] : g * w[corner];
+    }
+  }
+}
+
+// Adds a bundle's rays to one plane of a cube.
+template <int kAxis, int kPlane, bool kPlain, int kChannels, class Weights, class S>
+DRR_HD void gather_plane(const Bundle<S>& bundle, const Pixels<S>& pixels, S k, S xa, S xb,
+                         S (&sums)[kChannels][8]) {
+  forget();
+  Tile<S> tile;
+  if (!tile.look(bundle, k, xa, xb)) return;
+  const S col_a = keep(bundle.col_a), col_b = keep(bundle.col_b), col_d = keep(bundle.col_d);
+  const int64_t step = keep(static_cast<int64_t>(bundle.stride_col));
+#pragma unroll 1
+  for (S i = tile.rows.lo; i <= tile.rows.hi; i += 1) {
+    const Span<S> cols = tile.columns(bundle, i);
+    if (!(cols.lo <= cols.hi)) continue;
+    const S row_a = i * bundle.row_a, row_b = i * bundle.row_b, row_d = 1 + i * bundle.row_d;
+    Sight<S> sight = {
+        bundle.pixel + whole(i) * bundle.stride_row + whole(cols.lo) * bundle.stride_col, 0, 0, 0};
+    const S* image = pixels.images + sight.pixel;
+#pragma unroll 1
+    for (S j = cols.lo; j <= cols.hi; j += 1) {
+      const S g = fetch(image);
+      sight.across_a = j * col_a + row_a;
+      sight.across_b = j * col_b + row_b;
+      sight.depth = j * col_d + row_d;
+      if (kPlain || pixels.has(sight.pixel, bundle.id, k))
+        add_pixel<kAxis, kPlane, kPlain, kChannels, Weights>(tile, pixels, sight, image, g, sums);
+      image += step;
+      sight.pixel += static_cast<int>(step);
+    }
   }
 }
 
@@ -79,47 +147,12 @@ template <int kAxis, int kChannels, class S> DRR_HD void swap_planes(S (&sums)[k
 template <int kAxis, bool kPlain, int kChannels, class Weights, class S>
 DRR_HD void gather_cube(const Bundle<S>& bundle, const Pixels<S>& pixels, S x, S y, S z,
                         S (&sums)[kChannels][8]) {
-  constexpr int kA = kAxis == 0 ? 1 : 0, kB = kAxis == 2 ? 1 : 2;
   const S xm = kAxis == 0   ? x
                : kAxis == 1 ? y
                             : z,
           xa = kAxis == 0 ? y : x, xb = kAxis == 2 ? y : z;
-  // One copy of the code serves both planes: their sums change places after each.
-#pragma unroll 1
-  for (int plane = 0; plane < 2; ++plane, swap_planes<kAxis>(sums)) {
-    Tile<S> tile;
-    if (!tile.look(bundle, xm + static_cast<S>(plane), xa, xb)) continue;
-    for (int row = tile.row_begin; row < tile.row_end; ++row) {
-      const S i = static_cast<S>(row);
-      const int begin = tile.col_begin(bundle, i), end = tile.col_end(bundle, i);
-      const S row_a = i * bundle.row_a, row_b = i * bundle.row_b, row_d = 1 + i * bundle.row_d;
-      int32_t pixel = (bundle.row + row) * pixels.cols + bundle.col + begin;
-      S j = static_cast<S>(begin);
-      for (int col = begin; col < end; ++col, ++pixel, j += 1) {
-        if (!kPlain &&
-            !(fetch(pixels.bundle + pixel) == bundle.id && tile.k >= fetch(pixels.low + pixel) &&
-              tile.k <= fetch(pixels.high + pixel)))
-          continue;
-        const Sight<S> sight = {pixel, j * bundle.col_a + row_a, j * bundle.col_b + row_b,
-                                j * bundle.col_d + row_d};
-        const S first = fetch(pixels.images + pixel);
-        S w[4];
-        Weights::template weigh<kAxis, kPlain>(tile, pixels, sight,
-                                               kChannels == 1 ? first : static_cast<S>(1), w);
-#pragma unroll
-        for (int c = 0; c < kChannels; ++c) {
-          // A group of channels may have fewer than kChannels: the others' sums go nowhere.
-          const int32_t at_channel = c < pixels.channels ? c * pixels.rays : 0;
-          const S g = c == 0 ? first : fetch(pixels.images + at_channel + pixel);
-#pragma unroll
-          for (int corner = 0; corner < 4; ++corner) {
-            const int at = (corner & 1) << kA | corner >> 1 << kB;
-            sums[c][at] += kChannels == 1 ? w[corner] : g * w[corner];
-          }
-        }
-      }
-    }
-  }
+  gather_plane<kAxis, 0, kPlain, kChannels, Weights>(bundle, pixels, xm, xa, xb, sums);
+  gather_plane<kAxis, 1, kPlain, kChannels, Weights>(bundle, pixels, xm + 1, xa, xb, sums);
 }
 
 template <int kChannels, class Weights, class S>

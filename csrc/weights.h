@@ -13,6 +13,14 @@
 
 namespace drrkit {
 
+template <class T> DRR_HD T fetch(const T* p) {
+#if defined(__CUDA_ARCH__)
+  return __ldg(p);
+#else
+  return *p;
+#endif
+}
+
 // The pixels of one view, as the survey leaves them.
 template <class S> struct Pixels {
   const S* images;        // [C, P] cotangents times factor
@@ -23,6 +31,10 @@ template <class S> struct Pixels {
   int32_t channels;  // from this one on
   S middle_x, middle_y, middle_z;
 
+  // Whether a pixel belongs to a bundle, and plane k sees its ray.
+  DRR_HD bool has(int32_t pixel, int id, S k) const {
+    return fetch(bundle + pixel) == id && k >= fetch(low + pixel) && k <= fetch(high + pixel);
+  }
   template <int kAxis> DRR_HD S middle_m() const {
     return kAxis == 0 ? middle_x : kAxis == 1 ? middle_y : middle_z;
   }
@@ -30,13 +42,6 @@ template <class S> struct Pixels {
   template <int kAxis> DRR_HD S middle_b() const { return kAxis == 2 ? middle_y : middle_z; }
 };
 
-template <class T> DRR_HD T fetch(const T* p) {
-#if defined(__CUDA_ARCH__)
-  return __ldg(p);
-#else
-  return *p;
-#endif
-}
 template <int kCount, class S>
 DRR_HD void fetch_numbers(const Pixels<S>& pixels, int32_t pixel, S (&of)[kCount]) {
 #pragma unroll

@@ -21,6 +21,7 @@ namespace cuda {
 
 constexpr int kGatherThreads = 256, kGatherWarps = kGatherThreads / 32;
 constexpr int kSurveyPixels = 2048;  // a block of the survey
+constexpr int kBoard = 16;           // bundles in shared memory
 constexpr int kBrickX = 32, kBrickY = 8, kBrickZ = 8;
 constexpr int kCubesX = kBrickX / 2, kCubesY = kBrickY / 2;
 
@@ -180,6 +181,25 @@ __device__ bool brick_sees(const Bundle<S>& bundle, const Grid& grid, const Bric
                         static_cast<S>(half[b]));
 }
 
+// A thread's place among those of its block that say yes, in the order of the threads.
+struct Place {
+  int index, count;
+
+  __device__ static Place among_block(bool yes, unsigned (&words)[kGatherWarps]) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const unsigned word = __ballot_sync(0xffffffffu, yes);
+    if (lane == 0) words[warp] = word;
+    __syncthreads();
+    Place place = {__popc(word & ((1u << lane) - 1)), 0};
+    for (int other = 0; other < kGatherWarps; ++other) {
+      if (other < warp) place.index += __popc(words[other]);
+      place.count += __popc(words[other]);
+    }
+    __syncthreads();
+    return place;
+  }
+};
+
 // Two voxels that are neighbours in memory.
 template <class S> struct alignas(2 * sizeof(S)) Pair {
   S low, high;
@@ -207,12 +227,15 @@ __device__ void write_cube(const Grid& grid, S* values, int64_t x, int64_t y, in
   }
 }
 
-// Bundles are looked at 256 at a time, one a thread; the brick's own are then visited in order.
+// Bundles are looked at 256 at a time, one a thread; the brick's own are copied to shared memory, a
+// few at a time, and visited in order.
 template <int kChannels, class Weights, class S, int kBlocks>
 __global__ void __launch_bounds__(kGatherThreads, kBlocks)
     gather_kernel(BackprojectParams params, Survey<S> survey, const Bundle<S>* __restrict__ bundles,
                   Bricks bricks) {
   __shared__ unsigned seen[kGatherWarps];
+  __shared__ Bundle<S> board[kBoard];
+  __shared__ Pixels<S> board_pixels[kBoard];
   const Scene& scene = params.scene;
   const Grid& grid = scene.grid;
   const BrickWork work = BrickWork::of(scene, survey, bricks, kChannels);
@@ -230,21 +253,21 @@ __global__ void __launch_bounds__(kGatherThreads, kBlocks)
   const int64_t end = work.last_v * kBundles;
   for (int64_t first = work.first_v * kBundles; first < end; first += kGatherThreads) {
     const int64_t mine = first + threadIdx.x;
-    const unsigned word =
-        __ballot_sync(0xffffffffu, mine < end && brick_sees(bundles[mine], grid, work));
-    if (threadIdx.x % 32 == 0) seen[threadIdx.x / 32] = word;
-    __syncthreads();
-    for (int group = 0; group < kGatherWarps; ++group) {
-      for (unsigned left = seen[group]; left != 0; left &= left - 1) {
-        const int64_t at = first + 32 * group + __ffs(static_cast<int>(left)) - 1;
-        const Bundle<S> bundle = bundles[at];
-        const Pixels<S> pixels =
-            survey.template pixels<Weights>(scene, at / kBundles, work.channel);
-        if (inside) gather_cube<kChannels, Weights>(bundle, pixels, from_x, from_y, from_z, sums);
-        any = true;
+    const bool sees = mine < end && brick_sees(bundles[mine], grid, work);
+    const Place place = Place::among_block(sees, seen);
+    any = any || place.count > 0;
+    for (int from = 0; from < place.count; from += kBoard) {
+      if (sees && place.index >= from && place.index < from + kBoard) {
+        board[place.index - from] = bundles[mine];
+        board_pixels[place.index - from] =
+            survey.template pixels<Weights>(scene, mine / kBundles, work.channel);
       }
+      __syncthreads();
+      const int on_board = minimum(kBoard, place.count - from);
+      for (int i = 0; inside && i < on_board; ++i)
+        gather_cube<kChannels, Weights>(board[i], board_pixels[i], from_x, from_y, from_z, sums);
+      __syncthreads();
     }
-    __syncthreads();
   }
   if (!any || !inside) return;
   const bool first_batch = work.volume * (scene.n_views / scene.n_volumes) >= survey.first_view;

@@ -60,9 +60,17 @@ const char* emulated_project(const SceneNumbers* n, const double* geometry, cons
 
 const char* emulated_backproject(const SceneNumbers* n, const double* geometry,
                                  const double* tangent, const void* images, void* values,
-                                 int64_t* fixed, int64_t* peak) {
+                                 int64_t* fixed, int64_t* peak, void* workspace) {
   return cuda::backproject(
-      {scene_of(*n, geometry), views_of(*n, tangent), images, values, fixed, peak}, nullptr);
+      {scene_of(*n, geometry), views_of(*n, tangent), images, values, fixed, peak, workspace},
+      nullptr);
+}
+
+int64_t emulated_backproject_workspace(const SceneNumbers* n, const double* geometry,
+                                       const double* tangent, int fixed_order) {
+  BackprojectParams params = {scene_of(*n, geometry), views_of(*n, tangent), nullptr, nullptr,
+                              nullptr,                nullptr};
+  return cuda::backproject_workspace(params, fixed_order != 0);
 }
 
 const char* emulated_second(const SceneNumbers* n, const double* geometry, const double* tangent,

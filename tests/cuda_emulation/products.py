@@ -78,6 +78,9 @@ def _scene(geometry: Tensor, dtype: torch.dtype, volumes: int, channels: int, **
 class EmulatedOps:
     """torch.ops.drrkit, with the CUDA kernels on the emulator behind it."""
 
+    gathers = False
+    """Whether the adjoint gathers by voxel wherever it can, not only where that pays."""
+
     def options(self, seed: int = 0, multiprocessors: int = 132) -> None:
         """seed not 0: order of blocks and threads; multiprocessors: what the device claims."""
         library().emulated_options(c_uint64(seed), c_int(multiprocessors))
@@ -130,19 +133,26 @@ class EmulatedOps:
             geometry, images.dtype, n, channels, nx=nx, ny=ny, nz=nz, step=step, **numbers
         )
         values = images.new_zeros(n, channels, nz, ny, nx)
+        if not (images.numel() and values.numel()):
+            return values
+        bytes_of = library().emulated_backproject_workspace
+        bytes_of.restype = c_int64
+        tensors = c_void_p(pointer(geometry)), c_void_p(pointer(tangent))
+        bytes_ = bytes_of(ctypes.byref(scene), *tensors, c_int(fixed or self.gathers))
+        workspace = torch.full((bytes_,), 0xFF, dtype=torch.uint8)  # NaN, until it is written
+        fixed = fixed and bytes_ == 0
         sums = torch.zeros(values.shape if fixed else 0, dtype=torch.int64)
         peak = torch.zeros(1, dtype=torch.int64)
-        if images.numel() and values.numel():
-            call(
-                "emulated_backproject",
-                ctypes.byref(scene),
-                c_void_p(pointer(geometry)),
-                c_void_p(pointer(tangent)),
-                c_void_p(pointer(images)),
-                c_void_p(pointer(values)),
-                c_void_p(pointer(sums) if fixed else None),
-                c_void_p(pointer(peak) if fixed else None),
-            )
+        call(
+            "emulated_backproject",
+            ctypes.byref(scene),
+            *tensors,
+            c_void_p(pointer(images)),
+            c_void_p(pointer(values)),
+            c_void_p(pointer(sums) if fixed else None),
+            c_void_p(pointer(peak) if fixed else None),
+            c_void_p(pointer(workspace) if bytes_ else None),
+        )
         return values
 
     def reduce_rays(self, rays, images, cols, endpoints, parallel) -> Tensor:
