@@ -29,14 +29,14 @@ except ImportError as error:
 
 OLDEST_TORCH = (2, 10)
 DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
-CPU_SOURCES = ["ops.cpp", "bindings.cpp"] + [
-    f"cpu/{name}.cpp" for name in ("kernels", "joseph", "siddon", "trilinear")
-]
-CUDA_SOURCES = [f"cuda/{name}.cu" for name in ("kernels", "joseph", "siddon", "trilinear")]
+CPU_KERNELS = ("kernels", "base", "avx2", "avx512", "pose_map")
+CUDA_KERNELS = ("kernels", "joseph", "siddon", "trilinear", "pose_map")
+CPU_SOURCES = ["ops.cpp", "pose_ops.cpp", "bindings.cpp"]
+CPU_SOURCES += [f"cpu/{name}.cpp" for name in CPU_KERNELS]
+CUDA_SOURCES = [f"cuda/{name}.cu" for name in CUDA_KERNELS]
 CXX_FLAGS = [
     "-O3",
     "-g0",
-    "-fopenmp-simd",  # vectorised sums; no OpenMP runtime: threads are torch's
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fvisibility=hidden",

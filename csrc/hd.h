@@ -10,13 +10,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define DRR_HD __host__ __device__ __forceinline__
-#define DRR_SIMD_SUM(...)
 #else
 #define DRR_HD inline __attribute__((always_inline))
-#define DRR_PRAGMA(x) _Pragma(#x)
-// Lets the compiler vectorise a sum over samples, which reorders it: results are fixed for one
-// instruction set.
-#define DRR_SIMD_SUM(...) DRR_PRAGMA(omp simd reduction(+ : __VA_ARGS__))
 #endif
 
 namespace drrkit {
@@ -52,6 +47,19 @@ template <class T> DRR_HD T maximum(T a, T b) { return a < b ? b : a; }
 // Floor of any number at all: those that no grid reaches, and NaN, give an index that none has.
 DRR_HD int floor_int(float x) { return static_cast<int>(floorf(minimum(1e9f, maximum(-1e9f, x)))); }
 DRR_HD int floor_int(double x) { return static_cast<int>(floor(minimum(1e9, maximum(-1e9, x)))); }
+
+// Arithmetic of one ray. The CPU marches many rays at once with the same formulas: cpu/lanes.h has
+// the same members for vectors.
+template <class S> struct OneRay {
+  using Number = S;
+  using Value = S;
+  using Index = int;
+  DRR_HD static S of(int i) { return static_cast<S>(i); }
+  DRR_HD static int floored(S x) { return floor_int(x); }
+  DRR_HD static int truncated(S x) { return static_cast<int>(x); }
+  DRR_HD static S pick(bool first, S a, S b) { return first ? a : b; }
+  DRR_HD static int pick(bool first, int a, int b) { return first ? a : b; }
+};
 
 // Storage types narrower than the arithmetic. Only loads are needed: every result is float or
 // double.

@@ -8,19 +8,40 @@
 
 namespace drrkit {
 
+// Sums over the planes k (relative to the reference plane) of the bilinear V and its in-cell
+// derivatives. V is a number, or a vector of one number a ray.
+template <class V> struct JosephSums {
+  V v{};                   // V
+  V a{}, b{}, ka{}, kb{};  // V_a, V_b, k V_a, k V_b
+  V ab{}, kab{}, kkab{};   // V_ab, k V_ab, k^2 V_ab
+
+  // How many of them, from the first, an order of derivatives needs.
+  DRR_HD static constexpr int count(int order) { return order == 0 ? 1 : order == 1 ? 5 : 8; }
+
+  // Adds plane k, where the sample lies (fa, fb) into the cell with these corners.
+  template <int kOrder> DRR_HD void add(V k, V fa, V fb, V v00, V v10, V v01, V v11) {
+    const V a_low = v10 - v00, a_high = v11 - v01;
+    const V low = v00 + fa * a_low, high = v01 + fa * a_high;
+    v += low + fb * (high - low);
+    if (kOrder >= 1) {
+      const V on_a = a_low + fb * (a_high - a_low), on_b = high - low;
+      a += on_a;
+      b += on_b;
+      ka += k * on_a;
+      kb += k * on_b;
+    }
+    if (kOrder >= 2) {
+      const V on_ab = a_high - a_low;
+      ab += on_ab;
+      kab += k * on_ab;
+      kkab += k * k * on_ab;
+    }
+  }
+};
+
 template <class S> struct Joseph {
   using Scalar = S;
-
-  // Sums over the planes k (relative to the reference plane) of the bilinear V and its in-cell
-  // derivatives.
-  struct Sums {
-    S v = 0;                         // V
-    S a = 0, b = 0, ka = 0, kb = 0;  // V_a, V_b, k V_a, k V_b
-    S ab = 0, kab = 0, kkab = 0;     // V_ab, k V_ab, k^2 V_ab
-
-    // How many of them, from the first, an order of derivatives needs.
-    DRR_HD static constexpr int count(int order) { return order == 0 ? 1 : order == 1 ? 5 : 8; }
-  };
+  using Sums = JosephSums<S>;
 
   int m, a, b;          // dominant axis and the two others, ascending
   double dm;            // d_m
@@ -105,72 +126,34 @@ template <class S> struct Joseph {
 
   template <int kOrder, bool kChecked, class Voxel, class Index>
   DRR_HD void gather_range(const Voxel* volume, int first, int last, int lanes, Sums& sums) const {
-    S v = 0, va = 0, vb = 0, ka = 0, kb = 0, ab = 0, kab = 0, kkab = 0;
     const Index sm_ = static_cast<Index>(stride_m), sa_ = static_cast<Index>(stride_a),
                 sb_ = static_cast<Index>(stride_b);
     const Index base = static_cast<Index>(plane) * sm_;
-    const S pa = at_a, pb = at_b, da = step_a, db = step_b;
-    DRR_SIMD_SUM(v, va, vb, ka, kb, ab, kab, kkab)
     for (int k = first; k < last; k += lanes) {
-      const S kk = static_cast<S>(k), xa = pa + kk * da, xb = pb + kk * db;
-      int ia, ib;
-      S v00, v10, v01, v11;
-      if (kChecked) {
-        ia = floor_int(xa);
-        ib = floor_int(xb);
-        const bool a0 = ia >= 0 && ia < size_a, a1 = ia >= -1 && ia < size_a - 1;
-        const bool b0 = ib >= 0 && ib < size_b, b1 = ib >= -1 && ib < size_b - 1;
-        const Index at = base + static_cast<Index>(k) * sm_ + static_cast<Index>(ia) * sa_ +
-                         static_cast<Index>(ib) * sb_;
-        v00 = a0 && b0 ? static_cast<S>(load(volume + at)) : S(0);
-        v10 = a1 && b0 ? static_cast<S>(load(volume + at + sa_)) : S(0);
-        v01 = a0 && b1 ? static_cast<S>(load(volume + at + sb_)) : S(0);
-        v11 = a1 && b1 ? static_cast<S>(load(volume + at + sa_ + sb_)) : S(0);
-      } else {
-        ia = static_cast<int>(xa);  // positive: truncation is floor
-        ib = static_cast<int>(xb);
-        const Index at = base + static_cast<Index>(k) * sm_ + static_cast<Index>(ia) * sa_ +
-                         static_cast<Index>(ib) * sb_;
-        v00 = static_cast<S>(load(volume + at));
-        v10 = static_cast<S>(load(volume + at + sa_));
-        v01 = static_cast<S>(load(volume + at + sb_));
-        v11 = static_cast<S>(load(volume + at + sa_ + sb_));
-      }
-      const S fa = xa - static_cast<S>(ia), fb = xb - static_cast<S>(ib);
-      const S a_low = v10 - v00, a_high = v11 - v01;
-      const S low = v00 + fa * a_low, high = v01 + fa * a_high;
-      v += low + fb * (high - low);
-      if (kOrder >= 1) {
-        const S on_a = a_low + fb * (a_high - a_low), on_b = high - low;
-        va += on_a;
-        vb += on_b;
-        ka += kk * on_a;
-        kb += kk * on_b;
-      }
-      if (kOrder >= 2) {
-        const S on_ab = a_high - a_low;
-        ab += on_ab;
-        kab += kk * on_ab;
-        kkab += kk * kk * on_ab;
-      }
-    }
-    sums.v += v;
-    if (kOrder >= 1) {
-      sums.a += va;
-      sums.b += vb;
-      sums.ka += ka;
-      sums.kb += kb;
-    }
-    if (kOrder >= 2) {
-      sums.ab += ab;
-      sums.kab += kab;
-      sums.kkab += kkab;
+      const S kk = static_cast<S>(k), xa = at_a + kk * step_a, xb = at_b + kk * step_b;
+      // Inside, positions are positive and truncation is floor.
+      const int ia = kChecked ? floor_int(xa) : static_cast<int>(xa),
+                ib = kChecked ? floor_int(xb) : static_cast<int>(xb);
+      const Index at = base + static_cast<Index>(k) * sm_ + static_cast<Index>(ia) * sa_ +
+                       static_cast<Index>(ib) * sb_;
+      const bool a0 = !kChecked || (ia >= 0 && ia < size_a),
+                 a1 = !kChecked || (ia >= -1 && ia < size_a - 1);
+      const bool b0 = !kChecked || (ib >= 0 && ib < size_b),
+                 b1 = !kChecked || (ib >= -1 && ib < size_b - 1);
+      const S v00 = a0 && b0 ? static_cast<S>(load(volume + at)) : S(0);
+      const S v10 = a1 && b0 ? static_cast<S>(load(volume + at + sa_)) : S(0);
+      const S v01 = a0 && b1 ? static_cast<S>(load(volume + at + sb_)) : S(0);
+      const S v11 = a1 && b1 ? static_cast<S>(load(volume + at + sa_ + sb_)) : S(0);
+      sums.template add<kOrder>(kk, xa - static_cast<S>(ia), xb - static_cast<S>(ib), v00, v10, v01,
+                                v11);
     }
   }
 
-  DRR_HD double image(const Sums& sums) const { return w * static_cast<double>(sums.v); }
+  template <class T> DRR_HD double image(const JosephSums<T>& sums) const {
+    return w * static_cast<double>(sums.v);
+  }
 
-  DRR_HD RayResult derivatives(const Sums& sums) const {
+  template <class T> DRR_HD RayResult derivatives(const JosephSums<T>& sums) const {
     const double v = sums.v;
     if (w == 0) return {0, {0, 0, 0}, {0, 0, 0}};
     const double on_a = w * sums.a, on_b = w * sums.b;
@@ -184,7 +167,7 @@ template <class S> struct Joseph {
 
   // ---- the derivative of <derivatives, tangent> in the end points (K)
 
-  DRR_HD Ray second(const Sums& sums, const Ray& tangent) const {
+  template <class T> DRR_HD Ray second(const JosephSums<T>& sums, const Ray& tangent) const {
     if (w == 0) return {{0, 0, 0}, {0, 0, 0}};
     const double v = sums.v, a1 = sums.a, b1 = sums.b, a2 = sums.ka, b2 = sums.kb;
     const double c0 = sums.ab, c1 = sums.kab, c2 = sums.kkab;

@@ -114,12 +114,10 @@ struct Cpu {
   explicit Cpu(const Tensor&) {}
 
   void project(const ProjectParams& p) const {
-    deal_ranges(p.scene.n_views * p.scene.views.rays, 128,
-                [&](int64_t b, int64_t e) { cpu::project(p, b, e); });
+    deal_ranges(cpu::panels(p.scene), 1, [&](int64_t b, int64_t e) { cpu::project(p, b, e); });
   }
   void second(const SecondParams& p) const {
-    deal_ranges(p.scene.n_views * p.scene.views.rays, 128,
-                [&](int64_t b, int64_t e) { cpu::second(p, b, e); });
+    deal_ranges(cpu::panels(p.scene), 1, [&](int64_t b, int64_t e) { cpu::second(p, b, e); });
   }
   // Slabs of planes, a few for each thread: each voxel is summed in one order by one thread.
   void backproject(const BackprojectParams& p) const {
@@ -318,7 +316,7 @@ Tensor second(const Tensor& values_, const Tensor& geometry_, const Tensor& imag
                      {sx, sy, sz}, mode, step);
   check_scalar(images, scalar_of(p.scene.voxel), "images");
   p.tangent = views_of(tangent, rows, cols, Mode(mode));
-  Tensor rays = torch::stable::new_empty(values, {geometry.size(0), 1, 6, p.scene.views.rays},
+  Tensor rays = torch::stable::new_zeros(values, {geometry.size(0), 1, 6, p.scene.views.rays},
                                          ScalarType::Double);
   p.values = values.const_data_ptr();
   p.images = images.const_data_ptr();

@@ -3,8 +3,10 @@
 // for all others.
 #pragma once
 
+#include "frames.h"
 #include "geometry.h"
 #include "joseph.h"
+#include "motion.h"
 #include "siddon.h"
 #include "trilinear.h"
 

@@ -9,16 +9,90 @@
 
 namespace drrkit {
 
-template <class S> struct Siddon {
-  using Scalar = S;
+// v = sum V dkappa; jump_x = sum over crossings of planes of axis x of (V_low - V_high), low and
+// high in the order of rising kappa; k_jump_x = the same times kappa. V is a number, or a vector of
+// one number a ray.
+template <class V> struct SiddonSums {
+  V v{}, jump_m{}, jump_a{}, jump_b{}, k_jump_m{}, k_jump_a{}, k_jump_b{};
 
-  // v = sum V dkappa; jump_x = sum over crossings of planes of axis x of (V_low - V_high), low and
-  // high in the order of rising kappa; k_jump_x = the same times kappa.
-  struct Sums {
-    S v = 0, jump_m = 0, jump_a = 0, jump_b = 0, k_jump_m = 0, k_jump_a = 0, k_jump_b = 0;
+  DRR_HD static constexpr int count(int order) { return order == 0 ? 1 : 7; }
+};
 
-    DRR_HD static constexpr int count(int order) { return order == 0 ? 1 : 7; }
+// The lateral course of a ray through the layers, or of one ray a lane.
+template <class Rays> struct SiddonCourse {
+  using V = typename Rays::Value;
+  using I = typename Rays::Index;
+
+  V end_low, end_high;           // kappa of the ray's two ends
+  V at_a, at_b, step_a, step_b;  // lateral position plus 1/2: its floor is the voxel
+  V cross_a, cross_b, inverse_a,
+      inverse_b;       // kappa where the ray meets reference plane, kappa a plane
+  V plane_a, plane_b;  // the reference planes: plane c lies between voxels c - 1 and c
+
+  // One layer: kappa at its two ends, the two crossings, and the voxels before and after them.
+  struct Layer {
+    V begin, end, first, second;  // begin <= first <= second <= end
+    I ia, ib, ja, jb;             // voxels on entering and on leaving
+    I mid_a, mid_b;               // and between the crossings
+    decltype(V{} < V{}) a_first;  // the first crossing is one of axis a
   };
+
+  // The layer around `middle`; a whole one lies between the ray's ends and inside the grid.
+  template <bool kWhole> DRR_HD Layer layer(V middle) const {
+    Layer l;
+    l.begin = middle - half();
+    l.end = middle + half();
+    if (!kWhole) {
+      l.begin = maximum(l.begin, end_low);
+      l.end = maximum(minimum(l.end, end_high), l.begin);
+    }
+    const V xa = at_a + l.begin * step_a, ya = at_a + l.end * step_a;
+    const V xb = at_b + l.begin * step_b, yb = at_b + l.end * step_b;
+    // Inside, positions are positive and truncation is floor.
+    l.ia = kWhole ? Rays::truncated(xa) : Rays::floored(xa);
+    l.ja = kWhole ? Rays::truncated(ya) : Rays::floored(ya);
+    l.ib = kWhole ? Rays::truncated(xb) : Rays::floored(xb);
+    l.jb = kWhole ? Rays::truncated(yb) : Rays::floored(yb);
+    const V fa = Rays::of(l.ia), ga = Rays::of(l.ja), fb = Rays::of(l.ib), gb = Rays::of(l.jb);
+    const V ca = cross_a + (maximum(fa, ga) - plane_a) * inverse_a;
+    const V cb = cross_b + (maximum(fb, gb) - plane_b) * inverse_b;
+    const V on_a = Rays::pick(fa == ga, l.end, minimum(maximum(ca, l.begin), l.end));
+    const V on_b = Rays::pick(fb == gb, l.end, minimum(maximum(cb, l.begin), l.end));
+    l.a_first = on_a < on_b;
+    l.first = minimum(on_a, on_b);
+    l.second = maximum(on_a, on_b);
+    l.mid_a = Rays::pick(l.a_first, l.ja, l.ia);
+    l.mid_b = Rays::pick(l.a_first, l.ib, l.jb);
+    return l;
+  }
+
+  // Adds a layer in which the ray meets the voxels v0, v1, v2; the ray's own ends are no crossings.
+  template <int kOrder>
+  DRR_HD static void add(SiddonSums<V>& sums, const Layer& l, V v0, V v1, V v2,
+                         decltype(V{} < V{}) enters, decltype(V{} < V{}) leaves) {
+    sums.v += v0 * (l.first - l.begin) + v1 * (l.second - l.first) + v2 * (l.end - l.second);
+    if (kOrder >= 1) {
+      const V at_first = v0 - v1, at_second = v1 - v2;
+      const V on_a = Rays::pick(l.a_first, at_first, at_second),
+              on_b = Rays::pick(l.a_first, at_second, at_first);
+      sums.jump_a += on_a;
+      sums.jump_b += on_b;
+      sums.k_jump_a += Rays::pick(l.a_first, l.first, l.second) * on_a;
+      sums.k_jump_b += Rays::pick(l.a_first, l.second, l.first) * on_b;
+      const V in = Rays::pick(enters, v0, V{}), out = Rays::pick(leaves, v2, V{});
+      sums.jump_m += out - in;
+      sums.k_jump_m += l.end * out - l.begin * in;
+    }
+  }
+
+  DRR_HD static V half() { return V{} + typename Rays::Number(0.5); }
+};
+
+template <class S> struct Siddon : SiddonCourse<OneRay<S>> {
+  using Scalar = S;
+  using Sums = SiddonSums<S>;
+  using Course = SiddonCourse<OneRay<S>>;
+  using Layer = typename Course::Layer;
 
   int m, a, b;
   Vec3 d;
@@ -30,11 +104,6 @@ template <class S> struct Siddon {
   int size_a, size_b;
   int64_t plane;  // the reference layer
   Samples samples;
-  S end_low, end_high;           // kappa of the ray's two ends
-  S at_a, at_b, step_a, step_b;  // lateral position plus 1/2: its floor is the voxel
-  S cross_a, cross_b, inverse_a,
-      inverse_b;         // kappa where the ray meets reference plane, kappa a plane
-  int plane_a, plane_b;  // the reference planes: plane c lies between voxels c - 1 and c
 
   DRR_HD static Siddon make(const Grid& grid, const Ray& ray, Slab slab) {
     Siddon r;
@@ -102,55 +171,16 @@ template <class S> struct Siddon {
   // Crossings are evaluated from the plane's index relative to one crossing computed in double: the
   // quotient of two rounded numbers would lose its digits when the ray is almost parallel to the
   // planes.
-  DRR_HD static void set_lateral(double at, double rho, S& at_, S& step, int& plane_, S& cross,
+  DRR_HD static void set_lateral(double at, double rho, S& at_, S& step, S& plane_, S& cross,
                                  S& inverse) {
     at_ = static_cast<S>(at);
     step = static_cast<S>(rho);
     const double nearest = floor(at + 0.5);
-    plane_ = static_cast<int>(maximum(minimum(nearest, 1e9), -1e9));
+    plane_ = static_cast<S>(maximum(minimum(nearest, 1e9), -1e9));
     const double limit = 1e9;  // crossings beyond it are never asked for
     const double at_cross = rho == 0 ? limit : (nearest - at) / rho, rate = rho == 0 ? 0 : 1 / rho;
     cross = static_cast<S>(maximum(minimum(at_cross, limit), -limit));
     inverse = static_cast<S>(maximum(minimum(rate, limit), -limit));
-  }
-
-  // One layer: kappa at its two ends, the two crossings, and the voxels before and after them.
-  struct Layer {
-    S begin, end, first, second;  // begin <= first <= second <= end
-    bool a_first;                 // the first crossing is one of axis a
-    int ia, ib, ja, jb;           // voxels on entering and on leaving
-  };
-
-  template <bool kWhole> DRR_HD Layer layer(int k) const {
-    Layer l;
-    const S middle = static_cast<S>(k);
-    l.begin = middle - S(0.5);
-    l.end = middle + S(0.5);
-    if (!kWhole) {
-      l.begin = maximum(l.begin, end_low);
-      l.end = maximum(minimum(l.end, end_high), l.begin);
-    }
-    const S xa = at_a + l.begin * step_a, ya = at_a + l.end * step_a;
-    const S xb = at_b + l.begin * step_b, yb = at_b + l.end * step_b;
-    if (kWhole) {  // positive: truncation is floor
-      l.ia = static_cast<int>(xa);
-      l.ja = static_cast<int>(ya);
-      l.ib = static_cast<int>(xb);
-      l.jb = static_cast<int>(yb);
-    } else {
-      l.ia = floor_int(xa);
-      l.ja = floor_int(ya);
-      l.ib = floor_int(xb);
-      l.jb = floor_int(yb);
-    }
-    const S ca = cross_a + static_cast<S>(maximum(l.ia, l.ja) - plane_a) * inverse_a;
-    const S cb = cross_b + static_cast<S>(maximum(l.ib, l.jb) - plane_b) * inverse_b;
-    const S on_a = l.ia == l.ja ? l.end : minimum(maximum(ca, l.begin), l.end);
-    const S on_b = l.ib == l.jb ? l.end : minimum(maximum(cb, l.begin), l.end);
-    l.a_first = on_a < on_b;
-    l.first = minimum(on_a, on_b);
-    l.second = maximum(on_a, on_b);
-    return l;
   }
 
   DRR_HD bool inside(int ia, int ib) const {
@@ -180,54 +210,30 @@ template <class S> struct Siddon {
 
   template <int kOrder, bool kChecked, class Voxel, class Index>
   DRR_HD void gather_range(const Voxel* volume, int first, int last, int lanes, Sums& sums) const {
-    S v = 0, jm = 0, ja = 0, jb = 0, km = 0, ka = 0, kb = 0;
     const Index base = static_cast<Index>(plane) * static_cast<Index>(stride_m);
-    const Siddon& r = *this;
-    DRR_SIMD_SUM(v, jm, ja, jb, km, ka, kb)
     for (int k = first; k < last; k += lanes) {
-      const Layer l = r.template layer<!kChecked>(k);
-      const Index at = base + static_cast<Index>(k) * static_cast<Index>(r.stride_m);
-      const S v0 = r.template voxel<kChecked, Voxel, Index>(volume, at, l.ia, l.ib);
-      const S v1 = r.template voxel<kChecked, Voxel, Index>(volume, at, l.a_first ? l.ja : l.ia,
-                                                            l.a_first ? l.ib : l.jb);
-      const S v2 = r.template voxel<kChecked, Voxel, Index>(volume, at, l.ja, l.jb);
-      v += v0 * (l.first - l.begin) + v1 * (l.second - l.first) + v2 * (l.end - l.second);
-      if (kOrder >= 1) {
-        const S step_first = v0 - v1, step_second = v1 - v2;
-        const S on_a = l.a_first ? step_first : step_second,
-                on_b = l.a_first ? step_second : step_first;
-        const S at_a_ = l.a_first ? l.first : l.second, at_b_ = l.a_first ? l.second : l.first;
-        ja += on_a;
-        jb += on_b;
-        ka += at_a_ * on_a;
-        kb += at_b_ * on_b;
-        // The ray's own ends are no crossings.
-        const bool enters = !kChecked || r.end_low < static_cast<S>(k) - S(0.5);
-        const bool leaves = !kChecked || r.end_high > static_cast<S>(k) + S(0.5);
-        const S in = enters ? v0 : S(0), out = leaves ? v2 : S(0);
-        jm += out - in;
-        km += l.end * out - l.begin * in;
-      }
-    }
-    sums.v += v;
-    if (kOrder >= 1) {
-      sums.jump_m += jm;
-      sums.jump_a += ja;
-      sums.jump_b += jb;
-      sums.k_jump_m += km;
-      sums.k_jump_a += ka;
-      sums.k_jump_b += kb;
+      const S middle = static_cast<S>(k);
+      const Layer l = this->template layer<!kChecked>(middle);
+      const Index at = base + static_cast<Index>(k) * static_cast<Index>(stride_m);
+      const S v0 = voxel<kChecked, Voxel, Index>(volume, at, l.ia, l.ib);
+      const S v1 = voxel<kChecked, Voxel, Index>(volume, at, l.mid_a, l.mid_b);
+      const S v2 = voxel<kChecked, Voxel, Index>(volume, at, l.ja, l.jb);
+      const bool enters = !kChecked || this->end_low < middle - S(0.5);
+      const bool leaves = !kChecked || this->end_high > middle + S(0.5);
+      Course::template add<kOrder>(sums, l, v0, v1, v2, enters, leaves);
     }
   }
 
-  DRR_HD double image(const Sums& sums) const { return w * static_cast<double>(sums.v); }
+  template <class T> DRR_HD double image(const SiddonSums<T>& sums) const {
+    return w * static_cast<double>(sums.v);
+  }
 
   // A0 and A1: sums over crossings of (V_before - V_after) / d, and of t times it; 0 where d is.
   struct Moments {
     Vec3 a0, a1;
   };
 
-  DRR_HD Moments moments(const Sums& sums) const {
+  template <class T> DRR_HD Moments moments(const SiddonSums<T>& sums) const {
     const double dm = d[m], sign = dm < 0 ? -1.0 : 1.0, t0 = -sm / dm;  // t = t0 + kappa / d_m
     const double jump[3] = {sums.jump_m, sums.jump_a, sums.jump_b};
     const double k_jump[3] = {sums.k_jump_m, sums.k_jump_a, sums.k_jump_b};
@@ -240,7 +246,7 @@ template <class S> struct Siddon {
     return {from_axes(m, a, a0[0], a0[1], a0[2]), from_axes(m, a, a1[0], a1[1], a1[2])};
   }
 
-  DRR_HD RayResult derivatives(const Sums& sums) const {
+  template <class T> DRR_HD RayResult derivatives(const SiddonSums<T>& sums) const {
     if (w == 0) return {0, {0, 0, 0}, {0, 0, 0}};
     const Moments c = moments(sums);
     const double value = image(sums);
@@ -251,7 +257,7 @@ template <class S> struct Siddon {
 
   // ---- K, from the same sums
 
-  DRR_HD Ray second(const Sums& sums, const Ray& tangent) const {
+  template <class T> DRR_HD Ray second(const SiddonSums<T>& sums, const Ray& tangent) const {
     if (w == 0) return {{0, 0, 0}, {0, 0, 0}};
     const Moments c = moments(sums);
     const Vec3 ts = tangent.s, td = tangent.p - tangent.s;
@@ -296,35 +302,34 @@ template <class S> struct Siddon {
 
   // The weights of layer k's three segments.
   template <bool kTangent>
-  DRR_HD void weigh(int k, const Layer& l, const Pull& by, S (&w_)[3]) const {
-    w_[0] = by.per_kappa * (l.first - l.begin);
-    w_[1] = by.per_kappa * (l.second - l.first);
-    w_[2] = by.per_kappa * (l.end - l.second);
+  DRR_HD void weigh(int k, const Layer& l, const Pull& by, S (&part)[3]) const {
+    part[0] = by.per_kappa * (l.first - l.begin);
+    part[1] = by.per_kappa * (l.second - l.first);
+    part[2] = by.per_kappa * (l.end - l.second);
     if (!kTangent) return;
     // Only real crossings count: 1 / d_x is huge where the ray hardly crosses axis x at all.
     const S on_a = l.ia == l.ja ? S(0) : by.a0 + (l.a_first ? l.first : l.second) * by.a1;
     const S on_b = l.ib == l.jb ? S(0) : by.b0 + (l.a_first ? l.second : l.first) * by.b1;
     const S at_first = l.a_first ? on_a : on_b, at_second = l.a_first ? on_b : on_a;
-    if (end_low < static_cast<S>(k) - S(0.5)) w_[0] -= by.m0 + l.begin * by.m1;
-    if (end_high > static_cast<S>(k) + S(0.5)) w_[2] += by.m0 + l.end * by.m1;
-    w_[0] += at_first;
-    w_[1] += at_second - at_first;
-    w_[2] -= at_second;
+    if (this->end_low < static_cast<S>(k) - S(0.5)) part[0] -= by.m0 + l.begin * by.m1;
+    if (this->end_high > static_cast<S>(k) + S(0.5)) part[2] += by.m0 + l.end * by.m1;
+    part[0] += at_first;
+    part[1] += at_second - at_first;
+    part[2] -= at_second;
   }
 
   template <bool kTangent, class Sink>
   DRR_HD void scatter(const Ray& tangent, int lane, int lanes, Sink& sink) const {
     const Pull by = pull<kTangent>(tangent);
     for (int k = samples.begin + lane; k < samples.end; k += lanes) {
-      const Layer l = layer<false>(k);
-      S w_[3];
-      weigh<kTangent>(k, l, by, w_);
-      const int mid_a = l.a_first ? l.ja : l.ia, mid_b = l.a_first ? l.ib : l.jb;
+      const Layer l = this->template layer<false>(static_cast<S>(k));
+      S part[3];
+      weigh<kTangent>(k, l, by, part);
       const int64_t at = (plane + k) * stride_m;
-      if (inside(l.ia, l.ib)) sink.add(at + l.ia * stride_a + l.ib * stride_b, w_[0]);
-      if (w_[1] != S(0) && inside(mid_a, mid_b))
-        sink.add(at + mid_a * stride_a + mid_b * stride_b, w_[1]);
-      if (inside(l.ja, l.jb)) sink.add(at + l.ja * stride_a + l.jb * stride_b, w_[2]);
+      if (inside(l.ia, l.ib)) sink.add(at + l.ia * stride_a + l.ib * stride_b, part[0]);
+      if (part[1] != S(0) && inside(l.mid_a, l.mid_b))
+        sink.add(at + l.mid_a * stride_a + l.mid_b * stride_b, part[1]);
+      if (inside(l.ja, l.jb)) sink.add(at + l.ja * stride_a + l.jb * stride_b, part[2]);
     }
   }
 };

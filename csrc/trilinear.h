@@ -15,18 +15,54 @@ struct TrilinearOptions {
   bool line;  // drop the along-ray part of the derivative
 };
 
+// Sums over the samples k (relative to the reference sample) of V, its in-cell gradient and mixed
+// second derivatives. V is a number, or a vector of one number a ray.
+template <class V> struct TrilinearSums {
+  V v{};
+  V x{}, y{}, z{}, kx{}, ky{}, kz{};
+  V yz{}, xz{}, xy{}, kyz{}, kxz{}, kxy{}, kkyz{}, kkxz{}, kkxy{};
+
+  DRR_HD static constexpr int count(int order) { return order == 0 ? 1 : order == 1 ? 7 : 16; }
+
+  // Adds sample k, which lies (fx, fy, fz) into the cell with the corners c[x][y][z].
+  template <int kOrder>
+  DRR_HD void add(V k, V fx, V fy, V fz, V c000, V c100, V c010, V c110, V c001, V c101, V c011,
+                  V c111) {
+    const V dx00 = c100 - c000, dx10 = c110 - c010, dx01 = c101 - c001, dx11 = c111 - c011;
+    const V v00 = c000 + fx * dx00, v10 = c010 + fx * dx10, v01 = c001 + fx * dx01,
+            v11 = c011 + fx * dx11;
+    const V dy0 = v10 - v00, dy1 = v11 - v01;
+    const V v0 = v00 + fy * dy0, v1 = v01 + fy * dy1;
+    v += v0 + fz * (v1 - v0);
+    if (kOrder >= 1) {
+      const V dx0 = dx00 + fy * (dx10 - dx00), dx1 = dx01 + fy * (dx11 - dx01);
+      const V on_x = dx0 + fz * (dx1 - dx0), on_y = dy0 + fz * (dy1 - dy0), on_z = v1 - v0;
+      x += on_x;
+      y += on_y;
+      z += on_z;
+      kx += k * on_x;
+      ky += k * on_y;
+      kz += k * on_z;
+      if (kOrder >= 2) {
+        const V dxy0 = dx10 - dx00, dxy1 = dx11 - dx01;
+        const V on_xy = dxy0 + fz * (dxy1 - dxy0), on_xz = dx1 - dx0, on_yz = dy1 - dy0;
+        xy += on_xy;
+        xz += on_xz;
+        yz += on_yz;
+        kxy += k * on_xy;
+        kxz += k * on_xz;
+        kyz += k * on_yz;
+        kkxy += k * k * on_xy;
+        kkxz += k * k * on_xz;
+        kkyz += k * k * on_yz;
+      }
+    }
+  }
+};
+
 template <class S> struct Trilinear {
   using Scalar = S;
-
-  // Sums over the samples k (relative to the reference sample) of V, its in-cell gradient and mixed
-  // second derivatives.
-  struct Sums {
-    S v = 0;
-    S x = 0, y = 0, z = 0, kx = 0, ky = 0, kz = 0;
-    S yz = 0, xz = 0, xy = 0, kyz = 0, kxz = 0, kxy = 0, kkyz = 0, kkxz = 0, kkxy = 0;
-
-    DRR_HD static constexpr int count(int order) { return order == 0 ? 1 : order == 1 ? 7 : 16; }
-  };
+  using Sums = TrilinearSums<S>;
 
   Vec3 e;            // index coordinates a mm
   Vec3 g;            // sigma^2
@@ -111,107 +147,49 @@ template <class S> struct Trilinear {
 
   template <int kOrder, bool kChecked, class Voxel, class Index>
   DRR_HD void gather_range(const Voxel* volume, int first, int last, int lanes, Sums& sums) const {
-    S v = 0, gx = 0, gy = 0, gz = 0, kgx = 0, kgy = 0, kgz = 0;
-    S yz = 0, xz = 0, xy = 0, kyz = 0, kxz = 0, kxy = 0, kkyz = 0, kkxz = 0, kkxy = 0;
-    const Trilinear& r = *this;
     const Index sy = static_cast<Index>(stride_y), sz = static_cast<Index>(stride_z);
-    DRR_SIMD_SUM(v, gx, gy, gz, kgx, kgy, kgz, yz, xz, xy, kyz, kxz, kxy, kkyz, kkxz, kkxy)
     for (int k = first; k < last; k += lanes) {
       const S kk = static_cast<S>(k);
-      const S x = r.at_x + kk * r.step_x, y = r.at_y + kk * r.step_y, z = r.at_z + kk * r.step_z;
+      const S x = at_x + kk * step_x, y = at_y + kk * step_y, z = at_z + kk * step_z;
       // Inside, coordinates are positive and truncation is floor.
       const int ix = kChecked ? floor_int(x) : static_cast<int>(x),
                 iy = kChecked ? floor_int(y) : static_cast<int>(y),
                 iz = kChecked ? floor_int(z) : static_cast<int>(z);
-      const Index at =
-          static_cast<Index>(iz) * sz + static_cast<Index>(iy) * sy + static_cast<Index>(ix);
-      S c000, c100, c010, c110, c001, c101, c011, c111;
-      if (kChecked) {
-        const bool x0 = ix >= 0 && ix < r.nx, x1 = ix >= -1 && ix < r.nx - 1;
-        const bool y0 = iy >= 0 && iy < r.ny, y1 = iy >= -1 && iy < r.ny - 1;
-        const bool z0 = iz >= 0 && iz < r.nz, z1 = iz >= -1 && iz < r.nz - 1;
-        c000 = x0 && y0 && z0 ? static_cast<S>(load(volume + at)) : S(0);
-        c100 = x1 && y0 && z0 ? static_cast<S>(load(volume + at + 1)) : S(0);
-        c010 = x0 && y1 && z0 ? static_cast<S>(load(volume + at + sy)) : S(0);
-        c110 = x1 && y1 && z0 ? static_cast<S>(load(volume + at + sy + 1)) : S(0);
-        c001 = x0 && y0 && z1 ? static_cast<S>(load(volume + at + sz)) : S(0);
-        c101 = x1 && y0 && z1 ? static_cast<S>(load(volume + at + sz + 1)) : S(0);
-        c011 = x0 && y1 && z1 ? static_cast<S>(load(volume + at + sz + sy)) : S(0);
-        c111 = x1 && y1 && z1 ? static_cast<S>(load(volume + at + sz + sy + 1)) : S(0);
-      } else {
-        c000 = static_cast<S>(load(volume + at));
-        c100 = static_cast<S>(load(volume + at + 1));
-        c010 = static_cast<S>(load(volume + at + sy));
-        c110 = static_cast<S>(load(volume + at + sy + 1));
-        c001 = static_cast<S>(load(volume + at + sz));
-        c101 = static_cast<S>(load(volume + at + sz + 1));
-        c011 = static_cast<S>(load(volume + at + sz + sy));
-        c111 = static_cast<S>(load(volume + at + sz + sy + 1));
-      }
-      const S fx = x - static_cast<S>(ix), fy = y - static_cast<S>(iy), fz = z - static_cast<S>(iz);
-      const S dx00 = c100 - c000, dx10 = c110 - c010, dx01 = c101 - c001, dx11 = c111 - c011;
-      const S v00 = c000 + fx * dx00, v10 = c010 + fx * dx10, v01 = c001 + fx * dx01,
-              v11 = c011 + fx * dx11;
-      const S dy0 = v10 - v00, dy1 = v11 - v01;
-      const S v0 = v00 + fy * dy0, v1 = v01 + fy * dy1;
-      v += v0 + fz * (v1 - v0);
-      if (kOrder >= 1) {
-        const S dx0 = dx00 + fy * (dx10 - dx00), dx1 = dx01 + fy * (dx11 - dx01);
-        const S on_x = dx0 + fz * (dx1 - dx0), on_y = dy0 + fz * (dy1 - dy0), on_z = v1 - v0;
-        gx += on_x;
-        gy += on_y;
-        gz += on_z;
-        kgx += kk * on_x;
-        kgy += kk * on_y;
-        kgz += kk * on_z;
-        if (kOrder >= 2) {
-          const S dxy0 = dx10 - dx00, dxy1 = dx11 - dx01;
-          const S on_xy = dxy0 + fz * (dxy1 - dxy0), on_xz = dx1 - dx0, on_yz = dy1 - dy0;
-          xy += on_xy;
-          xz += on_xz;
-          yz += on_yz;
-          kxy += kk * on_xy;
-          kxz += kk * on_xz;
-          kyz += kk * on_yz;
-          kkxy += kk * kk * on_xy;
-          kkxz += kk * kk * on_xz;
-          kkyz += kk * kk * on_yz;
-        }
-      }
-    }
-    sums.v += v;
-    if (kOrder >= 1) {
-      sums.x += gx;
-      sums.y += gy;
-      sums.z += gz;
-      sums.kx += kgx;
-      sums.ky += kgy;
-      sums.kz += kgz;
-    }
-    if (kOrder >= 2) {
-      sums.xy += xy;
-      sums.xz += xz;
-      sums.yz += yz;
-      sums.kxy += kxy;
-      sums.kxz += kxz;
-      sums.kyz += kyz;
-      sums.kkxy += kkxy;
-      sums.kkxz += kkxz;
-      sums.kkyz += kkyz;
+      const Voxel* at = volume + (static_cast<Index>(iz) * sz + static_cast<Index>(iy) * sy +
+                                  static_cast<Index>(ix));
+      const bool x0 = !kChecked || (ix >= 0 && ix < nx),
+                 x1 = !kChecked || (ix >= -1 && ix < nx - 1);
+      const bool y0 = !kChecked || (iy >= 0 && iy < ny),
+                 y1 = !kChecked || (iy >= -1 && iy < ny - 1);
+      const bool z0 = !kChecked || (iz >= 0 && iz < nz),
+                 z1 = !kChecked || (iz >= -1 && iz < nz - 1);
+      const S c000 = x0 && y0 && z0 ? static_cast<S>(load(at)) : S(0);
+      const S c100 = x1 && y0 && z0 ? static_cast<S>(load(at + 1)) : S(0);
+      const S c010 = x0 && y1 && z0 ? static_cast<S>(load(at + sy)) : S(0);
+      const S c110 = x1 && y1 && z0 ? static_cast<S>(load(at + sy + 1)) : S(0);
+      const S c001 = x0 && y0 && z1 ? static_cast<S>(load(at + sz)) : S(0);
+      const S c101 = x1 && y0 && z1 ? static_cast<S>(load(at + sz + 1)) : S(0);
+      const S c011 = x0 && y1 && z1 ? static_cast<S>(load(at + sz + sy)) : S(0);
+      const S c111 = x1 && y1 && z1 ? static_cast<S>(load(at + sz + sy + 1)) : S(0);
+      sums.template add<kOrder>(kk, x - static_cast<S>(ix), y - static_cast<S>(iy),
+                                z - static_cast<S>(iz), c000, c100, c010, c110, c001, c101, c011,
+                                c111);
     }
   }
 
-  DRR_HD double image(const Sums& sums) const { return h * static_cast<double>(sums.v); }
+  template <class T> DRR_HD double image(const TrilinearSums<T>& sums) const {
+    return h * static_cast<double>(sums.v);
+  }
 
   // h sum grad V and h sum r_k grad V.
-  DRR_HD Vec3 gradient_sum(const Sums& s) const {
+  template <class T> DRR_HD Vec3 gradient_sum(const TrilinearSums<T>& s) const {
     return h * Vec3{double(s.x), double(s.y), double(s.z)};
   }
-  DRR_HD Vec3 gradient_moment(const Sums& s) const {
+  template <class T> DRR_HD Vec3 gradient_moment(const TrilinearSums<T>& s) const {
     return r_ref * gradient_sum(s) + (h * h) * Vec3{double(s.kx), double(s.ky), double(s.kz)};
   }
 
-  DRR_HD RayResult derivatives(const Sums& sums) const {
+  template <class T> DRR_HD RayResult derivatives(const TrilinearSums<T>& sums) const {
     if (h == 0) return {0, {0, 0, 0}, {0, 0, 0}};
     Vec3 f = gradient_sum(sums), moment = gradient_moment(sums);
     const Vec3 ge = g * e;
@@ -224,7 +202,7 @@ template <class S> struct Trilinear {
 
   // ---- K; anchored at the source, exact derivative
 
-  DRR_HD Ray second(const Sums& c, const Ray& tangent) const {
+  template <class T> DRR_HD Ray second(const TrilinearSums<T>& c, const Ray& tangent) const {
     if (h == 0) return {{0, 0, 0}, {0, 0, 0}};
     const Vec3 td = tangent.p - tangent.s, ge = g * e, gtd = g * td;
     const double nu = dot(e, gtd);

@@ -147,12 +147,12 @@ template <class S, bool kTangent> struct SiddonWeights {
     out[2] = r.step_a;
     out[3] = r.cross_a;
     out[4] = r.inverse_a;
-    out[5] = static_cast<S>(r.plane_a);
+    out[5] = r.plane_a;
     out[6] = r.at_b;
     out[7] = r.step_b;
     out[8] = r.cross_b;
     out[9] = r.inverse_b;
-    out[10] = static_cast<S>(r.plane_b);
+    out[10] = r.plane_b;
     const typename Siddon<S>::Pull by = r.template pull<kTangent>(tangent);
     const S pull[7] = {by.per_kappa, by.m0, by.m1, by.a0, by.a1, by.b0, by.b1};
     for (int i = 0; i < kEnds - kPull; ++i) out[kPull + i] = pull[i];
@@ -170,12 +170,12 @@ template <class S, bool kTangent> struct SiddonWeights {
     march.step_a = of[2];
     march.cross_a = of[3];
     march.inverse_a = of[4];
-    march.plane_a = static_cast<int>(of[5]);
+    march.plane_a = of[5];
     march.at_b = of[6];
     march.step_b = of[7];
     march.cross_b = of[8];
     march.inverse_b = of[9];
-    march.plane_b = static_cast<int>(of[10]);
+    march.plane_b = of[10];
     march.end_low = kPlain ? static_cast<S>(-1e9) : of[kPlain ? 0 : kEnds];
     march.end_high = kPlain ? static_cast<S>(1e9) : of[kPlain ? 0 : kEnds + 1];
     typename Siddon<S>::Pull by = {of[kPull], 0, 0, 0, 0, 0, 0};
@@ -185,13 +185,13 @@ template <class S, bool kTangent> struct SiddonWeights {
             of[kNext + 4], of[kNext + 5], of[kNext + 6]};
     }
     const int k = static_cast<int>(tile.k + pixels.template middle_m<kAxis>() - of[0]);
-    const auto l = march.template layer<false>(k);
+    const auto l = march.template layer<false>(static_cast<S>(k));
     S part[3];
     march.template weigh<kTangent>(k, l, by, part);
     const int xa = static_cast<int>(tile.xa + pixels.template middle_a<kAxis>());
     const int xb = static_cast<int>(tile.xb + pixels.template middle_b<kAxis>());
-    const int ia[3] = {l.ia - xa, (l.a_first ? l.ja : l.ia) - xa, l.ja - xa};
-    const int ib[3] = {l.ib - xb, (l.a_first ? l.ib : l.jb) - xb, l.jb - xb};
+    const int ia[3] = {l.ia - xa, l.mid_a - xa, l.ja - xa};
+    const int ib[3] = {l.ib - xb, l.mid_b - xb, l.jb - xb};
 #pragma unroll
     for (int corner = 0; corner < 4; ++corner) {
       S sum = 0;

@@ -3,11 +3,15 @@
 Shapes: values [N, C, D, H, W]; geometry and its tangents either frames [B, 4, 3] or end points
 [B, P, 2, 3], float64, index coordinates (x, y, z); images [B, C, P]; rays (six-vectors, image
 derivatives in source and target) [B, C, 6, P]. View b reads volume b // (B / N).
+
+Maps of poses (csrc/pose_map.h): "perturb" of (pose [B, 4, 4], xi [B, 6], center [B, 3]) and
+"frames" of (pose, rays [B, 4, 3], grid [B, 8, 3]) with the flags (extend, parallel); float64, one
+item a view or one for all.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,6 +118,38 @@ def second(
     )
 
 
+_MAPS = {
+    name: tuple(
+        getattr(_torch_ops, name + suffix).default for suffix in ("", "_vjp", "_jvp", "_second")
+    )
+    for name in ("perturb", "frames")
+}
+
+
+def pose_map(name: str, flags: tuple[bool, ...], *inputs: Tensor) -> Tensor:
+    """m(x): [B, rows, cols]."""
+    return _MAPS[name][0](*inputs, *flags)
+
+
+def pose_map_vjp(
+    name: str, flags: tuple[bool, ...], *inputs_and_g: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cotangents of the three inputs, one item a view, from that of m(x)."""
+    return _MAPS[name][1](*inputs_and_g, *flags)
+
+
+def pose_map_jvp(name: str, flags: tuple[bool, ...], *inputs_and_directions: Tensor | None):
+    """The derivative of m(x) along a direction, None being zero."""
+    return _MAPS[name][2](*inputs_and_directions, *flags)
+
+
+def pose_map_second(
+    name: str, flags: tuple[bool, ...], *inputs_g_and_directions: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivative of pose_map_vjp along a direction of the inputs."""
+    return _MAPS[name][3](*inputs_g_and_directions, *flags)
+
+
 # ---- fake kernels: shapes, dtypes and contiguous strides, as the real ones return them
 
 
@@ -154,3 +190,30 @@ def _(rays, tangents, rows, cols, parallel):
 def _(values, geometry, images, tangent, rows, cols, sx, sy, sz, mode, step):
     rays = _n_rays(geometry, rows, cols)
     return values.new_empty(geometry.shape[0], 1, 6, rays, dtype=torch.float64)
+
+
+def _views(*arguments: Any) -> int:
+    """One item, or one a view: how many views there are."""
+    tensors = (a for a in arguments if isinstance(a, Tensor))
+    return next((t.shape[0] for t in tensors if t.shape[0] != 1), 1)
+
+
+@torch.library.register_fake("drrkit::perturb")
+@torch.library.register_fake("drrkit::perturb_jvp")
+def _(pose, xi, center, *directions):
+    return pose.new_empty(_views(pose, xi, center, *directions), 4, 4)
+
+
+@torch.library.register_fake("drrkit::frames")
+@torch.library.register_fake("drrkit::frames_jvp")
+def _(pose, rays, grid, *directions_and_flags):
+    return pose.new_empty(_views(pose, rays, grid, *directions_and_flags), 4, 3)
+
+
+@torch.library.register_fake("drrkit::perturb_vjp")
+@torch.library.register_fake("drrkit::perturb_second")
+@torch.library.register_fake("drrkit::frames_vjp")
+@torch.library.register_fake("drrkit::frames_second")
+def _(x0, x1, x2, *cotangent_directions_and_flags):
+    views = _views(x0, x1, x2, *cotangent_directions_and_flags)
+    return tuple(x.new_empty(views, *x.shape[1:]) for x in (x0, x1, x2))

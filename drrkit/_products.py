@@ -3,58 +3,21 @@
 P project, P* backproject, J frame cotangent, T tangent, T* its adjoint, K second order; formulas in
 the headers of csrc/. Rules of this file:
 
-- A rule calls another Function, never a raw op: an op in a backward is silently wrong at second
-  order.
 - The six-vectors of a march are a second, non-differentiable output of P. They travel beside
   (values, geometry), which carry the dependence, and only save J and T their march.
 - K is terminal: its backward and jvp raise. Forward over forward would need a seventh product.
-- Dynamo refuses a Function with a jvp, so each has a plain form and an eager form that adds it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.autograd import Function
 
 from drrkit import _ops
+from drrkit._functions import asked, call, complete, keep, total
 from drrkit._ops import Spec
-
-
-def _total(*terms: Tensor | None) -> Tensor | None:
-    """Sum of what is there."""
-    present = [term for term in terms if term is not None]
-    return sum(present[1:], present[0]) if present else None
-
-
-def _asked(ctx: Any) -> tuple[bool, ...]:
-    """Which inputs the running backward really wants.
-
-    needs_input_grad is fixed at forward time: autograd.grad(loss, pose) would still scatter into a
-    volume that requires a gradient, so the engine is asked too.
-    """
-    needed = ctx.needs_input_grad
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return needed
-
-    def executes(node: Any) -> bool:
-        try:
-            return torch._C._will_engine_execute_node(node)
-        except RuntimeError:  # torch cannot tell for a leaf that autograd.grad names
-            return True
-
-    nodes = (function for function, _ in ctx.next_functions)
-    return tuple(need and executes(node) for need, node in zip(needed, nodes, strict=False))
-
-
-def _keep(ctx: Any, *tensors: Tensor) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors)
-    ctx.save_for_forward(*tensors)
 
 
 class _Product(Function):
@@ -77,14 +40,14 @@ class Project(_Product):
     def setup_context(ctx, inputs, output):
         ctx.mark_non_differentiable(output[1])
         ctx.spec = inputs[3]
-        _keep(ctx, inputs[0], inputs[1], output[1])
+        keep(ctx, inputs[0], inputs[1], output[1])
 
     @staticmethod
     def backward(ctx, g, _):
         values, geometry, rays = ctx.saved_tensors
         if g is None:
             return None, None, None, None
-        on_values, on_geometry, *_ = _asked(ctx)
+        on_values, on_geometry, *_ = asked(ctx)
         return (
             call(Backproject, g, geometry, values.shape[0], ctx.spec).to(values.dtype)
             if on_values
@@ -97,7 +60,7 @@ class Project(_Product):
 
 def _project_jvp(ctx, d_values, d_geometry, *_):
     values, geometry, rays = ctx.saved_tensors
-    image = _total(
+    image = total(
         None if d_values is None else call(Project, d_values, geometry, False, ctx.spec)[0],
         None if d_geometry is None else call(Tangent, values, geometry, d_geometry, rays, ctx.spec),
     )
@@ -116,14 +79,14 @@ class Backproject(_Product):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.n, ctx.spec = inputs[2], inputs[3]
-        _keep(ctx, inputs[0], inputs[1])
+        keep(ctx, inputs[0], inputs[1])
 
     @staticmethod
     def backward(ctx, w):
         images, geometry = ctx.saved_tensors
         if w is None:
             return None, None, None, None
-        on_images, on_geometry, *_ = _asked(ctx)
+        on_images, on_geometry, *_ = asked(ctx)
         image = rays = None
         if on_images or on_geometry:
             image, rays = call(Project, w, geometry, on_geometry, ctx.spec)
@@ -137,7 +100,7 @@ class Backproject(_Product):
 
 def _backproject_jvp(ctx, d_images, d_geometry, *_):
     images, geometry = ctx.saved_tensors
-    return _total(
+    return total(
         None if d_images is None else call(Backproject, d_images, geometry, ctx.n, ctx.spec),
         None
         if d_geometry is None
@@ -159,14 +122,14 @@ class GeometryVjp(_Product):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.spec = inputs[4]
-        _keep(ctx, *inputs[:4])
+        keep(ctx, *inputs[:4])
 
     @staticmethod
     def backward(ctx, d_geometry):
         values, geometry, g, rays = ctx.saved_tensors
         if d_geometry is None:
             return None, None, None, None, None
-        on_values, on_geometry, on_g, *_ = _asked(ctx)
+        on_values, on_geometry, on_g, *_ = asked(ctx)
         return (
             call(TangentAdjoint, g, geometry, d_geometry, values.shape[0], ctx.spec).to(
                 values.dtype
@@ -183,7 +146,7 @@ class GeometryVjp(_Product):
 def _geometry_vjp_jvp(ctx, d_values, d_geometry, d_g, *_):
     values, geometry, g, rays = ctx.saved_tensors
     nothing = g.new_empty(0)
-    return _total(
+    return total(
         None if d_values is None else call(GeometryVjp, d_values, geometry, g, nothing, ctx.spec),
         # The Hessian is symmetric: K serves forward over reverse as well.
         None if d_geometry is None else call(Second, values, geometry, g, d_geometry, ctx.spec),
@@ -205,14 +168,14 @@ class Tangent(_Product):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.spec = inputs[4]
-        _keep(ctx, *inputs[:4])
+        keep(ctx, *inputs[:4])
 
     @staticmethod
     def backward(ctx, h):
         values, geometry, d_geometry, rays = ctx.saved_tensors
         if h is None:
             return None, None, None, None, None
-        on_values, on_geometry, on_tangent, *_ = _asked(ctx)
+        on_values, on_geometry, on_tangent, *_ = asked(ctx)
         return (
             call(TangentAdjoint, h, geometry, d_geometry, values.shape[0], ctx.spec).to(
                 values.dtype
@@ -238,14 +201,14 @@ class TangentAdjoint(_Product):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.n, ctx.spec = inputs[3], inputs[4]
-        _keep(ctx, *inputs[:3])
+        keep(ctx, *inputs[:3])
 
     @staticmethod
     def backward(ctx, w):
         images, geometry, d_geometry = ctx.saved_tensors
         if w is None:
             return None, None, None, None, None
-        on_images, on_geometry, on_tangent, *_ = _asked(ctx)
+        on_images, on_geometry, on_tangent, *_ = asked(ctx)
         nothing = images.new_empty(0)
         return (
             call(Tangent, w, geometry, d_geometry, nothing, ctx.spec) if on_images else None,
@@ -323,33 +286,12 @@ def _fold(arg: Tensor, dim: int | None, axis: int, size: int, keep: bool) -> Ten
     return arg.unsqueeze(axis).expand(shape).flatten(0, 1)
 
 
-def _finish(product: type[_Product], jvp: Callable) -> None:
-    """Give a product its vmap rule and its eager form."""
-
-    def rule(info, in_dims, *args):
-        return _vmap(product, info, in_dims, *args)
-
-    product.vmap = staticmethod(rule)
-    product.eager = type(product.__name__ + "Eager", (product,), {"jvp": staticmethod(jvp)})
-
-
-_finish(Project, _project_jvp)
-_finish(Backproject, _backproject_jvp)
-_finish(GeometryVjp, _geometry_vjp_jvp)
-_finish(Tangent, _no_jvp)
-_finish(TangentAdjoint, _no_jvp)
-_finish(Second, _no_jvp)
-
-
-@_disable_dynamo  # unlike torch._dynamo.disable it does not import dynamo: two seconds
-def _eagerly(product: type[_Product], *args: Any):
-    return product.eager.apply(*args)
-
-
-def call(product: type[_Product], *args: Any):
-    """Apply a product in the form that the surrounding transforms can digest."""
-    if not torch.compiler.is_compiling():
-        return product.eager.apply(*args)
-    if torch._C._are_functorch_transforms_active():
-        return _eagerly(product, *args)
-    return product.apply(*args)
+for _product, _jvp in (
+    (Project, _project_jvp),
+    (Backproject, _backproject_jvp),
+    (GeometryVjp, _geometry_vjp_jvp),
+    (Tangent, _no_jvp),
+    (TangentAdjoint, _no_jvp),
+    (Second, _no_jvp),
+):
+    complete(_product, _jvp, _vmap)

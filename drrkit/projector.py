@@ -29,9 +29,7 @@ kept: 24 bytes a ray and channel in float32.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -39,12 +37,24 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from drrkit import _ops
-from drrkit._ops import BEAMS, METHODS, Spec
-from drrkit._products import Backproject, Project, call
-from drrkit.geometry import Camera, GridConstants, grid_constants, view_frames
+from drrkit._arguments import (
+    VOXEL_DTYPES,
+    as_volumes,
+    check_scene,
+    check_supersample,
+    checked_frames,
+    checked_shape,
+    kind,
+    make_spec,
+    spec_of,
+)
+from drrkit._functions import call
+from drrkit._ops import Spec
+from drrkit._products import Backproject, Project
+from drrkit.geometry import Camera, GridConstants, grid_constants
+from drrkit.geometry.checks import batched_pose
+from drrkit.geometry.frames import frames_of_rays
 from drrkit.volume import Volume
-
-VOXEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def project(
@@ -83,18 +93,17 @@ def project(
 
     Raises TypeError or ValueError naming the argument. NaN in values or frames propagates.
     """
-    volume = _as_volumes(values)
-    frames = _checked_frames(frames, volume)
+    volume = as_volumes(values)
+    frames = checked_frames(frames, volume)
     if frames.shape[0] % max(volume.shape[0], 1):
         raise ValueError(
             f"values: the number of volumes must divide the number of views, got "
             f"{volume.shape[0]} volumes for {frames.shape[0]} views"
         )
-    spec = _spec(tuple(volume.shape[2:]), size, spacing, method, beam, step, derivative, anchor)
-    geometry = frames if pixels is None else _endpoints(frames, pixels, beam)
-    keep_rays = (geometry.requires_grad and torch.is_grad_enabled()) or _is_dual(geometry)
-    image = call(Project, volume, geometry, keep_rays, spec)[0]
-    return image if pixels is not None else image.unflatten(2, (spec.rows, spec.cols))
+    spec = make_spec(tuple(volume.shape[2:]), size, spacing, method, beam, step, derivative, anchor)
+    if pixels is None:
+        return _image(volume, frames, spec)
+    return _integrals(volume, _endpoints(frames, pixels, beam), spec)
 
 
 def backproject(
@@ -119,25 +128,25 @@ def backproject(
     Other arguments, differentiability and errors as for `project`.
     """
     if not isinstance(images, Tensor) or images.dtype not in VOXEL_DTYPES:
-        raise TypeError(f"images: expected a floating-point tensor, got {_kind(images)}")
+        raise TypeError(f"images: expected a floating-point tensor, got {kind(images)}")
     dims = 4 if pixels is None else 3
     if images.dim() != dims:
         layout = "[B, C, rows, cols]" if pixels is None else "[B, C, P]"
         raise ValueError(f"images: expected {layout}, got shape {tuple(images.shape)}")
     if images.shape[1] == 0 or (pixels is None and 0 in images.shape[2:]):
         raise ValueError(f"images: expected at least one pixel, got shape {tuple(images.shape)}")
-    frames = _checked_frames(frames, images)
+    frames = checked_frames(frames, images)
     if frames.shape[0] != images.shape[0]:
         raise ValueError(
             f"images: expected as many views as frames, {frames.shape[0]}, got {images.shape[0]}"
         )
-    count, channels, grid = _checked_shape(shape, frames.shape[0])
+    count, channels, grid = checked_shape(shape, frames.shape[0])
     if channels != images.shape[1]:
         raise ValueError(
             f"shape: expected {images.shape[1]} channels, as images have, got {tuple(shape)}"
         )
     size = images.shape[2:] if pixels is None else (1, 1)
-    spec = _spec(grid, size, spacing, method, beam, step, derivative, anchor)
+    spec = make_spec(grid, size, spacing, method, beam, step, derivative, anchor)
     geometry = frames if pixels is None else _endpoints(frames, pixels, beam)
     if pixels is not None and geometry.shape[1] != images.shape[2]:
         raise ValueError(
@@ -171,12 +180,14 @@ def render(
     Differentiable in volume.values, world_to_camera, camera.K and camera.sdd.
     Raises ValueError for a volume in Hounsfield units; TypeError or ValueError naming the argument.
     """
-    _check_scene(volume, camera)
+    check_scene(volume, camera)
+    check_supersample(supersample)
     options = {"method": method, "step": step, "derivative": derivative, "anchor": anchor}
-    grid = grid_constants(volume)
-    return _render(
-        volume.values, volume.spacing, grid, camera, world_to_camera, supersample, extend, options
-    )
+    values = as_volumes(volume.values)
+    spec = spec_of(values, camera, supersample, volume.spacing, options)
+    rays = _fine_rays(camera, supersample, values.device)
+    frames = _frames_of(grid_constants(volume), camera, rays, world_to_camera, extend)
+    return _pooled(_image(values, frames, spec), supersample)
 
 
 def project_with_jacobian(
@@ -198,23 +209,19 @@ def project_with_jacobian(
     M' = Trans(c) exp(xi) Trans(-c) M (see drrkit.perturb), at xi = 0. For Gauss-Newton and
     Levenberg-Marquardt. Arguments and errors as for `render`.
     """
-    _check_scene(volume, camera)
-    _check_supersample(supersample)
+    check_scene(volume, camera)
+    check_supersample(supersample)
     options = {"method": method, "step": step, "derivative": derivative, "anchor": anchor}
-    n, (rows, cols) = supersample, camera.size
-    size = (rows * n, cols * n)
     with torch.no_grad():
-        values = _as_volumes(volume.values)
-        grid = grid_constants(volume)
-        frames = _frames_of(grid, camera, world_to_camera, n, extend, values.device)
-        spec = _spec(tuple(values.shape[2:]), size, volume.spacing, beam=camera.beam, **options)
-        image, rays = _ops.project(values, frames, True, spec)
-        jacobian = _ops.tangents(rays, _twist_tangents(frames, volume, world_to_camera), spec)
-        image, jacobian = image.unflatten(2, size), jacobian.unflatten(3, size)
-        if n > 1:
-            image = nn.functional.avg_pool2d(image, n)
-            jacobian = nn.functional.avg_pool2d(jacobian.flatten(1, 2), n).unflatten(1, (-1, 6))
-    return image, jacobian
+        values = as_volumes(volume.values)
+        spec = spec_of(values, camera, supersample, volume.spacing, options)
+        rays = _fine_rays(camera, supersample, values.device)
+        frames = _frames_of(grid_constants(volume), camera, rays, world_to_camera, extend)
+        image, six = _ops.project(values, frames, True, spec)
+        jacobian = _ops.tangents(six, _twist_tangents(frames, volume, world_to_camera), spec)
+        size = (spec.rows, spec.cols)
+        jacobian = _pooled(jacobian.unflatten(3, size).flatten(1, 2), supersample)
+        return _pooled(image.unflatten(2, size), supersample), jacobian.unflatten(1, (-1, 6))
 
 
 def _twist_tangents(frames: Tensor, volume: Volume, world_to_camera: Tensor) -> Tensor:
@@ -258,91 +265,96 @@ class Projector(nn.Module):
         anchor: str | None = None,
     ) -> None:
         super().__init__()
-        _check_scene(volume, camera)
-        _check_supersample(supersample)
+        check_scene(volume, camera)
+        check_supersample(supersample)
         # Beside the values: a copy from the host in every call would break CUDA graph capture.
         self.camera = camera.to(volume.values.device)
         self.spacing = tuple(volume.spacing)
         self.supersample = supersample
         self.extend = extend
         self.options = {"method": method, "step": step, "derivative": derivative, "anchor": anchor}
-        shape = tuple(volume.values.shape[-3:])
-        _spec(shape, camera.size, self.spacing, beam=camera.beam, **self.options)
         if isinstance(volume.values, nn.Parameter):
             self.values = volume.values
         else:
             self.register_buffer("values", volume.values)
         self._grid = grid_constants(volume)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What depends on the camera, on the device and on the volume's shape."""
+        values = as_volumes(self.values)
+        self._spec = spec_of(values, self.camera, self.supersample, self.spacing, self.options)
+        fixed = not self.camera.requires_grad
+        self._rays = self._rays_now() if fixed else None
+
+    def _rays_now(self) -> Tensor:
+        return _fine_rays(self.camera, self.supersample, self.values.device)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Projector:
         """Follow the values to another device; dtypes are theirs alone, geometry stays float64."""
         super()._apply(fn, recurse)
         self._grid = GridConstants(*(c.to(self.values.device) for c in self._grid))
         self.camera = self.camera.to(self.values.device)
+        self._prepare()
         return self
 
     def forward(self, world_to_camera: Tensor) -> Tensor:
         """[4, 4] or [B, 4, 4] -> line integrals [B, C, rows, cols]."""
-        return _render(
-            self.values,
-            self.spacing,
-            self._grid,
-            self.camera,
-            world_to_camera,
-            self.supersample,
-            self.extend,
-            self.options,
-        )
+        values = as_volumes(self.values)
+        if values.shape[2:] != self._spec[:3]:
+            raise ValueError(
+                f"values: expected the shape {self._spec[:3]} that the projector was made for, got "
+                f"{tuple(values.shape[2:])}"
+            )
+        rays = self._rays
+        if rays is None or self.camera.requires_grad:
+            rays = self._rays_now()
+        frames = _frames_of(self._grid, self.camera, rays, world_to_camera, self.extend)
+        return _pooled(_image(values, frames, self._spec), self.supersample)
 
     def extra_repr(self) -> str:
         shape = tuple(self.values.shape)
         return f"values={shape}, size={tuple(self.camera.size)}, method={self.options['method']!r}"
 
 
-def _render(
-    values: Tensor,
-    spacing: Sequence[float],
-    grid: GridConstants,
-    camera: Camera,
-    world_to_camera: Tensor,
-    supersample: int,
-    extend: bool,
-    options: dict[str, Any],
-) -> Tensor:
-    _check_supersample(supersample)
-    frames = _frames_of(grid, camera, world_to_camera, supersample, extend, values.device)
-    rows, cols = camera.size
-    fine = (rows * supersample, cols * supersample)
-    image = project(values, frames, fine, spacing=spacing, beam=camera.beam, **options)
-    return nn.functional.avg_pool2d(image, supersample) if supersample > 1 else image
+def _fine_rays(camera: Camera, n: int, device: torch.device) -> Tensor:
+    """pixel_rays of n x n rays a pixel, [1, 4, 3] or one a camera: steps shrink, pixel (0, 0)
+    moves back to the first of them."""
+    rays = camera.pixel_rays().to(device)
+    rays = rays if rays.dim() == 3 else rays.unsqueeze(0)
+    if n == 1:
+        return rays
+    moved = -(n - 1) / (2 * n) * (rays[:, 2:3] + rays[:, 3:4])
+    source = rays[:, 0:1] + moved if camera.beam == "parallel" else rays[:, 0:1]
+    return torch.cat((source, rays[:, 1:2] + moved, rays[:, 2:] / n), 1)
 
 
 def _frames_of(
-    grid: GridConstants,
-    camera: Camera,
-    world_to_camera: Tensor,
-    supersample: int,
-    extend: bool,
-    device: torch.device,
+    grid: GridConstants, camera: Camera, rays: Tensor, world_to_camera: Tensor, extend: bool
 ) -> Tensor:
-    """Frames of all sub-pixel rays: [B, 4, 3]."""
-    if isinstance(world_to_camera, Tensor) and world_to_camera.device != device:
+    """Frames [B, 4, 3] of the rays of `_fine_rays`."""
+    pose = batched_pose(world_to_camera, len(rays))
+    if pose.device != rays.device:
         raise ValueError(
-            f"world_to_camera: expected the volume's device {device}, got {world_to_camera.device}"
+            f"world_to_camera: expected the volume's device {rays.device}, got {pose.device}"
         )
-    frames = view_frames(grid, camera, world_to_camera, extend=extend)
-    return _finer(frames, supersample, camera.beam) if supersample > 1 else frames
+    return frames_of_rays(pose, rays, grid, camera.beam, extend)
 
 
-def _finer(frames: Tensor, n: int, beam: str) -> Tensor:
-    """Frames of n x n rays a pixel: steps shrink, pixel (0, 0) moves back to the first of them."""
-    shift = -(n - 1) / (2 * n)
-    moved = shift * torch.ones_like(frames[:, :1, :1])
-    on_source = moved if beam == "parallel" else torch.zeros_like(moved)
-    step = frames[:, 2:3] + frames[:, 3:4]
-    return torch.cat(
-        (frames[:, 0:1] + on_source * step, frames[:, 1:2] + moved * step, frames[:, 2:] / n), 1
-    )
+def _image(values: Tensor, frames: Tensor, spec: Spec) -> Tensor:
+    """The projection of volumes [N, C, D, H, W]: [B, C, rows, cols]."""
+    return _integrals(values, frames, spec).unflatten(2, (spec.rows, spec.cols))
+
+
+def _integrals(values: Tensor, geometry: Tensor, spec: Spec) -> Tensor:
+    """Line integrals of volumes [N, C, D, H, W] along frames or explicit rays: [B, C, P]."""
+    keep_rays = (geometry.requires_grad and torch.is_grad_enabled()) or _is_dual(geometry)
+    return call(Project, values, geometry, keep_rays, spec)[0]
+
+
+def _pooled(image: Tensor, n: int) -> Tensor:
+    """[B, C, rows n, cols n] -> [B, C, rows, cols]."""
+    return nn.functional.avg_pool2d(image, n) if n > 1 else image
 
 
 def _is_dual(geometry: Tensor) -> bool:
@@ -355,7 +367,7 @@ def _is_dual(geometry: Tensor) -> bool:
 def _endpoints(frames: Tensor, pixels: Tensor, beam: str) -> Tensor:
     """Source and target of chosen pixels: [B, P, 2, 3]."""
     if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
-        raise TypeError(f"pixels: expected a floating-point tensor, got {_kind(pixels)}")
+        raise TypeError(f"pixels: expected a floating-point tensor, got {kind(pixels)}")
     if pixels.dim() not in (2, 3) or pixels.shape[-1] != 2:
         raise ValueError(
             f"pixels: expected [P, 2] or [B, P, 2] (row, col), got shape {tuple(pixels.shape)}"
@@ -371,130 +383,3 @@ def _endpoints(frames: Tensor, pixels: Tensor, beam: str) -> Tensor:
     source, target = frames[:, 0:1], frames[:, 1:2]
     source = source + (offset if beam == "parallel" else torch.zeros_like(offset))
     return torch.stack((source, target + offset), 2)
-
-
-# ---- checks: every public argument is looked at once, here
-
-
-def _kind(value: Any) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _as_volumes(values: Tensor) -> Tensor:
-    """values as [N, C, D, H, W]."""
-    if not isinstance(values, Tensor) or values.dtype not in VOXEL_DTYPES:
-        names = "float16, bfloat16, float32 or float64"
-        raise TypeError(f"values: expected a {names} tensor, got {_kind(values)}")
-    if values.dim() not in (3, 4, 5):
-        raise ValueError(
-            "values: expected [D, H, W], [C, D, H, W] or [N, C, D, H, W], got shape "
-            f"{tuple(values.shape)}"
-        )
-    if values.numel() == 0:
-        raise ValueError(f"values: expected at least one voxel, got shape {tuple(values.shape)}")
-    return values[(None,) * (5 - values.dim())]
-
-
-def _checked_frames(frames: Tensor, like: Tensor) -> Tensor:
-    """frames as float64 on `like`'s device, or an error."""
-    if not isinstance(frames, Tensor) or frames.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"frames: expected a float32 or float64 tensor, got {_kind(frames)}")
-    if frames.dim() != 3 or tuple(frames.shape[1:]) != (4, 3):
-        raise ValueError(f"frames: expected [B, 4, 3], got shape {tuple(frames.shape)}")
-    if frames.device != like.device:
-        raise ValueError(f"frames: expected device {like.device}, got {frames.device}")
-    return frames.to(torch.float64)
-
-
-def _checked_shape(shape: Sequence[int], views: int) -> tuple[int, int, tuple[int, ...]]:
-    """(N, C, (D, H, W)) of a volume's shape."""
-    expected = "(D, H, W), (C, D, H, W) or (N, C, D, H, W), positive integers"
-    numbers = _counts("shape", shape, (3, 4, 5), expected)
-    count, channels = (1, 1, *numbers)[-5:-3]
-    if views % count:
-        raise ValueError(f"shape: {count} volumes do not divide {views} views, got {numbers}")
-    return count, channels, numbers[-3:]
-
-
-def _spec(
-    grid: tuple[int, ...],
-    size: Sequence[int],
-    spacing: Sequence[float],
-    method: str,
-    beam: str,
-    step: float | None,
-    derivative: str | None,
-    anchor: str | None,
-) -> Spec:
-    """The op's constants, every one of them checked."""
-    for name, word, words in (
-        ("method", method, METHODS),
-        ("beam", beam, BEAMS),
-        ("derivative", derivative, (None, "exact", "line")),
-        ("anchor", anchor, (None, "source", "foot")),
-    ):
-        if word not in words:
-            choices = ", ".join(repr(w) for w in words if w is not None)
-            raise ValueError(f"{name}: expected one of {choices}, got {word!r}")
-    if method != "trilinear":
-        for name, value in (("step", step), ("derivative", derivative), ("anchor", anchor)):
-            if value is not None:
-                raise ValueError(
-                    f"{name}: only method 'trilinear' takes it, got {value!r} with {method!r}"
-                )
-    rows, cols = _counts("size", size, (2,), "(rows, cols), positive integers")
-    expected = "three positive numbers (x, y, z) mm"
-    sides = _sequence("spacing", spacing, expected)
-    if len(sides) != 3:
-        raise ValueError(f"spacing: expected {expected}, got {spacing!r}")
-    for side in sides:
-        _check_length("spacing", side, expected)
-    if step is not None:
-        _check_length("step", step, "a positive number of mm")
-    sx, sy, sz = (float(side) for side in sides)
-    distance = 0.5 * min(sx, sy, sz) if step is None else float(step)
-    mode = _ops.mode_bits(method, beam, derivative == "line", anchor == "foot")
-    return Spec(*grid, rows, cols, sx, sy, sz, mode, distance)
-
-
-def _sequence(name: str, value: Any, expected: str) -> tuple[Any, ...]:
-    if not isinstance(value, (tuple, list)) and not hasattr(value, "__iter__"):
-        raise TypeError(f"{name}: expected {expected}, got {value!r}")
-    return tuple(value)
-
-
-def _counts(name: str, value: Any, lengths: tuple[int, ...], expected: str) -> tuple[int, ...]:
-    """A sequence of positive integers of an allowed length."""
-    numbers = _sequence(name, value, expected)
-    if len(numbers) not in lengths or not all(_is_count(n) for n in numbers):
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
-    return numbers
-
-
-def _is_count(n: Any) -> bool:
-    whole = isinstance(n, (int, torch.SymInt, Integral))
-    return whole and not isinstance(n, bool) and n > 0
-
-
-def _check_length(name: str, x: Any, expected: str) -> None:
-    if not isinstance(x, (int, float, Real)) or isinstance(x, bool):
-        raise TypeError(f"{name}: expected {expected}, got {x!r}")
-    if not 0 < x < math.inf:  # compared rather than asked: math.isfinite cannot be compiled
-        raise ValueError(f"{name}: expected {expected}, got {x!r}")
-
-
-def _check_supersample(n: Any) -> None:
-    if not _is_count(n):
-        raise ValueError(f"supersample: expected a positive integer, got {n!r}")
-
-
-def _check_scene(volume: Any, camera: Any) -> None:
-    if not isinstance(volume, Volume):
-        raise TypeError(f"volume: expected a drrkit.Volume, got {type(volume).__name__}")
-    if not isinstance(camera, Camera):
-        raise TypeError(f"camera: expected a drrkit.Camera, got {type(camera).__name__}")
-    if volume.unit != "mu":
-        raise ValueError(
-            f"volume: expected attenuation in 1/mm (unit 'mu'), got unit {volume.unit!r}; "
-            "volume.to_mu() converts Hounsfield units"
-        )

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+PRODUCTS = {"project", "backproject", "reduce_rays", "tangent", "second"}
+
 
 class Launches(TorchDispatchMode):
     """`with Launches() as ran:` counts the products that run in it, in this thread or backward's.
@@ -31,7 +33,8 @@ class Launches(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func.namespace == "drrkit":
-            self._count(func, args)
+            if func._schema.name.split("::")[1] in PRODUCTS:
+                self._count(func, args)
         elif isinstance(result, torch.Tensor) and not func.is_view:
             elements = result.untyped_storage().nbytes() // result.element_size()
             self.largest = max(self.largest, elements)

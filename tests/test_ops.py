@@ -161,7 +161,9 @@ def test_ops_read_tensors_of_any_strides(kind, device) -> None:
 def test_every_op_of_the_library_is_checked_here() -> None:
     schemas = torch._C._jit_get_all_schemas()
     names = {s.name.split("::")[1] for s in schemas if s.name.startswith("drrkit::")}
-    assert names == {"project", "backproject", "reduce_rays", "tangent", "second"}
+    maps = {f"{m}{s}" for m in ("perturb", "frames") for s in ("", "_vjp", "_jvp", "_second")}
+    products = {"project", "backproject", "reduce_rays", "tangent", "second"}
+    assert names == products | maps  # the maps of poses: test_pose_maps.py
 
 
 @pytest.mark.parametrize("dtype", VOXELS)

@@ -1,16 +1,11 @@
-// Run-time choice of the instruction set. A kernel body is an always-inlined template; each variant
-// is one function with a target attribute around it, so that one binary runs on every x86-64 and
-// uses what is there.
+// Run-time choice of the instruction set. Each has one file that includes the bodies of the kernels
+// behind the compiler's switch for it, so that one binary runs on every x86-64 and uses what is
+// there. Everything behind that switch is always inlined or has the level in its type: the linker
+// must never merge functions of different levels.
 #pragma once
-
-#include "../hd.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define DRR_X86_VARIANTS 1
-#define DRR_TARGET_AVX2 __attribute__((target("avx2,fma,f16c,bmi2")))
-#define DRR_TARGET_AVX512 \
-  __attribute__((         \
-      target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,f16c,bmi2,prefer-vector-width=512")))
 #endif
 
 namespace drrkit {

@@ -2,8 +2,9 @@
 #include "kernels.h"
 
 #include <cstdlib>
+#include <memory>
 
-#include "dispatch.h"
+#include "panel.h"
 
 namespace drrkit {
 namespace cpu {
@@ -42,28 +43,61 @@ const char* capability() {
   }
 }
 
-void project(const ProjectParams& params, int64_t ray_begin, int64_t ray_end) {
-  switch (params.scene.method) {
-    case Method::kJoseph: return Kernels<Joseph>::project(params, ray_begin, ray_end);
-    case Method::kSiddon: return Kernels<Siddon>::project(params, ray_begin, ray_end);
-    case Method::kTrilinear: return Kernels<Trilinear>::project(params, ray_begin, ray_end);
+void* room(size_t bytes) {
+  constexpr size_t kLine = 64;
+  static thread_local std::unique_ptr<unsigned char[]> kept;
+  static thread_local size_t size = 0;
+  if (bytes + kLine > size) {
+    kept.reset(new unsigned char[bytes + kLine]);
+    size = bytes + kLine;
+  }
+  const uintptr_t at = reinterpret_cast<uintptr_t>(kept.get());
+  return reinterpret_cast<void*>((at + kLine - 1) / kLine * kLine);
+}
+
+namespace {
+
+// Calls `run` with the kernels of a method on this processor.
+template <template <class> class March, template <class, int> class Tile, class Run>
+void on_level(const Run& run) {
+  switch (level()) {
+#if defined(DRR_X86_VARIANTS)
+    case Level::kAvx512: return run(Kernels<March, Tile, Level::kAvx512>());
+    case Level::kAvx2: return run(Kernels<March, Tile, Level::kAvx2>());
+#endif
+    default: return run(Kernels<March, Tile, Level::kBase>());
   }
 }
 
-void second(const SecondParams& params, int64_t ray_begin, int64_t ray_end) {
-  switch (params.scene.method) {
-    case Method::kJoseph: return Kernels<Joseph>::second(params, ray_begin, ray_end);
-    case Method::kSiddon: return Kernels<Siddon>::second(params, ray_begin, ray_end);
-    case Method::kTrilinear: return Kernels<Trilinear>::second(params, ray_begin, ray_end);
+template <class Run> void with_kernels(Method method, const Run& run) {
+  switch (method) {
+    case Method::kJoseph: return on_level<Joseph, JosephTile>(run);
+    case Method::kSiddon: return on_level<Siddon, SiddonTile>(run);
+    case Method::kTrilinear: return on_level<Trilinear, TrilinearTile>(run);
   }
+}
+
+}  // namespace
+
+int64_t panels(const Scene& scene) {
+  const int lanes =
+      scene.voxel == Voxel::kFloat64 ? lanes_of<double>(level()) : lanes_of<float>(level());
+  return scene.n_views * Panels::of(scene.views, lanes).a_view();
+}
+
+void project(const ProjectParams& params, int64_t panel_begin, int64_t panel_end) {
+  with_kernels(params.scene.method,
+               [&](auto kernels) { kernels.project(params, panel_begin, panel_end); });
+}
+
+void second(const SecondParams& params, int64_t panel_begin, int64_t panel_end) {
+  with_kernels(params.scene.method,
+               [&](auto kernels) { kernels.second(params, panel_begin, panel_end); });
 }
 
 void backproject(const BackprojectParams& params, int64_t volume, Slab slab) {
-  switch (params.scene.method) {
-    case Method::kJoseph: return Kernels<Joseph>::backproject(params, volume, slab);
-    case Method::kSiddon: return Kernels<Siddon>::backproject(params, volume, slab);
-    case Method::kTrilinear: return Kernels<Trilinear>::backproject(params, volume, slab);
-  }
+  with_kernels(params.scene.method,
+               [&](auto kernels) { kernels.backproject(params, volume, slab); });
 }
 
 template <class S>

@@ -1,78 +1,94 @@
-// Bodies of the marching kernels, one template for all integrators; instantiated once an integrator
-// (joseph.cpp, ...), so that the build runs in parallel.
+// Bodies of the marching kernels, one template for all integrators; base.cpp, avx2.cpp and
+// avx512.cpp instantiate them for one instruction set each.
 #pragma once
-
-#include <limits>
 
 #include "dispatch.h"
 #include "kernels.h"
+#include "panel.h"
 
 namespace drrkit {
 namespace cpu {
 
-template <class March, class Voxel, class Index, bool kRays>
-DRR_HD void project_range(const ProjectParams& params, int64_t begin, int64_t end) {
-  using S = typename March::Scalar;
+// What becomes of the sums of a channel's rays.
+template <class S, bool kRays> struct ImageStore {
+  S* image;  // [P]
+  S* rays;   // [6, P]
+  int64_t n_rays;
+
+  template <class March, class Sums>
+  DRR_HD void operator()(int64_t pixel, const March& march, const Sums& sums) const {
+    image[pixel] = static_cast<S>(march.image(sums));
+    if (!kRays) return;
+    const RayResult result = march.derivatives(sums);
+    for (int axis = 0; axis < 3; ++axis) {
+      rays[axis * n_rays + pixel] = static_cast<S>(result.ds[axis]);
+      rays[(3 + axis) * n_rays + pixel] = static_cast<S>(result.dp[axis]);
+    }
+  }
+};
+
+template <class S> struct SecondStore {
+  const S* weights;  // [P] of the channel
+  double* rays;      // [6, P], zeroed before the first channel
+  Views tangent;
+  int64_t view, n_rays;
+
+  template <class March, class Sums>
+  DRR_HD void operator()(int64_t pixel, const March& march, const Sums& sums) const {
+    const Ray k = march.second(sums, tangent.ray(view, pixel));
+    const double weight = weights[pixel];
+    for (int axis = 0; axis < 3; ++axis) {
+      rays[axis * n_rays + pixel] += weight * k.s[axis];
+      rays[(3 + axis) * n_rays + pixel] += weight * k.p[axis];
+    }
+  }
+};
+
+// The volume of a view, as it is stored.
+DRR_HD const void* channel_of(const Scene& scene, const void* values, int64_t view,
+                              int64_t channel) {
+  const int64_t width = scene.voxel == Voxel::kFloat64 ? 8 : scene.voxel == Voxel::kFloat32 ? 4 : 2;
+  const int64_t index = scene.volume_of(view) * scene.n_channels + channel;
+  return static_cast<const unsigned char*>(values) + index * scene.grid.voxels() * width;
+}
+
+// Panels are numbered view * panels a view + panel.
+template <template <class, int> class Tile, class S, int N, bool kRays>
+void project_panels(const ProjectParams& params, int64_t begin, int64_t end) {
   const Scene& scene = params.scene;
-  const int64_t n_rays = scene.views.rays, voxels = scene.grid.voxels(),
-                channels = scene.n_channels;
-  const Slab whole = {0, scene.grid.nz};
-  for (int64_t r = begin; r < end; ++r) {
-    const int64_t view = r / n_rays, pixel = r % n_rays;
-    March march;
-    make_march(march, scene, scene.views.ray(view, pixel), whole);
-    const Voxel* volume =
-        static_cast<const Voxel*>(params.values) + scene.volume_of(view) * channels * voxels;
-    for (int64_t c = 0; c < channels; ++c) {
-      typename March::Sums sums;
-      march.template gather<kRays ? 1 : 0, Voxel, Index>(volume + c * voxels, 0, 1, sums);
-      const int64_t row = view * channels + c;
-      static_cast<S*>(params.image)[row * n_rays + pixel] = static_cast<S>(march.image(sums));
-      if (kRays) {
-        const RayResult result = march.derivatives(sums);
-        S* out = static_cast<S*>(params.rays) + row * 6 * n_rays + pixel;
-        out[0] = static_cast<S>(result.ds.x);
-        out[n_rays] = static_cast<S>(result.ds.y);
-        out[2 * n_rays] = static_cast<S>(result.ds.z);
-        out[3 * n_rays] = static_cast<S>(result.dp.x);
-        out[4 * n_rays] = static_cast<S>(result.dp.y);
-        out[5 * n_rays] = static_cast<S>(result.dp.z);
-      }
+  const Panels panels = Panels::of(scene.views, N);
+  using March = PanelMarch<Tile, S, N, kRays ? 1 : 0>;
+  March march(scene, panels, room(March::bytes(panels)));
+  const int64_t n = scene.views.rays;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t view = i / panels.a_view();
+    march.set_up(panels, view, i % panels.a_view());
+    for (int64_t c = 0; c < scene.n_channels; ++c) {
+      const int64_t row = view * scene.n_channels + c;
+      march.gather(channel_of(scene, params.values, view, c));
+      march.finish(
+          ImageStore<S, kRays>{static_cast<S*>(params.image) + row * n,
+                               kRays ? static_cast<S*>(params.rays) + row * 6 * n : nullptr, n});
     }
   }
 }
 
-template <class March, class Voxel, class Index>
-DRR_HD void second_range(const SecondParams& params, int64_t begin, int64_t end) {
-  using S = typename March::Scalar;
+template <template <class, int> class Tile, class S, int N>
+void second_panels(const SecondParams& params, int64_t begin, int64_t end) {
   const Scene& scene = params.scene;
-  const int64_t n_rays = scene.views.rays, voxels = scene.grid.voxels(),
-                channels = scene.n_channels;
-  const Slab whole = {0, scene.grid.nz};
-  for (int64_t r = begin; r < end; ++r) {
-    const int64_t view = r / n_rays, pixel = r % n_rays;
-    March march;
-    make_march(march, scene, scene.views.ray(view, pixel), whole);
-    const Ray tangent = params.tangent.ray(view, pixel);
-    const Voxel* volume =
-        static_cast<const Voxel*>(params.values) + scene.volume_of(view) * channels * voxels;
-    Vec3 on_s = {0, 0, 0}, on_p = {0, 0, 0};
-    for (int64_t c = 0; c < channels; ++c) {
-      typename March::Sums sums;
-      march.template gather<2, Voxel, Index>(volume + c * voxels, 0, 1, sums);
-      const Ray k = march.second(sums, tangent);
-      const double weight =
-          static_cast<const S*>(params.images)[(view * channels + c) * n_rays + pixel];
-      on_s = on_s + weight * k.s;
-      on_p = on_p + weight * k.p;
+  const Panels panels = Panels::of(scene.views, N);
+  using March = PanelMarch<Tile, S, N, 2>;
+  March march(scene, panels, room(March::bytes(panels)));
+  const int64_t n = scene.views.rays;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t view = i / panels.a_view();
+    march.set_up(panels, view, i % panels.a_view());
+    for (int64_t c = 0; c < scene.n_channels; ++c) {
+      march.gather(channel_of(scene, params.values, view, c));
+      march.finish(
+          SecondStore<S>{static_cast<const S*>(params.images) + (view * scene.n_channels + c) * n,
+                         params.rays + view * 6 * n, params.tangent, view, n});
     }
-    double* out = params.rays + view * 6 * n_rays + pixel;
-    out[0] = on_s.x;
-    out[n_rays] = on_s.y;
-    out[2 * n_rays] = on_s.z;
-    out[3 * n_rays] = on_p.x;
-    out[4 * n_rays] = on_p.y;
-    out[5 * n_rays] = on_p.z;
   }
 }
 
@@ -135,112 +151,36 @@ DRR_HD void backproject_range(const BackprojectParams& params, int64_t volume, S
   }
 }
 
-template <class March, class Voxel, class Index, bool kRays>
-void project_base(const ProjectParams& params, int64_t begin, int64_t end) {
-  project_range<March, Voxel, Index, kRays>(params, begin, end);
-}
-template <class March, class Voxel, class Index>
-void second_base(const SecondParams& params, int64_t begin, int64_t end) {
-  second_range<March, Voxel, Index>(params, begin, end);
-}
-template <class March, bool kTangent>
-void backproject_base(const BackprojectParams& params, int64_t volume, Slab slab) {
-  backproject_range<March, kTangent>(params, volume, slab);
-}
-
-#if defined(DRR_X86_VARIANTS)
-template <class March, class Voxel, bool kRays>
-DRR_TARGET_AVX2 void project_avx2(const ProjectParams& params, int64_t begin, int64_t end) {
-  project_range<March, Voxel, int32_t, kRays>(params, begin, end);
-}
-template <class March, class Voxel, bool kRays>
-DRR_TARGET_AVX512 void project_avx512(const ProjectParams& params, int64_t begin, int64_t end) {
-  project_range<March, Voxel, int32_t, kRays>(params, begin, end);
-}
-template <class March, class Voxel>
-DRR_TARGET_AVX2 void second_avx2(const SecondParams& params, int64_t begin, int64_t end) {
-  second_range<March, Voxel, int32_t>(params, begin, end);
-}
-template <class March, class Voxel>
-DRR_TARGET_AVX512 void second_avx512(const SecondParams& params, int64_t begin, int64_t end) {
-  second_range<March, Voxel, int32_t>(params, begin, end);
-}
-template <class March, bool kTangent>
-DRR_TARGET_AVX2 void backproject_avx2(const BackprojectParams& params, int64_t volume, Slab slab) {
-  backproject_range<March, kTangent>(params, volume, slab);
-}
-#endif
-
-// A volume past 2^31 voxels needs 64-bit indices, which only the base variant has: gathers take
-// 32-bit ones.
-inline bool small(const Grid& grid) { return grid.voxels() < std::numeric_limits<int32_t>::max(); }
-
-template <class March, class Voxel, bool kRays>
-void project_level(const ProjectParams& params, int64_t begin, int64_t end) {
-#if defined(DRR_X86_VARIANTS)
-  if (small(params.scene.grid) && level() == Level::kAvx512)
-    return project_avx512<March, Voxel, kRays>(params, begin, end);
-  if (small(params.scene.grid) && level() == Level::kAvx2)
-    return project_avx2<March, Voxel, kRays>(params, begin, end);
-#endif
-  project_base<March, Voxel, int64_t, kRays>(params, begin, end);
-}
-
-template <class March, class Voxel>
-void project_voxel(const ProjectParams& params, int64_t begin, int64_t end) {
-  if (params.rays != nullptr) return project_level<March, Voxel, true>(params, begin, end);
-  project_level<March, Voxel, false>(params, begin, end);
-}
-
-template <class March, class Voxel>
-void second_voxel(const SecondParams& params, int64_t begin, int64_t end) {
-#if defined(DRR_X86_VARIANTS)
-  if (small(params.scene.grid) && level() == Level::kAvx512)
-    return second_avx512<March, Voxel>(params, begin, end);
-  if (small(params.scene.grid) && level() == Level::kAvx2)
-    return second_avx2<March, Voxel>(params, begin, end);
-#endif
-  second_base<March, Voxel, int64_t>(params, begin, end);
-}
-
-template <class March>
-void backproject_scalar(const BackprojectParams& params, int64_t volume, Slab slab) {
-  const bool tangent = params.tangent.geometry != nullptr;
-#if defined(DRR_X86_VARIANTS)
-  if (level() >= Level::kAvx2) {
-    if (tangent) return backproject_avx2<March, true>(params, volume, slab);
-    return backproject_avx2<March, false>(params, volume, slab);
+template <template <class> class March, template <class, int> class Tile, Level kLevel>
+void Kernels<March, Tile, kLevel>::project(const ProjectParams& params, int64_t begin,
+                                           int64_t end) {
+  constexpr int kFloats = lanes_of<float>(kLevel), kDoubles = lanes_of<double>(kLevel);
+  const bool rays = params.rays != nullptr;
+  if (params.scene.voxel == Voxel::kFloat64) {
+    if (rays) return project_panels<Tile, double, kDoubles, true>(params, begin, end);
+    return project_panels<Tile, double, kDoubles, false>(params, begin, end);
   }
-#endif
-  if (tangent) return backproject_base<March, true>(params, volume, slab);
-  backproject_base<March, false>(params, volume, slab);
+  if (rays) return project_panels<Tile, float, kFloats, true>(params, begin, end);
+  project_panels<Tile, float, kFloats, false>(params, begin, end);
 }
 
-template <template <class> class March>
-void Kernels<March>::project(const ProjectParams& params, int64_t begin, int64_t end) {
-  switch (params.scene.voxel) {
-    case Voxel::kFloat16: return project_voxel<March<float>, Half>(params, begin, end);
-    case Voxel::kBFloat16: return project_voxel<March<float>, BFloat16>(params, begin, end);
-    case Voxel::kFloat32: return project_voxel<March<float>, float>(params, begin, end);
-    case Voxel::kFloat64: return project_voxel<March<double>, double>(params, begin, end);
-  }
-}
-
-template <template <class> class March>
-void Kernels<March>::second(const SecondParams& params, int64_t begin, int64_t end) {
-  switch (params.scene.voxel) {
-    case Voxel::kFloat16: return second_voxel<March<float>, Half>(params, begin, end);
-    case Voxel::kBFloat16: return second_voxel<March<float>, BFloat16>(params, begin, end);
-    case Voxel::kFloat32: return second_voxel<March<float>, float>(params, begin, end);
-    case Voxel::kFloat64: return second_voxel<March<double>, double>(params, begin, end);
-  }
-}
-
-template <template <class> class March>
-void Kernels<March>::backproject(const BackprojectParams& params, int64_t volume, Slab slab) {
+template <template <class> class March, template <class, int> class Tile, Level kLevel>
+void Kernels<March, Tile, kLevel>::second(const SecondParams& params, int64_t begin, int64_t end) {
   if (params.scene.voxel == Voxel::kFloat64)
-    return backproject_scalar<March<double>>(params, volume, slab);
-  backproject_scalar<March<float>>(params, volume, slab);
+    return second_panels<Tile, double, lanes_of<double>(kLevel)>(params, begin, end);
+  second_panels<Tile, float, lanes_of<float>(kLevel)>(params, begin, end);
+}
+
+template <template <class> class March, template <class, int> class Tile, Level kLevel>
+void Kernels<March, Tile, kLevel>::backproject(const BackprojectParams& params, int64_t volume,
+                                               Slab slab) {
+  const bool tangent = params.tangent.geometry != nullptr;
+  if (params.scene.voxel == Voxel::kFloat64) {
+    if (tangent) return backproject_range<March<double>, true>(params, volume, slab);
+    return backproject_range<March<double>, false>(params, volume, slab);
+  }
+  if (tangent) return backproject_range<March<float>, true>(params, volume, slab);
+  backproject_range<March<float>, false>(params, volume, slab);
 }
 
 }  // namespace cpu

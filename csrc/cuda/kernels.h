@@ -32,5 +32,8 @@ const char* backproject(const BackprojectParams& params, void* stream);
 template <class S> const char* reduce(const ReduceParams<S>& params, void* stream);
 template <class S> const char* tangent(const TangentParams<S>& params, void* stream);
 
+// Perturb or Frames; `derivative`: along the inputs' slopes.
+template <class Map> const char* map_poses(const MapParams& params, bool derivative, void* stream);
+
 }  // namespace cuda
 }  // namespace drrkit

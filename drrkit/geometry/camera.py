@@ -60,7 +60,7 @@ class Camera:
                 f"K and sdd: expected one batch size, got K {list(self.K.shape)} and "
                 f"sdd {list(torch.as_tensor(self.sdd).shape)}"
             )
-        if not self._requires_grad():
+        if not self.requires_grad:
             object.__setattr__(self, "_rays", self._frame_in_camera())
 
     @property
@@ -69,9 +69,14 @@ class Camera:
         sizes = [n for n in (batch_size(self.K, 2), batch_size(self.sdd, 0)) if n is not None]
         return max(sizes, default=None)
 
+    @property
+    def requires_grad(self) -> bool:
+        """Whether K or sdd requires a gradient."""
+        return self.K.requires_grad or (isinstance(self.sdd, Tensor) and self.sdd.requires_grad)
+
     def pixel_rays(self) -> Tensor:
         """The frame in camera coordinates: [4, 3] or [B, 4, 3] float64 mm, rows as view_frames."""
-        if self._rays is None or self._requires_grad():
+        if self._rays is None or self.requires_grad:
             return self._frame_in_camera()
         return self._rays
 
@@ -117,9 +122,6 @@ class Camera:
         row, col = checked_integer("row0", row0), checked_integer("col0", col0)
         window_from_full = self.K.new_tensor(((1.0, 0.0, -col), (0.0, 1.0, -row), (0.0, 0.0, 1.0)))
         return Camera(window_from_full @ self.K, (rows, cols), self.sdd, self.beam)
-
-    def _requires_grad(self) -> bool:
-        return self.K.requires_grad or (isinstance(self.sdd, Tensor) and self.sdd.requires_grad)
 
     def _frame_in_camera(self) -> Tensor:
         # Columns: pixel (0, 0) for the source and for its own centre, the two steps.

@@ -22,13 +22,20 @@ def check_floating(name: str, value: Any, tail: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: expected shape [..., {wanted}], got {list(value.shape)}")
 
 
+def batched(name: str, value: Any, tail: tuple[int, ...]) -> Tensor:
+    """A floating point tensor [*tail] or [B, *tail] -> [B, *tail]."""
+    check_floating(name, value, tail)
+    if value.dim() == len(tail) + 1:
+        return value
+    if value.dim() > len(tail):
+        item = ", ".join(map(str, tail))
+        raise ValueError(f"{name}: expected shape [{item}] or [B, {item}], got {list(value.shape)}")
+    return value.unsqueeze(0)
+
+
 def batched_pose(world_to_camera: Tensor, cameras: int | None = None) -> Tensor:
     """[4, 4] or [B, 4, 4] -> [B, 4, 4]; a batch of cameras wants one pose or one each."""
-    check_floating("world_to_camera", world_to_camera, (4, 4))
-    shape = list(world_to_camera.shape)
-    if len(shape) not in (2, 3):
-        raise ValueError(f"world_to_camera: expected shape [4, 4] or [B, 4, 4], got {shape}")
-    pose = world_to_camera if len(shape) == 3 else world_to_camera.unsqueeze(0)
+    pose = batched("world_to_camera", world_to_camera, (4, 4))
     if cameras is not None and cameras != len(pose) and 1 not in (cameras, len(pose)):
         raise ValueError(
             f"world_to_camera: expected one pose or {cameras}, one a camera, got {len(pose)}"

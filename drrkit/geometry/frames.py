@@ -10,6 +10,7 @@ from torch import Tensor
 
 from drrkit.geometry.camera import Camera
 from drrkit.geometry.checks import batched_pose
+from drrkit.geometry.pose_maps import apply_map
 
 
 class VolumeLike(Protocol):
@@ -29,30 +30,24 @@ class VolumeLike(Protocol):
 
 
 class GridConstants(NamedTuple):
-    """What view_frames needs of a volume, prepared once: all float64, on one device."""
+    """What view_frames needs of a volume, prepared once."""
 
-    index_from_world: Tensor  # [3, 3], transposed: a row vector in mm times it is in index units
-    offset: Tensor  # [4, 3], index coordinates of the world's origin in rows 0 and 1, else zero
-    point: Tensor  # [4, 1], -1 for the two points of a frame, 0 for its two steps
-    corners: Tensor  # [4, 8], corners of the grid with a border of one voxel, homogeneous world mm
+    grid: Tensor
+    """[1, 8, 3] float64. Rows: three that take a row vector from mm to index units, the index
+    coordinates of the world's origin, and in world mm the grid's centre and its three half edges
+    with a border of one voxel."""
 
 
 def grid_constants(volume: VolumeLike, device: torch.device | str | None = None) -> GridConstants:
     """Prepare a volume for view_frames in a loop; device: default that of the volume's values."""
-    device = volume.values.device if device is None else device
     linear, origin = _index_to_world(volume)
     inverse = torch.linalg.inv(linear)
-    offset = torch.zeros(4, 3, dtype=torch.float64, device="cpu")
-    offset[:2] = -inverse @ origin
-    point = torch.tensor([[-1.0], [-1.0], [0.0], [0.0]], dtype=torch.float64, device="cpu")
-    ends = [
-        torch.tensor((-1.0, float(n)), dtype=torch.float64, device="cpu")
-        for n in _shape_xyz(volume)
-    ]
-    corners = torch.cartesian_prod(*ends) @ linear.mT + origin
-    homogeneous = torch.cat((corners, torch.ones(8, 1, dtype=torch.float64, device="cpu")), 1).mT
-    constants = (inverse.mT, offset, point, homogeneous)
-    return GridConstants(*(constant.contiguous().to(device) for constant in constants))
+    sizes = torch.tensor(_shape_xyz(volume), dtype=torch.float64, device="cpu")
+    center = linear @ ((sizes - 1) / 2) + origin
+    half_edges = linear * ((sizes + 1) / 2)
+    rows = (inverse.mT, (-inverse @ origin)[None], center[None], half_edges.mT)
+    device = volume.values.device if device is None else device
+    return GridConstants(torch.cat(rows)[None].to(device))
 
 
 def view_frames(
@@ -76,19 +71,30 @@ def view_frames(
                      the grid's corners with a border of one voxel. Images and their pose
                      derivatives keep their pixels, c carries no gradient, the source stays.
 
-    Differentiable in world_to_camera, camera.K and camera.sdd; the result is on world_to_camera's
-    device. Raises TypeError or ValueError for wrong shapes and dtypes; NaN propagates.
+    Differentiable in world_to_camera, camera.K and camera.sdd, twice; the result is on
+    world_to_camera's device. Raises TypeError or ValueError for wrong shapes and dtypes; NaN
+    propagates.
     """
-    pose = batched_pose(world_to_camera, camera.batch).double()
+    pose = batched_pose(world_to_camera, camera.batch)
     grid = volume if isinstance(volume, GridConstants) else grid_constants(volume, pose.device)
+    if grid.grid.device != pose.device:
+        raise ValueError(
+            f"volume: expected grid constants on device {pose.device}, got {grid.grid.device}"
+        )
     rays = camera.pixel_rays().to(pose.device)
-    if extend:
-        rays = rays * _extension(grid, camera, rays.detach(), pose.detach())
-    # Row vectors: (X_cam - t)' R for the two points, X_cam' R for the two steps.
-    points = torch.addcmul(rays, grid.point, pose[:, None, :3, 3])
-    # bmm, for a product of [3 B, 3] and [3, 3] may wake the threads of BLAS.
-    turned = torch.bmm(pose[:, :3, :3], grid.index_from_world.expand(len(pose), 3, 3))
-    return points @ turned + grid.offset
+    rays = rays if rays.dim() == 3 else rays.unsqueeze(0)
+    return frames_of_rays(pose, rays, grid, camera.beam, extend)
+
+
+def frames_of_rays(
+    pose: Tensor, rays: Tensor, grid: GridConstants, beam: str, extend: bool
+) -> Tensor:
+    """view_frames of prepared arguments, unchecked.
+
+    pose [B, 4, 4], rays [1, 4, 3] or [B, 4, 3] = pixel_rays of one camera or of as many, or the
+    other way round, and a grid, all on one device.
+    """
+    return apply_map("frames", (extend, beam == "parallel"), pose.double(), rays, grid.grid)
 
 
 def volume_center(volume: VolumeLike) -> Tensor:
@@ -98,16 +104,6 @@ def volume_center(volume: VolumeLike) -> Tensor:
         [(n - 1) / 2 for n in _shape_xyz(volume)], dtype=torch.float64, device="cpu"
     )
     return (linear @ middle + origin).to(volume.values.device)
-
-
-def _extension(grid: GridConstants, camera: Camera, rays: Tensor, pose: Tensor) -> Tensor:
-    """Factors of the rays' camera coordinates: [B, 1, 1], for a parallel beam [B, 1, 3]."""
-    farthest = (pose[:, 2] @ grid.corners).amax(-1)
-    factor = (farthest / rays[..., 1, 2]).clamp(min=1.0)[:, None, None]
-    if camera.beam == "cone":
-        return factor
-    one = torch.ones_like(factor)
-    return torch.cat((one, one, factor), -1)
 
 
 def _shape_xyz(volume: VolumeLike) -> tuple[int, int, int]:

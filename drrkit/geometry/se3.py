@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from drrkit.geometry.checks import check_floating
+from drrkit.geometry.checks import batched, check_floating
+from drrkit.geometry.pose_maps import apply_map
 
 # Below these squares (of the angle; of tan(angle / 2)) the derivatives of the closed forms lose
 # digits and the series take over, long enough for second derivatives in float64 at the seam.
@@ -96,23 +97,22 @@ def perturb(world_to_camera: Tensor, xi: Tensor, center: Tensor) -> Tensor:
     xi               [6] or [B, 6] = (omega rad, tau mm) in camera axes
     center           [3] or [B, 3] world mm, normally volume_center(volume); c = M center
 
-    Returns [B, 4, 4] in the wider dtype of world_to_camera and xi, differentiable in all three.
+    Returns [B, 4, 4] in the wider dtype of world_to_camera and xi, differentiable in all three,
+    twice, exactly at xi = 0 too.
     Raises TypeError or ValueError for wrong shapes and dtypes.
     """
-    check_floating("world_to_camera", world_to_camera, (4, 4))
-    check_floating("xi", xi, (6,))
-    check_floating("center", center, (3,))
-    dtype = torch.promote_types(world_to_camera.dtype, xi.dtype)
-    pose, motion = world_to_camera.double(), se3_exp(xi.double())
-    point = center.to(pose).unsqueeze(-1)
-    rotation = motion[..., :3, :3] @ pose[..., :3, :3]
-    pivot = pose[..., :3, :3] @ point + pose[..., :3, 3:]
-    # R' = exp(omega) R sends the centre to R' center; what is missing to c + V tau is t'.
-    translation = pivot + motion[..., :3, 3:] - rotation @ point
-    upper = torch.cat((rotation, translation), -1)
-    moved = torch.cat((upper, pose[..., 3:, :].expand(*upper.shape[:-2], 1, 4)), -2)
-    moved = moved.to(dtype)
-    return moved if moved.dim() > 2 else moved.unsqueeze(0)
+    pose = batched("world_to_camera", world_to_camera, (4, 4))
+    twist, point = batched("xi", xi, (6,)), batched("center", center, (3,))
+    if len({len(pose), len(twist), len(point)} - {1}) > 1:
+        raise ValueError(
+            "world_to_camera, xi and center: expected one batch size, got "
+            f"{list(world_to_camera.shape)}, {list(xi.shape)} and {list(center.shape)}"
+        )
+    if twist.device != pose.device:
+        raise ValueError(f"xi: expected device {pose.device}, got {twist.device}")
+    point = point.to(pose.device, torch.float64)
+    moved = apply_map("perturb", (), pose.double(), twist.double(), point)
+    return moved.to(torch.promote_types(pose.dtype, twist.dtype))
 
 
 def assemble(rotation: Tensor, translation: Tensor) -> Tensor:

@@ -1,9 +1,0 @@
-#include "march.h"
-
-namespace drrkit {
-namespace cpu {
-
-template struct Kernels<Siddon>;
-
-}  // namespace cpu
-}  // namespace drrkit

@@ -1,0 +1,168 @@
+// Rays of one dominant axis side by side, sampled at equal distances.
+#pragma once
+
+#include "../trilinear.h"
+#include "brick.h"
+
+namespace drrkit {
+namespace cpu {
+
+template <class S, int N> struct TrilinearTile {
+  using March = Trilinear<S>;
+  using Rays = Lanes<S, N>;
+  using V = typename Rays::Value;
+  using I = typename Rays::Index;
+  using Sums = TrilinearSums<V>;
+  template <class T> using SumsOf = TrilinearSums<T>;
+
+  // The samples [begin, end) of each ray, relative to its reference sample.
+  struct Span {
+    V begin, end;
+  };
+
+  V at_x, at_y, at_z, step_x, step_y, step_z;
+  V at_m, step_m;  // along the tile's axis
+  Span span;
+
+  DRR_HD void clear() {
+    at_x = at_y = at_z = step_x = step_y = step_z = at_m = V{};
+    step_m = Rays::splat(S(1));
+    span.begin = span.end = V{};
+  }
+  DRR_HD void set(int lane, const March& march) {
+    const int m = axis(march);
+    at_x[lane] = march.at_x;
+    at_y[lane] = march.at_y;
+    at_z[lane] = march.at_z;
+    step_x[lane] = march.step_x;
+    step_y[lane] = march.step_y;
+    step_z[lane] = march.step_z;
+    at_m[lane] = position(march, m, 0);
+    step_m[lane] = m == 0 ? march.step_x : m == 1 ? march.step_y : march.step_z;
+    span.begin[lane] = static_cast<S>(march.samples.begin);
+    span.end[lane] = static_cast<S>(march.samples.end);
+  }
+  DRR_HD static int axis(const March& march) { return dominant_axis(march.e); }
+  DRR_HD static S position(const March& march, int m, int k) {
+    const S kk = static_cast<S>(k);
+    return m == 0   ? march.at_x + kk * march.step_x
+           : m == 1 ? march.at_y + kk * march.step_y
+                    : march.at_z + kk * march.step_z;
+  }
+  // A sample belongs to the plane below it, up to rounding: one plane more on either side.
+  DRR_HD static int first_plane(const March& march) {
+    const int m = axis(march);
+    return floor_int(minimum(position(march, m, march.samples.begin),
+                             position(march, m, march.samples.end - 1))) -
+           1;
+  }
+  DRR_HD static int end_plane(const March& march) {
+    const int m = axis(march);
+    return floor_int(maximum(position(march, m, march.samples.begin),
+                             position(march, m, march.samples.end - 1))) +
+           2;
+  }
+
+  DRR_HD static Span only(const Span& part, int lane) {
+    Span one = {V{}, V{}};
+    one.begin[lane] = part.begin[lane];
+    one.end[lane] = part.end[lane];
+    return one;
+  }
+  // Where the samples between two planes begin, wherever the planes lie: what one block ends with
+  // the next one begins with.
+  DRR_HD V sample_at(int k) const {
+    const V t = (Rays::splat(S(k)) - at_m) / step_m;
+    return minimum(maximum(t, span.begin - S(1)), span.end);
+  }
+  DRR_HD Span within(int k0, int k1) const {
+    const V t0 = sample_at(k0), t1 = sample_at(k1);
+    const auto rises = step_m > S(0);
+    const V low = Rays::pick(rises, ceiling(t0), floor_of(t1) + S(1));
+    const V high = Rays::pick(rises, ceiling(t1), floor_of(t0) + S(1));
+    return {maximum(low, span.begin), minimum(high, span.end)};
+  }
+
+  // Bricks are rows along x, columns along y and planes along z, whatever the rays' axis.
+  DRR_HD static Block layout(const Scene& scene, const void* values, int) {
+    return Block::along(scene, values, 2, 0, 1);
+  }
+
+  // The voxels that the samples of `part` read; positions are monotone, so the two ends decide.
+  DRR_HD Box box(const Span& part, int, int) const {
+    const auto active = part.begin < part.end;
+    const V first = part.begin, last = part.end - S(1);
+    int x[2], y[2], z[2];
+    extent(active, at_x + first * step_x, at_x + last * step_x, x);
+    extent(active, at_y + first * step_y, at_y + last * step_y, y);
+    extent(active, at_z + first * step_z, at_z + last * step_z, z);
+    return {z[0], z[1] + 1, x[0], x[1], y[0], y[1]};
+  }
+
+  DRR_HD static Brick<S> copy(S* room, int64_t capacity, const Block& block, const Box& box) {
+    return copy_rows(room, capacity, block, box);
+  }
+  // See JosephTile.
+  DRR_HD static bool prefers_copy(const Block&, const Box& box, int axis) {
+    return axis == 0 && (box.k1 - box.k0) * box.size_b() <= 6 * N;
+  }
+  DRR_HD static bool indexable(const Block& block) {
+    return block.stride_m * block.size_m < 0x7fffffff;
+  }
+
+  template <int kOrder>
+  DRR_HD void gather(const Brick<S>& brick, const Box& box, const Span& part, Sums& sums) const {
+    (void)box;
+    const I counts = Rays::truncated(part.end - part.begin);
+    const int shortest = maximum(Rays::smallest(counts), 0), longest = Rays::largest(counts);
+    V k = part.begin;
+    Sums all;
+    march<kOrder, false>(brick, part, k, shortest, all);
+    march<kOrder, true>(brick, part, k, longest - shortest, all);
+    sums = all;
+  }
+
+ private:
+  DRR_HD static V floor_of(V x) { return Rays::of(Rays::floored(x)); }
+  DRR_HD static V ceiling(V x) { return -floor_of(-x); }
+  DRR_HD static void extent(typename Rays::Mask active, V first, V last, int (&ends)[2]) {
+    const I far = I{} + 0x3fffffff, near = I{} - 0x3fffffff;
+    ends[0] = Rays::smallest(Rays::pick(active, Rays::floored(minimum(first, last)), far));
+    ends[1] = Rays::largest(Rays::pick(active, Rays::floored(maximum(first, last)), near)) + 1;
+  }
+
+  template <int kOrder, bool kMasked>
+  DRR_HD void march(const Brick<S>& brick, const Span& part, V& k, int steps, Sums& sums) const {
+    const int y_step = brick.b_step, z_step = static_cast<int>(brick.k_step);
+    const S* p = brick.data;
+    for (int i = 0; i < steps; ++i, k += S(1)) {
+      const V x = at_x + k * step_x, y = at_y + k * step_y, z = at_z + k * step_z;
+      const I ix = Rays::floored(x), iy = Rays::floored(y), iz = Rays::floored(z);
+      const auto counts = k < part.end;
+      I offset = (ix - brick.a0) + (iy - brick.b0) * y_step + (iz - brick.k0) * z_step;
+      if (kMasked) offset = Rays::pick(counts, offset, I{});
+      alignas(sizeof(I)) int at[N];
+      spread(offset, at);
+      V c000, c100, c010, c110, c001, c101, c011, c111;
+      load_pairs<N>(p, at, c000, c100);
+      load_pairs<N>(p + y_step, at, c010, c110);
+      load_pairs<N>(p + z_step, at, c001, c101);
+      load_pairs<N>(p + y_step + z_step, at, c011, c111);
+      if (kMasked) {
+        c000 = Rays::pick(counts, c000, V{});
+        c100 = Rays::pick(counts, c100, V{});
+        c010 = Rays::pick(counts, c010, V{});
+        c110 = Rays::pick(counts, c110, V{});
+        c001 = Rays::pick(counts, c001, V{});
+        c101 = Rays::pick(counts, c101, V{});
+        c011 = Rays::pick(counts, c011, V{});
+        c111 = Rays::pick(counts, c111, V{});
+      }
+      sums.template add<kOrder>(k, x - Rays::of(ix), y - Rays::of(iy), z - Rays::of(iz), c000, c100,
+                                c010, c110, c001, c101, c011, c111);
+    }
+  }
+};
+
+}  // namespace cpu
+}  // namespace drrkit

@@ -1,0 +1,47 @@
+"""Similarity losses between a rendered (moving) and an acquired (fixed) X-ray image.
+
+Every loss has one shape: ``loss(moving, fixed, mask=None) -> [B]``, to be minimised.
+
+    moving  [B, C, rows, cols], float32 or float64; usually carries the gradient
+    fixed   [B or 1, C or 1, rows, cols], same dtype and device; one image may serve all views
+    mask    [B or 1, 1, rows, cols] float weights >= 0 (their values are not checked), or None
+
+Correlations and other similarities are returned as 1 - similarity, mutual information as minus MI
+in nats. Channels are compared one by one and averaged. Only the proportions of the mask's weights
+matter. Constant images and empty masks give finite losses and gradients: a constant image
+correlates with nothing.
+
+Large batches are compared a few views at a time, and what a comparison needs for its gradient is
+computed again in the backward pass instead of kept: hundreds of candidate poses cost the memory of
+their images and a few intermediate ones. All losses are twice differentiable in the images wherever
+their formula is; the docstrings say what is held constant (intensity ranges, focal weights).
+"""
+
+from drrkit.losses.correlation import gradient_ncc, local_ncc, ncc
+from drrkit.losses.frequency import focal_frequency
+from drrkit.losses.gradients import gradient_difference
+from drrkit.losses.information import (
+    mattes_mutual_information,
+    mutual_information,
+    normalized_mutual_information,
+)
+from drrkit.losses.intensity import l1, mse, soft_dice
+from drrkit.losses.patches import patch_gradient_ncc
+from drrkit.losses.structure import ssim, ssim_dice_l1
+
+__all__ = [
+    "focal_frequency",
+    "gradient_difference",
+    "gradient_ncc",
+    "l1",
+    "local_ncc",
+    "mattes_mutual_information",
+    "mse",
+    "mutual_information",
+    "ncc",
+    "normalized_mutual_information",
+    "patch_gradient_ncc",
+    "soft_dice",
+    "ssim",
+    "ssim_dice_l1",
+]

@@ -1,0 +1,110 @@
+"""Large batches of views, compared a few at a time: temporaries stay in the cache and are not kept.
+
+A comparison of one view makes ten to fifty intermediate images. For hundreds of candidate poses at
+once these leave the processor's cache and, kept for the gradient, fill the memory. So views go
+through in groups, and a group's backward pass computes its comparison again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+__all__ = ["by_views"]
+
+Comparison = Callable[..., Tensor]
+"""compare(moving [b, ...], *parts) -> [b]; each part is [b, ...], [1, ...] or None."""
+
+# Numbers in one intermediate result of a group. On the CPU a megabyte in float32: large enough to
+# hide the cost of a call, small enough for the second or third level cache. A GPU wants full
+# launches and has the bandwidth; only the memory limits a group.
+_CPU_NUMBERS = 2**18
+_GPU_NUMBERS = 2**26
+
+
+def by_views(compare: Comparison, moving: Tensor, *parts: Tensor | None, numbers: int) -> Tensor:
+    """compare(moving, *parts) -> [B], in groups of views.
+
+    Args:
+        compare: a pure function whose result for a view depends on that view alone.
+        moving: [B, ...].
+        parts: [B, ...], [1, ...] (serves all views) or None.
+        numbers: how many numbers the largest intermediate result of one view has.
+    """
+    if moving.shape[0] == 0:
+        return moving.flatten(1).sum(dim=1)  # no losses, yet a graph
+    if _is_transformed():
+        return compare(moving, *parts)
+    budget = _CPU_NUMBERS if moving.device.type == "cpu" else _GPU_NUMBERS
+    views = max(1, budget // max(1, numbers))
+    batch = moving.shape[0]
+    if batch <= views:
+        return compare(moving, *parts)
+    tensors = [part for part in (moving, *parts) if part is not None]
+    recompute = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    values = [
+        _Recomputed.apply(compare, *group) if recompute else compare(*group)
+        for group in _groups(views, batch, moving, *parts)
+    ]
+    return torch.cat(values)
+
+
+def _groups(views: int, batch: int, *parts: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
+    """The parts of `views` views at a time; what serves all views goes to every group."""
+    # split, not slices: its backward is one concatenation.
+    return zip(
+        *(
+            part.split(views) if part is not None and part.shape[0] == batch else repeat(part)
+            for part in parts
+        ),
+        strict=False,
+    )
+
+
+def _is_transformed() -> bool:
+    """Whether someone else decides what is kept: a compiler, torch.func or forward mode."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+class _Recomputed(Function):
+    """compare(*tensors), keeping its inputs only; differentiable as often as compare is."""
+
+    @staticmethod
+    def forward(compare: Comparison, *tensors: Tensor | None) -> Tensor:
+        return compare(*tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.compare = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        higher = torch.is_grad_enabled()  # create_graph: the result is differentiated again
+        needed = ctx.needs_input_grad[1:]
+        with torch.enable_grad():
+            # Fresh aliases, for one input may have been computed from another: its derivative
+            # must not pass through that history here as well.
+            inputs = [
+                None if tensor is None else _alias(tensor, need, higher)
+                for tensor, need in zip(ctx.saved_tensors, needed, strict=True)
+            ]
+            value = ctx.compare(*inputs)
+            wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
+            found = iter(
+                torch.autograd.grad(value, wanted, grad, create_graph=higher, allow_unused=True)
+            )
+        return None, *(next(found) if need else None for need in needed)
+
+
+def _alias(tensor: Tensor, needed: bool, higher: bool) -> Tensor:
+    if higher:
+        return tensor.view_as(tensor)
+    return tensor.detach().requires_grad_(needed)
