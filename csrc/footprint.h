@@ -122,6 +122,10 @@ DRR_HD float at_most(float bound, float x) {
 DRR_HD double at_least(double bound, double x) { return bound < x ? x : bound; }
 DRR_HD double at_most(double bound, double x) { return x < bound ? x : bound; }
 
+// x y + z, rounded once, whatever the compiler: equal numbers give equal positions everywhere.
+DRR_HD float fused(float x, float y, float z) { return fmaf(x, y, z); }
+DRR_HD double fused(double x, double y, double z) { return fma(x, y, z); }
+
 // What ceil and floor are for numbers that are certainly small: on a GPU conversions run at a
 // sixteenth of the rate of additions, and adding 1.5 x 2^23 rounds to whole numbers as well.
 DRR_HD float round_up(float x) {
@@ -161,20 +165,11 @@ DRR_HD float reciprocal(float x) {
 }
 DRR_HD double reciprocal(double x) { return 1 / x; }
 
-DRR_HD float saturate(float x) {
-#if defined(__CUDA_ARCH__)
-  return __saturatef(x);  // a modifier of the instruction before; 0 for NaN
-#else
-  return at_least(0.0f, at_most(1.0f, x));
-#endif
-}
-DRR_HD double saturate(double x) { return at_least(0.0, at_most(1.0, x)); }
-
 template <class S> struct alignas(4 * sizeof(S)) Bundle {
   // In groups of four, as they are fetched together.
   Affine<S> lambda, lambda_row;                    // X - s = lambda (d + j u + i v)
   S at_a, rho_a, at_b, rho_b;                      // r_a = at_a + k rho_a
-  S t_one, t_m, half_a, half_b;                    // t = t_one + k t_m; what a tile sees
+  S t_one, t_m, reach_a, reach_b;                  // t = t_one + k t_m; what a voxel sees
   S col_a, col_b, col_d, row_error;                // A_a, A_b, U; of lambda_row's numerator
   S row_a, row_b, row_d, per_d;                    // B_a, B_b, V; 1 / d_m, 1 for parallel beams
   S plane_first, plane_last, row_first, row_last;  // planes from the middle, rows from pixel's
@@ -218,8 +213,8 @@ template <class S> struct alignas(4 * sizeof(S)) Bundle {
     const Span<double> slopes = r.steepest(ray.p - ray.s, u, v, views.parallel);
     const double voxel = reach == Reach::kLayer ? 0.5 : 1;
     const double along = reach == Reach::kLayer ? 0.5 : reach == Reach::kCell ? 1 : 0;
-    r.half_a = static_cast<S>(0.5 + voxel + along * slopes.lo + margin());
-    r.half_b = static_cast<S>(0.5 + voxel + along * slopes.hi + margin());
+    r.reach_a = static_cast<S>(voxel + along * slopes.lo + margin());
+    r.reach_b = static_cast<S>(voxel + along * slopes.hi + margin());
     const S sum = r.at_a + r.at_b + r.rho_a + r.rho_b + r.t_one + r.col_a + r.row_a + r.col_b +
                   r.row_b + r.col_d + r.row_d;
     return fabs(sum) <= static_cast<S>(1e30);  // false for NaN too
@@ -336,7 +331,7 @@ template <class S> struct alignas(4 * sizeof(S)) Bundle {
     return static_cast<S>(fabs(f.one)) + f.change(hm, ha, hb);
   }
 
-  DRR_HD S t(S k) const { return t_one + k * t_m; }
+  DRR_HD S t(S k) const { return fused(k, t_m, t_one); }
 
   // Whether rays can come within (ha, hb) of a point on plane k at all, |rho| being at most 1.
   DRR_HD bool in_reach_of_source(S most_t, S xa, S xb, S ha, S hb) const {
@@ -357,8 +352,8 @@ template <class S> struct alignas(4 * sizeof(S)) Bundle {
   // Whether the box of half sizes (hm, ha, hb) about a point can be touched.
   DRR_HD bool touches(S xm, S xa, S xb, S hm, S ha, S hb) const {
     if (!(xm + hm >= plane_first && xm - hm <= plane_last)) return false;
-    ha += half_a;
-    hb += half_b;
+    ha += reach_a;
+    hb += reach_b;
     const S most_t = maximum(static_cast<S>(fabs(t(xm - hm))), static_cast<S>(fabs(t(xm + hm))));
     if (!in_reach_of_source(most_t, xa, xb, ha, hb)) return false;
     const S at = lambda.at(xm, xa, xb), lowest = at - lambda.change(hm, ha, hb);
@@ -370,13 +365,13 @@ template <class S> struct alignas(4 * sizeof(S)) Bundle {
   }
 };
 
-// The columns of row i whose rays come within reach of a tile along one axis:
-// one + i by_row, half of them to either side.
+// The columns of row i whose rays come within a window along one axis: one + i by_row, half of them
+// to either side.
 template <class S> struct Columns {
   S one, by_row, half;
 
-  // |p| <= reach, p = at + t (j by_col + i by_row) / (1 + j U + i V) counted from the tile's
-  // centre, `depth` bounding the denominator. Where p does not depend on j, half is infinite.
+  // |p| <= reach, p = at + t (j by_col + i by_row) / (1 + j U + i V) counted from the window's
+  // middle, `depth` bounding the denominator. Where p does not depend on j, half is infinite.
   DRR_HD static Columns of(S at, S t, S col, S row, S col_d, S row_d, S reach, S depth) {
     const S per_slope = reciprocal(t * col + at * col_d);
     return {-at * per_slope, -(at * row_d + t * row) * per_slope,
@@ -384,58 +379,52 @@ template <class S> struct Columns {
   }
 };
 
-// 2 x 2 voxels of plane k, the lowest at (xa, xb), seen by a bundle.
-template <class S> struct Tile {
-  S k, xa, xb;      // counted from the middle
-  S at_a, at_b, t;  // the reference ray's position, counted from the lowest voxel
+// The pixels of a bundle whose rays may pass through a window of plane k: (half_a, half_b) to
+// either side of (mid_a, mid_b), all counted from the grid's middle.
+template <class S> struct Window {
+  S t, at_a, at_b;  // of the reference ray
   Columns<S> on_a, on_b;
-  Span<S> rows;  // that may touch it: whole numbers
+  Span<S> rows;  // whole numbers
 
-  // Whether the bundle can touch it.
-  DRR_HD bool look(const Bundle<S>& bundle, S k_, S xa_, S xb_) {
-    if (!(k_ >= bundle.plane_first && k_ <= bundle.plane_last)) return false;
-    const S half = static_cast<S>(0.5), mid_a = xa_ + half, mid_b = xb_ + half;
-    k = k_;
-    xa = xa_;
-    xb = xb_;
+  // False where there are none.
+  DRR_HD bool look(const Bundle<S>& bundle, S k, S mid_a, S mid_b, S half_a, S half_b) {
+    if (!(k >= bundle.plane_first && k <= bundle.plane_last)) return false;
     t = bundle.t(k);
     const S lambda = bundle.lambda.at(k, mid_a, mid_b);
-    const S lowest = lambda - bundle.lambda.change(bundle.half_a, bundle.half_b);
+    const S lowest = lambda - bundle.lambda.change(half_a, half_b);
     S row_low = bundle.row_first, row_high = bundle.row_last, depth = static_cast<S>(1e15);
     if (lowest > static_cast<S>(0.25) * lambda) {
       const S per_lowest = reciprocal(lowest);
       const S middle = bundle.lambda_row.at(k, mid_a, mid_b) * reciprocal(lambda);
       const S move_a = bundle.lambda_row.a - middle * bundle.lambda.a;
       const S move_b = bundle.lambda_row.b - middle * bundle.lambda.b;
-      const S reach = (bundle.half_a * static_cast<S>(fabs(move_a)) +
-                       bundle.half_b * static_cast<S>(fabs(move_b)) + bundle.row_error) *
+      const S reach = (half_a * static_cast<S>(fabs(move_a)) +
+                       half_b * static_cast<S>(fabs(move_b)) + bundle.row_error) *
                           per_lowest +
                       static_cast<S>(0.01);
       row_low = at_least(row_low, middle - reach);
       row_high = at_most(row_high, middle + reach);
       depth = t * bundle.per_d * per_lowest;
-    } else if (!bundle.in_reach_of_source(static_cast<S>(fabs(t)), mid_a, mid_b, bundle.half_a,
-                                          bundle.half_b)) {
+    } else if (!bundle.in_reach_of_source(static_cast<S>(fabs(t)), mid_a, mid_b, half_a, half_b)) {
       return false;
     }
-    // Bounds may lie far outside: there is nothing then.
-    if (!(row_low <= row_high)) return false;
+    if (!(row_low <= row_high)) return false;  // they may lie far outside: no small numbers then
     rows = {round_up(row_low), round_down(row_high)};
-    at_a = bundle.at_a + k * bundle.rho_a - xa;
-    at_b = bundle.at_b + k * bundle.rho_b - xb;
-    on_a = Columns<S>::of(at_a - half, t, bundle.col_a, bundle.row_a, bundle.col_d, bundle.row_d,
-                          bundle.half_a, depth);
-    on_b = Columns<S>::of(at_b - half, t, bundle.col_b, bundle.row_b, bundle.col_d, bundle.row_d,
-                          bundle.half_b, depth);
+    at_a = fused(k, bundle.rho_a, bundle.at_a);
+    at_b = fused(k, bundle.rho_b, bundle.at_b);
+    on_a = Columns<S>::of(at_a - mid_a, t, bundle.col_a, bundle.row_a, bundle.col_d, bundle.row_d,
+                          half_a, depth);
+    on_b = Columns<S>::of(at_b - mid_b, t, bundle.col_b, bundle.row_b, bundle.col_d, bundle.row_d,
+                          half_b, depth);
     return true;
   }
 
-  // The columns of row i that may touch it: whole numbers, none where lo > hi.
+  // The columns of row i: whole numbers, none where lo > hi.
   DRR_HD Span<S> columns(const Bundle<S>& bundle, S i) const {
     const S mid_a = on_a.one + i * on_a.by_row, mid_b = on_b.one + i * on_b.by_row;
     const S low = at_least(at_least(bundle.col_first, mid_a - on_a.half), mid_b - on_b.half);
     const S high = at_most(at_most(bundle.col_last, mid_a + on_a.half), mid_b + on_b.half);
-    if (!(low <= high)) return {1, 0};  // they may lie far outside, where rounding is another
+    if (!(low <= high)) return {1, 0};
     return {round_up(low), round_down(high)};
   }
 };

@@ -227,6 +227,7 @@ Tensor backproject(const Tensor& images_, const Tensor& geometry_, std::optional
   if (bytes > 0) {
     workspace = torch::stable::new_empty(values, {bytes}, ScalarType::Byte);
     p.workspace = workspace.mutable_data_ptr();
+    p.workspace_bytes = bytes;
   } else if (deterministic && Device::kNeedsFixedPoint) {
     fixed = torch::stable::new_zeros(values, values.sizes(), ScalarType::Long);
     peak = torch::stable::new_zeros(values, {1}, ScalarType::Long);

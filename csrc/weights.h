@@ -3,9 +3,9 @@
 //
 // Each says what a voxel sees of a ray (kReach), which numbers of a ray the survey keeps
 // (kNumbers), what the cotangents are multiplied by (factor), and what the ray adds to the voxels
-// (0, 0), (1, 0), (0, 1), (1, 1) along (a, b), times `scale` (weigh). But for P* of Joseph's method
-// positions are those of the scattering march to the bit: a sample on a voxel's plane has another
-// slope on either side, and a ray in a voxel's face belongs to one of the two.
+// (0, 0), (1, 0), (0, 1), (1, 1) along (a, b), times `scale` (weigh). Positions are those of the
+// scattering march to the bit: a sample on a voxel's plane has another slope on either side, and a
+// ray in a voxel's face belongs to one of the two. P* of Joseph's method is in patch.h.
 #pragma once
 
 #include "footprint.h"
@@ -29,17 +29,15 @@ template <class S> struct Pixels {
   const S* numbers;       // [kNumbers, P]
   int32_t rays, cols;
   int32_t channels;  // from this one on
-  S middle_x, middle_y, middle_z;
 
+  // A group of channels may have fewer than there is room for: the others' sums go nowhere.
+  DRR_HD const S* image(int channel) const {
+    return images + (channel < channels ? channel * rays : 0);
+  }
   // Whether a pixel belongs to a bundle, and plane k sees its ray.
   DRR_HD bool has(int32_t pixel, int id, S k) const {
     return fetch(bundle + pixel) == id && k >= fetch(low + pixel) && k <= fetch(high + pixel);
   }
-  template <int kAxis> DRR_HD S middle_m() const {
-    return kAxis == 0 ? middle_x : kAxis == 1 ? middle_y : middle_z;
-  }
-  template <int kAxis> DRR_HD S middle_a() const { return kAxis == 0 ? middle_y : middle_x; }
-  template <int kAxis> DRR_HD S middle_b() const { return kAxis == 2 ? middle_y : middle_z; }
 };
 
 template <int kCount, class S>
@@ -48,10 +46,9 @@ DRR_HD void fetch_numbers(const Pixels<S>& pixels, int32_t pixel, S (&of)[kCount
   for (int i = 0; i < kCount; ++i) of[i] = fetch(pixels.numbers + i * pixels.rays + pixel);
 }
 
-// One pixel's ray as a tile sees it: numerators and denominator of its position.
-template <class S> struct Sight {
-  int32_t pixel;
-  S across_a, across_b, depth;
+// 2 x 2 voxels of plane k, the lowest at (a, b), all counted from 0.
+template <class S> struct Tile {
+  S k, a, b;
 };
 
 // What a sample at x weighs in voxels `first` and first + 1, and the slopes of that in its cell.
@@ -65,29 +62,12 @@ template <class S> DRR_HD void hats(S x, S first, S (&hat)[2], S (&slope)[2]) {
   }
 }
 
-// P* of Joseph's method. The ray is computed, at 7 operations and a reciprocal: what is fetched is
-// one number a pixel, where its position would be 16 bytes more.
-template <class S> struct JosephWeights {
+// P* of Joseph's method: the survey's part of it.
+template <class S> struct JosephPatches {
   static constexpr int kNumbers = 0;
   static constexpr Reach kReach = Reach::kPlane;
   DRR_HD static double factor(const Scene&, const Member& member) { return member.w; }
   DRR_HD static void keep(const Scene&, const Ray&, const Ray&, S*) {}
-
-  template <int kAxis, bool kPlain>
-  DRR_HD static void weigh(const Tile<S>& tile, const Pixels<S>&, const Sight<S>& sight, S scale,
-                           S (&w)[4]) {
-    const S one = static_cast<S>(1), per_depth = tile.t * reciprocal(sight.depth);
-    const S pa = tile.at_a + sight.across_a * per_depth;
-    const S pb = tile.at_b + sight.across_b * per_depth;
-    const S a0 = saturate(one - static_cast<S>(fabs(pa)));
-    const S a1 = saturate(one - static_cast<S>(fabs(pa - one)));
-    const S b0 = scale * saturate(one - static_cast<S>(fabs(pb)));
-    const S b1 = scale * saturate(one - static_cast<S>(fabs(pb - one)));
-    w[0] = a0 * b0;
-    w[1] = a1 * b0;
-    w[2] = a0 * b1;
-    w[3] = a1 * b1;
-  }
 };
 
 // T* of Joseph's method: the derivative of w (1 - |a|) (1 - |b|) along the ray's tangent.
@@ -113,16 +93,16 @@ template <class S> struct JosephSlopes {
     out[9] = static_cast<S>(r.w * t.rho_b);
   }
 
-  template <int kAxis, bool kPlain>
-  DRR_HD static void weigh(const Tile<S>& tile, const Pixels<S>& pixels, const Sight<S>& sight,
-                           S scale, S (&w)[4]) {
+  template <bool kPlain>
+  DRR_HD static void weigh(const Tile<S>& tile, const Pixels<S>& pixels, int32_t pixel, S scale,
+                           S (&w)[4]) {
     S of[kNumbers];
-    fetch_numbers(pixels, sight.pixel, of);
-    const S kk = tile.k + pixels.template middle_m<kAxis>() - of[0], turn = scale * of[5];
+    fetch_numbers(pixels, pixel, of);
+    const S kk = tile.k - of[0], turn = scale * of[5];
     const S move_a = scale * (of[6] + kk * of[7]), move_b = scale * (of[8] + kk * of[9]);
     S a[2], slope_a[2], b[2], slope_b[2];
-    hats(of[1] + kk * of[2], tile.xa + pixels.template middle_a<kAxis>(), a, slope_a);
-    hats(of[3] + kk * of[4], tile.xb + pixels.template middle_b<kAxis>(), b, slope_b);
+    hats(of[1] + kk * of[2], tile.a, a, slope_a);
+    hats(of[3] + kk * of[4], tile.b, b, slope_b);
 #pragma unroll
     for (int corner = 0; corner < 4; ++corner) {
       const int ca = corner & 1, cb = corner >> 1;
@@ -160,11 +140,11 @@ template <class S, bool kTangent> struct SiddonWeights {
     out[kEnds + 1] = r.end_high;
   }
 
-  template <int kAxis, bool kPlain>
-  DRR_HD static void weigh(const Tile<S>& tile, const Pixels<S>& pixels, const Sight<S>& sight,
-                           S scale, S (&w)[4]) {
+  template <bool kPlain>
+  DRR_HD static void weigh(const Tile<S>& tile, const Pixels<S>& pixels, int32_t pixel, S scale,
+                           S (&w)[4]) {
     S of[kPlain ? kEnds : kNumbers];
-    fetch_numbers(pixels, sight.pixel, of);
+    fetch_numbers(pixels, pixel, of);
     Siddon<S> march;
     march.at_a = of[1];
     march.step_a = of[2];
@@ -184,12 +164,12 @@ template <class S, bool kTangent> struct SiddonWeights {
       by = {of[kNext],     of[kNext + 1], of[kNext + 2], of[kNext + 3],
             of[kNext + 4], of[kNext + 5], of[kNext + 6]};
     }
-    const int k = static_cast<int>(tile.k + pixels.template middle_m<kAxis>() - of[0]);
+    const int k = static_cast<int>(tile.k - of[0]);
     const auto l = march.template layer<false>(static_cast<S>(k));
     S part[3];
     march.template weigh<kTangent>(k, l, by, part);
-    const int xa = static_cast<int>(tile.xa + pixels.template middle_a<kAxis>());
-    const int xb = static_cast<int>(tile.xb + pixels.template middle_b<kAxis>());
+    const int xa = static_cast<int>(tile.a);
+    const int xb = static_cast<int>(tile.b);
     const int ia[3] = {l.ia - xa, l.mid_a - xa, l.ja - xa};
     const int ib[3] = {l.ib - xb, l.mid_b - xb, l.jb - xb};
 #pragma unroll
@@ -231,14 +211,14 @@ template <class S, bool kTangent> struct TrilinearWeights {
     }
   }
 
-  template <int kAxis, bool kPlain>
-  DRR_HD static void weigh(const Tile<S>& tile, const Pixels<S>& pixels, const Sight<S>& sight,
-                           S scale, S (&w)[4]) {
+  template <bool kPlain>
+  DRR_HD static void weigh(const Tile<S>& tile, const Pixels<S>& pixels, int32_t pixel, S scale,
+                           S (&w)[4]) {
     S of[kNumbers];
-    fetch_numbers(pixels, sight.pixel, of);
-    const S k = tile.k + pixels.template middle_m<kAxis>();
-    const S xa = tile.xa + pixels.template middle_a<kAxis>();
-    const S xb = tile.xb + pixels.template middle_b<kAxis>();
+    fetch_numbers(pixels, pixel, of);
+    const S k = tile.k;
+    const S xa = tile.a;
+    const S xb = tile.b;
     // The planes at k - 1 and k + 1, counted in samples; a few more than there are do no harm.
     const S one = static_cast<S>(1), slack = static_cast<S>(0.01);
     const S end_low = (k - one - of[3]) * of[2], end_high = (k + one - of[3]) * of[2];
@@ -280,7 +260,7 @@ template <class S, bool kTangent> struct TrilinearWeights {
 // The weights of an integrator, for P* or T*.
 template <template <class> class March, class S, bool kTangent> struct WeightsOf;
 template <class S> struct WeightsOf<Joseph, S, false> {
-  using type = JosephWeights<S>;
+  using type = JosephPatches<S>;
 };
 template <class S> struct WeightsOf<Joseph, S, true> {
   using type = JosephSlopes<S>;

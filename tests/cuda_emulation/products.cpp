@@ -60,10 +60,11 @@ const char* emulated_project(const SceneNumbers* n, const double* geometry, cons
 
 const char* emulated_backproject(const SceneNumbers* n, const double* geometry,
                                  const double* tangent, const void* images, void* values,
-                                 int64_t* fixed, int64_t* peak, void* workspace) {
-  return cuda::backproject(
-      {scene_of(*n, geometry), views_of(*n, tangent), images, values, fixed, peak, workspace},
-      nullptr);
+                                 int64_t* fixed, int64_t* peak, void* workspace,
+                                 int64_t workspace_bytes) {
+  return cuda::backproject({scene_of(*n, geometry), views_of(*n, tangent), images, values, fixed,
+                            peak, workspace, workspace_bytes},
+                           nullptr);
 }
 
 int64_t emulated_backproject_workspace(const SceneNumbers* n, const double* geometry,

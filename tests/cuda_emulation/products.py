@@ -80,6 +80,8 @@ class EmulatedOps:
 
     gathers = False
     """Whether the adjoint gathers by voxel wherever it can, not only where that pays."""
+    most_workspace = 2**40
+    """Bytes: with less than it asks for, the adjoint takes fewer views at a time."""
 
     def options(self, seed: int = 0, multiprocessors: int = 132) -> None:
         """seed not 0: order of blocks and threads; multiprocessors: what the device claims."""
@@ -135,10 +137,7 @@ class EmulatedOps:
         values = images.new_zeros(n, channels, nz, ny, nx)
         if not (images.numel() and values.numel()):
             return values
-        bytes_of = library().emulated_backproject_workspace
-        bytes_of.restype = c_int64
-        tensors = c_void_p(pointer(geometry)), c_void_p(pointer(tangent))
-        bytes_ = bytes_of(ctypes.byref(scene), *tensors, c_int(fixed or self.gathers))
+        bytes_ = min(self._workspace(scene, geometry, tangent, fixed), self.most_workspace)
         workspace = torch.full((bytes_,), 0xFF, dtype=torch.uint8)  # NaN, until it is written
         fixed = fixed and bytes_ == 0
         sums = torch.zeros(values.shape if fixed else 0, dtype=torch.int64)
@@ -146,14 +145,31 @@ class EmulatedOps:
         call(
             "emulated_backproject",
             ctypes.byref(scene),
-            *tensors,
+            c_void_p(pointer(geometry)),
+            c_void_p(pointer(tangent)),
             c_void_p(pointer(images)),
             c_void_p(pointer(values)),
             c_void_p(pointer(sums) if fixed else None),
             c_void_p(pointer(peak) if fixed else None),
             c_void_p(pointer(workspace) if bytes_ else None),
+            c_int64(bytes_),
         )
         return values
+
+    def _workspace(
+        self, scene: Scene, geometry: Tensor, tangent: Tensor | None, fixed: bool
+    ) -> int:
+        function = library().emulated_backproject_workspace
+        function.restype = c_int64
+        tensors = c_void_p(pointer(geometry)), c_void_p(pointer(tangent))
+        return function(ctypes.byref(scene), *tensors, c_int(fixed or self.gathers))
+
+    def backproject_workspace(
+        self, images: Tensor, geometry: Tensor, tangent: Tensor | None, n: int, spec, fixed: bool
+    ) -> int:
+        """Bytes that backproject asks for with the same arguments; 0 where it scatters."""
+        scene = _scene(geometry, images.dtype, n, images.shape[1], **spec._asdict())
+        return self._workspace(scene, geometry, tangent, fixed)
 
     def reduce_rays(self, rays, images, cols, endpoints, parallel) -> Tensor:
         rays = rays.contiguous()
