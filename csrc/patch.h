@@ -8,7 +8,7 @@
 // the same in every patch to the bit, so that exactly one of them finds it inside.
 #pragma once
 
-#include "gather.h"
+#include "cube.h"
 
 namespace drrkit {
 

@@ -1,5 +1,5 @@
 // What a ray weighs in the four voxels of a tile: one struct an integrator and product, for the
-// gathering adjoint (gather.h).
+// gathering adjoint (cube.h).
 //
 // Each says what a voxel sees of a ray (kReach), which numbers of a ray the survey keeps
 // (kNumbers), what the cotangents are multiplied by (factor), and what the ray adds to the voxels
