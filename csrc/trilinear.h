@@ -230,33 +230,34 @@ template <class S> struct Trilinear {
 
   // ---- scatter: the adjoint of the image, or of its tangent
 
+  // How sample k moves, times h: (mx, my, mz) + k (rx, ry, rz).
+  struct Moves {
+    S mx, my, mz, rx, ry, rz;
+  };
+
+  template <bool kTangent> DRR_HD Moves moves(const Ray& tangent) const {
+    if (!kTangent || h == 0) return {0, 0, 0, 0, 0, 0};
+    const Vec3 td = tangent.p - tangent.s, ge = g * e;
+    const Vec3 e_dot = (1 / length) * (td - dot(ge, td) * e);
+    Vec3 move = tangent.s + r_ref * e_dot;
+    if (foot || line) move = move - dot(ge, tangent.s) * e;
+    if (foot && !line) move = move + dot(g * from_source, e_dot) * e;
+    const Vec3 rate = h * e_dot;
+    return {static_cast<S>(h * move.x), static_cast<S>(h * move.y), static_cast<S>(h * move.z),
+            static_cast<S>(h * rate.x), static_cast<S>(h * rate.y), static_cast<S>(h * rate.z)};
+  }
+
   template <bool kTangent, class Sink>
   DRR_HD void scatter(const Ray& tangent, int lane, int lanes, Sink& sink) const {
-    Vec3 move = {0, 0, 0}, rate = {0, 0, 0};  // how sample k moves: move + k rate
-    if (kTangent && h != 0) {
-      const Vec3 td = tangent.p - tangent.s, ge = g * e;
-      const Vec3 e_dot = (1 / length) * (td - dot(ge, td) * e);
-      move = tangent.s + r_ref * e_dot;
-      if (foot || line) move = move - dot(ge, tangent.s) * e;
-      if (foot && !line) move = move + dot(g * from_source, e_dot) * e;
-      rate = h * e_dot;
-    }
-    const S weight = static_cast<S>(h);
-    const S mx = static_cast<S>(h * move.x), my = static_cast<S>(h * move.y),
-            mz = static_cast<S>(h * move.z);
-    const S rx = static_cast<S>(h * rate.x), ry = static_cast<S>(h * rate.y),
-            rz = static_cast<S>(h * rate.z);
-    scatter_range<kTangent, true>(samples.begin + lane, samples.inner_begin, lanes, weight, mx, my,
-                                  mz, rx, ry, rz, sink);
-    scatter_range<kTangent, false>(samples.inner_begin + lane, samples.inner_end, lanes, weight, mx,
-                                   my, mz, rx, ry, rz, sink);
-    scatter_range<kTangent, true>(samples.inner_end + lane, samples.end, lanes, weight, mx, my, mz,
-                                  rx, ry, rz, sink);
+    const Moves by = moves<kTangent>(tangent);
+    scatter_range<kTangent, true>(samples.begin + lane, samples.inner_begin, lanes, by, sink);
+    scatter_range<kTangent, false>(samples.inner_begin + lane, samples.inner_end, lanes, by, sink);
+    scatter_range<kTangent, true>(samples.inner_end + lane, samples.end, lanes, by, sink);
   }
 
   template <bool kTangent, bool kChecked, class Sink>
-  DRR_HD void scatter_range(int first, int last, int lanes, S weight, S mx, S my, S mz, S rx, S ry,
-                            S rz, Sink& sink) const {
+  DRR_HD void scatter_range(int first, int last, int lanes, Moves by, Sink& sink) const {
+    const S weight = static_cast<S>(h);
     const int64_t sy = stride_y, sz = stride_z;
     for (int k = first; k < last; k += lanes) {
       const S kk = static_cast<S>(k);
@@ -269,7 +270,7 @@ template <class S> struct Trilinear {
       const int64_t at = iz * sz + iy * sy + ix;
       S w000, w100, w010, w110, w001, w101, w011, w111;
       if (kTangent) {
-        const S hx = mx + kk * rx, hy = my + kk * ry, hz = mz + kk * rz;  // moves, times h
+        const S hx = by.mx + kk * by.rx, hy = by.my + kk * by.ry, hz = by.mz + kk * by.rz;
         const S ygz = hy * gz, yfz = hy * fz, zgy = hz * gy, zfy = hz * fy;
         const S x00 = hx * gy * gz, x10 = hx * fy * gz, x01 = hx * gy * fz, x11 = hx * fy * fz;
         const S r00 = -ygz - zgy, r10 = ygz - zfy, r01 = zgy - yfz, r11 = yfz + zfy;
