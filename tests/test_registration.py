@@ -156,8 +156,9 @@ def test_starts_are_optimised_independently_and_the_best_one_is_returned():
     assert together.loss == float(together.all_loss[best])
     for index in range(3):
         alone = register(attenuation(), CAMERA, target(), starts[index], stages=QUICK)
-        # Only rounding may differ: the trajectories are the same.
-        assert (error(alone.world_to_camera) - error(together.all_world_to_camera[index])) < 0.05
+        # The trajectories differ by rounding alone, which a hundred steps may amplify.
+        ends = alone.world_to_camera, together.all_world_to_camera[index]
+        assert float((error(ends[0]) - error(ends[1])).abs()) < 0.3
 
 
 def test_the_same_seed_gives_the_same_result_and_another_one_other_neighbours():
@@ -180,7 +181,7 @@ def test_several_starts_lead_every_pose_to_its_best_neighbour():
     result = register(attenuation(), CAMERA, target(), inits, stages=stage)
     lowest = result.history[0].loss.nan_to_num(nan=math.inf).amin(dim=0).reshape(2, 6)
     assert result.all_world_to_camera.shape == (2, 4, 4)
-    assert torch.equal(result.all_loss, lowest.amin(dim=1))
+    torch.testing.assert_close(result.all_loss, lowest.amin(dim=1), rtol=0, atol=stage.tolerance)
 
 
 def test_a_stage_never_returns_a_pose_worse_than_its_start():
@@ -197,7 +198,8 @@ def test_the_history_holds_every_loss_and_fits_into_json():
         assert record.loss.shape[1] == 2 and record.loss.shape[0] >= 5
         assert record.seconds > 0
     last = result.history[-1].loss.nan_to_num(nan=math.inf)
-    assert torch.equal(last.amin(dim=0), result.all_loss)
+    # Losses lower by less than the tolerance are no new best.
+    torch.testing.assert_close(last.amin(dim=0), result.all_loss, rtol=0, atol=QUICK[1].tolerance)
     assert 0 < sum(record.seconds for record in result.history) <= result.seconds
     stored = json.loads(json.dumps(result.as_dict()))
     assert stored["schema_version"] == 1
@@ -406,10 +408,10 @@ def test_progress_is_shown_when_wanted_and_when_tqdm_is_there(capsys, monkeypatc
         ({"init": torch.full((4, 4), math.nan)}, ValueError, r"init: expected finite poses"),
         ({"init": 2.0 * torch.eye(4)}, ValueError, r"init: expected rotations, .*off by 3"),
         ({"init": torch.diag(torch.tensor([1.0, 1, -1, 1]))}, ValueError, r"init: .*determinant"),
-        ({"stages": "best"}, ValueError, r"stages: expected 'auto' or Stage .*got 'best'"),
+        ({"stages": "best"}, ValueError, r"stages: expected 'auto' or 'global'.*got 'best'"),
         ({"stages": []}, ValueError, r"stages: expected at least one Stage, got none"),
         ({"stages": ["ncc"]}, TypeError, r"stages: expected Stage objects, got str"),
-        ({"stages": 3}, TypeError, r"stages: expected 'auto' or Stage objects, got int"),
+        ({"stages": 3}, TypeError, r"stages: expected 'auto' or 'global'.*, got int"),
         ({"stages": Stage(downsample=99)}, ValueError, r"downsample: expected at most 64.*got 99"),
         ({"center": torch.zeros(2)}, ValueError, r"center: expected a tensor \[3\].*got \(2,\)"),
         ({"rig_to_camera": torch.eye(4)}, ValueError, r"rig_to_camera: expected None"),
@@ -444,7 +446,7 @@ def test_views_of_several_cameras_must_come_in_equal_numbers_with_a_rig():
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        ({"similarity": "ssim"}, ValueError, r"similarity: .*'gradient_ncc'.*got 'ssim'"),
+        ({"similarity": "cc"}, ValueError, r"similarity: .*'gradient_ncc'.*got 'cc'"),
         ({"similarity": 3}, TypeError, r"similarity: expected a name or a callable, got int"),
         ({"downsample": 0}, ValueError, r"downsample: expected a positive integer, got 0"),
         ({"iterations": 1.5}, ValueError, r"iterations: expected a positive integer, got 1.5"),

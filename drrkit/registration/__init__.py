@@ -5,7 +5,18 @@ in order, the result of one starting the next; everything works on a batch of po
 """
 
 from drrkit.registration.pipeline import register
+from drrkit.registration.presets import AUTO, GLOBAL
 from drrkit.registration.result import RegistrationResult, StageRecord
-from drrkit.registration.stages import AUTO, SIMILARITIES, Stage
+from drrkit.registration.stages import OPTIMISERS, SIMILARITIES, Search, Stage
 
-__all__ = ["AUTO", "SIMILARITIES", "RegistrationResult", "Stage", "StageRecord", "register"]
+__all__ = [
+    "AUTO",
+    "GLOBAL",
+    "OPTIMISERS",
+    "SIMILARITIES",
+    "RegistrationResult",
+    "Search",
+    "Stage",
+    "StageRecord",
+    "register",
+]

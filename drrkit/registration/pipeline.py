@@ -5,24 +5,32 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from drrkit import losses
-from drrkit.geometry import Camera, perturb, volume_center
+from drrkit.geometry import Camera, perturb, view_ap, volume_center
+from drrkit.registration.candidates import distinct_poses
+from drrkit.registration.cmaes import CmaEs
+from drrkit.registration.confidence import agreement
 from drrkit.registration.descent import PoseDescent
+from drrkit.registration.levenberg import LevenbergMarquardt, expansion
+from drrkit.registration.optimiser import PoseOptimiser
+from drrkit.registration.presets import resolve_stages
+from drrkit.registration.refine import TrustRegion
 from drrkit.registration.result import RegistrationResult, StageRecord
-from drrkit.registration.stages import Stage, resolve_stages
+from drrkit.registration.search import GlobalSearch
+from drrkit.registration.stages import Search, Stage
 from drrkit.registration.views import (
     View,
     downsampling,
     make_views,
     objective,
     pixel_at,
-    renderer,
 )
+from drrkit.volume import Volume
 
 __all__ = ["register"]
 
@@ -31,9 +39,9 @@ def register(
     volume: Any,
     camera: Camera | Sequence[Camera],
     xray: Tensor | Sequence[Tensor],
-    init: Tensor,
+    init: Tensor | None = None,
     *,
-    stages: str | Stage | Sequence[Stage] = "auto",
+    stages: str | Stage | Search | Sequence[Stage | Search] = "auto",
     mask: Tensor | Sequence[Tensor | None] | None = None,
     rig_to_camera: Tensor | None = None,
     center: Tensor | None = None,
@@ -43,8 +51,9 @@ def register(
 ) -> RegistrationResult:
     """Find the pose at which a rendered volume agrees with an X-ray image.
 
-    Several starts are optimised as one batch; the one that ends with the lowest loss is returned,
-    and where the others ended beside it. Ctrl-C returns the best so far.
+    Several starts, or the candidates of a search, are optimised as one batch; the one that ends
+    with the lowest loss is returned, and where the others ended beside it. Ctrl-C returns the best
+    so far.
 
     Args:
         volume: a Volume in mu, or a scene: anything with render(camera, world_to_camera) ->
@@ -53,8 +62,10 @@ def register(
         xray: [1, 1, rows, cols] or [rows, cols], on the scale of line integrals: bright where the
             patient attenuates. Correlations ignore its offset and gain, "mi" any remapping.
             A list for several cameras.
-        init: [4, 4] or [K, 4, 4] world_to_camera to start from (of the first camera).
-        stages: "auto" (coarse to fine), or Stages of your own.
+        init: [4, 4] or [K, 4, 4] world_to_camera to start from (of the first camera). May be None
+            where the first stage is a Search: it is then about an AP view of the volume.
+        stages: "auto" (coarse to fine, from a start nearby), "global" (a search comes first, about
+            a start that may be far off), or Stages of your own; the first may be a Search.
         mask: float weights of the X-ray's shape; 0 leaves a pixel out, and exp(-xray) weighs pixels
             by their photons where those are few. A list for several cameras.
         rig_to_camera: [V, 4, 4] for several cameras: the fixed maps from the first camera's
@@ -71,49 +82,174 @@ def register(
         TypeError, ValueError: an argument is not what is described here; a Volume in HU (convert it
             with to_mu) is one of them.
     """
-    start = time.perf_counter()
+    began = time.perf_counter()
     resolved = resolve_stages(stages)
     dtype, device = _check_scene(volume, center)
     views = make_views(
         camera, xray, mask, rig_to_camera, torch.empty(0, dtype=dtype, device=device)
     )
-    pose = _check_init(init).to(device)
     middle = volume_center(volume) if center is None else center
     middle = middle.detach().to(device=device, dtype=torch.float64)
-    depth = _depth(pose, middle)
-    units = motion_units(views[0].camera, depth).to(pose)
-    loss = pose.new_full((pose.shape[0],), torch.inf)
-    generator = torch.Generator().manual_seed(seed)
-    history: list[StageRecord] = []
+    pose = _start(init, resolved, views[0].camera, volume).to(device)
     bar = _progress_bar(resolved, progress)
+    run = Registration(volume, views, middle, method, torch.Generator().manual_seed(seed), bar)
     try:
-        for number, stage in enumerate(resolved, 1):
-            began = time.perf_counter()
-            bar.set_description(f"stage {number}/{len(resolved)} {stage.name}")
-            factor = downsampling(stage, views[0].camera, depth)
-            measure = objective(volume, views, stage, factor, method)
-            cloud = _neighbours(pose, stage, middle, generator)
-            descent = PoseDescent(measure, cloud, middle, units, stage)
-            reason = _run(descent, bar)
-            history.append(_record(descent, factor, reason, time.perf_counter() - began))
-            if descent.steps > 0:
-                pose, loss = _best_of_each(descent, stage.starts)
-            if reason == "interrupted":
-                break
+        found, confidence = run.until_trusted(resolved, Candidates.unjudged(pose))
     finally:
         bar.close()
-    best = int(loss.argmin())
+    best = int(found.loss.argmin())
     return RegistrationResult(
-        world_to_camera=pose[best],
-        loss=float(loss[best]),
-        confidence=_agreement(volume, views, pose[best : best + 1], method),
+        world_to_camera=found.pose[best],
+        loss=float(found.loss[best]),
+        confidence=confidence,
         covariance=None,
-        history=history,
-        seconds=time.perf_counter() - start,
-        stop_reason=history[-1].stop_reason,
-        all_world_to_camera=pose,
-        all_loss=loss,
+        history=run.history,
+        seconds=time.perf_counter() - began,
+        stop_reason=run.history[-1].stop_reason,
+        all_world_to_camera=found.pose,
+        all_loss=found.loss,
     )
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Poses [K, 4, 4] float64 and their losses [K] in the stage they come from."""
+
+    pose: Tensor
+    loss: Tensor
+
+    @staticmethod
+    def unjudged(pose: Tensor) -> Candidates:
+        """Poses without a loss yet."""
+        return Candidates(pose, pose.new_full((pose.shape[0],), torch.inf))
+
+
+class Registration:
+    """What the stages of one registration share; `through` runs them, `history` tells of them."""
+
+    def __init__(
+        self,
+        scene: Any,
+        views: Sequence[View],
+        center: Tensor,
+        method: str,
+        generator: torch.Generator,
+        bar: Any,
+    ) -> None:
+        self.scene, self.views, self.center, self.method = scene, views, center, method
+        self.generator, self.bar = generator, bar
+        self.history: list[StageRecord] = []
+        self._resampled: dict[float, Any] = {}
+
+    def until_trusted(
+        self, stages: Sequence[Stage | Search], start: Candidates
+    ) -> tuple[Candidates, float]:
+        """What the stages make of the poses, and how well the best of them agrees.
+
+        Where they begin with a search whose outcome is not trusted, they begin again with a denser
+        one; the better outcome counts.
+        """
+        found = self.through(stages, start)
+        confidence = self._confidence(found)
+        first = stages[0]
+        if not isinstance(first, Search):
+            return found, confidence
+        for _ in range(first.repeats):
+            if confidence >= first.trusted or self.history[-1].stop_reason == "interrupted":
+                break
+            first = first.denser()
+            self.bar.add(_steps(stages))
+            other = self.through((first, *stages[1:]), start)
+            if self._confidence(other) > confidence:
+                found, confidence = other, self._confidence(other)
+        return found, confidence
+
+    def _confidence(self, found: Candidates) -> float:
+        best = found.pose[int(found.loss.argmin())][None]
+        depth = mean_depth(best, self.center)
+        return agreement(self.scene, self.views, best, depth, self.method)
+
+    def through(self, stages: Sequence[Stage | Search], found: Candidates) -> Candidates:
+        """What the stages make of the poses; after an interruption the best up to then."""
+        depth = mean_depth(found.pose, self.center)
+        for number, stage in enumerate(stages, 1):
+            self.bar.set_description(f"stage {number}/{len(stages)} {stage.name}")
+            units = motion_units(self.views[0].camera, depth).to(found.pose)
+            if isinstance(stage, Search):
+                found = self._search(stage, found, units)
+                depth = mean_depth(found.pose[:1], self.center)
+            else:
+                found = self._improve(stage, found, units, depth)
+            if self.history[-1].stop_reason == "interrupted":
+                break
+        return found
+
+    def _search(self, stage: Search, found: Candidates, units: Tensor) -> Candidates:
+        """The candidates of a search about every pose."""
+        began = time.perf_counter()
+        scene, view = self._at_voxels(stage.voxel_mm), self.views[0]
+        poses, losses, traces = [], [], []
+        for start in found.pose:
+            search = GlobalSearch(scene, view, start, self.center, units, stage, self.method)
+            self.bar.add(len(search.batches))
+            reason = _run(search, self.bar)
+            if search.steps:
+                pose, loss = search.candidates()
+                poses.append(pose)
+                losses.append(loss)
+                traces.append(torch.stack(search.trace))
+            if reason == "interrupted":
+                break
+        trace = torch.cat(traces) if traces else units.new_empty(0, 1)
+        factor = max(1, round(max(view.camera.size) / stage.pixels))
+        seconds = time.perf_counter() - began
+        self.history.append(StageRecord("search", factor, trace.cpu(), seconds, reason, "search"))
+        if not poses:
+            return found
+        pose, loss = torch.cat(poses), torch.cat(losses)
+        chosen = distinct_poses(pose, loss, self.center, units, stage.apart, stage.keep)
+        return Candidates(pose[chosen], loss[chosen])
+
+    def _improve(self, stage: Stage, found: Candidates, units: Tensor, depth: float) -> Candidates:
+        """What a stage makes of the poses."""
+        began = time.perf_counter()
+        factor = downsampling(stage, self.views[0].camera, depth)
+        cloud = _neighbours(found.pose, stage, self.center, self.generator)
+        optimiser = self._optimiser(stage, cloud, units, factor)
+        reason = _run(optimiser, self.bar)
+        self.bar.update(stage.iterations - optimiser.steps)
+        self.history.append(_record(optimiser, factor, reason, time.perf_counter() - began))
+        if optimiser.steps == 0:
+            return found
+        if stage.keep is None:
+            return _best_of_each(optimiser, stage.starts)
+        chosen = distinct_poses(
+            optimiser.best_pose, optimiser.best_loss, self.center, units, stage.apart, stage.keep
+        )
+        return Candidates(optimiser.best_pose[chosen], optimiser.best_loss[chosen])
+
+    def _optimiser(self, stage: Stage, pose: Tensor, units: Tensor, factor: int) -> PoseOptimiser:
+        scene = self._at_voxels(stage.voxel_mm)
+        if stage.optimiser == "levenberg":
+            expand = expansion(scene, self.views, stage, factor, self.method, self.center)
+            return LevenbergMarquardt(expand, pose, self.center, units, stage)
+        measure = objective(scene, self.views, stage, factor, self.method)
+        if stage.optimiser == "gradient":
+            return PoseDescent(measure, pose, self.center, units, stage)
+        kind = {"cmaes": CmaEs, "trust_region": TrustRegion}[stage.optimiser]
+        return kind(measure, pose, self.center, units, stage, self.generator)
+
+    def _at_voxels(self, voxel_mm: float | None) -> Any:
+        """The scene with voxels of at least this size; one that is no Volume stays as it is."""
+        if voxel_mm is None or not isinstance(self.scene, Volume):
+            return self.scene
+        spacing = tuple(max(own, voxel_mm) for own in self.scene.spacing)
+        # Not worth it for a volume that would hardly become smaller.
+        if all(new < 1.25 * own for new, own in zip(spacing, self.scene.spacing, strict=True)):
+            return self.scene
+        if voxel_mm not in self._resampled:
+            self._resampled[voxel_mm] = self.scene.resample(spacing)
+        return self._resampled[voxel_mm]
 
 
 def motion_units(camera: Camera, depth: float) -> Tensor:
@@ -136,7 +272,7 @@ def motion_units(camera: Camera, depth: float) -> Tensor:
     return torch.tensor([1 / lever] * 3 + [1.0, 1.0, along], dtype=torch.float64)
 
 
-def _depth(world_to_camera: Tensor, center: Tensor) -> float:
+def mean_depth(world_to_camera: Tensor, center: Tensor) -> float:
     """Mean camera z of a world point under poses [K, 4, 4]; 1 mm at least."""
     z = world_to_camera[:, 2, :3] @ center + world_to_camera[:, 2, 3]
     return float(z.mean().clamp_min(1.0))
@@ -150,48 +286,38 @@ def _neighbours(pose: Tensor, stage: Stage, center: Tensor, generator: torch.Gen
     direction = torch.randn(shape, generator=generator, dtype=torch.float64)
     direction = direction / direction.norm(dim=-1, keepdim=True)
     radius = torch.rand(shape[:3], generator=generator, dtype=torch.float64)[..., None]
-    xi = direction * radius * torch.tensor(stage.spread, dtype=torch.float64)[:, None]
+    xi = direction * radius * stage.spreads.reshape(2, 3)
     xi[:, 0] = 0.0
     repeated = pose.repeat_interleave(stage.starts, dim=0)
     return perturb(repeated, xi.reshape(-1, 6).to(pose), center)
 
 
-def _best_of_each(descent: PoseDescent, starts: int) -> tuple[Tensor, Tensor]:
-    """The best pose [K, 4, 4] and loss [K] among the descents that belong to each pose."""
-    loss = descent.best_loss.reshape(-1, starts)
+def _best_of_each(optimiser: PoseOptimiser, starts: int) -> Candidates:
+    """The best pose [K, 4, 4] and loss [K] among the optimisations that belong to each pose."""
+    loss = optimiser.best_loss.reshape(-1, starts)
     best = loss.argmin(dim=1)
     row = torch.arange(loss.shape[0], device=loss.device)
-    return descent.best_pose.reshape(-1, starts, 4, 4)[row, best], loss[row, best]
+    return Candidates(optimiser.best_pose.reshape(-1, starts, 4, 4)[row, best], loss[row, best])
 
 
-def _run(descent: PoseDescent, bar: Any) -> str:
+def _run(work: PoseOptimiser | GlobalSearch, bar: Any) -> str:
     """Step until the stage is finished or the user interrupts; the reason why it ended."""
     try:
-        while not descent.finished:
-            descent.step()
+        while not work.finished:
+            work.step()
             bar.update(1)
-            bar.set_postfix(loss=f"{float(descent.best_loss.min()):.4f}", refresh=False)
+            bar.set_postfix(loss=f"{float(work.best_loss.min()):.4f}", refresh=False)
     except KeyboardInterrupt:
         return "interrupted"
-    bar.update(descent.stage.iterations - descent.steps)
-    return descent.stop_reason
+    return work.stop_reason
 
 
-def _record(descent: PoseDescent, factor: int, reason: str, seconds: float) -> StageRecord:
-    count = descent.best_loss.shape[0]
-    trace = torch.stack(descent.trace) if descent.trace else descent.best_loss.new_empty(0, count)
-    return StageRecord(descent.stage.name, factor, trace.cpu(), seconds, reason)
-
-
-def _agreement(scene: Any, views: Sequence[View], pose: Tensor, method: str) -> float:
-    """Gradient correlation of the X-rays with the scene at one pose [1, 4, 4], 0 to 1."""
-    total = 0.0
-    with torch.no_grad():
-        for view in views:
-            moving = renderer(scene, view.camera, 1, method)(view.pose(pose))
-            moving = moving.sum(dim=1, keepdim=True)
-            total += 1.0 - float(losses.gradient_ncc(moving, view.xray, view.mask))
-    return min(max(total / len(views), 0.0), 1.0)
+def _record(optimiser: PoseOptimiser, factor: int, reason: str, seconds: float) -> StageRecord:
+    stage, count = optimiser.stage, optimiser.best_loss.shape[0]
+    trace = optimiser.best_loss.new_empty(0, count)
+    if optimiser.trace:
+        trace = torch.stack(optimiser.trace)
+    return StageRecord(stage.name, factor, trace.cpu(), seconds, reason, stage.optimiser)
 
 
 def _check_scene(volume: Any, center: Tensor | None) -> tuple[torch.dtype, torch.device]:
@@ -215,6 +341,19 @@ def _check_scene(volume: Any, center: Tensor | None) -> tuple[torch.dtype, torch
     if center is None:
         raise ValueError("center: expected a tensor [3] in world mm for a scene, got None")
     return torch.float32, center.device
+
+
+def _start(init: Any, stages: Sequence[Stage | Search], camera: Camera, volume: Any) -> Tensor:
+    """The poses [K, 4, 4] to start from; for a search without any, an AP view of the volume."""
+    if init is not None:
+        return _check_init(init)
+    if not isinstance(stages[0], Search):
+        raise TypeError("init: expected a tensor [K, 4, 4], got NoneType and no Search to find one")
+    if not isinstance(volume, Volume):
+        raise TypeError("init: expected a tensor [K, 4, 4] for a scene, got NoneType")
+    nearest, farthest = stages[0].between
+    sdd = float(torch.as_tensor(camera.sdd).mean())
+    return view_ap(volume, math.sqrt(nearest * farthest) * sdd)
 
 
 def _check_init(init: Any) -> Tensor:
@@ -242,14 +381,26 @@ class _NoBar:
     def set_description(self, text: str) -> None: ...
     def set_postfix(self, **values: Any) -> None: ...
     def update(self, steps: int) -> None: ...
+    def add(self, steps: int) -> None: ...
     def close(self) -> None: ...
 
 
-def _progress_bar(stages: Sequence[Stage], wanted: bool) -> Any:
-    if wanted:
-        try:
-            from tqdm.auto import tqdm
-        except ImportError:
-            return _NoBar()
-        return tqdm(total=sum(stage.iterations for stage in stages), unit="step")
-    return _NoBar()
+def _progress_bar(stages: Sequence[Stage | Search], wanted: bool) -> Any:
+    """A bar over the steps of the stages; those of a search are added when it begins."""
+    if not wanted:
+        return _NoBar()
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return _NoBar()
+
+    class Bar(tqdm):
+        def add(self, steps: int) -> None:
+            self.total += steps
+            self.refresh()
+
+    return Bar(total=_steps(stages), unit="step")
+
+
+def _steps(stages: Sequence[Stage | Search]) -> int:
+    return sum(stage.iterations for stage in stages if isinstance(stage, Stage))

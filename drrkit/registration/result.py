@@ -30,6 +30,7 @@ class StageRecord:
     loss: Tensor
     seconds: float
     stop_reason: str
+    optimiser: str = "gradient"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +41,11 @@ class RegistrationResult:
         world_to_camera: [4, 4] float64, the pose of lowest loss in the last stage.
         loss: its loss there.
         confidence: 0 to 1, the gradient correlation (1 - gradient_ncc, not below 0) of the X-ray
-            with the volume rendered at `world_to_camera` in full resolution; the mean over the
-            views of several cameras. A measure of agreement, not a probability: compare it between
-            registrations of the same kind of image, and distrust the outliers.
+            with the volume rendered at `world_to_camera`, on pixels of about 3.5 mm at the patient
+            and blurred, so that noise hardly counts; the mean over the views of several cameras.
+            A measure of agreement, not a probability. In simulated X-rays 0.8 separates right ends
+            from wrong ones; in X-rays that show more than the volume does, compare it between
+            registrations of the same kind, and distrust the outliers.
         covariance: None; the gradient optimiser has no Jacobian to derive one from.
         history: one record a stage.
         seconds: wall time.

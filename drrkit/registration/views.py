@@ -16,7 +16,16 @@ from drrkit.projector import Projector
 from drrkit.registration.stages import Stage
 from drrkit.xray import gaussian_blur
 
-__all__ = ["View", "downsampling", "make_views", "objective", "pixel_at", "renderer"]
+__all__ = [
+    "View",
+    "blurred",
+    "downsampling",
+    "make_views",
+    "objective",
+    "pixel_at",
+    "prepared",
+    "renderer",
+]
 
 # An X-ray is not made smaller than this by a stage that chooses its own resolution.
 FEWEST_PIXELS = 24
@@ -52,7 +61,7 @@ class View:
 
     def blurred(self, sigma_px: float) -> View:
         """The same view with a blurred image."""
-        return replace(self, xray=_blurred(self.xray, self.mask, sigma_px))
+        return replace(self, xray=blurred(self.xray, self.mask, sigma_px))
 
 
 def downsampling(stage: Stage, camera: Camera, depth: float) -> int:
@@ -79,8 +88,7 @@ def objective(
     factor: how many pixels are averaged along each side.
     """
     similarity = stage.measure
-    prepare = getattr(similarity, "prepare", None)
-    scene = scene if prepare is None else prepare(scene)
+    scene = prepared(scene, similarity)
     scaled = [view.downsampled(factor).blurred(stage.blur) for view in views]
 
     renderers = [renderer(scene, view.camera, stage.supersample, method) for view in scaled]
@@ -88,11 +96,17 @@ def objective(
     def loss(world_to_camera: Tensor) -> Tensor:
         total = torch.zeros((), dtype=scaled[0].xray.dtype, device=scaled[0].xray.device)
         for view, draw in zip(scaled, renderers, strict=True):
-            moving = _blurred(draw(view.pose(world_to_camera)), view.mask, stage.blur)
+            moving = blurred(draw(view.pose(world_to_camera)), view.mask, stage.blur)
             total = total + similarity(moving, view.xray, view.mask)
         return total / len(scaled)
 
     return loss
+
+
+def prepared(scene: Any, similarity: Callable[..., Tensor]) -> Any:
+    """The scene as a similarity wants it: what its `prepare` makes of it, where it has one."""
+    prepare = getattr(similarity, "prepare", None)
+    return scene if prepare is None else prepare(scene)
 
 
 def renderer(
@@ -108,7 +122,7 @@ def renderer(
     return Projector(scene, camera, supersample=supersample, method=method)
 
 
-def _blurred(image: Tensor, mask: Tensor | None, sigma_px: float) -> Tensor:
+def blurred(image: Tensor, mask: Tensor | None, sigma_px: float) -> Tensor:
     """A Gaussian blur in which pixels count by the mask, so that nothing leaks out of it."""
     if sigma_px == 0:
         return image

@@ -1,0 +1,32 @@
+"""Evaluation: named protocols over CTs, methods, rows in CSV, and what they say.
+
+subject = Subject.of("pelvis", drrkit.read_volume("pelvis.nii.gz"))
+rows = evaluate({"global": "global"}, [PROTOCOLS["prost"]], [subject], 100, Path("out"))
+print(summarise(rows)["success"])
+"""
+
+from drrkit.evaluation.appearance import shifted_appearance
+from drrkit.evaluation.methods import METHODS
+from drrkit.evaluation.protocols import PROTOCOLS, Case, Protocol, Subject, moved_about
+from drrkit.evaluation.running import Row, evaluate, measure, read_rows, shard
+from drrkit.evaluation.summary import auroc, capture_range, recall_at, summarise, top_mean
+
+__all__ = [
+    "METHODS",
+    "PROTOCOLS",
+    "Case",
+    "Protocol",
+    "Row",
+    "Subject",
+    "auroc",
+    "capture_range",
+    "evaluate",
+    "measure",
+    "moved_about",
+    "read_rows",
+    "recall_at",
+    "shard",
+    "shifted_appearance",
+    "summarise",
+    "top_mean",
+]

@@ -1,0 +1,38 @@
+"""Registration methods that evaluations know by name."""
+
+from __future__ import annotations
+
+import math
+
+from drrkit.registration import AUTO, GLOBAL, Search, Stage
+
+__all__ = ["METHODS", "Stages"]
+
+Stages = tuple[Stage | Search, ...]
+
+# One CMA-ES from the start as published for this comparison: population 300, 45 degrees and
+# 200 mm, patch gradient NCC on 64 x 64 pixels and voxels of 4 mm; then a bounded refinement on
+# all pixels, within 2.5 degrees, 5 mm and 10 mm of depth, as xreg has it.
+_CMAES: Stages = (
+    Stage(
+        "patch_gradient_ncc",
+        optimiser="cmaes",
+        downsample=2,
+        voxel_mm=4.0,
+        iterations=40,
+        population=300,
+        spread=(math.radians(45.0), 200.0),
+        final_step=0.1,
+    ),
+    Stage(
+        "patch_gradient_ncc",
+        optimiser="trust_region",
+        iterations=30,
+        step=2.0,
+        final_step=0.02,
+        spread=(math.radians(2.5),) * 3 + (5.0, 5.0, 10.0),
+    ),
+)
+
+METHODS: dict[str, Stages] = {"auto": AUTO, "global": GLOBAL, "cmaes": _CMAES}
+"""auto and global: the pipelines of `register`. cmaes: one CMA-ES with a bounded refinement."""

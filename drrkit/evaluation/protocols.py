@@ -1,0 +1,144 @@
+"""Protocols: which poses are registered from which starts, and what the X-ray looks like.
+
+Every case is drawn from a seed, so that a protocol's name, a subject and a number are one case
+everywhere. The X-ray never has the moving image's own settings: it is rendered from the CT with a
+spectrum and beam hardening, area pixels, photon noise and blur.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drrkit.evaluation.appearance import shifted_appearance
+from drrkit.geometry import Camera, CArm, so3_exp, view_ap, volume_center
+from drrkit.metrics import bone_points
+from drrkit.volume import Volume
+from drrkit.xray import SPECTRUM_90KV, simulate_xray
+
+__all__ = ["PROTOCOLS", "Case", "Protocol", "Subject", "moved_about"]
+
+TARGET = (15.0, 15.0, 15.0, 25.0, 25.0, 25.0)
+
+
+class Subject(NamedTuple):
+    """A patient: name, CT in HU, the same in mu for registrations, targets [P, 3] world mm."""
+
+    name: str
+    ct: Volume
+    attenuation: Volume
+    points: Tensor
+
+    @staticmethod
+    def of(name: str, ct: Volume) -> Subject:
+        """A CT in HU with the targets of every protocol: 2000 voxels of bone, drawn with seed 0."""
+        return Subject(name, ct, ct.to_mu(), bone_points(ct))
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One registration to run: an X-ray [1, 1, rows, cols], where to start, and the truth."""
+
+    protocol: Protocol
+    subject: Subject
+    number: int
+    camera: Camera
+    xray: Tensor
+    start: Tensor
+    truth: Tensor
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How cases are drawn: six numbers for turns about the camera's x, y, z (degrees) and shifts
+    of the volume's centre along them (mm).
+
+    Attributes:
+        name: as in PROTOCOLS.
+        start: half widths of uniform distributions, or standard deviations of normal ones.
+        normal: which of the two.
+        about_truth: starts are drawn about the true pose; otherwise about the frontal view.
+        target: half widths of the true pose's uniform distribution about the frontal view.
+        sdd, sod, size, pixel_mm: the camera, mm; sod is the frontal view's distance.
+        photons, photons_at: see simulate_xray.
+        shifted: change the X-ray's appearance after its noise, see shifted_appearance.
+        seed: of all draws.
+    """
+
+    name: str
+    start: tuple[float, ...]
+    normal: bool = False
+    about_truth: bool = True
+    target: tuple[float, ...] = TARGET
+    sdd: float = 1020.0
+    sod: float = 800.0
+    size: tuple[int, int] = (128, 128)
+    pixel_mm: float = 2.176
+    photons: float | None = 2e4
+    photons_at: str = "detector"
+    shifted: bool = False
+    seed: int = 0
+
+    def case(self, subject: Subject, number: int) -> Case:
+        """The case of this number, always the same one."""
+        draw = np.random.default_rng((self.seed, number))
+        center = volume_center(subject.ct).cpu()
+        frontal = view_ap(subject.ct, self.sod)[0].cpu()
+        truth = moved_about(frontal, _scaled(draw.uniform(-1, 1, 6), self.target), center)
+        offset = draw.standard_normal(6) if self.normal else draw.uniform(-1, 1, 6)
+        origin = truth if self.about_truth else frontal
+        start = moved_about(origin, _scaled(offset, self.start), center)
+        camera = CArm(self.sdd, self.size, self.pixel_mm)
+        xray = simulate_xray(
+            subject.ct,
+            camera,
+            truth.to(subject.ct.values.device),
+            energy_kev=SPECTRUM_90KV,
+            photons=self.photons,
+            photons_at=self.photons_at,
+            seed=int(draw.integers(2**31)),
+        )
+        if self.shifted:
+            xray = shifted_appearance(xray, int(draw.integers(2**31)))
+        return Case(self, subject, number, camera, xray, start, truth)
+
+    def starved(self) -> Protocol:
+        """The same poses in photon-starved X-rays: the photons are counted before the patient."""
+        return replace(self, name=f"{self.name}-starved", photons_at="source")
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("narrow", (10.0, 10.0, 10.0, 20.0, 20.0, 50.0)),
+        Protocol("prost", (50.0, 50.0, 50.0, 200.0, 200.0, 300.0), about_truth=False),
+        Protocol("cdreg", (20.0, 20.0, 20.0, 30.0, 30.0, 60.0), normal=True),
+    )
+}
+"""narrow: starts within 10 degrees, 20 mm in plane and 50 mm of depth of the truth. prost: the test
+of the Projective Spatial Transformers (Gao et al. 2023). cdreg: that of Chen et al. (2024)."""
+
+
+def moved_about(world_to_camera: Tensor, motion: Tensor, center: Tensor) -> Tensor:
+    """The pose [4, 4] after turns Rx Ry Rz about a world point and a shift of it.
+
+    motion: [6], three angles (rad) about the camera's axes and three mm along them.
+    """
+    x, y, z = so3_exp(torch.diag(motion[:3]))
+    rotation = x @ y @ z @ world_to_camera[:3, :3]
+    middle = world_to_camera[:3, :3] @ center + world_to_camera[:3, 3] + motion[3:]
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[:3, :3] = rotation
+    pose[:3, 3] = middle - rotation @ center
+    return pose
+
+
+def _scaled(draw: np.ndarray, widths: tuple[float, ...]) -> Tensor:
+    """Six numbers in units of widths (degrees, mm), as rad and mm."""
+    unit = torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
+    return torch.from_numpy(draw) * torch.tensor(widths, dtype=torch.float64) * unit

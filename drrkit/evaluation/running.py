@@ -1,0 +1,212 @@
+"""Cases run by several processes, one row of numbers each, in CSV files that resume."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drrkit.evaluation.protocols import Case, Protocol, Subject
+from drrkit.geometry import so3_log, volume_center
+from drrkit.metrics import mtre, rotation_error
+from drrkit.projector import render
+from drrkit.registration import RegistrationResult, register
+
+__all__ = ["Row", "evaluate", "measure", "read_rows", "shard"]
+
+Method = Callable[[Case], RegistrationResult]
+"""A registration of a case: its X-ray and camera from its start, its truth untouched."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case: what was run, how far off it began and ended. mm and degrees.
+
+    rotation_x ... translation_z are the components of the error: the rotation vector from the true
+    to the found rotation and the shift of the volume's centre, both along the camera's axes, z in
+    depth. image_difference is the relative L2 norm of the difference of the DRRs at the two poses.
+    """
+
+    method: str
+    protocol: str
+    subject: str
+    number: int
+    start_mtre: float
+    start_rotation: float
+    mtre: float
+    rotation: float
+    translation: float
+    rotation_x: float
+    rotation_y: float
+    rotation_z: float
+    translation_x: float
+    translation_y: float
+    translation_z: float
+    image_difference: float
+    loss: float
+    confidence: float
+    seconds: float
+    cpu_seconds: float
+    stages: int
+    stop_reason: str
+    device: str
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What makes two rows the same case."""
+        return self.method, self.protocol, self.subject, self.number
+
+
+def evaluate(
+    methods: dict[str, Any],
+    protocols: Sequence[Protocol],
+    subjects: Sequence[Subject],
+    cases: int,
+    folder: Path,
+    *,
+    progress: Callable[[Row], None] = lambda row: None,
+) -> list[Row]:
+    """Run the cases that are this process's share and not yet in the folder; all rows there.
+
+    Under torchrun every process takes every WORLD_SIZE-th case and writes a file of its own, whole
+    after every case, so that an interrupted evaluation resumes where it stopped.
+
+    Args:
+        methods: by name: stages for `register`, or a Method.
+        cases: numbers 0 to cases - 1 of every protocol and subject.
+        folder: made if missing.
+        progress: called with every new row.
+
+    Returns:
+        the rows of the folder, of all processes that have written there so far.
+
+    Raises:
+        ValueError: cases is not positive.
+    """
+    if cases < 1:
+        raise ValueError(f"cases: expected a positive number, got {cases!r}")
+    folder.mkdir(parents=True, exist_ok=True)
+    rank, world = shard()
+    done = {row.key for row in read_rows(folder)}
+    own = folder / f"cases.{rank}.csv"
+    rows = list(_read(own)) if own.exists() else []
+    work = [
+        (name, protocol, subject, number)
+        for protocol in protocols
+        for number in range(cases)
+        for subject in subjects
+        for name in methods
+    ]
+    for name, protocol, subject, number in work[rank::world]:
+        if (name, protocol.name, subject.name, number) in done:
+            continue
+        rows.append(measure(name, methods[name], protocol.case(subject, number)))
+        _write(own, rows)
+        progress(rows[-1])
+    return read_rows(folder)
+
+
+def shard() -> tuple[int, int]:
+    """This process's rank and the number of processes, as torchrun sets them; else 0 of 1."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def measure(name: str, method: Any, case: Case) -> Row:
+    """Register a case and compare with its truth."""
+    device = case.subject.attenuation.values.device
+    before, cpu = time.perf_counter(), time.process_time()
+    result = method(case) if callable(method) else _registered(case, method)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds, cpu = time.perf_counter() - before, time.process_time() - cpu
+    found = result.world_to_camera.detach().cpu().double()
+    turn, shift = _error_components(found, case)
+    return Row(
+        method=name,
+        protocol=case.protocol.name,
+        subject=case.subject.name,
+        number=case.number,
+        start_mtre=float(mtre(case.start, case.truth, case.subject.points)),
+        start_rotation=math.degrees(float(rotation_error(case.start, case.truth))),
+        mtre=float(mtre(found, case.truth, case.subject.points)),
+        rotation=math.degrees(float(rotation_error(found, case.truth))),
+        translation=math.dist(shift, (0.0, 0.0, 0.0)),
+        **dict(zip(("rotation_x", "rotation_y", "rotation_z"), turn, strict=True)),
+        **dict(zip(("translation_x", "translation_y", "translation_z"), shift, strict=True)),
+        image_difference=_image_difference(found, case),
+        loss=result.loss,
+        confidence=result.confidence,
+        seconds=seconds,
+        cpu_seconds=cpu,
+        stages=len(result.history),
+        stop_reason=result.stop_reason,
+        device=str(device),
+    )
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """All rows of an evaluation, of every process, each case once.
+
+    Raises:
+        ValueError: a file is not one of `evaluate`.
+    """
+    rows = [row for file in sorted(folder.glob("cases.*.csv")) for row in _read(file)]
+    return list({row.key: row for row in rows}.values())
+
+
+def _registered(case: Case, stages: Any) -> RegistrationResult:
+    device = case.subject.attenuation.values.device
+    return register(
+        case.subject.attenuation,
+        case.camera,
+        case.xray,
+        case.start.to(device),
+        stages=stages,
+        seed=case.number,
+    )
+
+
+def _error_components(found: Tensor, case: Case) -> tuple[list[float], list[float]]:
+    """Rotation vector (degrees) and shift of the centre (mm) from the truth to a pose."""
+    turn = so3_log(found[:3, :3] @ case.truth[:3, :3].mT)
+    center = volume_center(case.subject.ct).cpu()
+    difference = found - case.truth
+    shift = difference[:3, :3] @ center + difference[:3, 3]
+    return torch.rad2deg(turn).tolist(), shift.tolist()
+
+
+def _image_difference(found: Tensor, case: Case) -> float:
+    volume = case.subject.attenuation
+    poses = torch.stack((found, case.truth)).to(volume.values.device)
+    with torch.no_grad():
+        first, second = render(volume, case.camera, poses)
+    return float((first - second).norm() / second.norm())
+
+
+def _read(file: Path) -> Iterator[Row]:
+    kinds = {"str": str, "int": int, "float": float}
+    with open(file, newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        wanted = [field.name for field in fields(Row)]
+        if reader.fieldnames != wanted:
+            raise ValueError(f"{file}: expected the columns {wanted}, got {reader.fieldnames}")
+        for record in reader:
+            yield Row(**{f.name: kinds[str(f.type)](record[f.name]) for f in fields(Row)})
+
+
+def _write(file: Path, rows: Iterable[Row]) -> None:
+    """The rows as CSV, whole or not at all."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [field.name for field in fields(Row)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    temporary.replace(file)

@@ -1,0 +1,55 @@
+"""Poses as candidates: how far two of them are apart, and the best ones that differ."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["distinct_poses", "motion_between"]
+
+
+def motion_between(
+    world_to_camera: Tensor, others: Tensor, center: Tensor, units: Tensor
+) -> Tensor:
+    """Distances [N, M] between poses [N, 4, 4] and [M, 4, 4], in mm of motion.
+
+    The mean over six points, before, behind and beside the centre at the distance where a turn by
+    units[0] moves them by one mm. Displacements along the beam count by units[5], as they do in a
+    step of an optimiser.
+    """
+    lever = 1.0 / units[:3].mean()
+    axes = torch.eye(3).to(center)
+    points = torch.cat((axes, -axes)) * lever + center
+
+    def seen(pose: Tensor) -> Tensor:
+        return (points @ pose[:, :3, :3].mT + pose[:, None, :3, 3]) / units[3:]
+
+    difference = seen(world_to_camera)[:, None] - seen(others)[None]
+    return difference.norm(dim=-1).mean(-1)
+
+
+def distinct_poses(
+    world_to_camera: Tensor,
+    loss: Tensor,
+    center: Tensor,
+    units: Tensor,
+    apart: float,
+    count: int,
+) -> Tensor:
+    """Indices of at most `count` poses, best first, none closer than `apart` to a better one.
+
+    Args:
+        world_to_camera: [N, 4, 4] poses.
+        loss: [N] their losses; NaN counts as infinite.
+        center: [3] world mm; units: [6], see motion_units.
+        apart: mm of motion.
+    """
+    order = torch.nan_to_num(loss, nan=torch.inf).argsort(stable=True)
+    chosen: list[Tensor] = []
+    while order.numel() and len(chosen) < count:
+        best = order[:1]
+        chosen.append(best)
+        rest = order[1:]
+        distance = motion_between(world_to_camera[rest], world_to_camera[best], center, units)[:, 0]
+        order = rest[distance >= apart]
+    return torch.cat(chosen)

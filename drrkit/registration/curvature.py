@@ -1,0 +1,134 @@
+"""Gauss-Newton matrices of image similarities, from an image and its Jacobian in the pose.
+
+A correlation is a least-squares problem: with m and f brought to zero mean and unit variance,
+1 - NCC = mean (m - f)^2 / 2, whatever gain and offset the images have. Its Gauss-Newton matrix is
+
+    mean J J' - mean J (mean J)' - (mean m J)(mean m J)',   J = d image / d xi / std(image),
+
+what is left of J J' when m may shift and scale. Where the best correlation is r < 1, because of
+noise or of structure that one image lacks, the loss is r times as curved: the matrix is multiplied
+by the correlation met. Gradient correlations do all this with Sobel derivatives, local ones in
+every patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from drrkit import losses
+
+__all__ = ["gauss_newton", "sobel"]
+
+# A correlation below this says little about the curvature near the optimum.
+_LEAST_CORRELATION = 0.05
+
+# Share of an image's variance below which it, or a patch of it, counts as flat.
+_FLAT = 1e-6
+
+
+def gauss_newton(
+    similarity: Callable[..., Tensor],
+    loss: Tensor,
+    moving: Tensor,
+    jacobian: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Gauss-Newton matrix of a similarity in the pose: [B, 6, 6], symmetric, positive semidefinite.
+
+    Exists for mse and the correlations of drrkit.losses, and for partials of them. Any other
+    similarity gets that of `ncc` at a perfect match: the metric in which images differ, but not
+    the steepness of the loss, which damping has to find out.
+
+    Args:
+        similarity: (moving, fixed, mask) -> [B].
+        loss: [B], its values.
+        moving: [B, C, rows, cols]; channels are averaged.
+        jacobian: [B, C, 6, rows, cols], the derivative of `moving` in the pose.
+        mask: [1, 1, rows, cols] weights or None.
+    """
+    function = similarity.func if isinstance(similarity, partial) else similarity
+    name = getattr(function, "__name__", "")
+    if function is not getattr(losses, name, None):
+        name = ""
+    weight = torch.ones_like(moving[:1, :1]) if mask is None else mask
+    if name == "mse":
+        return 2.0 * _gram(jacobian, weight / weight.sum()).mean(1)
+    image = moving.unsqueeze(2)
+    if "gradient_ncc" in name:
+        weight = -functional.max_pool2d(-weight, 3, stride=1)
+        image, jacobian = torch.cat(sobel(image), 1), torch.cat(sobel(jacobian), 1)
+    if name in ("local_ncc", "patch_gradient_ncc"):
+        matrix = _by_patches(image, jacobian, weight, _patch_side(similarity, name, weight))
+    else:
+        matrix = _over_the_image(image, jacobian, weight)
+    if not name.endswith("ncc"):
+        return matrix
+    return matrix * (1.0 - loss).clamp_min(_LEAST_CORRELATION)[:, None, None]
+
+
+def sobel(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Sobel derivatives of [..., rows, cols] along columns (x) and rows (y), without the border."""
+    across = image[..., :, 2:] - image[..., :, :-2]
+    along = image[..., 2:, :] - image[..., :-2, :]
+    x = across[..., :-2, :] + 2.0 * across[..., 1:-1, :] + across[..., 2:, :]
+    y = along[..., :, :-2] + 2.0 * along[..., :, 1:-1] + along[..., :, 2:]
+    return x, y
+
+
+def _over_the_image(image: Tensor, jacobian: Tensor, weight: Tensor) -> Tensor:
+    """The matrix of one correlation a channel: [B, 6, 6] from [B, C, 1 and 6, rows, cols]."""
+    share = (weight / weight.sum().clamp_min(1e-12)).unsqueeze(2)
+    image = image - (image * share).sum((-1, -2), keepdim=True)
+    variance = (image.square() * share).sum((-1, -2))[..., None]  # [B, C, 1, 1]
+    variance = variance + _FLAT * variance.mean() + torch.finfo(image.dtype).tiny
+    weighed = (jacobian * share).flatten(3)
+    mean = weighed.sum(-1, keepdim=True)
+    along = weighed @ image.flatten(3).mT
+    matrix = weighed @ jacobian.flatten(3).mT - mean @ mean.mT - along @ along.mT / variance
+    return (matrix / variance).mean(1)
+
+
+def _by_patches(image: Tensor, jacobian: Tensor, weight: Tensor, side: int) -> Tensor:
+    """The mean matrix of the correlations in all patches of side x side pixels that fit."""
+    image = image - image.mean((-1, -2), keepdim=True)  # keeps E[m^2] - E[m]^2 accurate
+    weight = weight.unsqueeze(2)
+    total = _local_mean(weight, side)
+    safe = total.clamp_min(1e-12)
+    mean = _local_mean(weight * image, side) / safe
+    mean_jacobian = _local_mean(weight * jacobian, side) / safe
+    variance = _local_mean(weight * image.square(), side) / safe - mean.square()
+    floor = 1e-3 * variance.mean((-1, -2), keepdim=True) + torch.finfo(image.dtype).tiny
+    variance = variance.clamp_min(0.0) + floor
+    along = _local_mean(weight * image * jacobian, side) / safe - mean * mean_jacobian
+    share = total / total.sum().clamp_min(1e-12) / variance  # [B, C, 1, rows', cols']
+    # Sum over patches of the means of J J' in them = sum over pixels, each weighed by its patches.
+    spread = weight.new_full((1, 1, side, side), 1.0 / side**2)
+    flat = (share / safe).expand_as(variance).flatten(0, 2).unsqueeze(1)
+    pixel = functional.conv_transpose2d(flat, spread).unflatten(0, variance.shape[:3]).squeeze(3)
+    matrix = _gram(jacobian, weight * pixel) - _gram(mean_jacobian, share)
+    return (matrix - _gram(along, share / variance)).mean(1)
+
+
+def _local_mean(image: Tensor, side: int) -> Tensor:
+    """Means over all patches inside [B, C, N, rows, cols]."""
+    return functional.avg_pool2d(image.flatten(1, 2), side, stride=1).unflatten(1, image.shape[1:3])
+
+
+def _gram(jacobian: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sums of J J' over the pixels: [B, C, 6, 6]."""
+    return (jacobian * weight).flatten(3) @ jacobian.flatten(3).mT
+
+
+def _patch_side(similarity: Callable[..., Tensor], name: str, weight: Tensor) -> int:
+    """Side of the patches that a similarity compares, or about that; it fits the image."""
+    options = similarity.keywords if isinstance(similarity, partial) else {}
+    side = options.get("patch", 13)
+    if name == "patch_gradient_ncc":
+        radius = options.get("radius") or max(1, round(weight.shape[-2] * 41 / 1436))
+        side = 2 * radius + 1
+    return max(2, min(side, *weight.shape[-2:]))

@@ -1,0 +1,494 @@
+"""The optimisers of a batch of poses: curvature, Levenberg-Marquardt, CMA-ES, trust region."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache, partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import drrkit
+from drrkit import CArm, Stage, Volume, losses, perturb, register, render, view_ap
+from drrkit.geometry import Camera, volume_center
+from drrkit.metrics import mtre
+from drrkit.phantoms import torso
+from drrkit.registration.candidates import distinct_poses, motion_between
+from drrkit.registration.cmaes import CmaEs
+from drrkit.registration.curvature import gauss_newton, sobel
+from drrkit.registration.levenberg import Expansion, LevenbergMarquardt, expansion
+from drrkit.registration.pipeline import motion_units
+from drrkit.registration.refine import TrustRegion, box_minimum
+from drrkit.registration.views import View, objective
+
+CAMERA = CArm(1020.0, (32, 32), 8.704)
+ORIGIN = torch.zeros(3, dtype=torch.float64)
+UNITS = torch.ones(6, dtype=torch.float64)
+
+
+@lru_cache
+def attenuation() -> Volume:
+    return torso(6.0).to_mu().to(dtype=torch.float64)
+
+
+def truth() -> Tensor:
+    xi = torch.tensor([0.05, -0.04, 0.03, 4.0, -3.0, 7.0], dtype=torch.float64)
+    return perturb(view_ap(attenuation(), 800.0), xi, volume_center(attenuation()))
+
+
+def off(degrees: float, mm: float, seed: int = 0, count: int = 1) -> Tensor:
+    """Poses [count, 4, 4] at these distances from the truth, in random directions."""
+    generator = torch.Generator().manual_seed(seed)
+    direction = torch.randn(count, 2, 3, generator=generator, dtype=torch.float64)
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    xi = direction * torch.tensor([[math.radians(degrees)], [mm]], dtype=torch.float64)
+    return perturb(truth(), xi.reshape(count, 6), volume_center(attenuation()))
+
+
+def error(world_to_camera: Tensor) -> Tensor:
+    """mTRE [B] mm over a box about the volume's centre."""
+    corners = torch.cartesian_prod(*[torch.tensor([-80.0, 80.0], dtype=torch.float64)] * 3)
+    return mtre(world_to_camera, truth(), corners + volume_center(attenuation()))
+
+
+def drr() -> Tensor:
+    return render(attenuation(), CAMERA, truth(), supersample=2)
+
+
+def identity(count: int) -> Tensor:
+    return torch.eye(4, dtype=torch.float64).repeat(count, 1, 1)
+
+
+def place(pose: Tensor) -> Tensor:
+    """The six numbers [B, 6] of a pose near the identity."""
+    return drrkit.se3_log(pose)
+
+
+# ---- Gauss-Newton matrices
+
+
+def random_images(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """An image [2, 2, 11, 12], its Jacobian [2, 2, 6, 11, 12] and weights [1, 1, 11, 12]."""
+    generator = torch.Generator().manual_seed(seed)
+    moving = torch.rand(2, 2, 11, 12, generator=generator, dtype=torch.float64)
+    jacobian = torch.randn(2, 2, 6, 11, 12, generator=generator, dtype=torch.float64)
+    weight = torch.rand(1, 1, 11, 12, generator=generator, dtype=torch.float64)
+    return moving, jacobian, weight
+
+
+def normalised(values: Tensor, weight: Tensor) -> Tensor:
+    """Values [N] with weighted mean 0 and variance 1, times the root of their weights' shares."""
+    share = weight / weight.sum()
+    values = values - (share * values).sum()
+    return share.sqrt() * values / (share * values.square()).sum().sqrt()
+
+
+def by_residuals(residuals: Callable[[Tensor], Tensor], jacobian: Tensor) -> Tensor:
+    """Sum of r' r over the residuals' derivatives in xi, differentiated by torch: [6, 6]."""
+    slopes = torch.autograd.functional.jacobian(residuals, torch.zeros(6).double())
+    return slopes.mT @ slopes
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", ["ncc", "gradient_ncc"])
+def test_the_matrix_of_a_correlation_is_that_of_its_normalised_residuals(name, masked):
+    moving, jacobian, weight = random_images(0)
+    mask = weight if masked else None
+    loss = torch.tensor([0.4, 0.2], dtype=torch.float64)
+    matrix = gauss_newton(getattr(losses, name), loss, moving, jacobian, mask)
+    weight = weight if masked else torch.ones_like(weight)
+    if name == "gradient_ncc":
+        weight = -torch.nn.functional.max_pool2d(-weight, 3, stride=1)
+    for view in range(2):
+        expected = torch.zeros(6, 6, dtype=torch.float64)
+        for channel in range(2):
+
+            def image(xi: Tensor, v: int = view, c: int = channel) -> Tensor:
+                return moving[v, c] + torch.einsum("k,kij->ij", xi, jacobian[v, c])
+
+            parts = sobel if name == "gradient_ncc" else lambda x: (x,)
+            for part in range(len(parts(moving))):
+
+                def residuals(xi: Tensor, image=image, parts=parts, part=part) -> Tensor:
+                    return normalised(parts(image(xi))[part].flatten(), weight.flatten())
+
+                expected += by_residuals(residuals, jacobian) / len(parts(moving)) / 2
+        expected *= 1.0 - loss[view]
+        torch.testing.assert_close(matrix[view], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_matrix_of_local_ncc_is_the_mean_over_its_patches():
+    moving, jacobian, weight = random_images(1)
+    patch = partial(losses.local_ncc, patch=5)
+    loss = torch.full((2,), 0.1, dtype=torch.float64)
+    matrix = gauss_newton(patch, loss, moving, jacobian, weight)
+    expected, total = torch.zeros(6, 6, dtype=torch.float64), 0.0
+    for row in range(7):
+        for col in range(8):
+            part = slice(row, row + 5), slice(col, col + 5)
+            share = weight[0, 0][part].sum()
+            total += float(share)
+            for channel in range(2):
+
+                def residuals(xi: Tensor, part=part, c: int = channel) -> Tensor:
+                    image = moving[1, c] + torch.einsum("k,kij->ij", xi, jacobian[1, c])
+                    return normalised(image[part].flatten(), weight[0, 0][part].flatten())
+
+                expected += share * by_residuals(residuals, jacobian) / 2
+    # The patches' variances are raised a little, by a thousandth of their mean.
+    torch.testing.assert_close(matrix[1], 0.9 * expected / total, rtol=5e-3, atol=5e-3)
+
+
+def test_the_matrix_of_mse_is_twice_the_mean_product_of_the_jacobian():
+    moving, jacobian, weight = random_images(2)
+    matrix = gauss_newton(losses.mse, torch.zeros(2), moving, jacobian, weight)
+    flat, share = jacobian.flatten(3), (weight / weight.sum()).flatten()
+    expected = 2 * torch.einsum("bcip,bcjp,p->bij", flat, flat, share) / 2
+    torch.testing.assert_close(matrix, expected)
+
+
+def test_an_unknown_similarity_gets_the_metric_of_images_whatever_its_name():
+    moving, jacobian, weight = random_images(3)
+
+    def mse(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
+        raise AssertionError("not called")
+
+    matrix = gauss_newton(mse, torch.zeros(2), moving, jacobian, weight)
+    perfect = gauss_newton(losses.ncc, torch.zeros(2), moving, jacobian, weight)
+    torch.testing.assert_close(matrix, perfect)
+    assert (torch.linalg.eigvalsh(matrix) > 0).all()
+
+
+# ---- what Levenberg-Marquardt sees
+
+
+class Scene:
+    """The volume as a scene that renders itself."""
+
+    def render(self, camera: Camera, world_to_camera: Tensor) -> Tensor:
+        return render(attenuation(), camera, world_to_camera)
+
+
+def views_of_two_cameras() -> list[View]:
+    turn = torch.eye(4, dtype=torch.float64)
+    turn[:3, :3] = drrkit.so3_exp(torch.tensor([0.2, 1.1, -0.1], dtype=torch.float64))
+    isocentre = torch.tensor([0.0, 0.0, 800.0], dtype=torch.float64)
+    turn[:3, 3] = isocentre - turn[:3, :3] @ isocentre
+    second = render(attenuation(), CAMERA, turn @ truth())
+    mask = torch.ones_like(second)
+    mask[..., :9, :] = 0.0
+    return [View(CAMERA, drr(), None, None), View(CAMERA, second, mask, turn)]
+
+
+@pytest.mark.parametrize("scene", ["volume", "scene"])
+@pytest.mark.parametrize("similarity", ["ncc", "gradient_ncc", "local_ncc", "mi", "mse"])
+def test_an_expansion_has_the_value_and_the_gradient_of_the_objective(similarity, scene):
+    stage = Stage(similarity, optimiser="levenberg", blur=0.7)
+    center = volume_center(attenuation()) + torch.tensor([20.0, -30.0, 10.0]).double()
+    pose = off(3.0, 6.0, seed=1, count=2)
+    views = views_of_two_cameras()
+    drawn = attenuation() if scene == "volume" else Scene()
+    found = expansion(drawn, views, stage, 1, "joseph", center)(pose)
+    xi = torch.zeros(2, 6, dtype=torch.float64, requires_grad=True)
+    loss = objective(attenuation(), views, stage, 1, "joseph")(perturb(pose, xi, center))
+    (gradient,) = torch.autograd.grad(loss.sum(), xi)
+    torch.testing.assert_close(found.loss, loss.detach())
+    torch.testing.assert_close(found.gradient, gradient, rtol=1e-6, atol=1e-9)
+    assert found.matrix.shape == (2, 6, 6)
+
+
+@pytest.mark.parametrize("similarity", ["ncc", "gradient_ncc"])
+def test_the_matrix_is_the_second_derivative_at_a_perfect_match(similarity):
+    stage = Stage(similarity, optimiser="levenberg")
+    image = render(attenuation(), CAMERA, truth())
+    view, center = View(CAMERA, image, None, None), volume_center(attenuation())
+    found = expansion(attenuation(), [view], stage, 1, "joseph", center)(truth())
+    measure = objective(attenuation(), [view], stage, 1, "joseph")
+    units = motion_units(CAMERA, 800.0)
+
+    def loss(xi: Tensor) -> Tensor:
+        return measure(perturb(truth(), (xi * units)[None], center))[0]
+
+    # Central differences of exact gradients: the projector's own second derivatives jump.
+    step, columns = 1e-3, []
+    for k in range(6):
+        ends = [torch.zeros(6).double().index_fill(0, torch.tensor(k), s) for s in (step, -step)]
+        slopes = [torch.autograd.functional.jacobian(loss, end) for end in ends]
+        columns.append((slopes[0] - slopes[1]) / (2 * step))
+    hessian = torch.stack(columns)
+    matrix = found.matrix[0] * units * units[:, None]
+    assert (matrix - hessian).abs().max() < 0.02 * hessian.abs().max()
+
+
+def test_levenberg_marquardt_converges_in_a_few_steps_from_every_start():
+    view, center = View(CAMERA, drr(), None, None), volume_center(attenuation())
+    stage = Stage("ncc", optimiser="levenberg", iterations=30, step=20.0, final_step=1e-3)
+    expand = expansion(attenuation(), [view], stage, 1, "joseph", center)
+    start = off(6.0, 12.0, seed=2, count=4)
+    levenberg = LevenbergMarquardt(expand, start, center, motion_units(CAMERA, 800.0), stage)
+    while not levenberg.finished:
+        levenberg.step()
+    assert (error(start) > 5.0).all() and (error(levenberg.best_pose) < 0.2).all()
+    assert levenberg.steps < 20
+    trace = torch.stack(levenberg.trace)
+    assert trace.shape == (levenberg.steps, 4)
+    torch.testing.assert_close(levenberg.best_loss, trace.nan_to_num(nan=9.0).amin(0))
+
+
+def test_levenberg_marquardt_survives_wrong_models_and_losses_that_are_no_numbers():
+    def expand(pose: Tensor) -> Expansion:
+        x = place(pose)
+        loss = x.square().sum(-1)
+        loss = torch.where(x[:, 3] > 30.0, torch.nan, loss)
+        # The gradient is right, the curvature ten thousand times too small.
+        return Expansion(loss, 2 * x, 2e-4 * torch.eye(6).double().expand(len(x), 6, 6))
+
+    start = perturb(
+        identity(2), torch.tensor([[0, 0, 0, 9.0, 0, 0], [0, 0, 0, 50.0, 0, 0]]), ORIGIN
+    )
+    stage = Stage(optimiser="levenberg", iterations=100, step=25.0, final_step=1e-4)
+    levenberg = LevenbergMarquardt(expand, start, ORIGIN, UNITS, stage)
+    while not levenberg.finished:
+        levenberg.step()
+    assert levenberg.best_loss[0] < 1e-4
+    assert levenberg.best_loss[1] == math.inf and torch.equal(levenberg.best_pose[1], start[1])
+
+
+# ---- CMA-ES
+
+
+def bowl(pose: Tensor) -> Tensor:
+    """A curved valley with its minimum at xi = (0.1, 0, 0, 3, -2, 1)."""
+    x = place(pose) - torch.tensor([0.1, 0.0, 0.0, 3.0, -2.0, 1.0], dtype=torch.float64)
+    x = x * torch.tensor([30.0, 30.0, 30.0, 1.0, 1.0, 0.2], dtype=torch.float64)
+    return x.square().sum(-1) + 0.05 * (x[:, 0] * x[:, 3]).square()
+
+
+@pytest.mark.io
+def test_cma_es_finds_the_minimum_of_a_badly_scaled_valley_from_all_starts():
+    sizes = []
+
+    def measured(pose: Tensor) -> Tensor:
+        sizes.append(pose.shape[0])
+        return bowl(pose)
+
+    stage = Stage(
+        optimiser="cmaes", iterations=150, population=20, spread=(0.2, 8.0), final_step=1e-3
+    )
+    generator = torch.Generator().manual_seed(0)
+    search = CmaEs(measured, identity(3), ORIGIN, UNITS, stage, generator)
+    while not search.finished:
+        search.step()
+    assert (search.best_loss < 1e-4).all()
+    # One call a generation: twenty poses and the mean of every start that still moves.
+    assert len(sizes) == search.steps and sizes[0] == 3 * 21
+    assert search.stop_reason == "converged" and set(sizes) <= {21, 42, 63}
+
+
+@pytest.mark.io
+def test_cma_es_repeats_itself_and_leaves_numpys_generator_alone():
+    stage = Stage(optimiser="cmaes", iterations=8, population=8, spread=(0.02, 2.0))
+    found = []
+    for seed in (1, 1, 2):
+        before = np.random.get_state()[1].copy()  # noqa: NPY002
+        search = CmaEs(bowl, identity(2), ORIGIN, UNITS, stage, torch.Generator().manual_seed(seed))
+        while not search.finished:
+            search.step()
+        assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+        found.append(torch.stack(search.trace))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert not torch.equal(found[0][1:, 0], found[0][1:, 1])
+
+
+@pytest.mark.io
+def test_cma_es_ranks_losses_that_are_no_numbers_last():
+    def broken(pose: Tensor) -> Tensor:
+        return torch.where(pose[:, 0, 3] > 0.0, torch.nan, bowl(pose))
+
+    stage = Stage(optimiser="cmaes", iterations=30, population=16, spread=(0.2, 8.0))
+    search = CmaEs(broken, identity(1), ORIGIN, UNITS, stage, torch.Generator().manual_seed(0))
+    while not search.finished:
+        search.step()
+    assert search.best_loss.isfinite().all() and (search.best_pose[:, 0, 3] <= 0).all()
+
+
+# ---- the trust region
+
+
+def test_the_trust_region_solves_a_quadratic_to_the_last_digits_it_asks_for():
+    def quadratic(pose: Tensor) -> Tensor:
+        x = place(pose) * torch.tensor([50.0, 50.0, 50.0, 1.0, 1.0, 0.3], dtype=torch.float64)
+        return (x - 1.5).square().sum(-1) + x[:, 0] * x[:, 1]
+
+    units = torch.tensor([0.02, 0.02, 0.02, 1.0, 1.0, 3.0], dtype=torch.float64)
+    stage = Stage(
+        optimiser="trust_region", iterations=30, step=3.0, final_step=1e-3, spread=(1, 50)
+    )
+    found = TrustRegion(quadratic, identity(2), ORIGIN, units, stage, torch.Generator())
+    while not found.finished:
+        found.step()
+    # Minimum over x0, x1: each (2/3) 1.5, value 2 (0.5)^2 + 1.
+    torch.testing.assert_close(found.best_loss, torch.full((2,), 1.5).double(), rtol=0, atol=1e-3)
+
+
+def test_the_trust_region_never_leaves_its_bounds_and_finds_minima_on_them():
+    seen = []
+
+    def sloped(pose: Tensor) -> Tensor:
+        x = place(pose)
+        seen.append(x)
+        return x[:, 3] + (x[:, 4] - 1.0).square() + 100 * x[:, :3].square().sum(-1)
+
+    stage = Stage(
+        optimiser="trust_region", iterations=40, step=2.0, final_step=0.01, spread=(0.1, 4)
+    )
+    start = identity(1)
+    found = TrustRegion(sloped, start, ORIGIN, UNITS, stage, torch.Generator().manual_seed(0))
+    while not found.finished:
+        found.step()
+    visited = torch.cat(seen)
+    assert (visited[:, :3].abs() <= 0.1 + 1e-9).all() and (visited[:, 3:].abs() <= 4.7).all()
+    assert found.best_loss.item() == pytest.approx(-4.0, abs=0.02)
+
+
+def test_the_trust_region_works_on_a_noisy_staircase_that_has_no_derivatives():
+    def staircase(pose: Tensor) -> Tensor:
+        x = place(pose) * torch.tensor([30.0] * 3 + [1.0] * 3, dtype=torch.float64)
+        return (20 * (x - 2.0).square().sum(-1)).round() / 20
+
+    stage = Stage(
+        optimiser="trust_region", iterations=40, step=2.0, final_step=0.1, spread=(0.3, 9)
+    )
+    units = torch.tensor([1 / 30] * 3 + [1.0] * 3, dtype=torch.float64)
+    found = TrustRegion(staircase, identity(2), ORIGIN, units, stage, torch.Generator())
+    while not found.finished:
+        found.step()
+    assert (found.best_loss < 0.2).all()
+
+
+def test_the_minimum_of_a_quadratic_in_a_box_beats_every_point_of_a_grid():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(20, 3, 3, generator=generator, dtype=torch.float64)
+    matrix = root @ root.mT
+    gradient = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    low, high = -torch.rand(20, 3, generator=generator).double(), torch.rand(20, 3).double()
+    step = box_minimum(gradient, matrix, low, high)
+    assert ((step >= low) & (step <= high)).all()
+
+    def value(s: Tensor) -> Tensor:
+        return (gradient[:, None] * s).sum(-1) + 0.5 * torch.einsum("bni,bij,bnj->bn", s, matrix, s)
+
+    axis = torch.linspace(0, 1, 9, dtype=torch.float64)
+    grid = low[:, None] + torch.cartesian_prod(axis, axis, axis) * (high - low)[:, None]
+    assert (value(step[:, None])[:, 0] <= value(grid).amin(1) + 1e-6).all()
+
+
+# ---- through register, halving, candidates
+
+
+@pytest.mark.io
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimiser": "levenberg", "step": 20.0, "iterations": 12},
+        {
+            "optimiser": "trust_region",
+            "step": 3.0,
+            "iterations": 12,
+            "spread": (
+                0.2,
+                15.0,
+            ),
+        },
+        {"optimiser": "cmaes", "population": 24, "iterations": 25, "spread": (0.03, 4.0)},
+    ],
+)
+def test_every_optimiser_improves_a_pose_through_register(options):
+    volume, image, start = attenuation().to(torch.float32), drr().float(), off(2.0, 5.0, seed=3)
+    result = register(volume, CAMERA, image, start, stages=Stage("ncc", **options))
+    assert error(result.world_to_camera).item() < 0.35 * error(start).item()
+    assert result.history[0].optimiser == options["optimiser"]
+    again = register(volume, CAMERA, image, start, stages=Stage("ncc", **options))
+    assert torch.equal(result.world_to_camera, again.world_to_camera)
+
+
+def test_successive_halving_lets_the_worse_half_rest_until_as_many_are_left_as_kept():
+    moving = []
+
+    def expand(pose: Tensor) -> Expansion:
+        moving.append(pose.shape[0])
+        x = place(pose)
+        # Steps far too short to converge, so that only the halving ends poses.
+        return Expansion(
+            x.square().sum(-1), 2 * x, 2000.0 * torch.eye(6).double().expand(len(x), 6, 6)
+        )
+
+    stage = Stage(
+        optimiser="levenberg", iterations=12, step=1.0, final_step=1e-9, halve_every=3, keep=2
+    )
+    places = torch.zeros(9, 6, dtype=torch.float64)
+    places[:, 3] = torch.tensor([9.0, 1, 8, 2, 7, 3, 6, 4, 5])
+    levenberg = LevenbergMarquardt(
+        expand, perturb(identity(9), places, ORIGIN), ORIGIN, UNITS, stage
+    )
+    while not levenberg.finished:
+        levenberg.step()
+    assert moving == [9] * 3 + [5] * 3 + [3] * 3 + [2] * 3
+    assert levenberg.active.tolist() == [1, 3]
+
+
+def test_a_stage_keeps_the_best_poses_that_differ():
+    places = torch.zeros(5, 6, dtype=torch.float64)
+    places[:, 3] = torch.tensor([0.0, 0.4, 30.0, 60.0, 60.5])
+    pose, loss = perturb(identity(5), places, ORIGIN), torch.tensor([2.0, 1.0, 5.0, 3.0, math.nan])
+    assert distinct_poses(pose, loss, ORIGIN, UNITS, 1.0, 9).tolist() == [1, 3, 2]
+    assert distinct_poses(pose, loss, ORIGIN, UNITS, 1.0, 2).tolist() == [1, 3]
+    starts = off(1.0, 2.0, seed=4, count=3)
+    stage = Stage("ncc", optimiser="levenberg", step=20.0, final_step=1e-3, keep=2, apart=1.0)
+    result = register(attenuation(), CAMERA, drr(), starts, stages=stage)
+    assert result.all_world_to_camera.shape == (1, 4, 4)  # all three ended in one place
+
+
+def test_motion_between_poses_counts_turns_at_the_lever_and_depth_by_its_unit():
+    units = torch.tensor([0.01] * 3 + [1.0, 1.0, 4.0], dtype=torch.float64)
+    moved = torch.tensor(
+        [[0, 0, 0, 3.0, 4.0, 0], [0, 0, 0, 0, 0, 8.0], [0, 0, 0.02, 0, 0, 0]], dtype=torch.float64
+    )
+    found = motion_between(perturb(identity(3), moved, ORIGIN), identity(1), ORIGIN, units)[:, 0]
+    # A turn by two units about z moves four of the six points by two mm.
+    torch.testing.assert_close(found, torch.tensor([5.0, 2.0, 4 / 3]).double(), rtol=1e-3, atol=0)
+
+
+def test_a_scene_is_resampled_to_a_stages_voxels_but_never_refined():
+    from drrkit.registration.pipeline import Registration
+
+    run = Registration(attenuation(), [], ORIGIN, "joseph", torch.Generator(), None)
+    assert run._at_voxels(None) is attenuation() and run._at_voxels(4.0) is attenuation()
+    assert run._at_voxels(7.0) is attenuation()  # hardly smaller
+    coarse = run._at_voxels(12.0)
+    assert coarse.spacing == (12.0, 12.0, 12.0) and run._at_voxels(12.0) is coarse
+    long = replace(attenuation(), spacing=(6.0, 6.0, 20.0))
+    run = Registration(long, [], ORIGIN, "joseph", torch.Generator(), None)
+    assert run._at_voxels(12.0).spacing == (12.0, 12.0, 20.0)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"optimiser": "newton"}, r"optimiser: expected one of 'gradient', .*got 'newton'"),
+        ({"population": 3}, r"population: expected an integer >= 4, got 3"),
+        ({"halve_every": -1}, r"halve_every: expected an integer >= 0, got -1"),
+        ({"keep": 0}, r"keep: expected a positive integer, got 0"),
+        ({"apart": 0.0}, r"apart: expected a positive length in mm, got 0.0"),
+        ({"voxel_mm": math.nan}, r"voxel_mm: expected a positive length in mm, got nan"),
+        ({"spread": (0.1,) * 5}, r"spread: expected \(rad, mm\) or six"),
+        ({"spread": (0.0, 1.0), "optimiser": "cmaes"}, r"spread: 'cmaes' needs positive ones"),
+    ],
+)
+def test_a_stage_refuses_settings_of_its_optimiser_out_of_bounds(options, message):
+    with pytest.raises(ValueError, match=message):
+        Stage(**options)
