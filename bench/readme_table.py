@@ -64,6 +64,8 @@ def replaced(text: str, block: str) -> str:
 
 def block(found: dict[str, dict[str, Any]]) -> str:
     """The Markdown of all records, GPUs first."""
+    if not found:
+        return "No results have been committed yet: `make bench` writes them.\n"
     ordered = sorted(found, key=lambda name: (found[name]["device"] != "cuda", name))
     return "\n".join(part for name in ordered for part in _parts(name, found[name]))
 
