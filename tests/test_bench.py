@@ -303,6 +303,12 @@ def test_plans_ask_for_each_thing_once(device: str, quick: bool) -> None:
     assert {"forward", "pose", "volume", "adjoint"} <= {w.operation for w in plan}
     assert {w.view for w in plan if w.section == "main"} >= {"AP", "lateral"}
     assert plan[0].views == 1 and plan[0].operation == "forward"
+    for section in ("views", "detector", "volume"):  # one thing changes along a curve
+        curve = [w for w in plan if w.section == section]
+        kinds = {(w.view, w.operation) for w in curve}
+        changing = {(w.views, w.size, w.edge) for w in curve}
+        assert len(curve) > 1 and len(kinds) == 1 and len(changing) == len(curve)
+        assert [len(set(values)) > 1 for values in zip(*changing, strict=True)].count(True) == 1
     assert effort(device, quick).minutes <= 10
 
 
