@@ -1,4 +1,5 @@
 # make demo, make test (quick, the whole mathematics), make check (everything; what CI runs).
+# make bench: the long benchmark, on an otherwise idle machine; its tables into bench/results and README.md.
 # Each sets up .venv by itself. Another torch: make TORCH="torch==2.11.0" test. Other Python: PYTHON=python3.12.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test check lint build clean
+.PHONY: demo test check lint bench build clean
 
 demo: $(READY)
 	$(BIN)/drrkit demo --out demo_out
@@ -23,6 +24,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+
+bench: $(READY)
+	$(BIN)/python -m drrkit.bench --out bench/results
+	$(BIN)/python bench/readme_table.py
 
 build: $(READY)
 

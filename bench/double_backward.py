@@ -28,12 +28,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import measure
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
 import drrkit
+from drrkit.bench.machine import machine, versions
+from drrkit.bench.timing import peak_bytes
 
 SCHEMA = 1
 SDD, SOD = 1020.0, 800.0  # mm
@@ -200,6 +201,7 @@ def run(work: Workload) -> dict[str, Any]:
         laps.append(times)
         return gradients
 
+    call()
     peak = peak_bytes(call, scene.xi.device)
     while len(laps) < work.runs:
         call()
@@ -231,17 +233,6 @@ def summary(laps: Sequence[tuple[float, float]]) -> dict[str, Any]:
     }
 
 
-def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
-    """Memory at the call's peak above the inputs; calls twice."""
-    if device.type != "cuda":
-        return measure.peak_bytes(call)
-    call()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    call()
-    return torch.cuda.max_memory_allocated(device) - before
-
-
 def agreement() -> dict[str, float]:
     """Largest relative difference of the second-order gradients, trilinear and grid_sample."""
     work = Workload("", 16, 12, 3, 2, 1, torch.get_num_threads(), "cpu")
@@ -267,9 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "schema": SCHEMA,
         "command": described(options),
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": measure.machine() | {"torch_threads": options.threads},
+        "machine": machine() | {"torch_threads": options.threads},
         "device": device_name(options.device),
-        "versions": measure.versions(("torch", "numpy")) | {"drrkit": drrkit.__version__},
+        "versions": versions(("torch", "numpy")) | {"drrkit": drrkit.__version__},
         "geometry": {"sdd_mm": SDD, "sod_mm": SOD, "voxel_mm": SPACING, "step_mm": STEP},
         "load_average": {"before": os.getloadavg()},
         "agreement_float64": agreement(),

@@ -13,10 +13,10 @@ import json
 import time
 from pathlib import Path
 
-import measure
 import torch
 
 import drrkit
+from drrkit.bench.machine import machine, versions
 
 METHODS = {
     "joseph": {"method": "joseph"},
@@ -69,7 +69,7 @@ def main() -> None:
             print(f"{name:26s}" + "".join(f"{value:10.2g}" for value in row.values()))
     if arguments.output:
         record = {"ct": arguments.ct.name, "reference": REFERENCE, "views": result}
-        record |= {"machine": measure.machine(), "versions": measure.versions(("torch", "drrkit"))}
+        record |= {"machine": machine(), "versions": versions(("torch", "drrkit"))}
         arguments.output.write_text(json.dumps(record, indent=2) + "\n")
 
 

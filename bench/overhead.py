@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import machine, versions
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import drrkit
 from drrkit import _ops
+from drrkit.bench.machine import machine, versions
 
 CALLS = 20  # a sample is the mean over so many calls: clocks tick in microseconds
 SIZE = (8, 8)

@@ -24,11 +24,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import measure
 import torch
 from torch import Tensor
 
 import drrkit
+from drrkit.bench.machine import machine, versions
 from drrkit.metrics import bone_points, mtre, rotation_error, success_rate
 from drrkit.registration import AUTO
 from drrkit.xray import SPECTRUM_90KV
@@ -59,10 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "schema": SCHEMA,
         "command": " ".join(["python bench/register_pelvis.py", *described(options)]),
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": measure.machine(),
+        "machine": machine(),
         "load_average": {"before": load, "after": os.getloadavg()},
-        "versions": measure.versions(("torch", "numpy", "SimpleITK"))
-        | {"drrkit": drrkit.__version__},
+        "versions": versions(("torch", "numpy", "SimpleITK")) | {"drrkit": drrkit.__version__},
         "protocol": protocol(ct, points, options),
         "summary": summary(trials),
         "trials": trials,

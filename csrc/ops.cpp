@@ -12,14 +12,17 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <array>
 #include <atomic>
 #include <optional>
 #include <tuple>
 
 #include "cpu/kernels.h"
+#include "packed.h"
 #include "params.h"
 #if defined(DRRKIT_CUDA)
 #include "cuda/kernels.h"
+#include "cuda/packed.h"
 #endif
 
 namespace drrkit {
@@ -87,6 +90,40 @@ Scene scene_of(const Tensor& geometry, int64_t n_volumes, int64_t n_channels,
   return scene;
 }
 
+// ---- prepared volumes
+
+// [N, C, nz, ny, nx] of values of 3, 4 or 5 dimensions.
+std::array<int64_t, 5> volume_shape(const Tensor& values) {
+  std::array<int64_t, 5> shape = {1, 1, 1, 1, 1};
+  const int64_t dims = values.dim();
+  STD_TORCH_CHECK(dims >= 3 && dims <= 5, "drrkit: values have 3, 4 or 5 dimensions");
+  for (int64_t i = 0; i < dims; ++i) shape[static_cast<size_t>(5 - dims + i)] = values.size(i);
+  return shape;
+}
+
+// How often a tensor has been written to in place.
+int64_t version_of(const Tensor& t) {
+  StableIValue stack[1] = {torch::stable::detail::from(t)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_version", "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<int64_t>(stack[0]);
+}
+
+// What a handle names, if it was made from these very values as they are now; else null.
+PackedPtr packed_from(const Tensor& values, int64_t handle) {
+  const PackedPtr packed = Handles::all().find(handle);
+  if (!packed || !values.is_contiguous()) return nullptr;
+  Origin now;
+  now.data = values.const_data_ptr();
+  now.version = packed->origin.version;
+  now.device = values.is_cuda() ? values.get_device_index() : -1;
+  now.voxel = voxel_of(values);
+  now.shape = volume_shape(values);
+  const bool same = now == packed->origin && version_of(values) == packed->origin.version;
+  if (!same) return nullptr;
+  ++*packed->uses;
+  return packed;
+}
+
 // ---- devices: where a kernel runs, and how its work is dealt out
 
 // Tasks are taken one by one, since rays that miss the volume cost nothing: static shares would
@@ -112,7 +149,7 @@ struct Cpu {
 
   explicit Cpu(const Tensor&) {}
 
-  void project(const ProjectParams& p) const {
+  void project(const ProjectParams& p, const PackedPtr&) const {
     deal_ranges(cpu::panels(p.scene), 1, [&](int64_t b, int64_t e) { cpu::project(p, b, e); });
   }
   void second(const SecondParams& p) const {
@@ -164,7 +201,13 @@ struct Cuda {
     STD_TORCH_CHECK(error == nullptr, "drrkit: CUDA launch failed: ", error);
   }
 
-  void project(const ProjectParams& p) const { check(cuda::project(p, stream)); }
+  void project(const ProjectParams& p, const PackedPtr& packed) const {
+    const char* error = nullptr;
+    if (!packed || !cuda::project_packed(p, *packed, stream, &error))
+      return check(cuda::project(p, stream));
+    check(error);
+    check(cuda::keep_for_graph(packed, stream));
+  }
   void second(const SecondParams& p) const { check(cuda::second(p, stream)); }
   void backproject(const BackprojectParams& p) const { check(cuda::backproject(p, stream)); }
   template <class S> void reduce(const ReduceParams<S>& p) const { check(cuda::reduce(p, stream)); }
@@ -176,18 +219,19 @@ struct Cuda {
 
 // ---- ops
 
+// `values` are dense, of 3, 4 or 5 dimensions.
 template <class Device>
-std::tuple<Tensor, Tensor> project(const Tensor& values_, const Tensor& geometry_, int64_t rows,
-                                   int64_t cols, double sx, double sy, double sz, int64_t mode,
-                                   double step, bool with_rays) {
-  const Device device(values_);
-  const Tensor values = dense(values_), geometry = dense(geometry_);
+std::tuple<Tensor, Tensor> march(const Device& device, const Tensor& values,
+                                 const Tensor& geometry_, int64_t rows, int64_t cols,
+                                 const double (&spacing)[3], int64_t mode, double step,
+                                 bool with_rays, const PackedPtr& packed) {
+  const Tensor geometry = dense(geometry_);
+  const std::array<int64_t, 5> shape = volume_shape(values);
   const Voxel voxel = voxel_of(values);
-  const int64_t channels = values.size(1), views = geometry.size(0);
+  const int64_t channels = shape[1], views = geometry.size(0);
   ProjectParams p;
-  p.scene =
-      scene_of(geometry, values.size(0), channels, {values.size(2), values.size(3), values.size(4)},
-               voxel, rows, cols, {sx, sy, sz}, mode, step);
+  p.scene = scene_of(geometry, shape[0], channels, {shape[2], shape[3], shape[4]}, voxel, rows,
+                     cols, spacing, mode, step);
   const int64_t n = p.scene.views.rays;
   Tensor image = torch::stable::new_empty(values, {views, channels, n}, scalar_of(voxel));
   Tensor rays = with_rays
@@ -196,8 +240,28 @@ std::tuple<Tensor, Tensor> project(const Tensor& values_, const Tensor& geometry
   p.values = values.const_data_ptr();
   p.image = image.mutable_data_ptr();
   p.rays = with_rays ? rays.mutable_data_ptr() : nullptr;
-  if (image.numel() > 0) device.project(p);
+  if (packed) p.bricks = packed->bricks;
+  if (image.numel() > 0) device.project(p, packed);
   return {image, rays};
+}
+
+template <class Device>
+std::tuple<Tensor, Tensor> project(const Tensor& values, const Tensor& geometry, int64_t rows,
+                                   int64_t cols, double sx, double sy, double sz, int64_t mode,
+                                   double step, bool with_rays) {
+  const Device device(values);
+  return march(device, dense(values), geometry, rows, cols, {sx, sy, sz}, mode, step, with_rays,
+               nullptr);
+}
+
+template <class Device>
+std::tuple<Tensor, Tensor> project_packed(const Tensor& values, const Tensor& geometry,
+                                          int64_t handle, int64_t rows, int64_t cols, double sx,
+                                          double sy, double sz, int64_t mode, double step,
+                                          bool with_rays) {
+  const Device device(values);
+  return march(device, dense(values), geometry, rows, cols, {sx, sy, sz}, mode, step, with_rays,
+               packed_from(values, handle));
 }
 
 template <class Device>
@@ -321,13 +385,18 @@ Tensor second(const Tensor& values_, const Tensor& geometry_, const Tensor& imag
 
 // `geometry` and `tangent` are frames [B, 4, 3] or end points [B, P, 2, 3], `tangents` are frames
 // [B, K, 4, 3] or end points [B, P, 2, 3] with K = 1, all float64; `rays` are
-// six-vectors [B, C, 6, P]. Private: no autograd here, drrkit.projector adds it.
+// six-vectors [B, C, 6, P]. `handle` names what a projector prepared from `values`, which may then
+// have 3, 4 or 5 dimensions; one that does not fit them changes nothing. Private: no autograd here,
+// drrkit.projector adds it.
 STABLE_TORCH_LIBRARY(drrkit, m) {
   m.def(
       "project(Tensor values, Tensor geometry, SymInt rows, SymInt cols, float sx, float sy, float "
       "sz, "
       "int mode, float step, "
       "bool with_rays) -> (Tensor, Tensor)");
+  m.def(
+      "project_packed(Tensor values, Tensor geometry, SymInt handle, SymInt rows, SymInt cols, "
+      "float sx, float sy, float sz, int mode, float step, bool with_rays) -> (Tensor, Tensor)");
   m.def(
       "backproject(Tensor images, Tensor geometry, Tensor? tangent, SymInt n, SymInt nz, SymInt "
       "ny, SymInt nx, "
@@ -346,6 +415,7 @@ STABLE_TORCH_LIBRARY(drrkit, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(drrkit, CPU, m) {
   m.impl("project", TORCH_BOX(&project<Cpu>));
+  m.impl("project_packed", TORCH_BOX(&project_packed<Cpu>));
   m.impl("backproject", TORCH_BOX(&backproject<Cpu>));
   m.impl("reduce_rays", TORCH_BOX(&reduce_rays<Cpu>));
   m.impl("tangent", TORCH_BOX(&tangent<Cpu>));
@@ -355,6 +425,7 @@ STABLE_TORCH_LIBRARY_IMPL(drrkit, CPU, m) {
 #if defined(DRRKIT_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(drrkit, CUDA, m) {
   m.impl("project", TORCH_BOX(&project<Cuda>));
+  m.impl("project_packed", TORCH_BOX(&project_packed<Cuda>));
   m.impl("backproject", TORCH_BOX(&backproject<Cuda>));
   m.impl("reduce_rays", TORCH_BOX(&reduce_rays<Cuda>));
   m.impl("tangent", TORCH_BOX(&tangent<Cuda>));

@@ -3,6 +3,7 @@
 // for all others.
 #pragma once
 
+#include "bricks.h"
 #include "frames.h"
 #include "geometry.h"
 #include "joseph.h"
@@ -32,6 +33,8 @@ struct ProjectParams {
   const void* values;  // [N, C, nz, ny, nx] voxel type
   void* image;         // [B, C, P] Scalar
   void* rays;  // [B, C, 6, P] Scalar: d image / d (source, target), index coordinates; or null
+  // Where the volumes are zero; a march need not look.
+  Bricks bricks = {nullptr, nullptr, 0, 0, 0};
 };
 
 // P*, or with a tangent T*. Adds into `values`, which the caller has zeroed.

@@ -84,6 +84,16 @@ def project(values: Tensor, geometry: Tensor, with_rays: bool, spec: Spec) -> tu
     return _torch_ops.project(values, geometry, rows, cols, sx, sy, sz, mode, step, with_rays)
 
 
+def project_packed(
+    source: Tensor, geometry: Tensor, handle: int, with_rays: bool, spec: Spec
+) -> tuple[Tensor, Tensor]:
+    """P by what `handle` names, if that was made from `source`, values of 3, 4 or 5 dimensions."""
+    _, _, _, rows, cols, sx, sy, sz, mode, step = spec
+    return _torch_ops.project_packed(
+        source, geometry, handle, rows, cols, sx, sy, sz, mode, step, with_rays
+    )
+
+
 def backproject(
     images: Tensor, geometry: Tensor, tangent: Tensor | None, n: int, spec: Spec
 ) -> Tensor:
@@ -167,6 +177,15 @@ def _(values, geometry, rows, cols, sx, sy, sz, mode, step, with_rays):
     dtype = _scalar(values)
     six = (views, channels, 6, rays) if with_rays else (0,)
     return values.new_empty(views, channels, rays, dtype=dtype), values.new_empty(six, dtype=dtype)
+
+
+@torch.library.register_fake("drrkit::project_packed")
+def _(source, geometry, handle, rows, cols, sx, sy, sz, mode, step, with_rays):
+    channels = source.shape[-4] if source.dim() > 3 else 1
+    views, rays = geometry.shape[0], _n_rays(geometry, rows, cols)
+    dtype = _scalar(source)
+    six = (views, channels, 6, rays) if with_rays else (0,)
+    return source.new_empty(views, channels, rays, dtype=dtype), source.new_empty(six, dtype=dtype)
 
 
 @torch.library.register_fake("drrkit::backproject")

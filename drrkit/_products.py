@@ -24,6 +24,7 @@ class _Product(Function):
     """Argument positions that the vmap rule needs."""
 
     volume: int | None = None  # of the volumes that are read
+    source: int | None = None  # of the tensor that they are a view of
     count: int | None = None  # of the number of volumes that come out
 
 
@@ -65,6 +66,43 @@ def _project_jvp(ctx, d_values, d_geometry, *_):
         None if d_geometry is None else call(Tangent, values, geometry, d_geometry, rays, ctx.spec),
     )
     return image, None
+
+
+class ProjectPacked(_Product):
+    """P(values, geometry) by what was prepared from `source`, of which `values` is a view.
+
+    Values that take part in a derivative do not come here (see _pack.py), and geometry's
+    derivatives are those of Project.
+    """
+
+    volume, source = 0, 1
+
+    @staticmethod
+    def forward(
+        values: Tensor, source: Tensor, geometry: Tensor, handle: int, with_rays: bool, spec: Spec
+    ):
+        return _ops.project_packed(source, geometry, handle, with_rays, spec)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output[1])
+        ctx.spec = inputs[5]
+        keep(ctx, inputs[0], inputs[2], output[1])
+
+    @staticmethod
+    def backward(ctx, g, _):
+        values, geometry, rays = ctx.saved_tensors
+        if g is None:
+            return None, None, None, None, None, None
+        on_geometry = call(GeometryVjp, values, geometry, g, rays, ctx.spec)
+        return None, None, on_geometry, None, None, None
+
+
+def _project_packed_jvp(ctx, d_values, d_source, d_geometry, *_):
+    values, geometry, rays = ctx.saved_tensors
+    if d_geometry is None:
+        return None, None
+    return call(Tangent, values, geometry, d_geometry, rays, ctx.spec), None
 
 
 class Backproject(_Product):
@@ -267,7 +305,7 @@ def _vmap(product: type[_Product], info: Any, in_dims: tuple, *args: Any):
         if position == product.count:
             arg = arg * size
         elif isinstance(arg, Tensor) and arg.dim() > 1:
-            arg = _fold(arg, dim, axis, size, keep=position == product.volume)
+            arg = _fold(arg, dim, axis, size, keep=position in (product.volume, product.source))
         folded.append(arg)
     out = call(product, *folded)
     outputs = out if isinstance(out, tuple) else (out,)
@@ -288,6 +326,7 @@ def _fold(arg: Tensor, dim: int | None, axis: int, size: int, keep: bool) -> Ten
 
 for _product, _jvp in (
     (Project, _project_jvp),
+    (ProjectPacked, _project_packed_jvp),
     (Backproject, _backproject_jvp),
     (GeometryVjp, _geometry_vjp_jvp),
     (Tangent, _no_jvp),

@@ -130,6 +130,16 @@ def test_first_and_second_derivatives_pass_gradcheck_in_every_argument(name, los
     assert torch.autograd.gradgradcheck(checked, (moving, fixed), fast_mode=True)
 
 
+def test_the_mask_is_differentiable_too(name, loss):
+    moving, fixed = images(2, 1, 5, 6), images(1, 1, 5, 6, seed=1)
+    mask = images(1, 1, 5, 6, seed=2).requires_grad_()
+
+    def checked(m: torch.Tensor) -> torch.Tensor:
+        return loss(moving, fixed, m, **FREE.get(name, {}))
+
+    assert torch.autograd.gradcheck(checked, mask)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e4])
 def test_constant_images_give_finite_losses_and_gradients(name, loss, dtype, value):

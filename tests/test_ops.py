@@ -10,6 +10,7 @@ from scenes import BEAMS, SPACING, endpoints, oblique, rand, randn
 from torch import Tensor
 
 from drrkit import _ops
+from drrkit._pack import Pack
 
 SIZE = (3, 2)
 SHAPE = (4, 3, 5)
@@ -64,6 +65,18 @@ def check(product: Callable, op: str, *arguments: object) -> None:
 def test_project_passes_opcheck(dtype, with_rays, kind, device) -> None:
     arguments = (values(dtype).to(device), geometry(kind).to(device), with_rays, spec_of())
     check(_ops.project, "project", *arguments)
+
+
+@pytest.mark.parametrize("kind", ["frames", "endpoints"])
+@pytest.mark.parametrize("with_rays", [False, True])
+@pytest.mark.parametrize("dims", [3, 4, 5])
+@pytest.mark.parametrize("dtype", VOXELS)
+def test_project_packed_passes_opcheck(dtype, dims, with_rays, kind, device) -> None:
+    volume = values(dtype)[(0,) * (5 - dims)].to(device)
+    pack = Pack("auto", "joseph")  # alive while its handle is used
+    for handle in (pack.handle_of(volume), 0, 10**6):
+        arguments = (volume, geometry(kind).to(device), handle, with_rays, spec_of())
+        check(_ops.project_packed, "project_packed", *arguments)
 
 
 @pytest.mark.parametrize("kind", ["frames", "endpoints"])
@@ -162,7 +175,7 @@ def test_every_op_of_the_library_is_checked_here() -> None:
     schemas = torch._C._jit_get_all_schemas()
     names = {s.name.split("::")[1] for s in schemas if s.name.startswith("drrkit::")}
     maps = {f"{m}{s}" for m in ("perturb", "frames") for s in ("", "_vjp", "_jvp", "_second")}
-    products = {"project", "backproject", "reduce_rays", "tangent", "second"}
+    products = {"project", "project_packed", "backproject", "reduce_rays", "tangent", "second"}
     assert names == products | maps  # the maps of poses: test_pose_maps.py
 
 

@@ -26,6 +26,7 @@ struct Box {
 struct Block {
   const void* values;
   Voxel voxel;
+  int m, a, b;  // the axes
   int64_t stride_m, stride_a, stride_b;
   int size_m, size_a, size_b;
   int64_t voxels;
@@ -34,6 +35,9 @@ struct Block {
     const Grid& grid = scene.grid;
     return {values,
             scene.voxel,
+            m,
+            a,
+            b,
             grid.stride(m),
             grid.stride(a),
             grid.stride(b),
@@ -47,6 +51,33 @@ struct Block {
            box.b1 < size_b;
   }
 };
+
+// Whether a box is known to hold zeros only (bricks.h).
+DRR_HD bool holds_nothing(const Bricks& bricks, int64_t volume, const Block& block,
+                          const Box& box) {
+  if (bricks.occupied == nullptr) return false;
+  const Occupied& filled = bricks.occupied[volume];
+  int lo[3], hi[3];
+  lo[block.m] = box.k0, hi[block.m] = box.k1 - 1;
+  lo[block.a] = box.a0, hi[block.a] = box.a1;
+  lo[block.b] = box.b0, hi[block.b] = box.b1;
+  for (int i = 0; i < 3; ++i)
+    if (lo[i] > filled.hi[i] || hi[i] < filled.lo[i]) return true;
+  if (!filled.sparse) return false;
+  const int count[3] = {bricks.nx, bricks.ny, bricks.nz};
+  for (int i = 0; i < 3; ++i) {
+    lo[i] = minimum(maximum((lo[i] + 1) >> kBrickShift, 0), count[i] - 1);
+    hi[i] = minimum(maximum((hi[i] + 1) >> kBrickShift, 0), count[i] - 1);
+  }
+  for (int z = lo[2]; z <= hi[2]; ++z)
+    for (int y = lo[1]; y <= hi[1]; ++y) {
+      const uint8_t* row =
+          bricks.of(volume) + (static_cast<int64_t>(z) * bricks.ny + y) * bricks.nx;
+      for (int x = lo[0]; x <= hi[0]; ++x)
+        if (row[x] == 0) return false;
+    }
+  return true;
+}
 
 DRR_HD bool stores(Voxel voxel, float) { return voxel == Voxel::kFloat32; }
 DRR_HD bool stores(Voxel voxel, double) { return voxel == Voxel::kFloat64; }
@@ -115,8 +146,19 @@ template <class S> DRR_HD bool copies_blindly(const Block& block, const Box& box
   return stores(block.voxel, S()) && block.contains(box) && end <= block.voxels;
 }
 
-template <class S> DRR_HD void copy_blocks(S* __restrict to, const S* __restrict from, int n) {
-  for (int i = 0; i < n; i += kBlock) __builtin_memcpy(to + i, from + i, kBlock * sizeof(S));
+template <class S> DRR_HD Sixteen<S> read_block(const S* from) {
+  static_assert(kBlock == 16, "a block is one vector");
+  Sixteen<S> v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class S> DRR_HD void copy_blocks(S* to, const S* from, int n) {
+  for (int i = 0; i < n; i += kBlock) {
+    const Sixteen<S> v = read_block(from + i);
+    __builtin_memcpy(to + i, &v, sizeof v);
+    asm volatile("" : : : "memory");  // else the loop becomes a call of memcpy
+  }
 }
 
 // Rows of a copy begin an odd number of its elements apart: lanes that read the same place of
@@ -170,12 +212,14 @@ DRR_HD Brick<S> copy_columns(S* room, int64_t capacity, const Block& block, cons
   return {room, first, box.a0, box.b0, 1, row, width * row};
 }
 
-template <class S>
-DRR_HD void interleave(S* __restrict to, const S* __restrict low, const S* __restrict high) {
-  for (int k = 0; k < kBlock; ++k) {
-    to[2 * k] = low[k];
-    to[2 * k + 1] = high[k];
-  }
+// Shuffles of whole vectors: from a loop the compiler makes loads and inserts, element by element.
+template <class S> DRR_HD void interleave(S* to, Sixteen<S> low, Sixteen<S> high) {
+  const Sixteen<S> first =
+      __builtin_shufflevector(low, high, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const Sixteen<S> second = __builtin_shufflevector(low, high, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28,
+                                                    13, 29, 14, 30, 15, 31);
+  __builtin_memcpy(to, &first, sizeof first);
+  __builtin_memcpy(to + kBlock, &second, sizeof second);
 }
 
 // The same with each voxel beside its neighbour along a, so that lanes can load both at once.
@@ -191,9 +235,13 @@ DRR_HD Brick<S> copy_pairs(S* room, int64_t capacity, const Block& block, const 
     if (blindly) {
       const S* from = static_cast<const S*>(block.values) + first + box.a0 * block.stride_a +
                       b * block.stride_b;
-      for (int a = 0; a < pairs; ++a, to += row, from += block.stride_a) {
+      Sixteen<S> low = read_block(from);
+      for (int a = 0; a < pairs; ++a, to += row) {
         __builtin_prefetch(from + kBlock, 0, 2);  // the tile's next block
-        interleave(to, from, from + block.stride_a);
+        from += block.stride_a;
+        const Sixteen<S> high = read_block(from);
+        interleave<S>(to, low, high);
+        low = high;
       }
       __builtin_prefetch(from + kBlock, 0, 2);
       continue;
@@ -202,7 +250,7 @@ DRR_HD Brick<S> copy_pairs(S* room, int64_t capacity, const Block& block, const 
     read_run<false>(ends[0], block, first, box.a0, b, kBlock);
     for (int a = 1; a <= pairs; ++a, to += row) {
       read_run<false>(ends[a % 2], block, first, box.a0 + a, b, kBlock);
-      interleave(to, ends[(a + 1) % 2], ends[a % 2]);
+      interleave<S>(to, read_block(ends[(a + 1) % 2]), read_block(ends[a % 2]));
     }
   }
   return {room, first, box.a0, box.b0, 2, row, pairs * row};

@@ -17,8 +17,8 @@ void second(const SecondParams& params, int64_t panel_begin, int64_t panel_end);
 // threads.
 void backproject(const BackprojectParams& params, int64_t volume, Slab slab);
 
-// What one integrator offers on one instruction set; defined in march.h, instantiated by base.cpp,
-// avx2.cpp and avx512.cpp.
+// What one integrator offers on one instruction set; defined in march.h, instantiated by
+// portable.cpp, avx2.cpp and avx512.cpp.
 template <template <class> class March, template <class, int> class Tile, Level kLevel>
 struct Kernels {
   static void project(const ProjectParams& params, int64_t begin, int64_t end);

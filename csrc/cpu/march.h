@@ -1,4 +1,4 @@
-// Bodies of the marching kernels, one template for all integrators; base.cpp, avx2.cpp and
+// Bodies of the marching kernels, one template for all integrators; portable.cpp, avx2.cpp and
 // avx512.cpp instantiate them for one instruction set each.
 #pragma once
 
@@ -65,7 +65,7 @@ void project_panels(const ProjectParams& params, int64_t begin, int64_t end) {
     march.set_up(panels, view, i % panels.a_view());
     for (int64_t c = 0; c < scene.n_channels; ++c) {
       const int64_t row = view * scene.n_channels + c;
-      march.gather(channel_of(scene, params.values, view, c));
+      march.gather(channel_of(scene, params.values, view, c), Bricks{nullptr, nullptr, 0, 0, 0}, 0);
       march.finish(
           ImageStore<S, kRays>{static_cast<S*>(params.image) + row * n,
                                kRays ? static_cast<S*>(params.rays) + row * 6 * n : nullptr, n});
@@ -84,7 +84,7 @@ void second_panels(const SecondParams& params, int64_t begin, int64_t end) {
     const int64_t view = i / panels.a_view();
     march.set_up(panels, view, i % panels.a_view());
     for (int64_t c = 0; c < scene.n_channels; ++c) {
-      march.gather(channel_of(scene, params.values, view, c));
+      march.gather(channel_of(scene, params.values, view, c), Bricks{nullptr, nullptr, 0, 0, 0}, 0);
       march.finish(
           SecondStore<S>{static_cast<const S*>(params.images) + (view * scene.n_channels + c) * n,
                          params.rays + view * 6 * n, params.tangent, view, n});

@@ -126,7 +126,8 @@ template <template <class, int> class TileOf, class S, int N, int kOrder> struct
 
   DRR_HD static int floor_block(int k) { return (k >= 0 ? k : k - kBlock + 1) / kBlock * kBlock; }
 
-  DRR_HD void gather(const void* volume) {
+  // Sums over one channel; `bricks` say where volume number `volume` is zero.
+  DRR_HD void gather(const void* values, const Bricks& bricks, int64_t volume) {
     for (int i = 0; i < n_works; ++i)
       for (int n = 0; n < kCount; ++n) works[i].totals[n] = typename OneWork::Wide{};
     for (int axis = 0; axis < 3; ++axis) {
@@ -136,25 +137,26 @@ template <template <class, int> class TileOf, class S, int N, int kOrder> struct
         first = minimum(first, works[i].first);
         end = maximum(end, works[i].end);
       }
-      const Block block = Tile::layout(scene, volume, axis);
+      const Block block = Tile::layout(scene, values, axis);
       for (int k = floor_block(first); k < end; k += kBlock)
         for (int i = 0; i < n_works; ++i) {
           OneWork& work = works[i];
           const int k0 = maximum(k, work.first), k1 = minimum(k + kBlock, work.end);
-          if (work.axis == axis && k0 < k1) gather_block(work, block, k0, k1);
+          if (work.axis == axis && k0 < k1) gather_block(work, block, k0, k1, bricks, volume);
         }
     }
   }
 
   // The part of a tile's rays in one block of planes: all of them at once, or one after the other
   // where together they read more than there is room for.
-  DRR_HD void gather_block(OneWork& work, const Block& block, int k0, int k1) {
+  DRR_HD void gather_block(OneWork& work, const Block& block, int k0, int k1, const Bricks& bricks,
+                           int64_t volume) {
     const typename Tile::Span all = work.tile.within(k0, k1);
     typename Tile::Span part = all;
     for (int lane = -1; lane < N; ++lane) {
       if (lane >= 0) part = Tile::only(all, lane);
       const Box box = work.tile.box(part, k0, k1);
-      if (box.empty() && lane < 0) return;
+      if (lane < 0 && (box.empty() || holds_nothing(bricks, volume, block, box))) return;
       if (box.empty()) continue;
       const Brick<S> brick = fetch(block, box, work.axis);
       if (brick.data == nullptr) continue;

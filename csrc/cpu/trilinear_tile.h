@@ -49,18 +49,21 @@ template <class S, int N> struct TrilinearTile {
            : m == 1 ? march.at_y + kk * march.step_y
                     : march.at_z + kk * march.step_z;
   }
-  // A sample belongs to the plane below it, up to rounding: one plane more on either side.
+  // A sample belongs to the plane below it, up to rounding: one plane more on either side. What
+  // lies farther outside the grid adds nothing, and there may be a great deal of it.
   DRR_HD static int first_plane(const March& march) {
     const int m = axis(march);
-    return floor_int(minimum(position(march, m, march.samples.begin),
-                             position(march, m, march.samples.end - 1))) -
-           1;
+    return maximum(floor_int(minimum(position(march, m, march.samples.begin),
+                                     position(march, m, march.samples.end - 1))) -
+                       1,
+                   -2);
   }
   DRR_HD static int end_plane(const March& march) {
-    const int m = axis(march);
-    return floor_int(maximum(position(march, m, march.samples.begin),
-                             position(march, m, march.samples.end - 1))) +
-           2;
+    const int m = axis(march), size = m == 0 ? march.nx : m == 1 ? march.ny : march.nz;
+    return minimum(floor_int(maximum(position(march, m, march.samples.begin),
+                                     position(march, m, march.samples.end - 1))) +
+                       2,
+                   size + 1);
   }
 
   DRR_HD static Span only(const Span& part, int lane) {

@@ -16,10 +16,11 @@ __device__ double warp_sum(double x) {
   return x;
 }
 
-// One block a chunk of rays: lanes, then warps, added in a fixed order.
-template <class S> __global__ void reduce_chunks_kernel(ReduceParams<S> params, int64_t chunks) {
+// One block a chunk of rays of a view: lanes, then warps, added in a fixed order.
+template <class S> __global__ void reduce_chunks_kernel(ReduceParams<S> params) {
   __shared__ double board[kReduceThreads / kWarp][kNumbers];
-  const int64_t view = blockIdx.x / chunks, first = blockIdx.x % chunks * kReduceChunk;
+  const int64_t view = view_of_block(), first = blockIdx.x * kReduceChunk;
+  if (view >= params.n_views) return;
   const int64_t last = minimum(first + kReduceChunk, params.views.rays);
   Vec3 on_s = {0, 0, 0}, on_o = {0, 0, 0}, on_u = {0, 0, 0}, on_v = {0, 0, 0};
   for (int64_t pixel = first + threadIdx.x; pixel < last; pixel += kReduceThreads) {
@@ -41,22 +42,25 @@ template <class S> __global__ void reduce_chunks_kernel(ReduceParams<S> params, 
   if (threadIdx.x < kNumbers) {
     double sum = 0;
     for (int warp = 0; warp < kReduceThreads / kWarp; ++warp) sum += board[warp][threadIdx.x];
-    params.partial[kNumbers * blockIdx.x + threadIdx.x] = sum;
+    params.partial[kNumbers * (view * gridDim.x + blockIdx.x) + threadIdx.x] = sum;
   }
 }
 
 // One block a view, one warp a number of its frame.
-__global__ void reduce_views_kernel(const double* partial, double* out, int64_t chunks) {
+__global__ void reduce_views_kernel(const double* partial, double* out, int64_t views,
+                                    int64_t chunks) {
   const int lane = threadIdx.x % kWarp, i = threadIdx.x / kWarp;
+  const int64_t view = view_of_block();
+  if (view >= views) return;
   double sum = 0;
   for (int64_t chunk = lane; chunk < chunks; chunk += kWarp)
-    sum += partial[kNumbers * (blockIdx.x * chunks + chunk) + i];
+    sum += partial[kNumbers * (view * chunks + chunk) + i];
   sum = warp_sum(sum);
-  if (lane == 0) out[kNumbers * blockIdx.x + i] = sum;
+  if (lane == 0) out[kNumbers * view + i] = sum;
 }
 
 template <class S> __global__ void reduce_rays_kernel(ReduceParams<S> params, int64_t total) {
-  const int64_t r = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t r = thread_of_grid();
   if (r >= total) return;
   const Ray g = ray_cotangent(params, r / params.views.rays, r % params.views.rays);
 #pragma unroll
@@ -67,12 +71,8 @@ template <class S> __global__ void reduce_rays_kernel(ReduceParams<S> params, in
 }
 
 template <class S> __global__ void tangent_kernel(TangentParams<S> params, int64_t total) {
-  const int64_t r = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t r = thread_of_grid();
   if (r < total) apply_tangents(params, r / params.tangents.rays, r % params.tangents.rays);
-}
-
-unsigned blocks_of(int64_t total, int threads) {
-  return static_cast<unsigned>((total + threads - 1) / threads);
 }
 
 }  // namespace
@@ -105,21 +105,20 @@ template <class S> const char* reduce(const ReduceParams<S>& params, void* strea
   cudaStream_t s = static_cast<cudaStream_t>(stream);
   if (params.views.endpoints) {
     const int64_t total = params.n_views * params.views.rays;
-    return launch(reduce_rays_kernel<S>, blocks_of(total, kReduceThreads), kReduceThreads, s,
+    return launch(reduce_rays_kernel<S>, threads_grid(total, kReduceThreads), kReduceThreads, s,
                   params, total);
   }
   const int64_t chunks = (params.views.rays + kReduceChunk - 1) / kReduceChunk;
-  const char* error =
-      launch(reduce_chunks_kernel<S>, static_cast<unsigned>(params.n_views * chunks),
-             kReduceThreads, s, params, chunks);
+  const char* error = launch(reduce_chunks_kernel<S>, views_grid(chunks, params.n_views),
+                             kReduceThreads, s, params);
   if (error) return error;
-  return launch(reduce_views_kernel, static_cast<unsigned>(params.n_views), kWarp * kNumbers, s,
-                params.partial, params.out, chunks);
+  return launch(reduce_views_kernel, views_grid(1, params.n_views), kWarp * kNumbers, s,
+                params.partial, params.out, params.n_views, chunks);
 }
 
 template <class S> const char* tangent(const TangentParams<S>& params, void* stream) {
   const int64_t total = params.n_views * params.tangents.rays;
-  return launch(tangent_kernel<S>, blocks_of(total, kReduceThreads), kReduceThreads,
+  return launch(tangent_kernel<S>, threads_grid(total, kReduceThreads), kReduceThreads,
                 static_cast<cudaStream_t>(stream), params, total);
 }
 

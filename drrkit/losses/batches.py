@@ -24,7 +24,7 @@ Comparison = Callable[..., Tensor]
 # hide the cost of a call, small enough for the second or third level cache. A GPU wants full
 # launches and has the bandwidth; only the memory limits a group.
 _CPU_NUMBERS = 2**18
-_GPU_NUMBERS = 2**26
+_GPU_NUMBERS = 2**24
 
 
 def by_views(compare: Comparison, moving: Tensor, *parts: Tensor | None, numbers: int) -> Tensor:

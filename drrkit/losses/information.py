@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -198,9 +199,16 @@ def _parzen(
     # One matrix for all views is multiplied in place; a broadcast one would be copied for each.
     single = fixed_windows.shape[:2] == (1, 1)
     other = fixed_windows[0, 0] if single else fixed_windows
-    with torch.autocast(moving.device.type, enabled=False):  # a histogram in bfloat16 is none
+    with _full_precision(moving.device.type):
         joint = torch.matmul(windows, other.mT)
     return measure(joint)
+
+
+def _full_precision(device_type: str) -> AbstractContextManager[None]:
+    """No autocast where there could be one: a histogram in bfloat16 is none."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def _fixed_windows(

@@ -92,6 +92,16 @@ def build(*, sanitize: bool = False) -> Path:
 
 
 @functools.cache
+def _library_or_error() -> ctypes.CDLL | EmulatorBuildError:
+    try:
+        return ctypes.CDLL(os.environ.get("DRRKIT_EMULATION") or str(build()))
+    except EmulatorBuildError as error:
+        return error
+
+
 def library() -> ctypes.CDLL:
-    """The library, built on first use; DRRKIT_EMULATION names a ready one."""
-    return ctypes.CDLL(os.environ.get("DRRKIT_EMULATION") or str(build()))
+    """The library, built on first use, once; DRRKIT_EMULATION names a ready one."""
+    found = _library_or_error()
+    if isinstance(found, EmulatorBuildError):
+        raise found
+    return found

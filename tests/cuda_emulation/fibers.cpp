@@ -1,4 +1,5 @@
 // Fibers, and the scheduler that runs one block at a time.
+#include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -293,24 +294,67 @@ bool run_block(const std::vector<int>& order) {
   }
 }
 
-// Fills the block's shared memory, which is this library's thread-local data, with garbage.
-void spoil_shared_memory() {
+// While it lives, a thread that touches memory which is not there ends the launch, not the process.
+// The address sanitizer sees more, and sees it first.
+class FaultGuard {
+ public:
+  FaultGuard() {
+#if !defined(__SANITIZE_ADDRESS__)
+    static char room[64 * 1024];  // the thread's own stack may be what is exhausted
+    stack_t stack = {room, 0, sizeof room};
+    sigaltstack(&stack, &stack_before_);
+    struct sigaction action = {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    for (int i = 0; i < 2; ++i) sigaction(kSignals[i], &action, &before_[i]);
+#endif
+  }
+  ~FaultGuard() {
+#if !defined(__SANITIZE_ADDRESS__)
+    for (int i = 0; i < 2; ++i) sigaction(kSignals[i], &before_[i], nullptr);
+    sigaltstack(&stack_before_, nullptr);
+#endif
+  }
+  FaultGuard(const FaultGuard&) = delete;
+
+ private:
+  static constexpr int kSignals[2] = {SIGSEGV, SIGBUS};
+  struct sigaction before_[2];
+  stack_t stack_before_;
+
+  static void on_fault(int, siginfo_t* info, void*) {
+    if (!scheduler.running) std::abort();  // a mistake of the emulator's own
+    char where[64];
+    std::snprintf(where, sizeof where, " touches memory that is not there: %p", info->si_addr);
+    report("thread " + std::to_string(scheduler.running_index) + where);
+    jump(scheduler.home);
+  }
+};
+
+// A kernel's shared memory is among this library's thread-local data.
+struct Memory {
+  char* start = nullptr;
+  size_t bytes = 0;
+};
+
+Memory shared_memory() {
+  Memory found;
 #if !defined(__SANITIZE_ADDRESS__)
   static thread_local char here;  // makes sure that the data exist
   here = 1;
-  auto spoil = [](dl_phdr_info* info, size_t, void* mine) {
+  auto look = [](dl_phdr_info* info, size_t, void* result) {
+    Memory& memory = *static_cast<Memory*>(result);
     char* start = static_cast<char*>(info->dlpi_tls_data);
-    if (!start) return 0;
-    for (int i = 0; i < info->dlpi_phnum; ++i) {
+    for (int i = 0; start && i < info->dlpi_phnum; ++i) {
       const auto& segment = info->dlpi_phdr[i];
-      if (segment.p_type != PT_TLS || mine < start || mine >= start + segment.p_memsz) continue;
-      std::memset(start, 0xff, segment.p_memsz);  // NaN in any floating type
-      return 1;
+      const bool inside = &here >= start && &here < start + segment.p_memsz;
+      if (segment.p_type == PT_TLS && inside) memory = {start, segment.p_memsz};
     }
-    return 0;
+    return memory.start ? 1 : 0;
   };
-  dl_iterate_phdr(spoil, &here);
+  dl_iterate_phdr(look, &found);
 #endif
+  return found;
 }
 
 bool fits(const cudaLaunchConfig_t& c) {
@@ -372,13 +416,15 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& t
   std::iota(block_order.begin(), block_order.end(), 0);
   std::iota(thread_order.begin(), thread_order.end(), 0);
   std::mt19937_64 random(chosen.seed);
+  const Memory shared = shared_memory();
+  const FaultGuard guard;
   if (chosen.seed) std::shuffle(block_order.begin(), block_order.end(), random);
   for (uint64_t block : block_order) {
     if (chosen.seed) std::shuffle(thread_order.begin(), thread_order.end(), random);
     const uint64_t row = block / gridDim.x;
     blockIdx = {static_cast<unsigned>(block % gridDim.x), static_cast<unsigned>(row % gridDim.y),
                 static_cast<unsigned>(row / gridDim.y)};
-    spoil_shared_memory();
+    if (shared.bytes) std::memset(shared.start, 0xff, shared.bytes);  // NaN in floating types
     if (run_block(thread_order)) continue;
     scheduler.fibers.clear();  // those that still wait never go on
     return fail(cudaErrorLaunchFailure, scheduler.trouble.c_str());

@@ -44,6 +44,7 @@ bool side_of(const emulated::Array* array, const cudaPitchedPtr& pitched, const 
 }  // namespace
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
+  if (emulated::capture_forbids()) return emulated::fail(cudaErrorStreamCaptureUnsupported);
   *pointer = nullptr;
   if (bytes == 0) return cudaSuccess;
   *pointer = std::malloc(bytes);  // not rounded up: the address sanitizer guards the very end
@@ -55,6 +56,7 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
 }
 
 cudaError_t cudaFree(void* pointer) {
+  if (emulated::capture_forbids()) return emulated::fail(cudaErrorStreamCaptureUnsupported);
   if (!pointer) return cudaSuccess;
   if (!allocated().erase(pointer)) return emulated::fail(cudaErrorInvalidValue);
   std::free(pointer);
@@ -109,6 +111,7 @@ cudaError_t cudaMemcpy3DAsync(const cudaMemcpy3DParms* copy, cudaStream_t) {
 
 cudaError_t cudaMalloc3DArray(cudaArray_t* array, const cudaChannelFormatDesc* format,
                               cudaExtent extent, unsigned flags) {
+  if (emulated::capture_forbids()) return emulated::fail(cudaErrorStreamCaptureUnsupported);
   *array = nullptr;
   const bool layered = flags & cudaArrayLayered;
   if (flags & ~(cudaArrayLayered | cudaArraySurfaceLoadStore))
@@ -134,6 +137,7 @@ cudaError_t cudaMallocArray(cudaArray_t* array, const cudaChannelFormatDesc* for
   return cudaMalloc3DArray(array, format, {width, height, 0}, flags);
 }
 cudaError_t cudaFreeArray(cudaArray_t array) {
+  if (emulated::capture_forbids()) return emulated::fail(cudaErrorStreamCaptureUnsupported);
   if (!array) return cudaSuccess;
   delete array;
   emulated::counts().arrays -= 1;

@@ -1,6 +1,7 @@
 // Small kernels that show what the emulator does: for the tests of the emulator itself.
 #include <cstring>
 
+#include "../../csrc/cuda/launch.cuh"
 #include "emulation.h"
 
 namespace {
@@ -58,6 +59,13 @@ __global__ void missing_barrier(int* out) {
 
 // ---- collectives as they must not be
 
+// Takes more stack than there is.
+__noinline__ int deep(int level, int x) {
+  volatile char room[4096];
+  room[x] = static_cast<char>(level);
+  return level > 1000 ? room[x] : deep(level + 1, x) + room[x];
+}
+
 __global__ void mistake(int kind, int* out) {
   const int lane = threadIdx.x % 32;
   int x = lane;
@@ -82,6 +90,8 @@ __global__ void mistake(int kind, int* out) {
   if (kind == 6 && lane < 16) __syncwarp(0x0000ffffu);
   if (kind == 6 && lane >= 16) __syncwarp(kAll);
   if (kind == 6) __syncthreads();
+  if (kind == 7 && threadIdx.x == 5) out = reinterpret_cast<int*>(uintptr_t{1} << 40);
+  if (kind == 8 && threadIdx.x == 5) x = deep(0, x);
   out[threadIdx.x] = x;
 }
 
@@ -146,6 +156,16 @@ const char* probe_read(const float* values, int64_t at, float* out) {
 }
 const char* probe_launch(unsigned blocks, unsigned threads) {
   return start(missing_barrier, blocks, threads, static_cast<int*>(nullptr));
+}
+
+// The grids that the launchers ask for: [x, y, z].
+void probe_linear_grid(int64_t threads, int a_block, unsigned* out) {
+  const dim3 grid = drrkit::cuda::threads_grid(threads, a_block);
+  out[0] = grid.x, out[1] = grid.y, out[2] = grid.z;
+}
+void probe_views_grid(int64_t blocks, int64_t views, unsigned* out) {
+  const dim3 grid = drrkit::cuda::views_grid(blocks, views);
+  out[0] = grid.x, out[1] = grid.y, out[2] = grid.z;
 }
 
 // Copies texels into an array (or takes them as linear memory), fetches, and frees everything.

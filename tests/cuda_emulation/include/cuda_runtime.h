@@ -4,10 +4,11 @@
 // uses, and refuses (at compile time, or with CUDA's error codes) what a GPU would refuse.
 //
 // Not offered: dynamic shared memory, __constant__ memory, cooperative groups, streams that run
-// side by side (everything is finished when a call returns), graph capture.
+// side by side (everything is finished when a call returns), graphs that can be launched.
 #pragma once
 
 #include "emulated/arithmetic.h"
+#include "emulated/capture.h"
 #include "emulated/errors.h"
 #include "emulated/launch.h"
 #include "emulated/memory.h"

@@ -9,6 +9,7 @@
 
 #include <cstring>
 #include <functional>
+#include <memory>  // before __noinline__ is defined, a word that the standard library uses
 #include <source_location>
 #include <tuple>
 #include <type_traits>

@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import drrkit
+from drrkit.geometry import Camera
+from drrkit.volume import Volume
 
 
 def fine_integrals(
-    volume: drrkit.Volume,
-    camera: drrkit.Camera,
+    volume: Volume,
+    camera: Camera,
     world_to_camera: Tensor,
     every: int = 1,
     samples: int = 2000,
@@ -48,7 +49,7 @@ def fine_integrals(
 
 
 def _rays_in_index_coordinates(
-    volume: drrkit.Volume, camera: drrkit.Camera, world_to_camera: Tensor
+    volume: Volume, camera: Camera, world_to_camera: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Source [3] and pixel centres [rows, cols, 3], index coordinates (x, y, z)."""
     rows, cols = torch.meshgrid(

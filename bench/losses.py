@@ -1,0 +1,160 @@
+"""What a similarity costs: many candidate poses against one X-ray, with and without gradient.
+
+    python bench/losses.py [--sizes 64 128 256] [--batch 300] [--rounds 5] [--threads 2]
+                           [--losses NAME ...] [--double] [--device cuda] [--output FILE]
+
+The moving images are renderings of a torso phantom at random poses around the AP view, the fixed
+one is a rendering at that view with noise; float32 unless --double. Times are per candidate: the
+median wall time of a call and the least process time (which other programs disturb less; on several
+cores it is their sum), of the loss alone and of loss and gradient in the moving images. Memory is
+the resident memory at the peak above what was there before the call, images and gradient included
+in the latter; the moving images alone are given for comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import measure
+import torch
+from torch import Tensor
+
+import drrkit
+from drrkit import losses
+
+SCHEMA = 1
+SDD, SOD = 1020.0, 800.0  # mm
+FIELD = 128 * 2.176  # mm, width of the detector
+SPREAD = (math.radians(10.0), 20.0)  # rad and mm, standard deviations of the poses
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    load = os.getloadavg()
+    rows = []
+    for size in options.sizes:
+        moving, fixed = scene(size, options)
+        for name in options.losses:
+            rows.append({"loss": name, "size": size} | costs(name, moving, fixed, options))
+            print(line(rows[-1]), flush=True)
+    record = {
+        "schema": SCHEMA,
+        "command": f"python bench/losses.py {' '.join(arguments or sys.argv[1:])}".strip(),
+        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": measure.machine(),
+        "load_average": {"before": load, "after": os.getloadavg()},
+        "versions": measure.versions(("torch",)) | {"drrkit": drrkit.__version__},
+        "batch": options.batch,
+        "dtype": "float64" if options.double else "float32",
+        "device": options.device,
+        "rows": rows,
+    }
+    if options.output:
+        options.output.write_text(json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+def scene(size: int, options: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Renderings [batch, 1, size, size] at random poses and a noisy one [1, 1, size, size]."""
+    random = torch.Generator().manual_seed(0)
+    dtype = torch.float64 if options.double else torch.float32
+    volume = drrkit.phantoms.torso(spacing=4.0).to_mu().to(dtype=dtype)
+    camera = drrkit.CArm(SDD, (size, size), FIELD / size)
+    pose, center = drrkit.view_ap(volume, SOD), drrkit.volume_center(volume)
+    unit = torch.tensor([SPREAD[0]] * 3 + [SPREAD[1]] * 3, dtype=torch.float64)
+    xi = torch.randn(options.batch, 6, generator=random, dtype=torch.float64) * unit
+    with torch.no_grad():
+        moving = torch.cat(
+            [drrkit.render(volume, camera, drrkit.perturb(pose, x, center)) for x in xi.split(20)]
+        )
+        fixed = drrkit.render(volume, camera, pose)
+    noise = torch.randn(fixed.shape, generator=random, dtype=dtype)
+    return moving.to(options.device), (fixed + 0.05 * noise).to(options.device)
+
+
+def costs(name: str, moving: Tensor, fixed: Tensor, options: argparse.Namespace) -> dict[str, Any]:
+    call = getattr(losses, name)
+
+    def value() -> Tensor:
+        with torch.no_grad():
+            return synchronized(call(moving, fixed))
+
+    def gradient() -> Tensor:
+        image = moving.detach().requires_grad_()
+        return synchronized(torch.autograd.grad(call(image, fixed).sum(), image)[0])
+
+    found: dict[str, Any] = {"moving_bytes": moving.numel() * moving.element_size()}
+    for label, run in (("value", value), ("gradient", gradient)):
+        wall, process = timed(run, options.rounds)
+        found[label] = {
+            "wall_ms": 1e3 * wall / moving.shape[0],
+            "process_ms": 1e3 * process / moving.shape[0],
+            "peak_bytes": peak(run, moving.device),
+        }
+    return found
+
+
+def synchronized(result: Tensor) -> Tensor:
+    if result.device.type == "cuda":
+        torch.cuda.synchronize()
+    return result
+
+
+def timed(run: Callable[[], Tensor], rounds: int) -> tuple[float, float]:
+    """Median wall and least process seconds of a call."""
+    run()
+    wall, process = [], []
+    for _ in range(rounds):
+        begin = time.perf_counter(), time.process_time()
+        run()
+        wall.append(time.perf_counter() - begin[0])
+        process.append(time.process_time() - begin[1])
+    return median(wall), min(process)
+
+
+def peak(run: Callable[[], Tensor], device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return measure.peak_bytes(run)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def line(row: dict[str, Any]) -> str:
+    parts = [f"{row['size']:4d}  {row['loss']:30s}"]
+    for label in ("value", "gradient"):
+        cost = row[label]
+        memory = "" if cost["peak_bytes"] is None else f" {cost['peak_bytes'] / 1e6:7.0f} MB"
+        parts.append(
+            f"{label} {cost['wall_ms']:8.4f} ms (process {cost['process_ms']:8.4f}){memory}"
+        )
+    return "   ".join(parts) + f"   images {row['moving_bytes'] / 1e6:.0f} MB"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--batch", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--losses", nargs="+", choices=losses.__all__, default=losses.__all__)
+    parser.add_argument("--double", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

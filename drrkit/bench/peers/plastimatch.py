@@ -1,0 +1,134 @@
+"""plastimatch: exact (Siddon) and uniform DRRs, as a program."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drrkit.bench.peers.peer import Cannot, Peer
+from drrkit.bench.peers.upright import Viewpoint, upright, viewpoints
+from drrkit.bench.scene import Scene
+from drrkit.geometry import Camera
+
+TIMES = re.compile(r"I/O time: ([\d.]+) sec.*?Total time: ([\d.]+) sec", re.DOTALL)
+
+
+class Plastimatch(Peer):
+    """`plastimatch drr`, a process a view.
+
+    Its "Total time" begins when the volume has been read and ends when the image has been written;
+    the image's "I/O time" is subtracted. Starting the program and reading the volume do not count.
+    """
+
+    name = "plastimatch"
+    package = "plastimatch"
+    methods = ("exact", "uniform")
+    integral: ClassVar[dict[str, str]] = {"exact": "siddon", "uniform": "trilinear"}
+    note = "its own clock: total less output, without starting and reading"
+
+    @classmethod
+    def unavailable(cls, device: torch.device) -> str | None:
+        if device.type != "cpu":
+            return "measured on the CPU only"
+        return None if program() else "plastimatch is not installed"
+
+    def prepare(self, scene: Scene) -> None:
+        volume, _ = upright(scene.volume)
+        self.sod = scene.sod
+        self.folder = tempfile.TemporaryDirectory(prefix="drrkit_bench_")
+        self.file = Path(self.folder.name) / "volume.mha"
+        write_metaimage(self.file, volume.values.numpy(), volume.spacing, volume.origin)
+
+    def views(self, camera: Camera, world_to_camera: Tensor) -> list[list[str]]:
+        return [
+            self._command(seen, camera) for seen in viewpoints(world_to_camera, float(camera.sdd))
+        ]
+
+    def forward(self, views: list[list[str]]) -> np.ndarray:
+        self.seconds, images = 0.0, []
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        for command in views:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            times = TIMES.search(done.stdout)
+            if done.returncode or times is None:
+                raise Cannot(f"plastimatch failed: {(done.stdout + done.stderr)[-300:]}")
+            self.seconds += float(times[2]) - float(times[1])
+            images.append(read_pfm(Path(self.folder.name) / "drr_0000.pfm"))
+        return np.stack(images)
+
+    def answer(self, operation: str, views: list[list[str]], result: np.ndarray) -> np.ndarray:
+        return 10.0 * result  # it divides by 10 on the way out
+
+    def _command(self, seen: Viewpoint, camera: Camera) -> list[str]:
+        (rows, cols), (row_pitch, col_pitch) = camera.size, camera.pixel_spacing
+        isocenter = seen.source + self.sod * seen.towards
+
+        def numbers(*values: float) -> str:
+            return " ".join(repr(float(v)) for v in values)
+
+        # In spite of its help text every pair is (col, row); nrm points back to the source.
+        command = [program() or "", "drr", "-A", "cpu", "-i", self.method, "-P", "none"]
+        command += ["-t", "pfm", "-a", "1", "--nrm", numbers(*-seen.towards)]
+        command += ["--vup", numbers(*-seen.down), "--sad", numbers(self.sod)]
+        command += ["--sid", numbers(float(camera.sdd)), "-o", numbers(*isocenter)]
+        command += ["-r", f"{cols} {rows}", "-c", numbers((cols - 1) / 2, (rows - 1) / 2)]
+        command += ["-z", numbers(cols * col_pitch, rows * row_pitch)]
+        return [*command, "-O", str(Path(self.folder.name) / "drr_"), str(self.file)]
+
+
+def program() -> str | None:
+    """The executable itself: that of the Python package, not its start script, else the PATH's."""
+    spec = find_spec("plastimatch")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        path = Path(folder) / "bin" / "plastimatch"
+        if os.access(path, os.X_OK):
+            return str(path)
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return shutil.which("plastimatch", path=search)
+
+
+def write_metaimage(
+    path: Path,
+    values: np.ndarray,
+    spacing: tuple[float, float, float],
+    origin: tuple[float, float, float],
+) -> None:
+    """float32 voxels [z, y, x] as an uncompressed .mha with axes along the world's."""
+    depth, height, width = values.shape
+    header = {
+        "ObjectType": "Image",
+        "NDims": 3,
+        "BinaryData": True,
+        "BinaryDataByteOrderMSB": False,
+        "CompressedData": False,
+        "TransformMatrix": "1 0 0 0 1 0 0 0 1",
+        "Offset": " ".join(repr(float(x)) for x in origin),
+        "ElementSpacing": " ".join(repr(float(x)) for x in spacing),
+        "DimSize": f"{width} {height} {depth}",
+        "ElementType": "MET_FLOAT",
+        "ElementDataFile": "LOCAL",
+    }
+    with path.open("wb") as file:
+        file.write("".join(f"{key} = {value}\n" for key, value in header.items()).encode())
+        file.write(np.ascontiguousarray(values, "<f4").tobytes())
+
+
+def read_pfm(path: Path) -> np.ndarray:
+    """A one-channel portable float map as plastimatch writes it: top row first."""
+    kind, size, scale, pixels = path.read_bytes().split(b"\n", 3)
+    if kind != b"Pf":
+        raise Cannot(f"plastimatch wrote {kind!r} instead of a float map")
+    cols, rows = (int(n) for n in size.split())
+    order = "<f4" if float(scale) < 0 else ">f4"
+    return np.frombuffer(pixels, order).reshape(rows, cols).astype(np.float32)

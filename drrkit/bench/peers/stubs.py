@@ -1,0 +1,62 @@
+"""Importing a package without what it imports but does not use for rendering."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+
+class Stub(types.ModuleType):
+    """A module that is not installed: every name in it exists and fails when it is called."""
+
+    __path__: ClassVar[list[str]] = []  # a package: submodules are stubs, too
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        where = f"{self.__name__}.{name}"
+
+        def missing(*_: Any, **__: Any) -> None:
+            raise ImportError(f"{where} is needed, but {self.__name__} is not installed")
+
+        missing.__name__ = missing.__qualname__ = name
+        return missing
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Asked last: answers for the packages that nobody else has found."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        if fullname.split(".")[0] not in self.names:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+
+    def create_module(self, spec: Any) -> types.ModuleType:
+        return Stub(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass
+
+
+@contextmanager
+def stubbed(names: Sequence[str]) -> Iterator[None]:
+    """Inside, an import of one of these top-level packages succeeds also if it is missing.
+
+    Those that are installed are imported as ever; no stub stays behind in sys.modules.
+    """
+    finder = _Finder(names)
+    sys.meta_path.append(finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [n for n, m in sys.modules.items() if isinstance(m, Stub)]:
+            del sys.modules[name]

