@@ -29,6 +29,7 @@ struct Block {
   int64_t stride_m, stride_a, stride_b;
   int size_m, size_a, size_b;
   int64_t voxels;
+  int m;
 
   DRR_HD static Block along(const Scene& scene, const void* values, int m, int a, int b) {
     const Grid& grid = scene.grid;
@@ -40,7 +41,8 @@ struct Block {
             static_cast<int>(grid.size(m)),
             static_cast<int>(grid.size(a)),
             static_cast<int>(grid.size(b)),
-            grid.voxels()};
+            grid.voxels(),
+            m};
   }
   DRR_HD bool contains(const Box& box) const {
     return box.k0 >= 0 && box.a0 >= 0 && box.b0 >= 0 && box.k1 <= size_m && box.a1 < size_a &&
