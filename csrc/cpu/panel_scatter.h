@@ -155,6 +155,7 @@ template <template <class, int> class TileOf, class S, int N, bool kTangent> str
       inside.b1 = minimum(inside.b1, high - 1);
     }
     if (inside.k0 >= inside.k1 || inside.empty() || inside.b1 < inside.b0) return;
+    Sums::prefetch(values, block, inside, block.stride_a == 1);
     const Sums sums = Sums::zeros(panel.numbers, box, block.stride_a == 1);
     for (int i = 0; i < group.n; ++i)
       group.works[i]->tile.template scatter<kTangent>(sums, group.boxes[i], group.parts[i],

@@ -47,6 +47,21 @@ template <class S, int N, bool kPairs> struct Tally {
 
   DRR_HD S* plane(int k) const { return data + (k - first) * k_step; }
 
+  // Asks for the voxels of `part` ahead of `add_to`: they come while the tally is filled.
+  DRR_HD static void prefetch(const S* volume, const Block& block, const Box& part, bool rows) {
+    constexpr int kLine = 64 / sizeof(S);
+    const int length = rows ? part.size_a() : part.k1 - part.k0;
+    const int others = rows ? part.k1 - part.k0 : part.size_a();
+    const int64_t step = rows ? block.stride_m : block.stride_a;
+    const S* from = volume + part.k0 * block.stride_m + part.a0 * block.stride_a;
+    for (int b = part.b0; b <= part.b1; ++b)
+      for (int j = 0; j < others; ++j) {
+        const S* run = from + b * block.stride_b + j * step;
+        for (int i = 0; i < length; i += kLine) __builtin_prefetch(run + i, 1, 3);
+        __builtin_prefetch(run + length - 1, 1, 3);
+      }
+  }
+
   // Adds all of it to the voxels of `part`, a part of the box inside the volume. Everything before
   // `end` may be written.
   DRR_HD void add_to(S* volume, const S* end, const Block& block, const Box& part) const {
