@@ -159,7 +159,7 @@ struct Cpu {
   // Slabs of planes, a few for each thread: each voxel is summed in one order by one thread.
   void backproject(const BackprojectParams& p) const {
     const int64_t threads = torch::stable::get_num_threads(), nz = p.scene.grid.nz;
-    const int64_t slabs = threads == 1 ? 1 : minimum<int64_t>(nz, 4 * threads);
+    const int64_t slabs = threads == 1 ? 1 : minimum<int64_t>(nz, 2 * threads);
     deal(p.scene.n_volumes * slabs, [&](int64_t i) {
       const int64_t slab = i % slabs;
       cpu::backproject(p, i / slabs, {slab * nz / slabs, (slab + 1) * nz / slabs});

@@ -88,6 +88,35 @@ template <class Rays> struct SiddonCourse {
   DRR_HD static V half() { return V{} + typename Rays::Number(0.5); }
 };
 
+// What the layers of a ray add to the voxels they meet: mm a layer and, for the tangent of the
+// adjoint, the tangent of it, and the weight m + kappa m_rate of (V_low - V_high) at a crossing of
+// axis m at kappa; the same for a and b. Linear in these numbers.
+template <class Rays> struct SiddonWeights {
+  using V = typename Rays::Value;
+  using Mask = decltype(V{} < V{});
+
+  V per_kappa{}, m{}, m_rate{}, a{}, a_rate{}, b{}, b_rate{};
+
+  // The ray's own ends are no crossings.
+  template <bool kTangent, class Layer>
+  DRR_HD void segments(const Layer& l, Mask enters, Mask leaves, V& w0, V& w1, V& w2) const {
+    w0 = per_kappa * (l.first - l.begin);
+    w1 = per_kappa * (l.second - l.first);
+    w2 = per_kappa * (l.end - l.second);
+    if (!kTangent) return;
+    // Only real crossings count: 1 / d_x is huge where the ray hardly crosses axis x at all.
+    const V at_a = a + Rays::pick(l.a_first, l.first, l.second) * a_rate;
+    const V at_b = b + Rays::pick(l.a_first, l.second, l.first) * b_rate;
+    const V on_a = Rays::pick(Rays::of(l.ia) == Rays::of(l.ja), V{}, at_a);
+    const V on_b = Rays::pick(Rays::of(l.ib) == Rays::of(l.jb), V{}, at_b);
+    const V at_first = Rays::pick(l.a_first, on_a, on_b);
+    const V at_second = Rays::pick(l.a_first, on_b, on_a);
+    w0 += at_first - Rays::pick(enters, m + l.begin * m_rate, V{});
+    w1 += at_second - at_first;
+    w2 += Rays::pick(leaves, m + l.end * m_rate, V{}) - at_second;
+  }
+};
+
 template <class S> struct Siddon : SiddonCourse<OneRay<S>> {
   using Scalar = S;
   using Sums = SiddonSums<S>;
@@ -274,62 +303,44 @@ template <class S> struct Siddon : SiddonCourse<OneRay<S>> {
 
   // ---- the adjoint of the image, or of its tangent
 
-  // A crossing at kappa on axis x moves t by -(s'_x + t d'_x) / d_x; times the length and the sign
-  // of d_m it is the weight x0 + kappa x1 of (V_low - V_high). The length's own tangent rescales
-  // the segments.
-  struct Pull {
-    S per_kappa, m0, m1, a0, a1, b0, b1;
-  };
+  using Weights = SiddonWeights<OneRay<S>>;
 
-  template <bool kTangent> DRR_HD Pull pull(const Ray& tangent) const {
-    Pull r = {static_cast<S>(w), 0, 0, 0, 0, 0, 0};
-    if (!kTangent || w == 0) return r;
+  // A crossing at kappa on axis x moves t by -(s'_x + t d'_x) / d_x; times the length and the sign
+  // of d_m it is the weight of (V_low - V_high). The length's own tangent rescales the segments.
+  template <bool kTangent> DRR_HD Weights weights(const Ray& tangent) const {
+    Weights of;
+    of.per_kappa = static_cast<S>(w);
+    if (!kTangent || w == 0) return of;
     const Vec3 td = tangent.p - tangent.s;
-    r.per_kappa = static_cast<S>(w * dot(g * d, td) / (length * length));
+    of.per_kappa = static_cast<S>(w * dot(g * d, td) / (length * length));
     const double dm = d[m], t0 = -sm / dm, scale = dm < 0 ? -length : length;
-    r.m0 = static_cast<S>(-scale * (tangent.s[m] + t0 * td[m]) / dm);
-    r.m1 = static_cast<S>(-scale * td[m] / (dm * dm));
+    of.m = static_cast<S>(-scale * (tangent.s[m] + t0 * td[m]) / dm);
+    of.m_rate = static_cast<S>(-scale * td[m] / (dm * dm));
     if (d[a] != 0) {
-      r.a0 = static_cast<S>(-scale * (tangent.s[a] + t0 * td[a]) / d[a]);
-      r.a1 = static_cast<S>(-scale * td[a] / (dm * d[a]));
+      of.a = static_cast<S>(-scale * (tangent.s[a] + t0 * td[a]) / d[a]);
+      of.a_rate = static_cast<S>(-scale * td[a] / (dm * d[a]));
     }
     if (d[b] != 0) {
-      r.b0 = static_cast<S>(-scale * (tangent.s[b] + t0 * td[b]) / d[b]);
-      r.b1 = static_cast<S>(-scale * td[b] / (dm * d[b]));
+      of.b = static_cast<S>(-scale * (tangent.s[b] + t0 * td[b]) / d[b]);
+      of.b_rate = static_cast<S>(-scale * td[b] / (dm * d[b]));
     }
-    return r;
-  }
-
-  // The weights of layer k's three segments.
-  template <bool kTangent>
-  DRR_HD void weigh(int k, const Layer& l, const Pull& by, S (&part)[3]) const {
-    part[0] = by.per_kappa * (l.first - l.begin);
-    part[1] = by.per_kappa * (l.second - l.first);
-    part[2] = by.per_kappa * (l.end - l.second);
-    if (!kTangent) return;
-    // Only real crossings count: 1 / d_x is huge where the ray hardly crosses axis x at all.
-    const S on_a = l.ia == l.ja ? S(0) : by.a0 + (l.a_first ? l.first : l.second) * by.a1;
-    const S on_b = l.ib == l.jb ? S(0) : by.b0 + (l.a_first ? l.second : l.first) * by.b1;
-    const S at_first = l.a_first ? on_a : on_b, at_second = l.a_first ? on_b : on_a;
-    if (this->end_low < static_cast<S>(k) - S(0.5)) part[0] -= by.m0 + l.begin * by.m1;
-    if (this->end_high > static_cast<S>(k) + S(0.5)) part[2] += by.m0 + l.end * by.m1;
-    part[0] += at_first;
-    part[1] += at_second - at_first;
-    part[2] -= at_second;
+    return of;
   }
 
   template <bool kTangent, class Sink>
   DRR_HD void scatter(const Ray& tangent, int lane, int lanes, Sink& sink) const {
-    const Pull by = pull<kTangent>(tangent);
+    const Weights of = weights<kTangent>(tangent);
     for (int k = samples.begin + lane; k < samples.end; k += lanes) {
-      const Layer l = this->template layer<false>(static_cast<S>(k));
-      S part[3];
-      weigh<kTangent>(k, l, by, part);
+      const S middle = static_cast<S>(k);
+      const Layer l = this->template layer<false>(middle);
+      const bool enters = this->end_low<middle - S(0.5), leaves = this->end_high> middle + S(0.5);
+      S w0, w1, w2;
+      of.template segments<kTangent>(l, enters, leaves, w0, w1, w2);
       const int64_t at = (plane + k) * stride_m;
-      if (inside(l.ia, l.ib)) sink.add(at + l.ia * stride_a + l.ib * stride_b, part[0]);
-      if (part[1] != S(0) && inside(l.mid_a, l.mid_b))
-        sink.add(at + l.mid_a * stride_a + l.mid_b * stride_b, part[1]);
-      if (inside(l.ja, l.jb)) sink.add(at + l.ja * stride_a + l.jb * stride_b, part[2]);
+      if (inside(l.ia, l.ib)) sink.add(at + l.ia * stride_a + l.ib * stride_b, w0);
+      if (w1 != S(0) && inside(l.mid_a, l.mid_b))
+        sink.add(at + l.mid_a * stride_a + l.mid_b * stride_b, w1);
+      if (inside(l.ja, l.jb)) sink.add(at + l.ja * stride_a + l.jb * stride_b, w2);
     }
   }
 };

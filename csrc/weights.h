@@ -113,7 +113,7 @@ template <class S> struct JosephSlopes {
 };
 
 // P* and T* of Siddon's method: the segments of one layer.
-template <class S, bool kTangent> struct SiddonWeights {
+template <class S, bool kTangent> struct SiddonFootprint {
   static constexpr int kNumbers = kTangent ? 20 : 14, kPull = 11, kEnds = kNumbers - 2;
   static constexpr Reach kReach = Reach::kLayer;
   DRR_HD static double factor(const Scene&, const Member&) { return 1; }
@@ -133,8 +133,8 @@ template <class S, bool kTangent> struct SiddonWeights {
     out[8] = r.cross_b;
     out[9] = r.inverse_b;
     out[10] = r.plane_b;
-    const typename Siddon<S>::Pull by = r.template pull<kTangent>(tangent);
-    const S pull[7] = {by.per_kappa, by.m0, by.m1, by.a0, by.a1, by.b0, by.b1};
+    const SiddonWeights<OneRay<S>> by = r.template weights<kTangent>(tangent);
+    const S pull[7] = {by.per_kappa, by.m, by.m_rate, by.a, by.a_rate, by.b, by.b_rate};
     for (int i = 0; i < kEnds - kPull; ++i) out[kPull + i] = pull[i];
     out[kEnds] = r.end_low;
     out[kEnds + 1] = r.end_high;
@@ -158,7 +158,7 @@ template <class S, bool kTangent> struct SiddonWeights {
     march.plane_b = of[10];
     march.end_low = kPlain ? static_cast<S>(-1e9) : of[kPlain ? 0 : kEnds];
     march.end_high = kPlain ? static_cast<S>(1e9) : of[kPlain ? 0 : kEnds + 1];
-    typename Siddon<S>::Pull by = {of[kPull], 0, 0, 0, 0, 0, 0};
+    SiddonWeights<OneRay<S>> by = {of[kPull], 0, 0, 0, 0, 0, 0};
     if (kTangent) {
       constexpr int kNext = kTangent ? kPull : 0;
       by = {of[kNext],     of[kNext + 1], of[kNext + 2], of[kNext + 3],
@@ -167,7 +167,9 @@ template <class S, bool kTangent> struct SiddonWeights {
     const int k = static_cast<int>(tile.k - of[0]);
     const auto l = march.template layer<false>(static_cast<S>(k));
     S part[3];
-    march.template weigh<kTangent>(k, l, by, part);
+    const S middle = static_cast<S>(k), half = static_cast<S>(0.5);
+    const bool enters = march.end_low<middle - half, leaves = march.end_high> middle + half;
+    by.template segments<kTangent>(l, enters, leaves, part[0], part[1], part[2]);
     const int xa = static_cast<int>(tile.a);
     const int xb = static_cast<int>(tile.b);
     const int ia[3] = {l.ia - xa, l.mid_a - xa, l.ja - xa};
@@ -184,7 +186,7 @@ template <class S, bool kTangent> struct SiddonWeights {
 };
 
 // P* and T* of trilinear sampling: the samples that lie within a voxel of the plane.
-template <class S, bool kTangent> struct TrilinearWeights {
+template <class S, bool kTangent> struct TrilinearFootprint {
   static constexpr int kNumbers = kTangent ? 15 : 9;
   static constexpr Reach kReach = Reach::kCell;
   DRR_HD static double factor(const Scene& scene, const Member&) {
@@ -194,9 +196,9 @@ template <class S, bool kTangent> struct TrilinearWeights {
   DRR_HD static void keep(const Scene& scene, const Ray& ray, const Ray& tangent, S* out) {
     const Trilinear<S> r = Trilinear<S>::make(scene.grid, ray, {0, scene.grid.nz}, scene.trilinear);
     const int m = dominant_axis(ray.p - ray.s), a = m == 0 ? 1 : 0, b = m == 2 ? 1 : 2;
-    const typename Trilinear<S>::Moves by = r.template moves<kTangent>(tangent);
+    const TrilinearWeights<OneRay<S>> by = r.template weights<kTangent>(tangent);
     const S at[3] = {r.at_x, r.at_y, r.at_z}, step[3] = {r.step_x, r.step_y, r.step_z};
-    const S move[3] = {by.mx, by.my, by.mz}, rate[3] = {by.rx, by.ry, by.rz};
+    const S move[3] = {by.x, by.y, by.z}, rate[3] = {by.x_rate, by.y_rate, by.z_rate};
     out[0] = static_cast<S>(r.samples.begin);
     out[1] = static_cast<S>(r.samples.end - 1);
     out[2] = 1 / step[m];
@@ -266,10 +268,10 @@ template <class S> struct WeightsOf<Joseph, S, true> {
   using type = JosephSlopes<S>;
 };
 template <class S, bool kTangent> struct WeightsOf<Siddon, S, kTangent> {
-  using type = SiddonWeights<S, kTangent>;
+  using type = SiddonFootprint<S, kTangent>;
 };
 template <class S, bool kTangent> struct WeightsOf<Trilinear, S, kTangent> {
-  using type = TrilinearWeights<S, kTangent>;
+  using type = TrilinearFootprint<S, kTangent>;
 };
 
 }  // namespace drrkit
