@@ -258,13 +258,12 @@ def test_rays_along_the_faces_of_bricks_lose_nothing(what, offset, looking_up, o
     values = EMPTY[what]()
     size = (36, 36)
     frames = axis_parallel(offset)
-    frames[:, :2] *= 1.0
     for view, frame in enumerate(frames):
         axis = view // 2
         start, end = (-5.0, 40.0) if view % 2 == 0 else (40.0, -5.0)
         frame[0, axis], frame[1, axis] = start, end
-    expected, six = exact(values, frames, spec_of(size=size, beam="parallel"))
     spec = spec_of(size=size, beam="parallel")
+    expected, six = exact(values, frames, spec)
     image, found = packed(values, frames, spec, rays=True)
     assert relative(image.double(), expected, floor=1e-3) <= 1e-5
     if offset == 0.5:  # elsewhere a sample stands on a face and may choose the cell

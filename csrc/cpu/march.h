@@ -66,7 +66,7 @@ void project_panels(const ProjectParams& params, int64_t begin, int64_t end) {
     march.set_up(panels, view, i % panels.a_view());
     for (int64_t c = 0; c < scene.n_channels; ++c) {
       const int64_t row = view * scene.n_channels + c;
-      march.gather(channel_of(scene, params.values, view, c), Bricks{nullptr, nullptr, 0, 0, 0}, 0);
+      march.gather(channel_of(scene, params.values, view, c), params.bricks, scene.volume_of(view));
       march.finish(
           ImageStore<S, kRays>{static_cast<S*>(params.image) + row * n,
                                kRays ? static_cast<S*>(params.rays) + row * 6 * n : nullptr, n});
