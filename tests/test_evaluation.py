@@ -29,10 +29,13 @@ from drrkit.evaluation import (
     auroc,
     capture_range,
     evaluate,
+    landscape,
+    local_minima,
     measure,
     moved_about,
     read_rows,
     recall_at,
+    save_landscapes,
     shifted_appearance,
     summarise,
     top_mean,
@@ -348,6 +351,41 @@ def test_stages_are_registered_as_methods(tmp_path):
     rows = evaluate({"lm": stages}, [SMALL], [subject()], 2, tmp_path)
     assert all(row.mtre < 0.3 * row.start_mtre for row in rows)
     assert all(row.stages == 1 and row.seconds > 0 for row in rows)
+
+
+# ---- landscapes
+
+
+def test_valleys_are_counted_flat_floors_and_rising_ends_included():
+    sweeps = {
+        1: ([3, 2, 1, 2, 3], [3, 1, 1, 1, 2], [1, 2, 3], [3, 2, 1], [5, 5, 5]),
+        2: ([3, 1, 2, 1, 3], [1, 2, 2, 3, 1], [2, 1, 1, 2, 2, 0, 4]),
+        3: ([1, 2, 1, 2, 1], [0, 1, 0, 1, 0]),
+    }
+    for count, examples in sweeps.items():
+        for sweep in examples:
+            assert local_minima(torch.tensor(sweep, dtype=torch.float64)) == count, sweep
+
+
+def test_a_landscape_is_lowest_at_the_truth_and_tells_distance(tmp_path):
+    case = SMALL.case(subject(), 1)
+    found = landscape(case, Stage("ncc", voxel_mm=None), count=21, poses=60)
+    assert found.name == "ncc" and found.sweeps.shape == found.offsets.shape == (6, 21)
+    assert (found.offsets[:, 10] == 0).all()
+    assert math.degrees(float(found.offsets[0, -1])) == pytest.approx(30.0)
+    assert float(found.offsets[5, 0]) == -150.0
+    # The middle of every sweep is the same pose.
+    assert (found.sweeps[:, 10] - found.sweeps[0, 10]).abs().max() < 1e-6
+    assert (found.sweeps.argmin(1) - 10).abs().max() <= 1
+    assert found.correlation > 0.3 and len(found.minima) == 6
+    alone = drrkit.render(case.subject.attenuation, case.camera, case.truth)
+    assert float(drrkit.losses.ncc(alone, case.xray)) == pytest.approx(float(found.sweeps[0, 10]))
+    again = landscape(case, Stage("ncc"), count=21, poses=60)
+    assert torch.equal(again.losses, found.losses) and torch.equal(again.sweeps, found.sweeps)
+    save_landscapes([found, again], tmp_path / "landscape.png")
+    assert (tmp_path / "landscape.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match=r"count: expected an odd number .* got 20"):
+        landscape(case, Stage("ncc"), count=20)
 
 
 # ---- the command line
