@@ -377,7 +377,8 @@ def test_a_landscape_is_lowest_at_the_truth_and_tells_distance(tmp_path):
     # The middle of every sweep is the same pose.
     assert (found.sweeps[:, 10] - found.sweeps[0, 10]).abs().max() < 1e-6
     assert (found.sweeps.argmin(1) - 10).abs().max() <= 1
-    assert found.correlation > 0.3 and len(found.minima) == 6
+    near = landscape(case, Stage("ncc"), widths=(5, 5, 5, 30, 30, 5), count=3, poses=60)
+    assert near.correlation > 0.5 > found.correlation > 0.0 and len(found.minima) == 6
     alone = drrkit.render(case.subject.attenuation, case.camera, case.truth)
     assert float(drrkit.losses.ncc(alone, case.xray)) == pytest.approx(float(found.sweeps[0, 10]))
     again = landscape(case, Stage("ncc"), count=21, poses=60)
