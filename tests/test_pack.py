@@ -78,12 +78,16 @@ def brick_of(filled: Tensor, z: int, y: int, x: int) -> bool:
 def test_bricks_and_their_distances_are_those_of_a_search(shape, count, device) -> None:
     filled = torch.zeros(shape, dtype=torch.bool)
     for i in range(count):
-        filled[tuple(int(n * u) for n, u in zip(shape, rand(3, seed=7 * i + count), strict=True))] = 1
+        filled[
+            tuple(int(n * u) for n, u in zip(shape, rand(3, seed=7 * i + count), strict=True))
+        ] = 1
     values = torch.where(filled, -1.5, 0.0)
     _, distance = occupancy(values[None, None].to(device))
     counts = tuple(n // 8 + 1 for n in shape)
     assert distance.shape == (1, *counts) and distance.dtype == torch.uint8
-    bricks = [(z, y, x) for z in range(counts[0]) for y in range(counts[1]) for x in range(counts[2])]
+    bricks = [
+        (z, y, x) for z in range(counts[0]) for y in range(counts[1]) for x in range(counts[2])
+    ]
     full = [b for b in bricks if brick_of(filled, *b)]
     for brick in bricks:
         steps = (max(abs(p - q) for p, q in zip(brick, other, strict=True)) for other in full)
@@ -173,7 +177,9 @@ def test_a_handle_serves_the_values_that_it_was_made_from_and_no_others(device) 
         frames = oblique(2, seed=3).to(device)
         image = _ops.project_packed(other, frames, handle, False, spec)[0]
         volumes = other.reshape(1, 1, *other.shape[-3:])
-        assert torch.equal(image.nan_to_num(), _ops.project(volumes, frames, False, spec)[0].nan_to_num())
+        assert torch.equal(
+            image.nan_to_num(), _ops.project(volumes, frames, False, spec)[0].nan_to_num()
+        )
         assert uses(pack) == 2, what
     values.add_(1)
     launch(values, handle)
@@ -428,7 +434,9 @@ def test_methods_that_read_nothing_prepared_prepare_nothing(where) -> None:
     for method in ("siddon", "trilinear"):
         project = drrkit.Projector(volume_of(values_of()), camera(), method=method)
         assert project._pack.handle_of(project.values) == 0
-        with pytest.raises(ValueError, match=f"'int16' serves method 'joseph' only, got '{method}'"):
+        with pytest.raises(
+            ValueError, match=f"'int16' serves method 'joseph' only, got '{method}'"
+        ):
             drrkit.Projector(volume_of(values_of()), camera(), method=method, pack="int16")
 
 
@@ -459,7 +467,9 @@ def _forget_what_was_compiled() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
 def test_a_compiled_projector_goes_by_its_handle_until_the_values_change(backend, device) -> None:
     project = drrkit.Projector(volume_of(values_of().to(device)), camera())
     run = torch.compile(lambda p: project(p) * 2, backend=backend, fullgraph=True)
@@ -477,7 +487,9 @@ def test_a_compiled_projector_goes_by_its_handle_until_the_values_change(backend
     assert uses(project._pack) == before + 3
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
 def test_a_compiled_pose_gradient_is_that_of_eager_mode(backend, device) -> None:
     project = drrkit.Projector(volume_of(values_of().to(device)), camera())
 
@@ -497,7 +509,8 @@ def test_compiled_code_survives_its_projector(device) -> None:
     handle, values, where = project._pack.handle, project.values, poses(device)
     spec, frames = project._spec, oblique(2, seed=3).to(device)
     run = torch.compile(
-        lambda v, f: _ops.project_packed(v, f, handle, False, spec)[0], fullgraph=True,
+        lambda v, f: _ops.project_packed(v, f, handle, False, spec)[0],
+        fullgraph=True,
         backend="aot_eager",
     )
     expected = run(values, frames)

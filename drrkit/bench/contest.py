@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ class Contest:
             self._conclude(work, scene, turn, answers)
         for worker in {id(turn.contender.worker): turn.contender.worker for turn in turns}.values():
             if worker.process is not None:
-                worker.ask(FIRST_TIMEOUT, "clear")
+                with suppress(Failed):  # the next request starts it anew
+                    worker.ask(FIRST_TIMEOUT, "clear")
         report(f"{work.label} {work.operation}: {time.monotonic() - begin:.1f} s")
 
     def leave_out(self, work: Workload, case: str, reason: str) -> None:

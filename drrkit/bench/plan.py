@@ -76,7 +76,7 @@ class Effort:
 def effort(device: str, quick: bool) -> Effort:
     """The default effort on a "cpu" or "cuda" device."""
     if device == "cuda":
-        return Effort(2, 0.01, 1.0, 2.0, 2.0) if quick else Effort(7, 0.04, 2.0, 4.0, 7.0)
+        return Effort(2, 0.01, 1.0, 2.0, 2.0) if quick else Effort(5, 0.02, 1.0, 4.0, 7.0)
     return Effort(2, 0.05, 0.5, 3.0, 0.8) if quick else Effort(5, 0.2, 6.0, 9.0, 9.5)
 
 
@@ -98,8 +98,8 @@ def _curves(
     """Forward projections, one thing changing at a time around one AP view of size x size."""
     for count in views:
         yield Workload("views", "AP", count, size, "forward", inputs=2)
-    for size in sizes:
-        yield Workload("detector", "AP", 1, size, "forward", inputs=2)
+    for rows in sizes:
+        yield Workload("detector", "AP", 1, rows, "forward", inputs=2)
     for edge in edges:
         yield Workload("volume", "AP", 1, size, "forward", edge=edge, inputs=2)
 
@@ -137,18 +137,16 @@ def _cuda() -> Iterator[Workload]:
     yield from _main("AP", 1, 200, "double")
     yield from _main("AP", 16, 200, "double", inputs=2)
     yield from _main("orbit", 360, 512, "forward adjoint", inputs=1)
+    yield from _curves((1, 4, 16, 64, 256), (64, 128, 256, 512, 1024), (64, 128, 256, 512))
+    yield from _main("random", 16, 200, "forward pose volume")
+    yield from _main("AP", 1, 512, "forward pose volume")
+    yield from _main("AP", 16, 512, "forward pose", inputs=2)
+    yield from _main("lateral", 1, 512, "forward pose")
+    yield from _main("lateral", 16, 512, "forward pose", inputs=2)
     yield from _main("orbit", 16, 200, "forward adjoint", inputs=1)
     yield from _main("random", 1, 200, "forward pose")
-    yield from _main("random", 16, 200, "forward pose volume")
-    for view in ("AP", "lateral"):
-        yield from _main(view, 1, 512, "forward pose volume")
-        yield from _main(view, 16, 512, "forward pose", inputs=2)
     yield from _main("lateral", 300, 128, "forward", inputs=2)
-    yield from _curves(
-        (1, 4, 16, 64, 256), (64, 128, 256, 512, 1024, 2048), (64, 128, 256, 512, 768)
-    )
     yield from _main("random", 300, 128, "forward", inputs=2)
-    yield from _main("AP", 1, 1024, "volume", inputs=2)
 
 
 def _cuda_quick() -> Iterator[Workload]:

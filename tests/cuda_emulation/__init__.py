@@ -2,8 +2,9 @@
 
 `include/` holds a `cuda_runtime.h` whose kernels' threads are fibers (see launch.h there), so the
 tests cover what would otherwise need a GPU: indexing, tiles that hang over, shuffles and barriers,
-textures, atomics, errors. Speed, races between blocks that run at the same time, and rounding to
-the last bit (a GPU contracts to fused multiply-adds) it cannot show.
+textures, atomics, errors. A kernel that deadlocks, misuses a collective or touches memory that is
+not there fails its launch with a description. It cannot show speed, races between blocks that run
+at the same time, and rounding to the last bit (a GPU contracts to fused multiply-adds).
 
     ops = emulated_ops()                   the products, with the signatures of torch.ops.drrkit.*
     with emulated_ops().in_place(): ...    drrkit itself on them: project(), Projector, autograd
