@@ -102,6 +102,7 @@ void backproject_panels(const BackprojectParams& params, int64_t volume, Slab sl
   const int64_t per_volume = scene.n_views / scene.n_volumes, channels = scene.n_channels;
   for (int64_t view = volume * per_volume; view < (volume + 1) * per_volume; ++view)
     for (int64_t panel = 0; panel < panels.a_view(); ++panel) {
+      if (scatter.misses_slab(panels, view, panel)) continue;
       scatter.set_up(panels, view, panel);
       for (int64_t c = 0; c < channels; ++c)
         scatter.scatter(

@@ -79,6 +79,48 @@ template <template <class, int> class TileOf, class S, int N, bool kTangent> str
                       void* memory)
       : params(its_params), panel(its_params.scene, p, memory), slab(its_slab) {}
 
+  // Whether no ray of the panel comes near the slab: then setting it up is spared. At one place
+  // along the rays all of them lie between the four corners.
+  DRR_HD bool misses_slab(const Panels& p, int64_t its_view, int64_t index) const {
+    const Scene& scene = params.scene;
+    if (scene.views.endpoints) return false;
+    const int64_t height = p.panel_rows * p.tile_rows, width = p.panel_cols * p.tile_cols;
+    const int64_t row = index / p.across * height, col = index % p.across * width;
+    const int64_t rows[2] = {row, minimum(row + height, p.rows) - 1};
+    const int64_t cols[2] = {col, minimum(col + width, p.cols) - 1};
+    Ray corners[4];
+    for (int i = 0; i < 4; ++i) {
+      corners[i] = scene.views.ray(its_view, rows[i / 2] * p.cols + cols[i % 2]);
+      if (!is_finite(corners[i])) return false;
+    }
+    Interval stay = {0, 1};  // where along the rays any of them is in the grid, seen along z
+    for (int side = 0; side < 4; ++side) {
+      const int axis = side / 2;
+      const double limit = static_cast<double>(scene.grid.size(axis));
+      Interval any = {1, 0};
+      for (const Ray& ray : corners) {
+        Interval one = {0, 1};
+        one.clip(ray.s[axis], ray.p[axis] - ray.s[axis], side % 2 ? -1 : -1e300,
+                 side % 2 ? 1e300 : limit);
+        if (!one.empty())
+          any = any.empty() ? one : Interval{minimum(any.lo, one.lo), maximum(any.hi, one.hi)};
+      }
+      stay = {maximum(stay.lo, any.lo), minimum(stay.hi, any.hi)};
+    }
+    if (stay.empty()) return true;
+    double low = 1e300, high = -1e300;
+    for (const Ray& ray : corners)
+      for (int end = 0; end < 2; ++end) {
+        const double t = end ? stay.hi : stay.lo;
+        const double z = ray.s.z + t * (ray.p.z - ray.s.z);
+        low = minimum(low, z);
+        high = maximum(high, z);
+      }
+    const double margin = 2;  // a sample reaches one plane
+    return high < static_cast<double>(slab.begin) - margin ||
+           low > static_cast<double>(slab.end) + margin;
+  }
+
   DRR_HD void set_up(const Panels& p, int64_t its_view, int64_t index) {
     view = its_view;
     panel.set_up(p, view, index);
