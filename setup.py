@@ -31,6 +31,7 @@ OLDEST_TORCH = (2, 10)
 DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 CPU_KERNELS = ("kernels", "portable", "avx2", "avx512", "pose_map")
 CUDA_KERNELS = ("kernels", "joseph", "siddon", "trilinear", "pose_map", "packed", "packed_project")
+CUDA_KERNELS += ("adjoint", "adjoint_joseph", "adjoint_siddon", "adjoint_trilinear")
 CPU_SOURCES = ["ops.cpp", "pose_ops.cpp", "bindings.cpp"]
 CPU_SOURCES += [f"cpu/{name}.cpp" for name in CPU_KERNELS]
 CUDA_SOURCES = [f"cuda/{name}.cu" for name in CUDA_KERNELS]

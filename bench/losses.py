@@ -25,12 +25,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import measure
 import torch
 from torch import Tensor
 
 import drrkit
 from drrkit import losses
+from drrkit.bench.machine import machine, versions
+from drrkit.bench.timing import peak_bytes
 
 SCHEMA = 1
 SDD, SOD = 1020.0, 800.0  # mm
@@ -52,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "schema": SCHEMA,
         "command": f"python bench/losses.py {' '.join(arguments or sys.argv[1:])}".strip(),
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": measure.machine(),
+        "machine": machine(),
         "load_average": {"before": load, "after": os.getloadavg()},
-        "versions": measure.versions(("torch",)) | {"drrkit": drrkit.__version__},
+        "versions": versions(("torch",)) | {"drrkit": drrkit.__version__},
         "batch": options.batch,
         "dtype": "float64" if options.double else "float32",
         "device": options.device,
@@ -125,7 +126,7 @@ def timed(run: Callable[[], Tensor], rounds: int) -> tuple[float, float]:
 
 def peak(run: Callable[[], Tensor], device: torch.device) -> int | None:
     if device.type != "cuda":
-        return measure.peak_bytes(run)
+        return peak_bytes(run)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     run()

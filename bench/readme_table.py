@@ -15,7 +15,7 @@ from typing import Any
 
 from drrkit.bench import record as records
 from drrkit.bench.record import rows_of
-from drrkit.bench.table import duration, label, times, workloads_of
+from drrkit.bench.table import KEYS, duration, label, times, workloads_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, README = ROOT / "bench" / "results", ROOT / "README.md"
@@ -64,6 +64,8 @@ def replaced(text: str, block: str) -> str:
 
 def block(found: dict[str, dict[str, Any]]) -> str:
     """The Markdown of all records, GPUs first."""
+    if not found:
+        return "No results have been committed yet: `make bench` writes them.\n"
     ordered = sorted(found, key=lambda name: (found[name]["device"] != "cuda", name))
     return "\n".join(part for name in ordered for part in _parts(name, found[name]))
 
@@ -78,6 +80,7 @@ def _parts(name: str, record: dict[str, Any]) -> list[str]:
         f"its methods{_modes(record)}:\n",
         *_workloads(record),
         "",
+        *_floors(record),
     ]
 
 
@@ -132,6 +135,23 @@ def _workloads(record: dict[str, Any]) -> list[str]:
         ]
         lines.append(_line([f"{label(workload)} {SHORT[workload['operation']]}", *cells]))
     return lines
+
+
+def _floors(record: dict[str, Any]) -> list[str]:
+    """How far the headline's forward projections are from what the machine could do at most."""
+    mode = "graph" if rows_of(record, mode="graph") else "eager"
+    wanted = {"section": "main", "operation": "forward", "case": record["headline"], "mode": mode}
+    found = []
+    for row in rows_of(record, **wanted, view="AP"):
+        floors = row["floors"]
+        by_bytes = times(_median(row) / floors["bytes_s"])
+        fetches = floors.get("fetches_s")
+        by_fetches = f", {times(_median(row) / fetches)} the other" if fetches else ""
+        found.append(f"{label({key: row[key] for key in KEYS})}: {by_bytes} the one{by_fetches}")
+    if not found:
+        return []
+    what = "moving the bytes and of making the fetches that it cannot do without"
+    return [f"{record['headline']} against the time of {what}: {'; '.join(found)}.\n"]
 
 
 def _single_size(record: dict[str, Any]) -> int:

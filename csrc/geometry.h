@@ -125,6 +125,13 @@ struct Samples {
     return s;
   }
 
+  // Those in [first, last).
+  DRR_HD Samples part(int first, int last) const {
+    const int from = maximum(begin, first), to = maximum(minimum(end, last), from);
+    return {from, minimum(maximum(inner_begin, from), to), minimum(maximum(inner_end, from), to),
+            to};
+  }
+
   // Gives up the unchecked samples unless the positions, as the march evaluates them, do lie in
   // [lower, upper]: far from the origin even double cannot say beforehand. Positions are monotone,
   // so their two ends decide.

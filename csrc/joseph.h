@@ -39,6 +39,32 @@ template <class V> struct JosephSums {
   }
 };
 
+// What the samples of a ray add to the corners of their cells: the weight w of the bilinear weights
+// and, for the tangent of the adjoint, how sample k moves, (a + k a_rate, b + k b_rate), times w.
+// Linear in these numbers.
+template <class Rays> struct JosephWeights {
+  using V = typename Rays::Value;
+
+  V weight{}, a{}, b{}, a_rate{}, b_rate{};
+
+  // Plane k, where the sample lies (fa, fb) into its cell.
+  template <bool kTangent>
+  DRR_HD void corners(V k, V fa, V fb, V& w00, V& w10, V& w01, V& w11) const {
+    const V one = V{} + typename Rays::Number(1), ga = one - fa, gb = one - fb;
+    w00 = weight * ga * gb;
+    w10 = weight * fa * gb;
+    w01 = weight * ga * fb;
+    w11 = weight * fa * fb;
+    if (kTangent) {
+      const V on_a = a + k * a_rate, on_b = b + k * b_rate;
+      w00 += -on_a * gb - on_b * ga;
+      w10 += on_a * gb - on_b * fa;
+      w01 += on_b * ga - on_a * fb;
+      w11 += on_a * fb + on_b * fa;
+    }
+  }
+};
+
 template <class S> struct Joseph {
   using Scalar = S;
   using Sums = JosephSums<S>;
@@ -212,31 +238,31 @@ template <class S> struct Joseph {
 
   // ---- scatter: the adjoint of the image, or of its tangent
 
+  using Weights = JosephWeights<OneRay<S>>;
+
+  // For the tangent, `weight` is that of w.
+  template <bool kTangent> DRR_HD Weights weights(const Ray& tangent) const {
+    Weights of;
+    if (!kTangent) of.weight = static_cast<S>(w);
+    if (!kTangent || w == 0) return of;
+    const Slopes t = slopes(tangent);
+    of.weight = static_cast<S>(t.w);
+    of.a = static_cast<S>(w * t.alpha);
+    of.b = static_cast<S>(w * t.beta);
+    of.a_rate = static_cast<S>(w * t.rho_a);
+    of.b_rate = static_cast<S>(w * t.rho_b);
+    return of;
+  }
+
   template <bool kTangent, class Sink>
   DRR_HD void scatter(const Ray& tangent, int lane, int lanes, Sink& sink) const {
-    Slopes t = {0, 0, 0, 0, 0, 0, 0};
-    if (kTangent && w != 0) t = slopes(tangent);
-    const S weight = static_cast<S>(w), weight_dot = static_cast<S>(t.w);
-    const S a_dot = static_cast<S>(w * t.alpha), b_dot = static_cast<S>(w * t.beta);
-    const S a_rate = static_cast<S>(w * t.rho_a), b_rate = static_cast<S>(w * t.rho_b);
+    const Weights of = weights<kTangent>(tangent);
     for (int k = samples.begin + lane; k < samples.end; k += lanes) {
       const S kk = static_cast<S>(k), xa = at_a + kk * step_a, xb = at_b + kk * step_b;
       const int ia = floor_int(xa), ib = floor_int(xb);
-      const S fa = xa - static_cast<S>(ia), fb = xb - static_cast<S>(ib);
       S w00, w10, w01, w11;
-      if (kTangent) {
-        const S ma = a_dot + kk * a_rate,
-                mb = b_dot + kk * b_rate;  // how the sample moves, times w
-        w00 = weight_dot * (1 - fa) * (1 - fb) - ma * (1 - fb) - mb * (1 - fa);
-        w10 = weight_dot * fa * (1 - fb) + ma * (1 - fb) - mb * fa;
-        w01 = weight_dot * (1 - fa) * fb - ma * fb + mb * (1 - fa);
-        w11 = weight_dot * fa * fb + ma * fb + mb * fa;
-      } else {
-        w00 = weight * (1 - fa) * (1 - fb);
-        w10 = weight * fa * (1 - fb);
-        w01 = weight * (1 - fa) * fb;
-        w11 = weight * fa * fb;
-      }
+      of.template corners<kTangent>(kk, xa - static_cast<S>(ia), xb - static_cast<S>(ib), w00, w10,
+                                    w01, w11);
       const bool a0 = ia >= 0 && ia < size_a, a1 = ia >= -1 && ia < size_a - 1;
       const bool b0 = ib >= 0 && ib < size_b, b1 = ib >= -1 && ib < size_b - 1;
       const int64_t at = (plane + k) * stride_m + ia * stride_a + ib * stride_b;

@@ -146,6 +146,7 @@ template <class Range> void deal_ranges(int64_t total, int64_t grain, const Rang
 struct Cpu {
   // Every sum is already made in a fixed order.
   static constexpr bool kNeedsFixedPoint = false;
+  static int64_t workspace(const BackprojectParams&, bool) { return 0; }
 
   explicit Cpu(const Tensor&) {}
 
@@ -158,7 +159,7 @@ struct Cpu {
   // Slabs of planes, a few for each thread: each voxel is summed in one order by one thread.
   void backproject(const BackprojectParams& p) const {
     const int64_t threads = torch::stable::get_num_threads(), nz = p.scene.grid.nz;
-    const int64_t slabs = threads == 1 ? 1 : minimum<int64_t>(nz, 4 * threads);
+    const int64_t slabs = threads == 1 ? 1 : minimum<int64_t>(nz, 2 * threads);
     deal(p.scene.n_volumes * slabs, [&](int64_t i) {
       const int64_t slab = i % slabs;
       cpu::backproject(p, i / slabs, {slab * nz / slabs, (slab + 1) * nz / slabs});
@@ -190,6 +191,9 @@ struct Cpu {
 // Guards the tensor's device and launches on torch's current stream.
 struct Cuda {
   static constexpr bool kNeedsFixedPoint = true;  // atomics come in any order
+  static int64_t workspace(const BackprojectParams& p, bool fixed_order) {
+    return cuda::backproject_workspace(p, fixed_order);
+  }
 
   torch::stable::accelerator::DeviceGuard guard;
   void* stream = nullptr;
@@ -281,9 +285,14 @@ Tensor backproject(const Tensor& images_, const Tensor& geometry_, std::optional
   Tensor values = torch::stable::new_zeros(images, {n_volumes, images.size(1), nz, ny, nx});
   p.images = images.const_data_ptr();
   p.values = values.mutable_data_ptr();
-  Tensor fixed, peak;
+  Tensor fixed, peak, workspace;
   p.fixed = p.peak = nullptr;
-  if (deterministic && Device::kNeedsFixedPoint) {
+  const int64_t bytes = Device::workspace(p, deterministic);
+  if (bytes > 0) {
+    workspace = torch::stable::new_empty(values, {bytes}, ScalarType::Byte);
+    p.workspace = workspace.mutable_data_ptr();
+    p.workspace_bytes = bytes;
+  } else if (deterministic && Device::kNeedsFixedPoint) {
     fixed = torch::stable::new_zeros(values, values.sizes(), ScalarType::Long);
     peak = torch::stable::new_zeros(values, {1}, ScalarType::Long);
     p.fixed = fixed.mutable_data_ptr<int64_t>();

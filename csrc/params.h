@@ -46,6 +46,10 @@ struct BackprojectParams {
   // For sums that do not depend on their order, where the device needs them; null otherwise.
   int64_t* fixed;  // [N, C, nz, ny, nx] zeroed: fixed-point sums
   int64_t* peak;   // [1] zeroed: bits of the largest double that is added
+  // Where the device gathers by voxel instead, which needs no `fixed`: what it asked for, aligned
+  // to 64 bytes. With less it takes fewer views at a time. Null otherwise.
+  void* workspace = nullptr;
+  int64_t workspace_bytes = 0;
 };
 
 // K: a cotangent of the rays' end points for each ray, channels summed.

@@ -88,6 +88,35 @@ template <class Rays> struct SiddonCourse {
   DRR_HD static V half() { return V{} + typename Rays::Number(0.5); }
 };
 
+// What the layers of a ray add to the voxels they meet: mm a layer and, for the tangent of the
+// adjoint, the tangent of it, and the weight m + kappa m_rate of (V_low - V_high) at a crossing of
+// axis m at kappa; the same for a and b. Linear in these numbers.
+template <class Rays> struct SiddonWeights {
+  using V = typename Rays::Value;
+  using Mask = decltype(V{} < V{});
+
+  V per_kappa{}, m{}, m_rate{}, a{}, a_rate{}, b{}, b_rate{};
+
+  // The ray's own ends are no crossings.
+  template <bool kTangent, class Layer>
+  DRR_HD void segments(const Layer& l, Mask enters, Mask leaves, V& w0, V& w1, V& w2) const {
+    w0 = per_kappa * (l.first - l.begin);
+    w1 = per_kappa * (l.second - l.first);
+    w2 = per_kappa * (l.end - l.second);
+    if (!kTangent) return;
+    // Only real crossings count: 1 / d_x is huge where the ray hardly crosses axis x at all.
+    const V at_a = a + Rays::pick(l.a_first, l.first, l.second) * a_rate;
+    const V at_b = b + Rays::pick(l.a_first, l.second, l.first) * b_rate;
+    const V on_a = Rays::pick(Rays::of(l.ia) == Rays::of(l.ja), V{}, at_a);
+    const V on_b = Rays::pick(Rays::of(l.ib) == Rays::of(l.jb), V{}, at_b);
+    const V at_first = Rays::pick(l.a_first, on_a, on_b);
+    const V at_second = Rays::pick(l.a_first, on_b, on_a);
+    w0 += at_first - Rays::pick(enters, m + l.begin * m_rate, V{});
+    w1 += at_second - at_first;
+    w2 += Rays::pick(leaves, m + l.end * m_rate, V{}) - at_second;
+  }
+};
+
 template <class S> struct Siddon : SiddonCourse<OneRay<S>> {
   using Scalar = S;
   using Sums = SiddonSums<S>;
@@ -272,48 +301,41 @@ template <class S> struct Siddon : SiddonCourse<OneRay<S>> {
     return {ks_fixed_d - kd, kd};
   }
 
-  // ---- scatter: the adjoint of the image, or of its tangent
+  // ---- the adjoint of the image, or of its tangent
+
+  using Weights = SiddonWeights<OneRay<S>>;
+
+  // A crossing at kappa on axis x moves t by -(s'_x + t d'_x) / d_x; times the length and the sign
+  // of d_m it is the weight of (V_low - V_high). The length's own tangent rescales the segments.
+  template <bool kTangent> DRR_HD Weights weights(const Ray& tangent) const {
+    Weights of;
+    of.per_kappa = static_cast<S>(w);
+    if (!kTangent || w == 0) return of;
+    const Vec3 td = tangent.p - tangent.s;
+    of.per_kappa = static_cast<S>(w * dot(g * d, td) / (length * length));
+    const double dm = d[m], t0 = -sm / dm, scale = dm < 0 ? -length : length;
+    of.m = static_cast<S>(-scale * (tangent.s[m] + t0 * td[m]) / dm);
+    of.m_rate = static_cast<S>(-scale * td[m] / (dm * dm));
+    if (d[a] != 0) {
+      of.a = static_cast<S>(-scale * (tangent.s[a] + t0 * td[a]) / d[a]);
+      of.a_rate = static_cast<S>(-scale * td[a] / (dm * d[a]));
+    }
+    if (d[b] != 0) {
+      of.b = static_cast<S>(-scale * (tangent.s[b] + t0 * td[b]) / d[b]);
+      of.b_rate = static_cast<S>(-scale * td[b] / (dm * d[b]));
+    }
+    return of;
+  }
 
   template <bool kTangent, class Sink>
   DRR_HD void scatter(const Ray& tangent, int lane, int lanes, Sink& sink) const {
-    // A crossing at kappa on axis x moves t by -(s'_x + t d'_x) / d_x; times the length and the
-    // sign of d_m it is the weight c0_x + kappa c1_x of (V_low - V_high). The length's own tangent
-    // rescales the segments.
-    S per_kappa = static_cast<S>(w);
-    S m0 = 0, m1 = 0, a0 = 0, a1 = 0, b0 = 0, b1 = 0;
-    if (kTangent && w != 0) {
-      const Vec3 td = tangent.p - tangent.s;
-      per_kappa = static_cast<S>(w * dot(g * d, td) / (length * length));
-      const double dm = d[m], t0 = -sm / dm, scale = dm < 0 ? -length : length;
-      m0 = static_cast<S>(-scale * (tangent.s[m] + t0 * td[m]) / dm);
-      m1 = static_cast<S>(-scale * td[m] / (dm * dm));
-      if (d[a] != 0) {
-        a0 = static_cast<S>(-scale * (tangent.s[a] + t0 * td[a]) / d[a]);
-        a1 = static_cast<S>(-scale * td[a] / (dm * d[a]));
-      }
-      if (d[b] != 0) {
-        b0 = static_cast<S>(-scale * (tangent.s[b] + t0 * td[b]) / d[b]);
-        b1 = static_cast<S>(-scale * td[b] / (dm * d[b]));
-      }
-    }
+    const Weights of = weights<kTangent>(tangent);
     for (int k = samples.begin + lane; k < samples.end; k += lanes) {
-      const Layer l = this->template layer<false>(static_cast<S>(k));
-      S w0 = per_kappa * (l.first - l.begin), w1 = per_kappa * (l.second - l.first),
-        w2 = per_kappa * (l.end - l.second);
-      if (kTangent) {
-        // Only real crossings count: 1 / d_x is huge where the ray hardly crosses axis x at all.
-        const S on_a = l.ia == l.ja ? S(0) : a0 + (l.a_first ? l.first : l.second) * a1;
-        const S on_b = l.ib == l.jb ? S(0) : b0 + (l.a_first ? l.second : l.first) * b1;
-        const S at_first = l.a_first ? on_a : on_b, at_second = l.a_first ? on_b : on_a;
-        const bool enters =
-            this->end_low<static_cast<S>(k) - S(0.5), leaves = this->end_high> static_cast<S>(k) +
-            S(0.5);
-        if (enters) w0 -= m0 + l.begin * m1;
-        if (leaves) w2 += m0 + l.end * m1;
-        w0 += at_first;
-        w1 += at_second - at_first;
-        w2 -= at_second;
-      }
+      const S middle = static_cast<S>(k);
+      const Layer l = this->template layer<false>(middle);
+      const bool enters = this->end_low<middle - S(0.5), leaves = this->end_high> middle + S(0.5);
+      S w0, w1, w2;
+      of.template segments<kTangent>(l, enters, leaves, w0, w1, w2);
       const int64_t at = (plane + k) * stride_m;
       if (inside(l.ia, l.ib)) sink.add(at + l.ia * stride_a + l.ib * stride_b, w0);
       if (w1 != S(0) && inside(l.mid_a, l.mid_b))

@@ -60,6 +60,35 @@ template <class V> struct TrilinearSums {
   }
 };
 
+// What the samples of a ray add to the corners of their cells: the weight h of the trilinear
+// weights or, for the tangent of the adjoint, how sample k moves, (x + k x_rate, ...), times h.
+// Linear in these numbers.
+template <class Rays> struct TrilinearWeights {
+  using V = typename Rays::Value;
+
+  V weight{}, x{}, y{}, z{}, x_rate{}, y_rate{}, z_rate{};
+
+  struct Corners {
+    V c000, c100, c010, c110, c001, c101, c011, c111;
+  };
+
+  // Sample k, which lies (fx, fy, fz) into its cell.
+  template <bool kTangent> DRR_HD Corners corners(V k, V fx, V fy, V fz) const {
+    const V one = V{} + typename Rays::Number(1), gx = one - fx, gy = one - fy, gz = one - fz;
+    if (kTangent) {
+      const V hx = x + k * x_rate, hy = y + k * y_rate, hz = z + k * z_rate;
+      const V ygz = hy * gz, yfz = hy * fz, zgy = hz * gy, zfy = hz * fy;
+      const V x00 = hx * gy * gz, x10 = hx * fy * gz, x01 = hx * gy * fz, x11 = hx * fy * fz;
+      const V r00 = -ygz - zgy, r10 = ygz - zfy, r01 = zgy - yfz, r11 = yfz + zfy;
+      return {gx * r00 - x00, fx * r00 + x00, gx * r10 - x10, fx * r10 + x10,
+              gx * r01 - x01, fx * r01 + x01, gx * r11 - x11, fx * r11 + x11};
+    }
+    const V wg = weight * gz, wf = weight * fz;
+    const V y00 = wg * gy, y10 = wg * fy, y01 = wf * gy, y11 = wf * fy;
+    return {gx * y00, fx * y00, gx * y10, fx * y10, gx * y01, fx * y01, gx * y11, fx * y11};
+  }
+};
+
 template <class S> struct Trilinear {
   using Scalar = S;
   using Sums = TrilinearSums<S>;
@@ -230,33 +259,36 @@ template <class S> struct Trilinear {
 
   // ---- scatter: the adjoint of the image, or of its tangent
 
+  using Weights = TrilinearWeights<OneRay<S>>;
+
+  template <bool kTangent> DRR_HD Weights weights(const Ray& tangent) const {
+    Weights of;
+    of.weight = static_cast<S>(h);
+    if (!kTangent || h == 0) return of;
+    const Vec3 td = tangent.p - tangent.s, ge = g * e;
+    const Vec3 e_dot = (1 / length) * (td - dot(ge, td) * e);
+    Vec3 move = tangent.s + r_ref * e_dot;  // sample k moves by move + k h e_dot
+    if (foot || line) move = move - dot(ge, tangent.s) * e;
+    if (foot && !line) move = move + dot(g * from_source, e_dot) * e;
+    of.x = static_cast<S>(h * move.x);
+    of.y = static_cast<S>(h * move.y);
+    of.z = static_cast<S>(h * move.z);
+    of.x_rate = static_cast<S>(h * h * e_dot.x);
+    of.y_rate = static_cast<S>(h * h * e_dot.y);
+    of.z_rate = static_cast<S>(h * h * e_dot.z);
+    return of;
+  }
+
   template <bool kTangent, class Sink>
   DRR_HD void scatter(const Ray& tangent, int lane, int lanes, Sink& sink) const {
-    Vec3 move = {0, 0, 0}, rate = {0, 0, 0};  // how sample k moves: move + k rate
-    if (kTangent && h != 0) {
-      const Vec3 td = tangent.p - tangent.s, ge = g * e;
-      const Vec3 e_dot = (1 / length) * (td - dot(ge, td) * e);
-      move = tangent.s + r_ref * e_dot;
-      if (foot || line) move = move - dot(ge, tangent.s) * e;
-      if (foot && !line) move = move + dot(g * from_source, e_dot) * e;
-      rate = h * e_dot;
-    }
-    const S weight = static_cast<S>(h);
-    const S mx = static_cast<S>(h * move.x), my = static_cast<S>(h * move.y),
-            mz = static_cast<S>(h * move.z);
-    const S rx = static_cast<S>(h * rate.x), ry = static_cast<S>(h * rate.y),
-            rz = static_cast<S>(h * rate.z);
-    scatter_range<kTangent, true>(samples.begin + lane, samples.inner_begin, lanes, weight, mx, my,
-                                  mz, rx, ry, rz, sink);
-    scatter_range<kTangent, false>(samples.inner_begin + lane, samples.inner_end, lanes, weight, mx,
-                                   my, mz, rx, ry, rz, sink);
-    scatter_range<kTangent, true>(samples.inner_end + lane, samples.end, lanes, weight, mx, my, mz,
-                                  rx, ry, rz, sink);
+    const Weights of = weights<kTangent>(tangent);
+    scatter_range<kTangent, true>(samples.begin + lane, samples.inner_begin, lanes, of, sink);
+    scatter_range<kTangent, false>(samples.inner_begin + lane, samples.inner_end, lanes, of, sink);
+    scatter_range<kTangent, true>(samples.inner_end + lane, samples.end, lanes, of, sink);
   }
 
   template <bool kTangent, bool kChecked, class Sink>
-  DRR_HD void scatter_range(int first, int last, int lanes, S weight, S mx, S my, S mz, S rx, S ry,
-                            S rz, Sink& sink) const {
+  DRR_HD void scatter_range(int first, int last, int lanes, const Weights& of, Sink& sink) const {
     const int64_t sy = stride_y, sz = stride_z;
     for (int k = first; k < last; k += lanes) {
       const S kk = static_cast<S>(k);
@@ -264,57 +296,23 @@ template <class S> struct Trilinear {
       const int ix = kChecked ? floor_int(x) : static_cast<int>(x),
                 iy = kChecked ? floor_int(y) : static_cast<int>(y),
                 iz = kChecked ? floor_int(z) : static_cast<int>(z);
-      const S fx = x - static_cast<S>(ix), fy = y - static_cast<S>(iy), fz = z - static_cast<S>(iz);
-      const S gx = 1 - fx, gy = 1 - fy, gz = 1 - fz;
+      const typename Weights::Corners w = of.template corners<kTangent>(
+          kk, x - static_cast<S>(ix), y - static_cast<S>(iy), z - static_cast<S>(iz));
       const int64_t at = iz * sz + iy * sy + ix;
-      S w000, w100, w010, w110, w001, w101, w011, w111;
-      if (kTangent) {
-        const S hx = mx + kk * rx, hy = my + kk * ry, hz = mz + kk * rz;  // moves, times h
-        const S ygz = hy * gz, yfz = hy * fz, zgy = hz * gy, zfy = hz * fy;
-        const S x00 = hx * gy * gz, x10 = hx * fy * gz, x01 = hx * gy * fz, x11 = hx * fy * fz;
-        const S r00 = -ygz - zgy, r10 = ygz - zfy, r01 = zgy - yfz, r11 = yfz + zfy;
-        w000 = gx * r00 - x00;
-        w100 = fx * r00 + x00;
-        w010 = gx * r10 - x10;
-        w110 = fx * r10 + x10;
-        w001 = gx * r01 - x01;
-        w101 = fx * r01 + x01;
-        w011 = gx * r11 - x11;
-        w111 = fx * r11 + x11;
-      } else {
-        const S wg = weight * gz, wf = weight * fz;
-        const S y00 = wg * gy, y10 = wg * fy, y01 = wf * gy, y11 = wf * fy;
-        w000 = gx * y00;
-        w100 = fx * y00;
-        w010 = gx * y10;
-        w110 = fx * y10;
-        w001 = gx * y01;
-        w101 = fx * y01;
-        w011 = gx * y11;
-        w111 = fx * y11;
-      }
-      if (kChecked) {
-        const bool x0 = ix >= 0 && ix < nx, x1 = ix >= -1 && ix < nx - 1;
-        const bool y0 = iy >= 0 && iy < ny, y1 = iy >= -1 && iy < ny - 1;
-        const bool z0 = iz >= 0 && iz < nz, z1 = iz >= -1 && iz < nz - 1;
-        if (x0 && y0 && z0) sink.add(at, w000);
-        if (x1 && y0 && z0) sink.add(at + 1, w100);
-        if (x0 && y1 && z0) sink.add(at + sy, w010);
-        if (x1 && y1 && z0) sink.add(at + sy + 1, w110);
-        if (x0 && y0 && z1) sink.add(at + sz, w001);
-        if (x1 && y0 && z1) sink.add(at + sz + 1, w101);
-        if (x0 && y1 && z1) sink.add(at + sz + sy, w011);
-        if (x1 && y1 && z1) sink.add(at + sz + sy + 1, w111);
-      } else {
-        sink.add(at, w000);
-        sink.add(at + 1, w100);
-        sink.add(at + sy, w010);
-        sink.add(at + sy + 1, w110);
-        sink.add(at + sz, w001);
-        sink.add(at + sz + 1, w101);
-        sink.add(at + sz + sy, w011);
-        sink.add(at + sz + sy + 1, w111);
-      }
+      const bool x0 = !kChecked || (ix >= 0 && ix < nx),
+                 x1 = !kChecked || (ix >= -1 && ix < nx - 1);
+      const bool y0 = !kChecked || (iy >= 0 && iy < ny),
+                 y1 = !kChecked || (iy >= -1 && iy < ny - 1);
+      const bool z0 = !kChecked || (iz >= 0 && iz < nz),
+                 z1 = !kChecked || (iz >= -1 && iz < nz - 1);
+      if (x0 && y0 && z0) sink.add(at, w.c000);
+      if (x1 && y0 && z0) sink.add(at + 1, w.c100);
+      if (x0 && y1 && z0) sink.add(at + sy, w.c010);
+      if (x1 && y1 && z0) sink.add(at + sy + 1, w.c110);
+      if (x0 && y0 && z1) sink.add(at + sz, w.c001);
+      if (x1 && y0 && z1) sink.add(at + sz + 1, w.c101);
+      if (x0 && y1 && z1) sink.add(at + sz + sy, w.c011);
+      if (x1 && y1 && z1) sink.add(at + sz + sy + 1, w.c111);
     }
   }
 };

@@ -25,8 +25,8 @@ from torch.autograd import forward_ad
 from drrkit import _C
 
 KINDS = ("auto", "int16", "float16", "float32")
-METHODS = ("joseph",)
-"""The methods whose marches read what is prepared."""
+CUDA_METHODS = ("joseph",)
+"""The methods whose marches on CUDA read what is prepared; on the CPU all of them do."""
 
 VOXELS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # as csrc's Voxel
 TEXELS = ("int16", "float16", "float32")  # as csrc's Texel
@@ -58,10 +58,12 @@ def occupancy(values: Tensor) -> Occupancy:
     extents = [  # x, y, z
         _extent(by_z.any(1).any(1)),
         _extent(by_z.any(1).any(2)),
-        _extent(filled.flatten(2).any(2)),
+        _extent(filled.view(torch.uint8).flatten(2).amax(2).bool()),  # any() takes ten times longer
     ]
     lo, hi = (torch.stack(ends, 1) for ends in zip(*extents, strict=True))
-    boxed = (hi // BRICK - lo // BRICK + 1).clamp(min=0).double().prod(1)
+    last = lo.new_tensor([n - 1 for n in brick_counts(values.shape[:1:-1])])
+    in_box = torch.minimum((hi + 2) // BRICK, last) - ((lo - 1) // BRICK).clamp(min=0) + 1
+    boxed = in_box.clamp(min=0).double().prod(1)
     sparse = bricks.flatten(1).sum(1) < (1 - SPARSE) * boxed
     rest = torch.stack((sparse, torch.zeros_like(sparse)), 1)
     return Occupancy(torch.cat((lo, hi, rest), 1).to(torch.int32), _distance(bricks))
@@ -119,7 +121,7 @@ def quantised(values: Tensor, kind: str, peak: Tensor) -> tuple[Tensor, Tensor]:
         shares = values.float() / each.where(each > 0, 1.0)
         return shares.mul_(32767).round_().to(torch.int16), peak
     if kind == "float16":
-        exponent = (15 - torch.frexp(peak).exponent).clamp(max=100)
+        exponent = (15 - torch.frexp(peak).exponent).clamp(max=126)
         scaled = torch.ldexp(values.float(), exponent[:, :, None, None, None])
         return scaled.half(), torch.ldexp(torch.ones_like(peak), -exponent)
     return values.float().contiguous(), torch.ones_like(peak)
@@ -255,7 +257,7 @@ class Pack:
             choices = ", ".join(repr(k) for k in KINDS)
             raise ValueError(f"pack: expected one of {choices} or None, got {kind!r}")
         if kind not in (None, "auto"):
-            if method not in METHODS:
+            if method not in CUDA_METHODS:
                 raise ValueError(
                     f"pack: {kind!r} serves method 'joseph' only, got {method!r}; "
                     "'auto' prepares what the method can use"
@@ -278,22 +280,22 @@ class Pack:
 
         Raises ValueError where a kind that was asked for by name cannot be had.
         """
-        if self.kind is None or values.requires_grad or self.method not in METHODS:
+        if self.kind is None or values.requires_grad:
             return 0
         if torch.compiler.is_compiling():
             return self.handle  # constant in the graph: the op looks whether it fits
         prepared = self.prepared
         if prepared is not None and prepared.is_of(values) and prepared.version == values._version:
             return self.handle
+        if self._refused is not None and self._refused() is values:
+            return 0
         return self.prepare(values)
 
     def prepare(self, values: Tensor) -> int:
         """Prepare `values` as they are now, unless they take part in a derivative."""
-        if self.kind is None or self.method not in METHODS or not _is_constant(values):
+        if self.kind is None or not _is_constant(values):
             return 0
         with _building:
-            if self._refused is not None and self._refused() is values:
-                return 0
             error = self._attempt(values)
             if error is not None:
                 self.clear()
@@ -353,6 +355,8 @@ class Pack:
             return f"needs values that are contiguous, got strides {values.stride()}"
         if not _is_cuda(values):
             return None if self.kind == "auto" else f"stores CUDA textures, got {values.device}"
+        if self.method not in CUDA_METHODS:
+            return f"serves method 'joseph' only, got {self.method!r}"
         if values.dtype == torch.float64:
             return "is float32 at best, and float64 volumes are projected in float64"
         sides = values.shape[-3:]

@@ -262,9 +262,9 @@ class Projector(nn.Module):
                      voxels), torch.OutOfMemoryError where there is no room
           None       nothing: every image is `render`'s
 
-    Values may change in place: a call that finds them changed prepares again. Writes that torch does
-    not count (through `.data` or NumPy) need `prepare()`, and so do CUDA graphs and compiled
-    functions for the change to reach what they read.
+    Values may change in place: a call that finds them changed prepares again. Writes that torch
+    does not count (through `.data` or NumPy) need `prepare()`, and so do CUDA graphs, for the
+    change to reach what they read, and compiled functions, to be fast again.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PRODUCTS = {"project", "backproject", "reduce_rays", "tangent", "second"}
+PRODUCTS = {"project", "project_packed", "backproject", "reduce_rays", "tangent", "second"}
 
 
 class Launches(TorchDispatchMode):
@@ -41,7 +41,7 @@ class Launches(TorchDispatchMode):
         return result
 
     def _count(self, func: Any, args: tuple) -> None:
-        name = func._schema.name.split("::")[1]
+        name = func._schema.name.split("::")[1].removesuffix("_packed")
         if name == "project" and args[-1]:
             name = "project+rays"
         elif name == "backproject" and args[2] is not None:
@@ -52,4 +52,4 @@ class Launches(TorchDispatchMode):
         if name.startswith("backproject"):
             self.volumes.append(args[3])
         elif name.startswith(("project", "second")):
-            self.volumes.append(args[0].shape[0])
+            self.volumes.append(args[0].shape[0] if args[0].dim() == 5 else 1)

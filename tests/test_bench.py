@@ -231,7 +231,7 @@ def test_floors_count_what_an_operation_must_move() -> None:
 
     def of(operation: str, integral: str = "joseph") -> dict:
         work = Workload("main", "AP", 1, 64, operation)
-        found = counted.of(work, scene, integral, False)
+        found = counted.of(work, scene, integral)
         assert found is not None
         return found
 
@@ -244,17 +244,23 @@ def test_floors_count_what_an_operation_must_move() -> None:
     assert forward["bytes_s"] == forward["bytes"] / 1e9
     assert forward["fetches_s"] == forward["fetches"] / 1e8
     assert forward["fetches"] == pytest.approx(4 * 50 * rays, rel=0.2)
+    few = counted.of(Workload("main", "AP", 1, 8, "forward"), scene, "siddon")
+    assert few and few["bytes"] == pytest.approx(4 * (few["fetches"] + 64))  # rays far apart
     double = Workload("main", "AP", 1, 64, "double")
-    assert counted.of(double, scene, "joseph", False) is None
+    assert counted.of(double, scene, "joseph") is None
 
 
 def test_packed_volumes_on_a_gpu_are_held_against_texture_lookups() -> None:
-    scene, work = box((30, 50, 40), (2.0, 2.0, 2.0)), Workload("main", "AP", 1, 8, "forward")
+    scene, work = box((30, 50, 40), (2.0, 2.0, 2.0)), Workload("main", "AP", 1, 40, "forward")
     counted = floors.Floors(LIMITS | {"lookups_per_s": 1e7})
-    plain, packed = (counted.of(work, scene, "joseph", p) for p in (False, True))
+    plain, packed = (counted.of(work, scene, "joseph", texel) for texel in (None, 2))
     assert plain and packed and packed["fetch"] == "texture lookup"
     assert plain["fetches"] == 4 * packed["fetches"]
     assert packed["fetches_s"] == packed["fetches"] / 1e7
+    image = 4 * 40 * 40
+    assert packed["bytes"] - image == pytest.approx((plain["bytes"] - image) / 2)
+    pose = Workload("main", "AP", 1, 40, "pose")  # exact: from plain values
+    assert counted.of(pose, scene, "joseph", 2) == counted.of(pose, scene, "joseph")
 
 
 def test_this_machine_has_plausible_ceilings() -> None:
@@ -297,6 +303,12 @@ def test_plans_ask_for_each_thing_once(device: str, quick: bool) -> None:
     assert {"forward", "pose", "volume", "adjoint"} <= {w.operation for w in plan}
     assert {w.view for w in plan if w.section == "main"} >= {"AP", "lateral"}
     assert plan[0].views == 1 and plan[0].operation == "forward"
+    for section in ("views", "detector", "volume"):  # one thing changes along a curve
+        curve = [w for w in plan if w.section == section]
+        kinds = {(w.view, w.operation) for w in curve}
+        changing = {(w.views, w.size, w.edge) for w in curve}
+        assert len(curve) > 1 and len(kinds) == 1 and len(changing) == len(curve)
+        assert [len(set(values)) > 1 for values in zip(*changing, strict=True)].count(True) == 1
     assert effort(device, quick).minutes <= 10
 
 
@@ -319,6 +331,9 @@ def test_a_package_that_is_missing_can_be_imported_but_not_used() -> None:
     with stubbed(("no_such_package", "json")):
         module = importlib.import_module("no_such_package.inner.part")
         from json import dumps
+
+        module.folder("of what")  # at import a call gives something
+        assert module.Image | None  # an annotation
     assert isinstance(module, Stub) and dumps([]) == "[]"  # what is there is the real one
     with pytest.raises(ImportError, match="no_such_package"):
         module.anything(1)

@@ -39,7 +39,7 @@ def record() -> dict[str, Any]:
         1,
         tuple(f"bench_fakes:{name}" for name in FAKES),
         tuple(works),
-        Effort(rounds=2, turn=0.01, limit=5.0, minutes=5.0),
+        Effort(rounds=2, turn=0.01, cell=1.0, limit=5.0, minutes=5.0),
         command="a test",
     )
     scene = synthetic((16, 24, 24), spacing=10.0)
@@ -124,7 +124,7 @@ def test_gradients_are_compared_among_methods_of_one_integral_only(record: dict[
 
 def test_a_run_out_of_time_says_what_it_dropped() -> None:
     work = Workload("main", "AP", 1, 16, "forward")
-    settings = Settings("cpu", 1, (), (work,), Effort(1, 0.01, 1.0, 0.0))
+    settings = Settings("cpu", 1, (), (work,), Effort(1, 0.01, 1.0, 1.0, 0.0))
     found = run(synthetic((8, 12, 12), spacing=20.0), settings)
     assert found["rows"] == [] and found["left_out"][0]["reason"] == "out of time"
 
@@ -182,7 +182,7 @@ class Told:
         self.asked.append(do)
         if do == "start":
             np.save(arguments["save"], np.full((1, 8, 8), 2.0, np.float32))
-            return {"pace": self.pace, "peak_bytes": 1000}
+            return {"pace": self.pace, "peak_bytes": 1000, "seconds": []}
         if do == "capture" and not self.graphs:
             raise Declined("RuntimeError: operation not permitted when stream is capturing")
         if do == "time":
@@ -200,7 +200,7 @@ def test_a_workload_on_a_gpu_is_timed_eagerly_and_in_graphs_where_it_can_be(
         for name, worker in workers.items()
     ]
     limits = {"copy_bytes_per_s": 4e12, "fetches_per_s": 8e12, "lookups_per_s": 1e12}
-    effort = Effort(rounds=3, turn=0.01, limit=5.0, minutes=5.0)
+    effort = Effort(rounds=3, turn=0.01, cell=1.0, limit=5.0, minutes=5.0)
     held = contest.Contest("cuda", effort, contest.Floors(limits), tmp_path)
     work = Workload("main", "AP", 1, 8, "forward", inputs=4)
     for _ in range(2):
@@ -254,7 +254,7 @@ def test_a_large_tool_is_left_out_when_it_would_take_too_long(tmp_path: Path) ->
     assert entered.estimate(large) == pytest.approx((50.0, 100_000))
     pose = Workload("main", "AP", 1, 10, "pose")
     assert entered.estimate(pose)[0] == pytest.approx(0.5 * contest.COSTLIER["pose"][0])
-    effort = Effort(1, 0.1, 5.0, 1.0)
+    effort = Effort(1, 0.1, 1.0, 5.0, 1.0)
     held = contest.Contest("cpu", effort, contest.Floors({}), tmp_path)
     assert held._begin(large, tmp_path, entered, tmp_path / "a.npy") is None
     assert "about 50 s" in held.left_out[0]["reason"]

@@ -130,6 +130,7 @@ def test_the_readmes_tables() -> None:
     assert "| **drrkit joseph** | 10.0 ms / 10.0 ms | 10.0 ms |  |  | 2.5 MB |  |" in rows
     assert "| other exact | 5.00 ms / 5.00 ms |  |  |  |  | 1e-04 / 1e-04 |" in rows
     assert "| AP 4 x 100² + volume gradient | 40.0 ms | 5.00x |  |" in rows
+    assert "cannot do without: AP 1 x 100²: 4.00x the one, 8.00x the other." in block
     assert "one view of 100 x 100 of a box (64 x 64 x 16 voxels)" in block
     assert "`bench/results/x.json`, 2030-01-02" in block
 

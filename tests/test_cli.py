@@ -18,7 +18,7 @@ from drrkit.cli.demo import random_offset
 from drrkit.cli.images import read_mask, to_line
 from drrkit.cli.poses import read_pose
 from drrkit.cli.register import move_between
-from drrkit.registration.descent import PoseDescent
+from drrkit.registration.optimiser import PoseOptimiser
 
 
 @pytest.fixture(scope="module")
@@ -164,15 +164,15 @@ def test_a_result_below_the_confidence_asked_for_is_written_but_fails(
 def test_ctrl_c_writes_the_best_pose_so_far(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, count = PoseDescent.step, [0]
+    step, count = PoseOptimiser.step, [0]
 
-    def interrupted(self: PoseDescent) -> None:
+    def interrupted(self: PoseOptimiser) -> None:
         count[0] += 1
         if count[0] == 5:
             raise KeyboardInterrupt
         step(self)
 
-    monkeypatch.setattr(PoseDescent, "step", interrupted)
+    monkeypatch.setattr(PoseOptimiser, "step", interrupted)
     files = [data / "ct.nii.gz", data / "xray.npy", "--init", data / "start.json"]
     result = run("register", *files, "-q", "-o", tmp_path / "r.json")
     assert result.exit_code == 130

@@ -259,21 +259,24 @@ def test_a_view_that_is_not_a_number_spoils_itself_alone(method, ops) -> None:
 def test_the_deterministic_adjoint_agrees_and_never_depends_on_the_order(
     method, dtype, ops
 ) -> None:
-    geometry, spec = oblique(VIEWS, seed=3), spec_of(method)
+    spec = spec_of(method)
     weights = randn(VIEWS, CHANNELS, SIZE[0] * SIZE[1], seed=2).to(dtype)
-    for along in (None, 0.1 * oblique(VIEWS, seed=5)):
-        expected = _ops.backproject(weights, geometry, along, VOLUMES, spec)
-        orders = []
-        for seed in (0, 1, 2):
-            ops.options(seed=seed, multiprocessors=0)
-            orders.append(ops.backproject(weights, geometry, along, VOLUMES, *spec, True))
-        agree(orders[0], expected, "fixed-point adjoint")
-        assert torch.equal(orders[0], orders[1]) and torch.equal(orders[0], orders[2])
+    geometry, along = oblique(VIEWS, seed=3), 0.1 * oblique(VIEWS, seed=5)
+    ends = endpoints(geometry, SIZE, "cone"), 0.1 * endpoints(along, SIZE, "cone")
+    for rays, tangent in ((geometry, along), ends):  # gathered by voxel; scattered as integers
+        for moved in (None, tangent):
+            expected = _ops.backproject(weights, rays, moved, VOLUMES, spec)
+            orders = []
+            for seed in (0, 1, 2):
+                ops.options(seed=seed, multiprocessors=0)
+                orders.append(ops.backproject(weights, rays, moved, VOLUMES, *spec, True))
+            agree(orders[0], expected, "deterministic adjoint")
+            assert torch.equal(orders[0], orders[1]) and torch.equal(orders[0], orders[2])
 
 
 @pytest.mark.parametrize("what", [torch.inf, -torch.inf, torch.nan])
-def test_what_is_not_finite_spoils_the_deterministic_adjoint(what, ops) -> None:
-    geometry, spec = oblique(VIEWS), spec_of("joseph")
+def test_what_is_not_finite_spoils_the_fixed_point_adjoint(what, ops) -> None:
+    geometry, spec = endpoints(oblique(VIEWS), SIZE, "cone"), spec_of("joseph")
     weights = torch.ones(VIEWS, 1, SIZE[0] * SIZE[1])
     weights[0, 0, 27] = what
     assert ops.backproject(weights, geometry, None, 1, *spec, True).isnan().all()

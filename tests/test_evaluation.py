@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import run, small_ct, succeed, write_data
 from torch import Tensor
 
 import drrkit
@@ -28,10 +29,13 @@ from drrkit.evaluation import (
     auroc,
     capture_range,
     evaluate,
+    landscape,
+    local_minima,
     measure,
     moved_about,
     read_rows,
     recall_at,
+    save_landscapes,
     shifted_appearance,
     summarise,
     top_mean,
@@ -347,3 +351,88 @@ def test_stages_are_registered_as_methods(tmp_path):
     rows = evaluate({"lm": stages}, [SMALL], [subject()], 2, tmp_path)
     assert all(row.mtre < 0.3 * row.start_mtre for row in rows)
     assert all(row.stages == 1 and row.seconds > 0 for row in rows)
+
+
+# ---- landscapes
+
+
+def test_valleys_are_counted_flat_floors_and_rising_ends_included():
+    sweeps = {
+        1: ([3, 2, 1, 2, 3], [3, 1, 1, 1, 2], [1, 2, 3], [3, 2, 1], [5, 5, 5]),
+        2: ([3, 1, 2, 1, 3], [1, 2, 2, 3, 1], [2, 1, 1, 2, 2, 0, 4]),
+        3: ([1, 2, 1, 2, 1], [0, 1, 0, 1, 0]),
+    }
+    for count, examples in sweeps.items():
+        for sweep in examples:
+            assert local_minima(torch.tensor(sweep, dtype=torch.float64)) == count, sweep
+
+
+def test_a_landscape_is_lowest_at_the_truth_and_tells_distance(tmp_path):
+    case = SMALL.case(subject(), 1)
+    found = landscape(case, Stage("ncc", voxel_mm=None), count=21, poses=60)
+    assert found.name == "ncc" and found.sweeps.shape == found.offsets.shape == (6, 21)
+    assert (found.offsets[:, 10] == 0).all()
+    assert math.degrees(float(found.offsets[0, -1])) == pytest.approx(30.0)
+    assert float(found.offsets[5, 0]) == -150.0
+    # The middle of every sweep is the same pose.
+    assert (found.sweeps[:, 10] - found.sweeps[0, 10]).abs().max() < 1e-6
+    assert (found.sweeps.argmin(1) - 10).abs().max() <= 1
+    near = landscape(case, Stage("ncc"), widths=(5, 5, 5, 30, 30, 5), count=3, poses=60)
+    assert near.correlation > 0.5 > found.correlation > 0.0 and len(found.minima) == 6
+    alone = drrkit.render(case.subject.attenuation, case.camera, case.truth)
+    assert float(drrkit.losses.ncc(alone, case.xray)) == pytest.approx(float(found.sweeps[0, 10]))
+    again = landscape(case, Stage("ncc"), count=21, poses=60)
+    assert torch.equal(again.losses, found.losses) and torch.equal(again.sweeps, found.sweeps)
+    save_landscapes([found, again], tmp_path / "landscape.png")
+    assert (tmp_path / "landscape.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match=r"count: expected an odd number .* got 20"):
+        landscape(case, Stage("ncc"), count=20)
+
+
+# ---- the command line
+
+
+def test_the_command_line_evaluates_ct_files_and_resumes(tmp_path, monkeypatch):
+    drrkit.write_volume(torso(8.0), tmp_path / "patient.nii.gz")
+    quick = (Stage("ncc", optimiser="levenberg", pixel_mm=7.0, step=20.0, iterations=6),)
+    monkeypatch.setitem(METHODS, "auto", quick)
+    out = tmp_path / "out"
+    arguments = [
+        "evaluate",
+        tmp_path / "patient.nii.gz",
+        "--out",
+        out,
+        "--cases",
+        2,
+        "--device",
+        "cpu",
+    ]
+    arguments += ["--registration", "auto", "--protocol", "narrow", "--starved"]
+    output = succeed(*arguments).output
+    assert output.count("auto narrow-starved patient   ") == 2
+    assert "auto narrow-starved all: 2 cases, " in output
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["auto narrow-starved patient"]["cases"] == 2
+    again = succeed(*arguments, "--shifted", "--quiet").output
+    assert "mTRE" not in again and "auto narrow-starved-shifted all: 2 cases" in again
+    assert len(read_rows(out)) == 4
+
+
+def test_the_command_line_registers_from_far_away_with_a_search(tmp_path):
+    data = write_data(tmp_path)
+    stored = json.loads((data / "start.json").read_text())
+    pose = torch.tensor(stored["world_to_camera"], dtype=torch.float64)
+    far = torch.tensor([0.5, -0.4, 0.6, 60.0, -50.0, 120.0], dtype=torch.float64)
+    moved = drrkit.perturb(pose, far, volume_center(small_ct()))[0]
+    stored["world_to_camera"] = moved.tolist()
+    (data / "far.json").write_text(json.dumps(stored))
+    files = [data / "ct.nii.gz", data / "xray.npy", "--init", data / "far.json"]
+    output = tmp_path / "result.json"
+    told = succeed("register", *files, "-o", output, "--stages", "global", "--quiet")
+    result = json.loads(output.read_text())
+    found = torch.tensor(result["world_to_camera"], dtype=torch.float64)
+    points = subject().points
+    assert float(mtre(found, view_ap(small_ct(), 800.0), points)) < 4.0
+    assert result["stages"][0]["similarity"] == "search" and "Warning" not in told.output
+    refused = run("register", *files, "-o", output, "--stages", "everywhere")
+    assert refused.exit_code == 2 and "expected auto, global, or" in refused.output

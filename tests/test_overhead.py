@@ -117,7 +117,7 @@ def test_a_projector_dispatches_four_ops_from_pose_to_image(options, with_gradie
     scene = Scene(views=views, **options)
     pose = scene.pose.requires_grad_(with_gradient)
     ops = ops_of(lambda: scene.projector(pose))
-    assert ops["drrkit::frames"] == ops["drrkit::project"] == 1
+    assert ops["drrkit::frames"] == ops["drrkit::project_packed"] == 1
     assert sum(ops.values()) == 4 <= MOST_OPS
 
 
@@ -141,7 +141,7 @@ def test_a_moved_image_and_its_gradient_take_three_native_ops_each(views):
     scene = Scene(views=views)
     ops = ops_of(lambda: scene.image(scene.xi).sum().backward())
     native = {name: count for name, count in ops.items() if name.startswith("drrkit")}
-    forward, backward = ("perturb", "frames", "project"), ("perturb_vjp", "frames_vjp")
+    forward, backward = ("perturb", "frames", "project_packed"), ("perturb_vjp", "frames_vjp")
     expected = {f"drrkit::{name}": 1 for name in (*forward, *backward, "reduce_rays")}
     assert native == expected
     assert sum(ops.values()) <= 15  # with the loss, its expansion and the gradient's storage

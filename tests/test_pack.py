@@ -1,4 +1,4 @@
-"""What a Projector prepares: what it knows of zeros, handles that may be dead, values that change.
+"""What a Projector prepares: handles that may be dead, values that change, derivatives, compile.
 
 Every test of a change runs on the CPU and on the emulated CUDA kernels, whose textures show what
 they were made from; `device` adds a real GPU where there is one.
@@ -16,15 +16,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 from cuda_emulation.packed import emulated_packs
-from scenes import SPACING, oblique, rand, relative
+from packs import SHAPE, SIZE, around, camera, poses, uses, values_of, volume_of
+from scenes import SPACING, rand, relative
 from torch import Tensor, nn
 
 import drrkit
 from drrkit import _C, _ops, _pack
-from drrkit._pack import Pack, occupancy, quantised
-
-SHAPE = (9, 12, 10)
-SIZE = (4, 6)
+from drrkit._pack import Pack
 
 
 @pytest.fixture(params=["cpu", "emulated"])
@@ -32,28 +30,6 @@ def where(request) -> Iterator[str]:
     """Prepared by the CPU, or by the CUDA kernels on the emulator."""
     with emulated_packs() if request.param == "emulated" else nullcontext():
         yield request.param
-    gc.collect()
-
-
-def volume_of(values: Tensor) -> drrkit.Volume:
-    return drrkit.Volume(values, SPACING, unit="mu")
-
-
-def camera() -> drrkit.Camera:
-    return drrkit.CArm(90.0, SIZE, pixel_spacing=1.9)
-
-
-def poses(device: torch.device | str = "cpu") -> Tensor:
-    volume = volume_of(torch.zeros(SHAPE))
-    views = [drrkit.view_carm(volume, 50.0, a, b) for a, b in ((0.4, -0.3), (1.4, 0.2))]
-    return torch.cat(views).to(device)
-
-
-def values_of(seed: int = 1) -> Tensor:
-    """A smooth blob, float32: 8 fraction bits show little."""
-    axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
-    distance = sum((a - 0.1 * seed) ** 2 for a in axes)
-    return 0.3 * (1 - distance).clamp(min=0) ** 2
 
 
 def agrees(project: drrkit.Projector, expected: Tensor | None = None) -> bool:
@@ -64,91 +40,13 @@ def agrees(project: drrkit.Projector, expected: Tensor | None = None) -> bool:
         return relative(project(poses()), expected) <= 4e-3
 
 
-# ---- what is known of zeros
-
-
-def brick_of(filled: Tensor, z: int, y: int, x: int) -> bool:
-    """Whether a brick's voxels, and one more on every side, are filled anywhere."""
-    low = [max(8 * b - 2, 0) for b in (z, y, x)]
-    high = [8 * b + 9 for b in (z, y, x)]
-    return bool(filled[low[0] : high[0], low[1] : high[1], low[2] : high[2]].any())
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 8, 9), (15, 16, 17), (40, 23, 31), (3, 200, 5)])
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_bricks_and_their_distances_are_those_of_a_search(shape, count, device) -> None:
-    filled = torch.zeros(shape, dtype=torch.bool)
-    for i in range(count):
-        filled[tuple(int(n * u) for n, u in zip(shape, rand(3, seed=7 * i + count), strict=True))] = 1
-    values = torch.where(filled, -1.5, 0.0)
-    _, distance = occupancy(values[None, None].to(device))
-    counts = tuple(n // 8 + 1 for n in shape)
-    assert distance.shape == (1, *counts) and distance.dtype == torch.uint8
-    bricks = [(z, y, x) for z in range(counts[0]) for y in range(counts[1]) for x in range(counts[2])]
-    full = [b for b in bricks if brick_of(filled, *b)]
-    for brick in bricks:
-        steps = (max(abs(p - q) for p, q in zip(brick, other, strict=True)) for other in full)
-        assert int(distance[0][brick]) == min([*steps, 15])
-
-
-def test_the_box_holds_what_is_not_zero_in_any_channel(device) -> None:
-    values = torch.zeros(3, 2, 12, 20, 30)
-    values[0, 0, 3:5, 6:9, 10] = 1.0
-    values[0, 1, 4:7, 5, 10:29] = -1.0
-    values[2, 1, 11, 19, 29] = torch.nan
-    occupied = occupancy(values.to(device)).occupied.cpu()
-    assert occupied.dtype == torch.int32 and occupied.shape == (3, 8)
-    assert occupied[0, :6].tolist() == [10, 5, 3, 28, 8, 6]
-    assert (occupied[1, :3] > occupied[1, 3:6]).all()
-    assert occupied[2, :6].tolist() == [29, 19, 11] * 2
-
-
-def test_bricks_are_looked_up_where_enough_of_them_are_empty(device) -> None:
-    full = rand(64, 64, 64).float() + 1
-    shell = full.clone()
-    shell[4:-4, 4:-4, 4:-4] = 0
-    sparse = occupancy(torch.stack([full, shell])[:, None].to(device)).occupied[:, 6]
-    assert sparse.tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("peak", [3e-3, 1.0, 65000.0, 1e-38, 3e38])
-@pytest.mark.parametrize("kind", ["int16", "float16", "float32"])
-def test_texels_are_off_by_no_more_than_is_said(kind, peak, device) -> None:
-    values = ((2 * rand(2, 3, 4, 5, 6) - 1).float() * peak).to(device)
-    values[:, :, 1:3] = 0
-    values[1, 2] = 0
-    largest = values.flatten(2).abs().amax(2)
-    texels, scale = quantised(values, kind, largest)
-    found = texels.double() * scale.double()[:, :, None, None, None]
-    if kind == "int16":
-        found = found / 32767  # normalised: 32767 reads 1
-        off = largest.double()[:, :, None, None, None] / 65534
-    elif kind == "float16":
-        off = torch.maximum(2.0**-11 * values.double().abs(), peak * torch.tensor(2.0**-35))
-    else:
-        off = torch.zeros(())
-    assert ((found - values.double()).abs() <= off * 1.0001).all()
-    assert (found[values == 0] == 0).all()
-
-
-def test_float16_values_are_stored_exactly(device) -> None:
-    values = (rand(1, 1, 5, 6, 7) * 3000).half().to(device)
-    texels, scale = quantised(values, "float16", values.flatten(2).amax(2))
-    assert torch.equal(texels.float() * scale.view(1, 1, 1, 1, 1), values.float())
-
-
 # ---- handles
 
 
 def launch(values: Tensor, handle: int, **options: bool) -> Tensor:
     spec = _ops.Spec(*SHAPE, *SIZE, *SPACING, 0, 0.4)
-    frames = oblique(2, seed=3).to(values.device)
+    frames = around().to(values.device)
     return _ops.project_packed(values, frames, handle, options.get("rays", False), spec)[0]
-
-
-def uses(pack: Pack) -> int:
-    assert pack.prepared is not None
-    return pack.prepared.uses
 
 
 def test_a_handle_serves_the_values_that_it_was_made_from_and_no_others(device) -> None:
@@ -160,17 +58,19 @@ def test_a_handle_serves_the_values_that_it_was_made_from_and_no_others(device) 
     assert uses(pack) == 2
     others = {
         "a copy": values.clone(),
-        "another shape": values.reshape(12, 9, 10),
+        "another shape": values.reshape(26, 20, 30),
         "another layout": values.mT.contiguous().mT,
         "part of it": values[1:],
         "another dtype": values.view(torch.int16).view(torch.float16),
     }
     for what, other in others.items():
         spec = _ops.Spec(*other.shape[-3:], *SIZE, *SPACING, 0, 0.4)
-        frames = oblique(2, seed=3).to(device)
+        frames = around().to(device)
         image = _ops.project_packed(other, frames, handle, False, spec)[0]
         volumes = other.reshape(1, 1, *other.shape[-3:])
-        assert torch.equal(image.nan_to_num(), _ops.project(volumes, frames, False, spec)[0].nan_to_num())
+        assert torch.equal(
+            image.nan_to_num(), _ops.project(volumes, frames, False, spec)[0].nan_to_num()
+        )
         assert uses(pack) == 2, what
     values.add_(1)
     launch(values, handle)
@@ -187,6 +87,7 @@ def test_a_handle_of_nothing_is_none(handle, device) -> None:
 
 
 def test_a_handle_outlives_its_projector_and_may_come_again(device) -> None:
+    gc.collect()  # what other tests left
     values, other = values_of().to(device), values_of(2).to(device)
     pack = Pack("auto", "joseph")
     handle = pack.handle_of(values)
@@ -219,32 +120,32 @@ def test_handles_are_reserved_and_released_by_many_threads() -> None:
 
 
 def by_state_dict(project: drrkit.Projector) -> None:
-    project.load_state_dict({"values": 2 * project.values})
+    project.load_state_dict({"values": values_of(6)})
 
 
 def by_assigned_state_dict(project: drrkit.Projector) -> None:
-    project.load_state_dict({"values": 2 * project.values}, assign=True)
+    project.load_state_dict({"values": values_of(6)}, assign=True)
 
 
 def by_attribute(project: drrkit.Projector) -> None:
-    project.values = 2 * project.values
+    project.values = values_of(6)
 
 
-def by_voxel(project: drrkit.Projector) -> None:
-    project.values[4, 5:9, 3:6] = 4.0
+def by_part(project: drrkit.Projector) -> None:
+    project.values[10:] += values_of(7)[10:]
 
 
-def by_base(project: drrkit.Projector) -> None:
-    project.values.view(-1)[300:500].fill_(2.0)
+def by_view(project: drrkit.Projector) -> None:
+    project.values.view(-1).add_(values_of(6).view(-1))
 
 
 def by_inference_mode(project: drrkit.Projector) -> None:
     with torch.inference_mode():
-        project.values.mul_(3)
+        project.values.add_(values_of(5))
 
 
 def by_dtype(project: drrkit.Projector) -> None:
-    project.values.mul_(2)
+    project.values.add_(values_of(3))
     project.to(torch.float16)
 
 
@@ -255,8 +156,8 @@ CHANGES: list[Callable[[drrkit.Projector], None]] = [
     by_state_dict,
     by_assigned_state_dict,
     by_attribute,
-    by_voxel,
-    by_base,
+    by_part,
+    by_view,
     by_inference_mode,
     by_dtype,
 ]
@@ -285,19 +186,18 @@ def test_a_frozen_parameter_whose_data_is_replaced_is_rendered_anew(where) -> No
 
 
 def test_a_freed_tensors_address_does_not_bring_its_image_back(where) -> None:
-    for seed in range(12):  # the allocator gives the same memory again
-        project = drrkit.Projector(volume_of(values_of(seed % 5)), camera())
+    for seed in range(8):  # the allocator gives the same memory again
+        project = drrkit.Projector(volume_of(values_of(seed)), camera())
         assert agrees(project)
-        project.values = values_of((seed + 2) % 5)
+        project.values = values_of(7 - seed)
         assert agrees(project)
         del project
-        gc.collect()
 
 
 def test_prepare_takes_in_what_torch_does_not_count(where) -> None:
     project = drrkit.Projector(volume_of(values_of()), camera())
     project(poses())
-    project.values.data.mul_(2)
+    project.values.data.add_(values_of(6))
     assert project.prepare() is project
     assert agrees(project)
 
@@ -422,12 +322,18 @@ def test_pack_none_prepares_nothing(where) -> None:
     assert project._pack.prepared is None
 
 
-def test_methods_that_read_nothing_prepared_prepare_nothing(where) -> None:
-    for method in ("siddon", "trilinear"):
-        project = drrkit.Projector(volume_of(values_of()), camera(), method=method)
-        assert project._pack.handle_of(project.values) == 0
-        with pytest.raises(ValueError, match=f"'int16' serves method 'joseph' only, got '{method}'"):
-            drrkit.Projector(volume_of(values_of()), camera(), method=method, pack="int16")
+@pytest.mark.parametrize("method", ["siddon", "trilinear"])
+def test_other_methods_skip_what_is_empty_on_the_cpu_and_prepare_nothing_on_cuda(
+    method, where
+) -> None:
+    project = drrkit.Projector(volume_of(values_of()), camera(), method=method)
+    assert bool(project._pack.handle_of(project.values)) == (where == "cpu")
+    expected = drrkit.render(volume_of(values_of()), camera(), poses(), method=method)
+    assert torch.equal(project(poses()), expected)
+    with pytest.raises(
+        ValueError, match=f"pack: 'int16' serves method 'joseph' only, got '{method}'"
+    ):
+        drrkit.Projector(volume_of(values_of()), camera(), method=method, pack="int16")
 
 
 @pytest.mark.parametrize("wrong", ["int8", "Auto", "", 16, True, ("int16",)])
@@ -448,70 +354,81 @@ def test_the_owner_of_a_handle_is_what_counts_its_uses() -> None:
     assert native.handle > 0 and native.uses == 0 and native.bytes == 32 + 8
 
 
-# ---- compiled
+# ---- on every device that is there
 
 
-@pytest.fixture(autouse=True)
-def _forget_what_was_compiled() -> Iterator[None]:
-    yield
-    torch._dynamo.reset()
+def test_images_and_gradients_agree_with_the_cpu(device) -> None:
+    values = torch.stack([values_of(seed) for seed in (1, 6)])  # channels
+    results = []
+    for where, pack in (("cpu", None), (device, "auto")):
+        project = drrkit.Projector(volume_of(values), camera(), pack=pack).to(where)
+        leaf = poses(where).requires_grad_()
+        with torch.no_grad():
+            alone = project(leaf)
+        image = project(leaf)
+        gradient = torch.autograd.grad(image.square().sum(), leaf)[0]
+        results.append([t.detach().cpu() for t in (alone, image, gradient)])
+        assert bool(project._pack.handle) == (pack == "auto")
+    (alone, image, gradient), found = results[0], results[1]
+    assert float((found[0] - alone).norm() / alone.norm()) <= 5e-4
+    assert relative(found[1], image) <= 1e-5
+    assert relative(found[2], gradient) <= 1e-4
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_a_compiled_projector_goes_by_its_handle_until_the_values_change(backend, device) -> None:
-    project = drrkit.Projector(volume_of(values_of().to(device)), camera())
-    run = torch.compile(lambda p: project(p) * 2, backend=backend, fullgraph=True)
-    where = poses(device)
-    before = uses(project._pack)
-    assert torch.equal(run(where), 2 * project(where))
-    assert uses(project._pack) == before + 2
-    for _ in range(2):
-        project.values.mul_(2)  # compiled code cannot prepare again, and renders the values
-        expected = 2 * drrkit.render(volume_of(project.values), project.camera, where)
-        assert torch.equal(run(where), expected)
-        assert uses(project._pack) == before + 2
-    project.prepare()
-    run(where)
-    assert uses(project._pack) == before + 3
+def test_a_projector_that_moves_prepares_where_it_goes(device) -> None:
+    project = drrkit.Projector(volume_of(values_of()), camera())
+    expected = project(poses())
+    for where in (device, torch.device("cpu"), device):
+        project.to(where)
+        before = uses(project._pack)
+        assert relative(project(poses(where)).cpu(), expected) <= 4e-3
+        assert uses(project._pack) == before + 1
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_a_compiled_pose_gradient_is_that_of_eager_mode(backend, device) -> None:
-    project = drrkit.Projector(volume_of(values_of().to(device)), camera())
+if torch.cuda.is_available():  # without a GPU: test_pack_emulated.py
 
-    def gradient(run: Callable[[Tensor], Tensor]) -> Tensor:
-        leaf = poses(device).requires_grad_()
-        return torch.autograd.grad(run(leaf).square().sum(), leaf)[0]
+    @pytest.mark.parametrize("gradient", [False, True])
+    def test_a_captured_graph_outlives_its_projector_and_renders_new_values(gradient) -> None:
+        device = torch.device("cuda")
+        project = drrkit.Projector(volume_of(values_of().to(device)), camera())
+        values, handle = project.values, project._pack.handle
+        where, result = poses(device), []
 
-    run = torch.compile(lambda p: project(p) * 2, backend=backend, fullgraph=True)
-    before = uses(project._pack)
-    found = gradient(run)
-    assert uses(project._pack) == before + 1
-    assert relative(found, gradient(lambda p: project(p) * 2)) <= 1e-6
+        def step() -> Tensor:
+            leaf = where.detach().requires_grad_(gradient)
+            image = project(leaf)
+            return torch.autograd.grad(image.square().sum(), leaf)[0] if gradient else image
 
-
-def test_compiled_code_survives_its_projector(device) -> None:
-    project = drrkit.Projector(volume_of(values_of().to(device)), camera())
-    handle, values, where = project._pack.handle, project.values, poses(device)
-    spec, frames = project._spec, oblique(2, seed=3).to(device)
-    run = torch.compile(
-        lambda v, f: _ops.project_packed(v, f, handle, False, spec)[0], fullgraph=True,
-        backend="aot_eager",
-    )
-    expected = run(values, frames)
-    del project
-    gc.collect()
-    assert relative(run(values, frames), expected) <= 4e-3 and where is not None
-
-
-def test_one_projector_after_the_other_needs_no_second_compilation(device) -> None:
-    def image(project: drrkit.Projector, where: Tensor) -> Tensor:
-        return project(where) * 2
-
-    run = torch.compile(image, backend="eager", fullgraph=True)
-    for seed in range(12):  # more than recompile_limit
-        project = drrkit.Projector(volume_of(values_of(seed % 4).to(device)), camera())
-        assert torch.equal(run(project, poses(device)), 2 * project(poses(device)))
-        assert uses(project._pack) == 2
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result.append(step())
+        for seed in (1, 6):
+            values.copy_(values_of(seed))
+            project.prepare()
+            assert project._pack.handle == handle
+            graph.replay()
+            assert relative(result[0], step()) <= 1e-6
+        expected = result[0].clone()
         del project
         gc.collect()
+        drrkit.Projector(volume_of(values_of(3).to(device)), camera())  # would take the memory
+        result[0].zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert relative(result[0], expected) <= 1e-6
+
+    def test_memory_on_the_gpu_is_given_back() -> None:
+        values = values_of().repeat(4, 5, 6).cuda()
+        torch.cuda.synchronize()
+        free = torch.cuda.mem_get_info()[0]
+        project = drrkit.Projector(volume_of(values), camera())
+        held = uses(project._pack) == 0 and project._pack.prepared.bytes
+        assert held and torch.cuda.mem_get_info()[0] <= free - 6 * values.numel()
+        del project
+        torch.cuda.empty_cache()
+        assert torch.cuda.mem_get_info()[0] >= free

@@ -258,6 +258,48 @@ def test_levenberg_marquardt_survives_wrong_models_and_losses_that_are_no_number
     assert levenberg.best_loss[1] == math.inf and torch.equal(levenberg.best_pose[1], start[1])
 
 
+# ---- covariance
+
+
+def test_the_covariance_is_that_of_poses_found_in_repeatedly_noisy_images():
+    image, center = render(attenuation(), CAMERA, truth()), volume_center(attenuation())
+    stage = Stage("ncc", optimiser="levenberg", iterations=8, step=5.0, final_step=1e-3)
+    found, predicted = [], []
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(1, 1, 33, 33, generator=generator, dtype=torch.float64)
+        # Noise of neighbouring pixels is correlated, as a detector's blur makes it.
+        noise = torch.nn.functional.avg_pool2d(noise, 2, stride=1)
+        result = register(attenuation(), CAMERA, image + 0.2 * noise, truth(), stages=stage)
+        to_center = torch.eye(4, dtype=torch.float64)
+        to_center[:3, 3] = -(truth()[0, :3, :3] @ center + truth()[0, :3, 3])
+        motion = to_center @ result.world_to_camera @ torch.linalg.inv(to_center @ truth()[0])
+        found.append(drrkit.se3_log(motion))
+        predicted.append(result.covariance)
+    scatter = torch.stack(found).mT.cov()
+    expected = torch.stack(predicted).mean(0)
+    ratio = scatter.diagonal().sqrt() / expected.diagonal().sqrt()
+    assert (ratio > 0.7).all() and (ratio < 1.4).all()
+    correlation = [c / torch.outer(*[c.diagonal().sqrt()] * 2) for c in (scatter, expected)]
+    assert (correlation[0] - correlation[1]).abs().max() < 0.35
+
+
+def test_a_second_camera_makes_depth_as_certain_as_the_rest():
+    generator = torch.Generator().manual_seed(0)
+    views = views_of_two_cameras()
+    rig = torch.stack([torch.eye(4, dtype=torch.float64), views[1].rig_to_camera])
+    noise = 0.1 * torch.randn(2, 1, 1, 32, 32, generator=generator, dtype=torch.float64)
+    xrays = [view.xray + n for view, n in zip(views, noise, strict=True)]
+    stage = Stage("ncc", optimiser="levenberg", iterations=8, step=5.0, final_step=1e-3)
+    one = register(attenuation(), CAMERA, xrays[0], truth(), stages=stage)
+    both = register(attenuation(), [CAMERA] * 2, xrays, truth(), stages=stage, rig_to_camera=rig)
+    deviations = [result.covariance.diagonal().sqrt() for result in (one, both)]
+    assert deviations[0][5] > 4 * deviations[0][3:5].max()
+    assert deviations[1][5] < 2 * deviations[1][3:5].max() < deviations[0][5]
+    gradient = register(attenuation(), CAMERA, xrays[0], truth(), stages=Stage("ncc", iterations=2))
+    assert gradient.covariance is None
+
+
 # ---- CMA-ES
 
 

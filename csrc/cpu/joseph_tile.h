@@ -13,7 +13,10 @@ template <class S, int N> struct JosephTile {
   using V = typename Rays::Value;
   using I = typename Rays::Index;
   using Sums = JosephSums<V>;
+  using Weights = JosephWeights<Rays>;
   template <class T> using SumsOf = JosephSums<T>;
+
+  static constexpr bool kPairs = true;  // a sample adds to neighbours along a
 
   // The samples of each ray: planes [begin, end).
   struct Span {
@@ -103,7 +106,52 @@ template <class S, int N> struct JosephTile {
     march<kOrder, true, false>(brick, box, part, sums);
   }
 
+  // The ray's own number of what a span calls `at`.
+  DRR_HD int sample(S at, int lane) const { return static_cast<int>(at - reference[lane]); }
+
+  // Adds planes [k0, k1) of what `part` adds to the voxels of `box`.
+  template <bool kTangent, class Tally>
+  DRR_HD void scatter(const Tally& tally, const Box& box, const Span& part, int k0, int k1,
+                      const Weights& weights) const {
+    const Box planes = {maximum(k0, box.k0), minimum(k1, box.k1), box.a0, box.a1, box.b0, box.b1};
+    // Decided for all planes of the box: what a plane adds does not depend on the others.
+    const bool whole = covers(part, box.k0, box.k1) && box.a0 >= 0 && box.b0 >= 0;
+    if (whole) return scatter_planes<kTangent, false>(tally, planes, part, weights);
+    scatter_planes<kTangent, true>(tally, planes, part, weights);
+  }
+
  private:
+  template <bool kTangent, bool kMasked, class Tally>
+  DRR_HD void scatter_planes(const Tally& tally, const Box& box, const Span& part,
+                             const Weights& its_weights) const {
+    const Weights weights = its_weights;
+    V plane = Rays::splat(S(box.k0));
+    const int a0 = tally.box.a0, b0 = tally.box.b0, a_step = tally.a_step, b_step = tally.b_step;
+    S* p = tally.plane(box.k0);
+    for (int k = box.k0; k < box.k1; ++k, p += tally.k_step, plane += S(1)) {
+      const V kk = plane - reference;
+      const V xa = at_a + kk * step_a, xb = at_b + kk * step_b;
+      const I ia = kMasked ? Rays::floored(xa) : Rays::truncated(xa),
+              ib = kMasked ? Rays::floored(xb) : Rays::truncated(xb);
+      const auto counts = (plane >= part.begin) & (plane < part.end);
+      I offset = (ia - a0) * a_step + (ib - b0) * b_step;
+      if (kMasked) offset = Rays::pick(counts, offset, I{});
+      alignas(sizeof(I)) int at[N];
+      spread(offset, at);
+      V w00, w10, w01, w11;
+      weights.template corners<kTangent>(kk, xa - Rays::of(ia), xb - Rays::of(ib), w00, w10, w01,
+                                         w11);
+      if (kMasked) {
+        w00 = Rays::pick(counts, w00, V{});
+        w10 = Rays::pick(counts, w10, V{});
+        w01 = Rays::pick(counts, w01, V{});
+        w11 = Rays::pick(counts, w11, V{});
+      }
+      add_pairs<S, N>(p, at, w00, w10);
+      add_pairs<S, N>(p + b_step, at, w01, w11);
+    }
+  }
+
   template <int kOrder, bool kMasked, bool kPairs>
   DRR_HD void march(const Brick<S>& brick, const Box& box, const Span& part, Sums& out) const {
     Sums sums;

@@ -72,6 +72,48 @@ template <class T> DRR_HD Sixteen<T> join(Eight<T> x, Eight<T> y) {
   return __builtin_shufflevector(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
 
+// Of the 2 N numbers of x and y the even ones, and the odd ones.
+template <int N, class V> DRR_HD V evens(V x, V y) {
+  if constexpr (N == 16) {
+    return __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  } else if constexpr (N == 8) {
+    return __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14);
+  } else if constexpr (N == 4) {
+    return __builtin_shufflevector(x, y, 0, 2, 4, 6);
+  } else {
+    return __builtin_shufflevector(x, y, 0, 2);
+  }
+}
+template <int N, class V> DRR_HD V odds(V x, V y) {
+  if constexpr (N == 16) {
+    return __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  } else if constexpr (N == 8) {
+    return __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15);
+  } else if constexpr (N == 4) {
+    return __builtin_shufflevector(x, y, 1, 3, 5, 7);
+  } else {
+    return __builtin_shufflevector(x, y, 1, 3);
+  }
+}
+
+// x[0] y[0] x[1] y[1] ...: the first N numbers and the last.
+template <int N, class V> DRR_HD void zip(V x, V y, V& first, V& last) {
+  if constexpr (N == 16) {
+    first = __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    last =
+        __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  } else if constexpr (N == 8) {
+    first = __builtin_shufflevector(x, y, 0, 8, 1, 9, 2, 10, 3, 11);
+    last = __builtin_shufflevector(x, y, 4, 12, 5, 13, 6, 14, 7, 15);
+  } else if constexpr (N == 4) {
+    first = __builtin_shufflevector(x, y, 0, 4, 1, 5);
+    last = __builtin_shufflevector(x, y, 2, 6, 3, 7);
+  } else {
+    first = __builtin_shufflevector(x, y, 0, 2);
+    last = __builtin_shufflevector(x, y, 1, 3);
+  }
+}
+
 template <class S, int N> DRR_HD typename Lanes<S, N>::Value load_each(const S* p, const int* at) {
   if constexpr (N == 2) {
     return Two<S>{p[at[0]], p[at[1]]};
@@ -102,16 +144,8 @@ DRR_HD void load_pairs(const float* p, const int* at, typename Lanes<float, N>::
   using V = typename Lanes<float, N>::Value;
   const V x = reinterpret_cast<V>(load_pair<N / 2>(p, at));
   const V y = reinterpret_cast<V>(load_pair<N / 2>(p, at + N / 2));
-  if constexpr (N == 16) {
-    low = __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    high = __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-  } else if constexpr (N == 8) {
-    low = __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14);
-    high = __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15);
-  } else {
-    low = __builtin_shufflevector(x, y, 0, 2, 4, 6);
-    high = __builtin_shufflevector(x, y, 1, 3, 5, 7);
-  }
+  low = evens<N>(x, y);
+  high = odds<N>(x, y);
 }
 
 template <int N>
@@ -119,6 +153,35 @@ DRR_HD void load_pairs(const double* p, const int* at, typename Lanes<double, N>
                        typename Lanes<double, N>::Value& high) {
   low = load_each<double, N>(p, at);
   high = load_each<double, N>(p + 1, at);
+}
+
+// Adds a number of each lane to memory, lane after lane: lanes may meet.
+template <class S, int N> DRR_HD void add_each(S* p, const int* at, typename Lanes<S, N>::Value x) {
+  alignas(sizeof x) S numbers[N];
+  __builtin_memcpy(numbers, &x, sizeof x);
+  asm volatile("" : "+m"(numbers));  // see spread
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) p[at[i]] += numbers[i];
+}
+
+// The same for two neighbours in memory, with one addition of two numbers a lane.
+template <class S, int N>
+DRR_HD void add_pairs(S* p, const int* at, typename Lanes<S, N>::Value low,
+                      typename Lanes<S, N>::Value high) {
+  using V = typename Lanes<S, N>::Value;
+  V pairs[2];
+  zip<N>(low, high, pairs[0], pairs[1]);
+  alignas(sizeof(V)) S numbers[2 * N];
+  __builtin_memcpy(numbers, pairs, sizeof pairs);
+  asm volatile("" : "+m"(numbers));
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) {
+    Two<S> sum, more;
+    __builtin_memcpy(&sum, p + at[i], sizeof sum);
+    __builtin_memcpy(&more, numbers + 2 * i, sizeof more);
+    sum += more;
+    __builtin_memcpy(p + at[i], &sum, sizeof sum);
+  }
 }
 
 }  // namespace cpu

@@ -5,6 +5,7 @@
 #include "dispatch.h"
 #include "kernels.h"
 #include "panel.h"
+#include "panel_scatter.h"
 
 namespace drrkit {
 namespace cpu {
@@ -65,7 +66,7 @@ void project_panels(const ProjectParams& params, int64_t begin, int64_t end) {
     march.set_up(panels, view, i % panels.a_view());
     for (int64_t c = 0; c < scene.n_channels; ++c) {
       const int64_t row = view * scene.n_channels + c;
-      march.gather(channel_of(scene, params.values, view, c), Bricks{nullptr, nullptr, 0, 0, 0}, 0);
+      march.gather(channel_of(scene, params.values, view, c), params.bricks, scene.volume_of(view));
       march.finish(
           ImageStore<S, kRays>{static_cast<S*>(params.image) + row * n,
                                kRays ? static_cast<S*>(params.rays) + row * 6 * n : nullptr, n});
@@ -92,63 +93,22 @@ void second_panels(const SecondParams& params, int64_t begin, int64_t end) {
   }
 }
 
-// Adds weight times each channel's cotangent to the voxels of [begin, end), a slab of planes. With
-// kChannels > 0 their number is known and the cotangents stay in registers.
-template <class S, int kChannels> struct SlabSink {
-  S* values;           // channel 0 of the volume
-  const S* cotangent;  // channel 0 of the ray's pixel
-  int64_t begin, end, voxels, n_rays, channels;
-  S kept[kChannels > 0 ? kChannels : 1];
-
-  DRR_HD void aim(const S* pixel) {
-    cotangent = pixel;
-    for (int c = 0; c < kChannels; ++c) kept[c] = pixel[c * n_rays];
-  }
-  DRR_HD void add(int64_t at, S weight) {
-    if (static_cast<uint64_t>(at - begin) >= static_cast<uint64_t>(end - begin)) return;
-    if (kChannels > 0) {
-      for (int c = 0; c < kChannels; ++c) values[c * voxels + at] += weight * kept[c];
-    } else {
-      for (int64_t c = 0; c < channels; ++c)
-        values[c * voxels + at] += weight * cotangent[c * n_rays];
-    }
-  }
-};
-
-template <class March, bool kTangent, int kChannels>
-DRR_HD void backproject_channels(const BackprojectParams& params, int64_t volume, Slab slab) {
-  using S = typename March::Scalar;
+template <template <class, int> class Tile, class S, int N, bool kTangent>
+void backproject_panels(const BackprojectParams& params, int64_t volume, Slab slab) {
   const Scene& scene = params.scene;
-  const int64_t n_rays = scene.views.rays, voxels = scene.grid.voxels(),
-                channels = scene.n_channels;
-  const int64_t per_volume = scene.n_views / scene.n_volumes, plane = scene.grid.nx * scene.grid.ny;
-  SlabSink<S, kChannels> sink = {static_cast<S*>(params.values) + volume * channels * voxels,
-                                 nullptr,
-                                 slab.begin * plane,
-                                 slab.end * plane,
-                                 voxels,
-                                 n_rays,
-                                 channels,
-                                 {}};
-  for (int64_t view = volume * per_volume; view < (volume + 1) * per_volume; ++view) {
-    for (int64_t pixel = 0; pixel < n_rays; ++pixel) {
-      March march;
-      make_march(march, scene, scene.views.ray(view, pixel), slab);
-      if (march.samples.begin == march.samples.end) continue;
-      sink.aim(static_cast<const S*>(params.images) + view * channels * n_rays + pixel);
-      const Ray tangent = kTangent ? params.tangent.ray(view, pixel) : Ray{{0, 0, 0}, {0, 0, 0}};
-      march.template scatter<kTangent>(tangent, 0, 1, sink);
+  const Panels panels = Panels::of(scene.views, N);
+  using Scatter = PanelScatter<Tile, S, N, kTangent>;
+  Scatter scatter(params, slab, panels, room(Scatter::bytes(panels)));
+  const int64_t per_volume = scene.n_views / scene.n_volumes, channels = scene.n_channels;
+  for (int64_t view = volume * per_volume; view < (volume + 1) * per_volume; ++view)
+    for (int64_t panel = 0; panel < panels.a_view(); ++panel) {
+      if (scatter.misses_slab(panels, view, panel)) continue;
+      scatter.set_up(panels, view, panel);
+      for (int64_t c = 0; c < channels; ++c)
+        scatter.scatter(
+            static_cast<const S*>(params.images) + (view * channels + c) * scene.views.rays,
+            static_cast<S*>(params.values) + (volume * channels + c) * scene.grid.voxels());
     }
-  }
-}
-
-template <class March, bool kTangent>
-DRR_HD void backproject_range(const BackprojectParams& params, int64_t volume, Slab slab) {
-  switch (params.scene.n_channels) {
-    case 1: return backproject_channels<March, kTangent, 1>(params, volume, slab);
-    case 3: return backproject_channels<March, kTangent, 3>(params, volume, slab);
-    default: return backproject_channels<March, kTangent, 0>(params, volume, slab);
-  }
 }
 
 template <template <class> class March, template <class, int> class Tile, Level kLevel>
@@ -174,13 +134,14 @@ void Kernels<March, Tile, kLevel>::second(const SecondParams& params, int64_t be
 template <template <class> class March, template <class, int> class Tile, Level kLevel>
 void Kernels<March, Tile, kLevel>::backproject(const BackprojectParams& params, int64_t volume,
                                                Slab slab) {
+  constexpr int kFloats = lanes_of<float>(kLevel), kDoubles = lanes_of<double>(kLevel);
   const bool tangent = params.tangent.geometry != nullptr;
   if (params.scene.voxel == Voxel::kFloat64) {
-    if (tangent) return backproject_range<March<double>, true>(params, volume, slab);
-    return backproject_range<March<double>, false>(params, volume, slab);
+    if (tangent) return backproject_panels<Tile, double, kDoubles, true>(params, volume, slab);
+    return backproject_panels<Tile, double, kDoubles, false>(params, volume, slab);
   }
-  if (tangent) return backproject_range<March<float>, true>(params, volume, slab);
-  backproject_range<March<float>, false>(params, volume, slab);
+  if (tangent) return backproject_panels<Tile, float, kFloats, true>(params, volume, slab);
+  backproject_panels<Tile, float, kFloats, false>(params, volume, slab);
 }
 
 }  // namespace cpu

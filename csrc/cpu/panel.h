@@ -40,17 +40,14 @@ struct Panels {
   }
 };
 
-// One tile in work: rays of one axis, what they have gathered so far, and the pixels it answers
-// for.
-template <template <class, int> class TileOf, class S, int N, int kCount> struct Work {
+// One tile in work: rays of one axis, and the pixels it answers for.
+template <template <class, int> class TileOf, class S, int N> struct Work {
   using Tile = TileOf<S, N>;
-  using Wide = typename Lanes<S, N>::Wide;
 
   Tile tile;
   int axis, first, end;  // planes that any of its rays reads
   typename Tile::March marches[N];
   int64_t pixels[N];  // -1: none, or another tile's
-  Wide totals[kCount];
 
   DRR_HD void begin(int its_axis) {
     axis = its_axis;
@@ -69,30 +66,23 @@ template <template <class, int> class TileOf, class S, int N, int kCount> struct
   }
 };
 
-constexpr int64_t kBrickCapacity = 16384;  // numbers; a single ray needs 19 x 18 x 34 at most
-
-// One kind of march over one panel of one view. kOrder is the order of the derivatives that `store`
-// asks for.
-template <template <class, int> class TileOf, class S, int N, int kOrder> struct PanelMarch {
+// The tiles of one panel of one view; their working memory, and some numbers more.
+template <template <class, int> class TileOf, class S, int N, class OneWork> struct PanelWorks {
   using Tile = TileOf<S, N>;
-  using Sums = typename Tile::Sums;
-  static constexpr int kCount = Sums::count(kOrder);
-  using OneWork = Work<TileOf, S, N, kCount>;
 
   const Scene& scene;
   OneWork* works;
   int n_works = 0;
-  S* brick_room;
+  S* numbers;
 
-  DRR_HD static size_t bytes(const Panels& p) {
+  DRR_HD static size_t bytes(const Panels& p, int64_t n_numbers) {
     // A tile whose rays have three dominant axes is marched three times.
     return 3 * static_cast<size_t>(p.panel_rows) * p.panel_cols * sizeof(OneWork) +
-           kBrickCapacity * sizeof(S);
+           n_numbers * sizeof(S);
   }
-  DRR_HD PanelMarch(const Scene& its_scene, const Panels& p, void* memory)
+  DRR_HD PanelWorks(const Scene& its_scene, const Panels& p, void* memory)
       : scene(its_scene), works(static_cast<OneWork*>(memory)) {
-    brick_room =
-        reinterpret_cast<S*>(works + 3 * static_cast<int64_t>(p.panel_rows) * p.panel_cols);
+    numbers = reinterpret_cast<S*>(works + 3 * static_cast<int64_t>(p.panel_rows) * p.panel_cols);
   }
 
   DRR_HD void set_up(const Panels& p, int64_t view, int64_t panel) {
@@ -124,23 +114,54 @@ template <template <class, int> class TileOf, class S, int N, int kOrder> struct
     }
   }
 
-  DRR_HD static int floor_block(int k) { return (k >= 0 ? k : k - kBlock + 1) / kBlock * kBlock; }
+  // The planes of all tiles of an axis, as whole blocks: [first, end).
+  DRR_HD void planes(int axis, int& first, int& end) const {
+    first = 0x3fffffff;
+    end = -0x3fffffff;
+    for (int i = 0; i < n_works; ++i) {
+      if (works[i].axis != axis) continue;
+      first = minimum(first, works[i].first);
+      end = maximum(end, works[i].end);
+    }
+    first = (first >= 0 ? first : first - kBlock + 1) / kBlock * kBlock;
+  }
+};
+
+constexpr int64_t kBrickCapacity = 16384;  // numbers; a single ray needs 19 x 18 x 34 at most
+
+template <template <class, int> class TileOf, class S, int N, int kCount>
+struct GatherWork : Work<TileOf, S, N> {
+  using Wide = typename Lanes<S, N>::Wide;
+  Wide totals[kCount];  // what the rays have gathered so far
+};
+
+// One kind of march over one panel of one view. kOrder is the order of the derivatives that `store`
+// asks for.
+template <template <class, int> class TileOf, class S, int N, int kOrder> struct PanelMarch {
+  using Tile = TileOf<S, N>;
+  using Sums = typename Tile::Sums;
+  static constexpr int kCount = Sums::count(kOrder);
+  using OneWork = GatherWork<TileOf, S, N, kCount>;
+  using Works = PanelWorks<TileOf, S, N, OneWork>;
+
+  Works panel;
+
+  DRR_HD static size_t bytes(const Panels& p) { return Works::bytes(p, kBrickCapacity); }
+  DRR_HD PanelMarch(const Scene& scene, const Panels& p, void* memory) : panel(scene, p, memory) {}
+
+  DRR_HD void set_up(const Panels& p, int64_t view, int64_t index) { panel.set_up(p, view, index); }
 
   // Sums over one channel; `bricks` say where volume number `volume` is zero.
   DRR_HD void gather(const void* values, const Bricks& bricks, int64_t volume) {
-    for (int i = 0; i < n_works; ++i)
-      for (int n = 0; n < kCount; ++n) works[i].totals[n] = typename OneWork::Wide{};
+    for (int i = 0; i < panel.n_works; ++i)
+      for (int n = 0; n < kCount; ++n) panel.works[i].totals[n] = typename OneWork::Wide{};
     for (int axis = 0; axis < 3; ++axis) {
-      int first = 0x3fffffff, end = -0x3fffffff;
-      for (int i = 0; i < n_works; ++i) {
-        if (works[i].axis != axis) continue;
-        first = minimum(first, works[i].first);
-        end = maximum(end, works[i].end);
-      }
-      const Block block = Tile::layout(scene, values, axis);
-      for (int k = floor_block(first); k < end; k += kBlock)
-        for (int i = 0; i < n_works; ++i) {
-          OneWork& work = works[i];
+      int first, end;
+      panel.planes(axis, first, end);
+      const Block block = Tile::layout(panel.scene, values, axis);
+      for (int k = first; k < end; k += kBlock)
+        for (int i = 0; i < panel.n_works; ++i) {
+          OneWork& work = panel.works[i];
           const int k0 = maximum(k, work.first), k1 = minimum(k + kBlock, work.end);
           if (work.axis == axis && k0 < k1) gather_block(work, block, k0, k1, bricks, volume);
         }
@@ -173,14 +194,14 @@ template <template <class, int> class TileOf, class S, int N, int kOrder> struct
   DRR_HD Brick<S> fetch(const Block& block, const Box& box, int axis) {
     const bool in_place = stores(block.voxel, S()) && block.contains(box) && Tile::indexable(block);
     if (in_place && !Tile::prefers_copy(block, box, axis)) return Brick<S>::in_place(block);
-    return Tile::copy(brick_room, kBrickCapacity, block, box);
+    return Tile::copy(panel.numbers, kBrickCapacity, block, box);
   }
 
   // store(pixel, march, sums) for every ray of the panel.
   template <class Store> DRR_HD void finish(const Store& store) const {
-    for (int i = 0; i < n_works; ++i)
+    for (int i = 0; i < panel.n_works; ++i)
       for (int lane = 0; lane < N; ++lane) {
-        const OneWork& work = works[i];
+        const OneWork& work = panel.works[i];
         if (work.pixels[lane] < 0) continue;
         typename Tile::template SumsOf<double> sums;
         double* numbers = reinterpret_cast<double*>(&sums);

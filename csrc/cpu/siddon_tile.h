@@ -14,7 +14,10 @@ template <class S, int N> struct SiddonTile {
   using I = typename Rays::Index;
   using Course = SiddonCourse<Rays>;
   using Sums = SiddonSums<V>;
+  using Weights = SiddonWeights<Rays>;
   template <class T> using SumsOf = SiddonSums<T>;
+
+  static constexpr bool kPairs = false;  // a segment adds to one voxel
 
   // The samples of each ray: layers [begin, end).
   struct Span {
@@ -69,6 +72,13 @@ template <class S, int N> struct SiddonTile {
     return {maximum(span.begin, Rays::splat(S(k0))), minimum(span.end, Rays::splat(S(k1)))};
   }
 
+  // Whether each ray crosses layers [k0, k1) from end to end, inside the grid.
+  DRR_HD bool covers(const Span& part, int k0, int k1) const {
+    const V first = Rays::splat(S(k0)), last = Rays::splat(S(k1));
+    return Rays::all((part.begin == first) & (part.end == last) & (inner_begin <= first) &
+                     (last <= inner_end));
+  }
+
   // The voxels of the layers of `part`; positions are monotone, so the two ends decide.
   DRR_HD Box box(const Span& part, int k0, int k1) const {
     const auto active = part.begin < part.end;
@@ -105,14 +115,57 @@ template <class S, int N> struct SiddonTile {
 
   template <int kOrder>
   DRR_HD void gather(const Brick<S>& brick, const Box& box, const Span& part, Sums& sums) const {
-    const V k0 = Rays::splat(S(box.k0)), k1 = Rays::splat(S(box.k1));
-    const bool whole =
-        Rays::all((part.begin == k0) & (part.end == k1) & (inner_begin <= k0) & (k1 <= inner_end));
-    if (whole) return march<kOrder, false>(brick, box, part, sums);
+    if (covers(part, box.k0, box.k1)) return march<kOrder, false>(brick, box, part, sums);
     march<kOrder, true>(brick, box, part, sums);
   }
 
+  // The ray's own number of what a span calls `at`.
+  DRR_HD int sample(S at, int lane) const { return static_cast<int>(at - reference[lane]); }
+
+  // Adds layers [k0, k1) of what `part` adds to the voxels of `box`.
+  template <bool kTangent, class Tally>
+  DRR_HD void scatter(const Tally& tally, const Box& box, const Span& part, int k0, int k1,
+                      const Weights& weights) const {
+    const Box layers = {maximum(k0, box.k0), minimum(k1, box.k1), box.a0, box.a1, box.b0, box.b1};
+    // Decided for all layers of the box: what a layer adds does not depend on the others.
+    if (covers(part, box.k0, box.k1))
+      return scatter_layers<kTangent, false>(tally, layers, part, weights);
+    scatter_layers<kTangent, true>(tally, layers, part, weights);
+  }
+
  private:
+  template <bool kTangent, bool kMasked, class Tally>
+  DRR_HD void scatter_layers(const Tally& tally, const Box& box, const Span& part,
+                             const Weights& its_weights) const {
+    const Weights weights = its_weights;
+    V plane = Rays::splat(S(box.k0));
+    S* p = tally.plane(box.k0);
+    for (int k = box.k0; k < box.k1; ++k, p += tally.k_step, plane += S(1)) {
+      const auto counts = (plane >= part.begin) & (plane < part.end);
+      const auto layer = course.template layer<!kMasked>(plane - reference);
+      const auto enters = kMasked ? course.end_low < layer.begin : plane == plane;
+      const auto leaves = kMasked ? course.end_high > layer.end : plane == plane;
+      V w0, w1, w2;
+      weights.template segments<kTangent>(layer, enters, leaves, w0, w1, w2);
+      add_segment<kMasked>(p, tally, counts, layer.ia, layer.ib, w0);
+      add_segment<kMasked>(p, tally, counts, layer.mid_a, layer.mid_b, w1);
+      add_segment<kMasked>(p, tally, counts, layer.ja, layer.jb, w2);
+    }
+  }
+
+  template <bool kMasked, class Tally>
+  DRR_HD static void add_segment(S* p, const Tally& tally, typename Rays::Mask counts, I ia, I ib,
+                                 V w) {
+    I offset = (ia - tally.box.a0) * tally.a_step + (ib - tally.box.b0) * tally.b_step;
+    if (kMasked) {
+      offset = Rays::pick(counts, offset, I{});
+      w = Rays::pick(counts, w, V{});
+    }
+    alignas(sizeof(I)) int at[N];
+    spread(offset, at);
+    add_each<S, N>(p, at, w);
+  }
+
   template <int kOrder, bool kMasked>
   DRR_HD void march(const Brick<S>& brick, const Box& box, const Span& part, Sums& out) const {
     Sums sums;

@@ -13,7 +13,10 @@ template <class S, int N> struct TrilinearTile {
   using V = typename Rays::Value;
   using I = typename Rays::Index;
   using Sums = TrilinearSums<V>;
+  using Weights = TrilinearWeights<Rays>;
   template <class T> using SumsOf = TrilinearSums<T>;
+
+  static constexpr bool kPairs = true;  // a sample adds to neighbours along x
 
   // The samples [begin, end) of each ray, relative to its reference sample.
   struct Span {
@@ -125,7 +128,48 @@ template <class S, int N> struct TrilinearTile {
     sums = all;
   }
 
+  DRR_HD int sample(S at, int) const { return static_cast<int>(at); }
+
+  // Adds what `part` adds to the voxels of `box`, all of its planes.
+  template <bool kTangent, class Tally>
+  DRR_HD void scatter(const Tally& tally, const Box&, const Span& part, int, int,
+                      const Weights& weights) const {
+    const I counts = Rays::truncated(part.end - part.begin);
+    const int shortest = maximum(Rays::smallest(counts), 0), longest = Rays::largest(counts);
+    V k = part.begin;
+    scatter_samples<kTangent, false>(tally, part, k, shortest, weights);
+    scatter_samples<kTangent, true>(tally, part, k, longest - shortest, weights);
+  }
+
  private:
+  template <bool kTangent, bool kMasked, class Tally>
+  DRR_HD void scatter_samples(const Tally& tally, const Span& part, V& k, int steps,
+                              const Weights& its_weights) const {
+    const Weights weights = its_weights;
+    const int x0 = tally.box.a0, y0 = tally.box.b0, z0 = tally.first;
+    const int x_step = tally.a_step, y_step = tally.b_step, z_step = tally.k_step;
+    S* p = tally.data;
+    for (int i = 0; i < steps; ++i, k += S(1)) {
+      const V x = at_x + k * step_x, y = at_y + k * step_y, z = at_z + k * step_z;
+      const I ix = Rays::floored(x), iy = Rays::floored(y), iz = Rays::floored(z);
+      const auto counts = k < part.end;
+      I offset = (ix - x0) * x_step + (iy - y0) * y_step + (iz - z0) * z_step;
+      if (kMasked) offset = Rays::pick(counts, offset, I{});
+      alignas(sizeof(I)) int at[N];
+      spread(offset, at);
+      typename Weights::Corners w = weights.template corners<kTangent>(
+          k, x - Rays::of(ix), y - Rays::of(iy), z - Rays::of(iz));
+      if (kMasked) {
+        V* corners = reinterpret_cast<V*>(&w);
+        for (int j = 0; j < 8; ++j) corners[j] = Rays::pick(counts, corners[j], V{});
+      }
+      add_pairs<S, N>(p, at, w.c000, w.c100);
+      add_pairs<S, N>(p + y_step, at, w.c010, w.c110);
+      add_pairs<S, N>(p + z_step, at, w.c001, w.c101);
+      add_pairs<S, N>(p + y_step + z_step, at, w.c011, w.c111);
+    }
+  }
+
   DRR_HD static V floor_of(V x) { return Rays::of(Rays::floored(x)); }
   DRR_HD static V ceiling(V x) { return -floor_of(-x); }
   DRR_HD static void extent(typename Rays::Mask active, V first, V last, int (&ends)[2]) {

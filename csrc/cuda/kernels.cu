@@ -94,6 +94,7 @@ const char* second(const SecondParams& params, void* stream) {
 }
 
 const char* backproject(const BackprojectParams& params, void* stream) {
+  if (params.workspace) return gather(params, stream);
   switch (params.scene.method) {
     case Method::kJoseph: return Kernels<Joseph>::backproject(params, stream);
     case Method::kSiddon: return Kernels<Siddon>::backproject(params, stream);

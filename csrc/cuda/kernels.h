@@ -15,6 +15,17 @@ template <template <class> class March> struct Kernels {
   static const char* backproject(const BackprojectParams& params, void* stream);
 };
 
+// The gathering adjoint of one integrator; defined in adjoint.cuh, instantiated by adjoint_*.cu.
+template <template <class> class March> struct Gather {
+  static const char* backproject(const BackprojectParams& params, void* stream);
+  static int64_t workspace(const BackprojectParams& params);  // bytes
+};
+
+// Bytes of the workspace with which backproject gathers by voxel, which adds in a fixed order; 0
+// where it scatters. A function of sizes alone, so that equal calls are equal.
+int64_t backproject_workspace(const BackprojectParams& params, bool fixed_order);
+const char* gather(const BackprojectParams& params, void* stream);
+
 const char* project(const ProjectParams& params, void* stream);
 const char* second(const SecondParams& params, void* stream);
 const char* backproject(const BackprojectParams& params, void* stream);

@@ -92,12 +92,17 @@ struct Warp {
   bool real;         // whether it has any
 
   __device__ static Warp of(const Scene& scene, const Tiles& t) {
+    return of(scene, t, side_by_side);
+  }
+  // `shape` chooses log_cols for a view, as `side_by_side` does.
+  template <class Shape>
+  __device__ static Warp of(const Scene& scene, const Tiles& t, const Shape& shape) {
     Warp w;
     w.view = view_of_block();
     const unsigned number = blockIdx.x * kWarpsPerBlock + threadIdx.x / kWarp;
     w.real = w.view < t.views && number < t.warps;
     if (!w.real) return w;
-    w.log_cols = side_by_side(scene, t, w.view);
+    w.log_cols = shape(scene, t, w.view);
     const int log_rays = kLogWarp - t.log_split, log_rows = log_rays - w.log_cols;
     const unsigned tile = number >> (kLogTile - log_rays);
     const unsigned in_tile = number & ((1u << (kLogTile - log_rays)) - 1);
@@ -112,16 +117,26 @@ struct Warp {
 
   // Long in the direction of the image that runs along x, compact where neither does or both do.
   __device__ static int side_by_side(const Scene& scene, const Tiles& t, int64_t view) {
+    if (!t.frames) return compact(scene, t, view);
+    const double* frame = scene.views.geometry + 12 * view;
+    return along(t, static_cast<float>(frame[6]), static_cast<float>(frame[9]));
+  }
+
+  // The same for any direction, given how far a step of the column and one of the row go along it.
+  __device__ static int along(const Tiles& t, float col, float row) {
     const int log_rays = kLogWarp - t.log_split;
     const int most = minimum(t.log_cols, log_rays),
               least = log_rays - minimum(t.log_rows, log_rays);
-    if (!t.frames) return most;
-    const double* frame = scene.views.geometry + 12 * view;
-    const float col_x = fabsf(static_cast<float>(frame[6]));
-    const float row_x = fabsf(static_cast<float>(frame[9]));
-    if (col_x >= 2 * row_x && col_x > 0) return most;
-    if (row_x >= 2 * col_x && row_x > 0) return least;
+    const float by_col = fabsf(col), by_row = fabsf(row);
+    if (by_col >= 2 * by_row && by_col > 0) return most;
+    if (by_row >= 2 * by_col && by_row > 0) return least;
     return minimum(maximum((log_rays + 1) / 2, least), most);
+  }
+
+  // As square as can be; explicit rays are a row.
+  __device__ static int compact(const Scene&, const Tiles& t, int64_t) {
+    if (!t.frames) return minimum(t.log_cols, kLogWarp - t.log_split);
+    return along(t, 1, 1);
   }
 
   __device__ Pixel pixel(const Tiles& t, int ray) const {

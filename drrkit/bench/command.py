@@ -69,7 +69,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="N",
         help="the torso phantom with N x N x N/4 voxels instead of a CT",
     )
-    parser.add_argument("--quick", action="store_true", help="less than a minute on a CPU")
+    parser.add_argument("--quick", action="store_true", help="about a minute on a CPU")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--threads", type=int, help="of every tool on the CPU (default: all cores)")
     parser.add_argument("--peers", help="comma-separated names or module:Class (default: all)")

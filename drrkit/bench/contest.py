@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ from drrkit.bench.compare import Reference, comparison
 from drrkit.bench.floors import Floors
 from drrkit.bench.isolation import Declined, Failed, Worker
 from drrkit.bench.machine import available_bytes
-from drrkit.bench.peers.own import PACKED
+from drrkit.bench.peers.own import PACKED, texel_bytes
 from drrkit.bench.plan import Effort, Workload
 from drrkit.bench.scene import Scene
 from drrkit.bench.timing import statistics_of
 
 FIRST_TIMEOUT = 180.0  # s: loading, compiling and the first call
-SLOW = 1.0  # s: above, a call gets fewer rounds and no uncounted call before it
-SLOW_ROUNDS = 3
+SLOW = 1.0  # s: above, no call goes uncounted before a turn
+LEAST_SAMPLES = 2
 MOST_CALLS = 20  # a turn
 MEMORY_SHARE = 0.6  # of the memory that is there, for one call
 COSTLIER = {"pose": (3.0, 5.0), "volume": (3.0, 4.0), "double": (65.0, 70.0), "adjoint": (2.0, 2.0)}
@@ -86,8 +87,9 @@ class Turns:
     """A contender at a workload: what was measured so far."""
 
     contender: Contender
-    pace: float
+    pace: float  # wall seconds of a call, whatever is counted
     peak_bytes: int | None
+    spent: float = 0.0  # wall seconds
     out: bool = False
     eager: list[float] = field(default_factory=list)
     graph: list[float] = field(default_factory=list)
@@ -113,18 +115,19 @@ class Contest:
             if begun is not None:
                 turns.append(begun)
                 answers[contender.case] = np.load(path)
-        for index in range(self.effort.rounds):
+        for index in range(self.effort.of(work).rounds):
             # Another one begins every round: none always follows the same neighbour.
             start = index % max(len(turns), 1)
             for turn in turns[start:] + turns[:start]:
-                self._turn(work, turn, index)
+                self._turn(work, turn)
         if self.device == "cuda":
             self._graphs(work, turns)
         for turn in turns:
             self._conclude(work, scene, turn, answers)
         for worker in {id(turn.contender.worker): turn.contender.worker for turn in turns}.values():
             if worker.process is not None:
-                worker.ask(FIRST_TIMEOUT, "clear")
+                with suppress(Failed):  # the next request starts it anew
+                    worker.ask(FIRST_TIMEOUT, "clear")
         report(f"{work.label} {work.operation}: {time.monotonic() - begin:.1f} s")
 
     def leave_out(self, work: Workload, case: str, reason: str) -> None:
@@ -136,12 +139,13 @@ class Contest:
         """Prepares a contender; None, with a reason left behind, when it does not take part."""
         seconds, size = contender.estimate(work)
         room = MEMORY_SHARE * available_bytes(self.device)
-        if not contender.own and seconds > self.effort.limit:
+        if not contender.own and seconds > self.effort.of(work).limit:
             self.leave_out(work, contender.case, f"about {seconds:.0f} s a call: too slow to wait")
             return None
         if size > room:
             self.leave_out(work, contender.case, f"about {size / 1e9:.0f} GB a call: too large")
             return None
+        begin = time.monotonic()
         answer = self._ask(
             work,
             contender,
@@ -155,14 +159,18 @@ class Contest:
         if answer is None:
             return None
         contender.remember(work, answer["pace"], answer["peak_bytes"])
-        return Turns(contender, answer["pace"], answer["peak_bytes"])
+        turn = Turns(contender, answer["pace"], answer["peak_bytes"], eager=answer["seconds"])
+        # Loading the volume is not the workload's: what it takes is counted in calls.
+        turn.spent = min(time.monotonic() - begin, 2 * answer["pace"])
+        return turn
 
-    def _turn(self, work: Workload, turn: Turns, index: int, graphs: bool = False) -> None:
-        slow = turn.pace > SLOW
-        if turn.out or (slow and index >= SLOW_ROUNDS):
+    def _turn(self, work: Workload, turn: Turns, graphs: bool = False) -> None:
+        effort, samples = self.effort.of(work), turn.graph if graphs else turn.eager
+        if turn.out or (turn.spent > effort.cell and len(samples) >= LEAST_SAMPLES):
             return
         lap = max(turn.pace, 1e-6) * (work.inputs if self.device == "cuda" else 1)
-        count = max(1, min(MOST_CALLS, int(self.effort.turn / lap)))
+        count = max(1, min(MOST_CALLS, int(effort.turn / lap)))
+        begin = time.monotonic()
         answer = self._ask(
             work,
             turn.contender,
@@ -171,10 +179,11 @@ class Contest:
             method=turn.contender.method,
             count=count,
             graphs=graphs,
-            warm=not slow,
+            warm=turn.pace < SLOW,
         )
+        turn.spent += time.monotonic() - begin
         turn.out = answer is None
-        (turn.graph if graphs else turn.eager).extend(answer["seconds"] if answer else ())
+        samples.extend(answer["seconds"] if answer else ())
 
     def _graphs(self, work: Workload, turns: list[Turns]) -> None:
         """The same in CUDA graphs, for those that can be captured."""
@@ -190,16 +199,16 @@ class Contest:
                 contender.no_graph.add(work.operation)
             else:
                 captured.append(turn)
-        for index in range(self.effort.rounds):
+                turn.spent = 0.0
+        for _ in range(self.effort.of(work).rounds):
             for turn in captured:
-                self._turn(work, turn, index, graphs=True)
+                self._turn(work, turn, graphs=True)
 
     def _conclude(
         self, work: Workload, scene: Scene, turn: Turns, answers: dict[str, np.ndarray]
     ) -> None:
         contender = turn.contender
         own = answers.get(contender.compared_with)
-        packed = contender.method.endswith(PACKED)
         difference = comparison(
             work,
             scene,
@@ -208,7 +217,10 @@ class Contest:
             contender.physical,
             self.reference,
         )
-        floors = self.floors.of(work, scene, contender.integral, packed) if contender.own else None
+        floors = None
+        if contender.own:
+            texel = texel_bytes(contender.method) if self.device == "cuda" else None
+            floors = self.floors.of(work, scene, contender.integral, texel)
         for mode, seconds in (("eager", turn.eager), ("graph", turn.graph)):
             if seconds:
                 row: dict[str, Any] = work.as_dict() | {"case": contender.case, "mode": mode}

@@ -1,7 +1,8 @@
 """Two floors under the time of a projection: bytes that must move, and fetches that must be made.
 
-Bytes: the part of the volume that the rays see, once, as float32, and the images; a gradient in
-voxels is written once, too. Over the copy bandwidth of the machine, read plus written.
+Bytes: the part of the volume that the rays see, or no more than they fetch, once, as float32 or as
+the texture holds it, and the images; a gradient in voxels is written once, too. Over the copy
+bandwidth of the machine, read plus written.
 
 Fetches: samples on all rays times the voxels that one of them needs: 4 for Joseph's method (a
 plane), 1 for Siddon's (a chord), 8 for trilinear samples; a volume gradient makes them twice. Over
@@ -72,25 +73,30 @@ class Floors:
         self.seen: dict[tuple[Any, ...], float] = {}
 
     def of(
-        self, work: Workload, scene: Scene, integral: str, packed: bool
+        self, work: Workload, scene: Scene, integral: str, texel: int | None = None
     ) -> dict[str, Any] | None:
-        """Bytes and fetches of a workload and the seconds they take at least.
+        """Bytes and fetches of a workload and the seconds they take at least; None for "double".
 
-        integral  drrkit's method; packed: whether its volume is a texture. None for "double".
+        integral  drrkit's method
+        texel     bytes a voxel where images come from textures, as those of packed volumes on CUDA
         """
         if work.operation == "double":
             return None
-        voxels = scene.volume.values.numel()
-        seen = self._seen(work, scene) * voxels
+        lookups = (
+            texel is not None and work.operation == "forward" and "lookups_per_s" in self.limits
+        )
+        samples, voxels = self._samples(work, scene, integral), scene.volume.values.numel()
+        # Few rays do not touch all that lies between them.
+        touched = min(self._seen(work, scene) * voxels, TAPS[integral] * samples)
+        touched *= texel / FLOAT if lookups and texel else 1.0
         moved = {
-            "forward": seen + work.rays,
-            "pose": seen + work.rays,
-            "volume": seen + 2 * work.rays + voxels,
+            "forward": touched + work.rays,
+            "pose": touched + work.rays,
+            "volume": touched + 2 * work.rays + voxels,
             "adjoint": work.rays + voxels,
         }[work.operation]
-        lookups = packed and "lookups_per_s" in self.limits
         rate = self.limits["lookups_per_s" if lookups else "fetches_per_s"]
-        fetches = self._samples(work, scene, integral) * (1 if lookups else TAPS[integral])
+        fetches = samples * (1 if lookups else TAPS[integral])
         fetches *= 2 if work.operation == "volume" else 1
         return {
             "bytes": FLOAT * moved,

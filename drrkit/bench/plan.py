@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 SECTIONS = ("main", "views", "detector", "volume", "threads")
@@ -54,30 +54,37 @@ class Effort:
 
     rounds    turns of every tool at a workload
     turn      seconds that a turn takes at least, unless one call takes longer
+    cell      seconds after which a tool has had enough of a workload, with two samples or more
     limit     seconds: a tool that needs longer for one call is left out of the workload
     minutes   of the whole run: afterwards no further workload is begun
     """
 
     rounds: int
     turn: float
+    cell: float
     limit: float
     minutes: float
+
+    def of(self, work: Workload) -> Effort:
+        """Curves have many points and get a third."""
+        if work.section == "main":
+            return self
+        rounds = min(self.rounds, 3)
+        return replace(self, rounds=rounds, cell=self.cell / 3, limit=self.limit / 3)
 
 
 def effort(device: str, quick: bool) -> Effort:
     """The default effort on a "cpu" or "cuda" device."""
     if device == "cuda":
-        return Effort(2, 0.01, 2.0, 2.0) if quick else Effort(7, 0.04, 4.0, 7.0)
-    return Effort(2, 0.05, 4.0, 0.8) if quick else Effort(5, 0.2, 12.0, 10.0)
+        return Effort(2, 0.01, 1.0, 2.0, 2.0) if quick else Effort(5, 0.02, 1.0, 4.0, 7.0)
+    return Effort(2, 0.05, 0.5, 3.0, 0.8) if quick else Effort(5, 0.2, 6.0, 9.0, 9.5)
 
 
 def workloads(device: str, quick: bool, threads: int) -> list[Workload]:
     """The list for a device, the most wanted first: a run that is out of time drops the rest."""
     if device == "cuda":
-        found = list(_cuda_quick() if quick else _cuda())
-    else:
-        found = list(_cpu_quick() if quick else _cpu(threads))
-    return sorted(found, key=lambda w: w.threads is not None)  # they need new processes
+        return list(_cuda_quick() if quick else _cuda())
+    return list(_cpu_quick() if quick else _cpu(threads))
 
 
 def _main(view: str, views: int, size: int, operations: str, inputs: int = 4) -> Iterator[Workload]:
@@ -86,40 +93,39 @@ def _main(view: str, views: int, size: int, operations: str, inputs: int = 4) ->
 
 
 def _curves(
-    views: tuple[int, ...], sizes: tuple[int, ...], edges: tuple[int, ...]
+    views: tuple[int, ...], sizes: tuple[int, ...], edges: tuple[int, ...], size: int = 128
 ) -> Iterator[Workload]:
-    """Forward projections, one thing changing at a time around one AP view or a small batch."""
+    """Forward projections, one thing changing at a time around one AP view of size x size."""
     for count in views:
-        yield Workload("views", "AP", count, 128, "forward", inputs=2)
-    for size in sizes:
-        yield Workload("detector", "AP", 1, size, "forward", inputs=2)
+        yield Workload("views", "AP", count, size, "forward", inputs=2)
+    for rows in sizes:
+        yield Workload("detector", "AP", 1, rows, "forward", inputs=2)
     for edge in edges:
-        yield Workload("volume", "AP", 1, 128, "forward", edge=edge, inputs=2)
+        yield Workload("volume", "AP", 1, size, "forward", edge=edge, inputs=2)
 
 
 def _cpu(threads: int) -> Iterator[Workload]:
     yield from _main("AP", 1, 200, "forward pose volume")
     yield from _main("lateral", 1, 200, "forward pose volume")
+    for count in sorted({1, threads}):
+        yield Workload("threads", "AP", 1, 200, "forward", threads=count)
     yield from _main("AP", 16, 200, "forward pose volume", inputs=2)
-    yield from _main("lateral", 16, 200, "forward pose", inputs=2)
-    yield from _main("random", 1, 200, "forward pose")
+    yield from _main("orbit", 16, 200, "adjoint", inputs=1)
     yield from _main("AP", 1, 512, "forward pose", inputs=2)
     yield from _main("AP", 1, 64, "double", inputs=2)  # where the others have the memory for it
     yield from _main("AP", 1, 200, "double", inputs=2)
-    yield from _curves((1, 4, 16, 64), (64, 128, 256, 512, 1024), (64, 128, 256))
+    yield from _curves((1, 4, 16), (64, 128, 256, 512), (64, 128, 256))
+    yield from _main("random", 1, 200, "forward")
+    yield from _main("lateral", 16, 200, "forward pose", inputs=2)
     yield from _main("AP", 1, 1024, "forward", inputs=2)
     yield from _main("AP", 300, 128, "forward", inputs=1)
-    yield from _main("orbit", 16, 200, "forward adjoint", inputs=1)
-    for count in sorted({1, threads}):
-        for operation in ("forward", "pose"):
-            yield Workload("threads", "AP", 1, 200, operation, threads=count)
 
 
 def _cpu_quick() -> Iterator[Workload]:
     yield from _main("AP", 1, 64, "forward pose volume", inputs=2)
     yield from _main("lateral", 1, 64, "forward pose", inputs=2)
     yield from _main("orbit", 4, 64, "adjoint", inputs=1)
-    yield from _curves((1, 4), (32, 64, 128), (64, 128))
+    yield from _curves((1, 4), (32, 64), (64, 128), size=64)
 
 
 def _cuda() -> Iterator[Workload]:
@@ -131,18 +137,16 @@ def _cuda() -> Iterator[Workload]:
     yield from _main("AP", 1, 200, "double")
     yield from _main("AP", 16, 200, "double", inputs=2)
     yield from _main("orbit", 360, 512, "forward adjoint", inputs=1)
+    yield from _curves((1, 4, 16, 64, 256), (64, 128, 256, 512, 1024), (64, 128, 256, 512))
+    yield from _main("random", 16, 200, "forward pose volume")
+    yield from _main("AP", 1, 512, "forward pose volume")
+    yield from _main("AP", 16, 512, "forward pose", inputs=2)
+    yield from _main("lateral", 1, 512, "forward pose")
+    yield from _main("lateral", 16, 512, "forward pose", inputs=2)
     yield from _main("orbit", 16, 200, "forward adjoint", inputs=1)
     yield from _main("random", 1, 200, "forward pose")
-    yield from _main("random", 16, 200, "forward pose volume")
-    for view in ("AP", "lateral"):
-        yield from _main(view, 1, 512, "forward pose volume")
-        yield from _main(view, 16, 512, "forward pose", inputs=2)
     yield from _main("lateral", 300, 128, "forward", inputs=2)
-    yield from _curves(
-        (1, 4, 16, 64, 256), (64, 128, 256, 512, 1024, 2048), (64, 128, 256, 512, 768)
-    )
     yield from _main("random", 300, 128, "forward", inputs=2)
-    yield from _main("AP", 1, 1024, "volume", inputs=2)
 
 
 def _cuda_quick() -> Iterator[Workload]:

@@ -28,7 +28,7 @@ SHORT = {
 }
 STYLES = ("-", "--", ":", "-.")
 AXES = {
-    "views": "views of 128 x 128",
+    "views": "views",
     "detector": "detector rows and columns",
     "volume": "voxels along the longest side",
     "threads": "threads",
@@ -84,7 +84,7 @@ def scaling(record: dict[str, Any]) -> Any | None:
     for index, section in enumerate(sections):
         axes = figure.add_subplot(lines, columns, index + 1)
         seen |= _draw_curves(axes, record, section)
-        axes.set_xlabel(AXES[section])
+        axes.set_xlabel(AXES[section] + _fixed(record, section))
         if index % columns == 0:
             axes.set_ylabel("forward projection, ms")
     figure.legend(seen.values(), seen.keys(), fontsize=8, loc="outside right center", frameon=False)
@@ -157,6 +157,14 @@ def _bars(record: dict[str, Any], mode: str) -> list[tuple[str, list[tuple[str, 
         if best:
             found.append((f"{label(workload)}  {SHORT[workload['operation']]}", list(best.items())))
     return found
+
+
+def _fixed(record: dict[str, Any], section: str) -> str:
+    """What stays the same along a curve, where its name does not say it."""
+    if section == "detector":
+        return ""
+    size = rows_of(record, section=section)[0]["size"]
+    return f" (of {size} x {size} pixels)" if section == "views" else f" ({size} x {size} pixels)"
 
 
 def _marks(record: dict[str, Any], section: str) -> list[int]:

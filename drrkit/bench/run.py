@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -112,31 +112,20 @@ def _measure(
     contenders: list[Contender],
     deadline: float,
 ) -> None:
-    """All workloads; those of another number of threads have workers of their own."""
+    """All workloads in order; other numbers of threads have workers of their own."""
     folders = _Folders(scene, contest.scratch)
-    for threads in (None, *sorted({w.threads for w in settings.workloads if w.threads})):
-        works = [w for w in settings.workloads if w.threads == threads]
-        if threads in (None, settings.threads):
-            _measure_with(works, folders, contest, contenders, deadline)
-            continue
-        names = tuple(dict.fromkeys(c.worker.name for c in contenders))
-        with _workers(names, settings.device, threads) as workers:
-            _measure_with(works, folders, contest, _roll_call(workers)[0], deadline)
-
-
-def _measure_with(
-    works: list[Workload],
-    folders: _Folders,
-    contest: Contest,
-    contenders: list[Contender],
-    deadline: float,
-) -> None:
-    for work in works:
-        if time.monotonic() > deadline:
-            contest.leave_out(work, "all", "out of time")
-            continue
-        scene, folder = folders.of(work)
-        contest.run(work, scene, folder, contenders)
+    sets: dict[int | None, list[Contender]] = {None: contenders, settings.threads: contenders}
+    names = tuple(dict.fromkeys(c.worker.name for c in contenders))
+    with ExitStack() as others:
+        for work in settings.workloads:
+            if time.monotonic() > deadline:
+                contest.leave_out(work, "all", "out of time")
+                continue
+            if work.threads not in sets:
+                assert work.threads is not None
+                workers = others.enter_context(_workers(names, settings.device, work.threads))
+                sets[work.threads] = _roll_call(workers)[0]
+            contest.run(work, *folders.of(work), sets[work.threads])
 
 
 class _Folders:

@@ -42,8 +42,7 @@ SAMPLES_PER_VOXEL = 500 / 512
 class Scene:
     """A volume in mu (1/mm, float32) and the C-arm around it.
 
-    name      what the volume is, for the record
-    spread    one view at a time is turned by at most SINGLE_TURN, a batch by BATCH_TURN degrees
+    name  what the volume is, for the record
     """
 
     volume: Volume

@@ -111,6 +111,7 @@ def peak_bytes(call: Call, device: torch.device | str = "cpu") -> int | None:
             result = call()
             peak = _status_bytes("VmHWM")
         except OSError:
+            call()
             return None
     del result  # alive until here, as a caller would keep it
     return max(0, peak - before)

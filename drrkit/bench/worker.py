@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -62,7 +63,8 @@ class Session:
     def start(
         self, method: str, folder: str, workload: dict[str, Any], save: str
     ) -> dict[str, Any]:
-        """Prepares a workload and runs it: the answer is saved, pace and memory are returned."""
+        """Prepares a workload and runs it twice: the answer is saved, pace, memory and what the
+        second call adds to the samples are returned."""
         work = Workload(**workload)
         peer, scene = self._prepared(method, folder), self.scenes[folder]
         camera = scene.camera(work.size)
@@ -76,12 +78,7 @@ class Session:
         del answer
         stopwatch = Stopwatch([partial(run, i) for i in inputs], self.device)
         self.running[method] = (peer, stopwatch)
-        peak = peak_bytes(stopwatch.calls[0], self.device)
-        if peer.seconds is not None or (
-            self.device.type == "cuda" and not isinstance(peer, TorchPeer)
-        ):
-            peak = None  # of another process, or not from torch's allocator: not seen
-        return {"pace": self._samples(method, 1)[0], "peak_bytes": peak}
+        return self._second_call(peer, stopwatch)
 
     def time(
         self, method: str, count: int, graphs: bool = False, warm: bool = False
@@ -110,6 +107,27 @@ class Session:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return {}
+
+    def _second_call(self, peer: Peer, stopwatch: Stopwatch) -> dict[str, Any]:
+        """Memory and wall time; pace is what a call costs in wall time, whatever counts."""
+        walls: list[float] = []
+
+        def timed() -> Any:
+            begin = time.perf_counter()
+            result = stopwatch.calls[0]()
+            walls.append(time.perf_counter() - begin)
+            return result
+
+        # Memory of another process, or that is not from torch's allocator, is not seen.
+        unseen = peer.seconds is not None or (
+            self.device.type == "cuda" and not isinstance(peer, TorchPeer)
+        )
+        peak = peak_bytes(timed, self.device)
+        found: dict[str, Any] = {"peak_bytes": None if unseen else peak}
+        if self.device.type == "cuda":
+            return found | {"pace": stopwatch.samples(1)[0], "seconds": []}
+        seconds = walls[-1] if peer.seconds is None else peer.seconds
+        return found | {"pace": walls[-1], "seconds": [seconds]}
 
     def _samples(self, method: str, count: int, graphs: bool = False) -> list[float]:
         peer, stopwatch = self._running(method)

@@ -1,4 +1,4 @@
-"""The command line: `drrkit render`, `register`, `demo`, `info` and `bench`.
+"""The command line: `drrkit render`, `register`, `evaluate`, `demo`, `info` and `bench`.
 
 Exit codes: 0 success; 1 the run failed or a registration was not accepted; 2 wrong usage, an input
 that is not what it should be, or a file that cannot be read or written; 130 interrupted.
@@ -13,6 +13,7 @@ import click
 from drrkit import __version__
 from drrkit.cli.bench import bench_command
 from drrkit.cli.demo import demo_command
+from drrkit.cli.evaluate import evaluate_command
 from drrkit.cli.info import info_command
 from drrkit.cli.register import register_command
 from drrkit.cli.render import render_command
@@ -70,5 +71,12 @@ def main(debug: bool) -> None:
     """
 
 
-for _command in (render_command, register_command, demo_command, info_command, bench_command):
+for _command in (
+    render_command,
+    register_command,
+    evaluate_command,
+    demo_command,
+    info_command,
+    bench_command,
+):
     main.add_command(_command)

@@ -6,6 +6,7 @@ print(summarise(rows)["success"])
 """
 
 from drrkit.evaluation.appearance import shifted_appearance
+from drrkit.evaluation.landscapes import Landscape, landscape, local_minima, save_landscapes
 from drrkit.evaluation.methods import METHODS
 from drrkit.evaluation.protocols import PROTOCOLS, Case, Protocol, Subject, moved_about
 from drrkit.evaluation.running import Row, evaluate, measure, read_rows, shard
@@ -15,16 +16,20 @@ __all__ = [
     "METHODS",
     "PROTOCOLS",
     "Case",
+    "Landscape",
     "Protocol",
     "Row",
     "Subject",
     "auroc",
     "capture_range",
     "evaluate",
+    "landscape",
+    "local_minima",
     "measure",
     "moved_about",
     "read_rows",
     "recall_at",
+    "save_landscapes",
     "shard",
     "shifted_appearance",
     "summarise",

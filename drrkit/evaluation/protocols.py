@@ -39,6 +39,10 @@ class Subject(NamedTuple):
         """A CT in HU with the targets of every protocol: 2000 voxels of bone, drawn with seed 0."""
         return Subject(name, ct, ct.to_mu(), bone_points(ct))
 
+    def to(self, device: torch.device | str) -> Subject:
+        """The same with volumes on another device."""
+        return self._replace(ct=self.ct.to(device), attenuation=self.attenuation.to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -110,6 +114,10 @@ class Protocol:
     def starved(self) -> Protocol:
         """The same poses in photon-starved X-rays: the photons are counted before the patient."""
         return replace(self, name=f"{self.name}-starved", photons_at="source")
+
+    def shifted_to_another_machine(self) -> Protocol:
+        """The same poses in X-rays of shifted appearance."""
+        return replace(self, name=f"{self.name}-shifted", shifted=True)
 
 
 PROTOCOLS: dict[str, Protocol] = {

@@ -5,7 +5,7 @@ in order, the result of one starting the next; everything works on a batch of po
 """
 
 from drrkit.registration.pipeline import register
-from drrkit.registration.presets import AUTO, GLOBAL
+from drrkit.registration.presets import AUTO, GLOBAL, PIPELINES
 from drrkit.registration.result import RegistrationResult, StageRecord
 from drrkit.registration.stages import OPTIMISERS, SIMILARITIES, Search, Stage
 
@@ -13,6 +13,7 @@ __all__ = [
     "AUTO",
     "GLOBAL",
     "OPTIMISERS",
+    "PIPELINES",
     "SIMILARITIES",
     "RegistrationResult",
     "Search",

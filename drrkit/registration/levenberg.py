@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from drrkit.registration.stages import Stage
 from drrkit.registration.views import View, blurred, prepared, renderer
 from drrkit.volume import Volume
 
-__all__ = ["Expansion", "LevenbergMarquardt", "expansion"]
+__all__ = ["Expansion", "LevenbergMarquardt", "Linearised", "expansion", "linearised"]
 
 # Share of the mean diagonal that damping adds to every element of it: directions that the image
 # hardly shows, such as depth, stay bounded.
@@ -115,6 +115,20 @@ class LevenbergMarquardt(PoseOptimiser):
         self.resting[index] = length[:, 0] < self.stage.final_step
 
 
+class Linearised(NamedTuple):
+    """One view's image and loss about poses: what a Gauss-Newton step is made of.
+
+    loss [B], matrix [B, 6, 6] (Gauss-Newton), moving and slope = d loss / d moving
+    [B, C, rows, cols], jacobian = d moving / d xi [B, C, 6, rows, cols].
+    """
+
+    loss: Tensor
+    matrix: Tensor
+    moving: Tensor
+    slope: Tensor
+    jacobian: Tensor
+
+
 def expansion(
     scene: Any,
     views: Sequence[View],
@@ -128,13 +142,33 @@ def expansion(
     The loss is the mean over views. Arguments as for `objective`; center [3] world mm is the point
     that xi turns about.
     """
+    linearise = linearised(scene, views, stage, factor, method, center)
+
+    def expand(world_to_camera: Tensor) -> Expansion:
+        parts = []
+        for part in linearise(world_to_camera):
+            gradient = (part.jacobian * part.slope.unsqueeze(2)).sum((1, 3, 4))
+            parts.append((part.loss.double(), gradient.double(), part.matrix.double()))
+        return Expansion(*(torch.stack(part).mean(0) for part in zip(*parts, strict=True)))
+
+    return expand
+
+
+def linearised(
+    scene: Any,
+    views: Sequence[View],
+    stage: Stage,
+    factor: int,
+    method: str,
+    center: Tensor,
+) -> Callable[[Tensor], Iterator[Linearised]]:
+    """What `expansion` adds up, view by view. Arguments as there."""
     similarity = stage.measure
     scene = prepared(scene, similarity)
     scaled = [view.downsampled(factor).blurred(stage.blur) for view in views]
     drawn = [_with_jacobian(scene, view, stage, method, center) for view in scaled]
 
-    def expand(world_to_camera: Tensor) -> Expansion:
-        parts = []
+    def linearise(world_to_camera: Tensor) -> Iterator[Linearised]:
         for view, draw in zip(scaled, drawn, strict=True):
             moving, jacobian = draw(world_to_camera)
             moving = blurred(moving, view.mask, stage.blur).requires_grad_()
@@ -143,12 +177,10 @@ def expansion(
                 loss = similarity(moving, view.xray, view.mask)
                 (slope,) = torch.autograd.grad(loss.sum(), moving)
             loss, moving = loss.detach(), moving.detach()
-            gradient = (jacobian * slope.unsqueeze(2)).sum((1, 3, 4))
             matrix = gauss_newton(similarity, loss, moving, jacobian, view.mask)
-            parts.append((loss.double(), gradient.double(), matrix.double()))
-        return Expansion(*(torch.stack(part).mean(0) for part in zip(*parts, strict=True)))
+            yield Linearised(loss, matrix, moving, slope, jacobian)
 
-    return expand
+    return linearise
 
 
 def _with_jacobian(

@@ -15,6 +15,7 @@ from drrkit.geometry import Camera, perturb, view_ap, volume_center
 from drrkit.registration.candidates import distinct_poses
 from drrkit.registration.cmaes import CmaEs
 from drrkit.registration.confidence import agreement
+from drrkit.registration.covariance import pose_covariance
 from drrkit.registration.descent import PoseDescent
 from drrkit.registration.levenberg import LevenbergMarquardt, expansion
 from drrkit.registration.optimiser import PoseOptimiser
@@ -102,7 +103,7 @@ def register(
         world_to_camera=found.pose[best],
         loss=float(found.loss[best]),
         confidence=confidence,
-        covariance=None,
+        covariance=run.covariance(resolved[-1], found.pose[best : best + 1]),
         history=run.history,
         seconds=time.perf_counter() - began,
         stop_reason=run.history[-1].stop_reason,
@@ -163,6 +164,14 @@ class Registration:
             if self._confidence(other) > confidence:
                 found, confidence = other, self._confidence(other)
         return found, confidence
+
+    def covariance(self, stage: Stage | Search, pose: Tensor) -> Tensor | None:
+        """Of one pose [1, 4, 4] that a stage found, where that stage has a Jacobian."""
+        if isinstance(stage, Search) or stage.optimiser != "levenberg":
+            return None
+        scene = self._at_voxels(stage.voxel_mm)
+        factor = downsampling(stage, self.views[0].camera, mean_depth(pose, self.center))
+        return pose_covariance(scene, self.views, stage, factor, self.method, self.center, pose)
 
     def _confidence(self, found: Candidates) -> float:
         best = found.pose[int(found.loss.argmin())][None]

@@ -46,7 +46,9 @@ class RegistrationResult:
             A measure of agreement, not a probability. In simulated X-rays 0.8 separates right ends
             from wrong ones; in X-rays that show more than the volume does, compare it between
             registrations of the same kind, and distrust the outliers.
-        covariance: None; the gradient optimiser has no Jacobian to derive one from.
+        covariance: [6, 6] float64 of xi (rad, mm) about the volume's centre, in camera axes, from
+            the last stage's residuals; None where its optimiser has no Jacobian. It knows noise
+            and what blocks of pixels get wrong on their own, not what all get wrong together.
         history: one record a stage.
         seconds: wall time.
         stop_reason: of the last stage: "converged", "iterations", or "interrupted" when the user

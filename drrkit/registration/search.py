@@ -74,7 +74,9 @@ class GlobalSearch:
         # Every rendered pose: turned from the start, its source at one of the distances.
         turned = so3_exp(self.directions) @ world_to_camera[:3, :3]
         self.rotations = turned.repeat(len(distances), 1, 1)
-        self.distances = torch.tensor(distances).to(turned).repeat_interleave(len(turned))
+        self.distances = (
+            torch.tensor(distances, dtype=torch.float64).to(turned).repeat_interleave(len(turned))
+        )
         self.batches = self._batches(view.xray.device)
         self.peaks: Peaks | None = None
         self.steps = 0

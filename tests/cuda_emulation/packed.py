@@ -1,7 +1,7 @@
 """Prepared volumes of csrc/cuda on the emulator, in the place of drrkit._C's.
 
-    with emulated_packs() as ops: ...      Projectors of CPU tensors prepare what CUDA ones would
-    capture() -> Graph                     what is launched inside belongs to a graph
+with emulated_packs() as ops: ...      Projectors of CPU tensors prepare what CUDA ones would
+capture() -> Graph                     what is launched inside belongs to a graph
 """
 
 from __future__ import annotations

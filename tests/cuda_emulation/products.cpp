@@ -38,9 +38,18 @@ const char* emulated_project(const SceneNumbers* n, const double* geometry, cons
 
 const char* emulated_backproject(const SceneNumbers* n, const double* geometry,
                                  const double* tangent, const void* images, void* values,
-                                 int64_t* fixed, int64_t* peak) {
-  return cuda::backproject(
-      {scene_of(*n, geometry), views_of(*n, tangent), images, values, fixed, peak}, nullptr);
+                                 int64_t* fixed, int64_t* peak, void* workspace,
+                                 int64_t workspace_bytes) {
+  return cuda::backproject({scene_of(*n, geometry), views_of(*n, tangent), images, values, fixed,
+                            peak, workspace, workspace_bytes},
+                           nullptr);
+}
+
+int64_t emulated_backproject_workspace(const SceneNumbers* n, const double* geometry,
+                                       const double* tangent, int fixed_order) {
+  BackprojectParams params = {scene_of(*n, geometry), views_of(*n, tangent), nullptr, nullptr,
+                              nullptr,                nullptr};
+  return cuda::backproject_workspace(params, fixed_order != 0);
 }
 
 const char* emulated_second(const SceneNumbers* n, const double* geometry, const double* tangent,

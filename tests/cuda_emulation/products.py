@@ -79,6 +79,11 @@ def _scene(geometry: Tensor, dtype: torch.dtype, volumes: int, channels: int, **
 class EmulatedOps:
     """torch.ops.drrkit, with the CUDA kernels on the emulator behind it."""
 
+    gathers = False
+    """Whether the adjoint gathers by voxel wherever it can, not only where that pays."""
+    most_workspace = 2**40
+    """Bytes: with less than it asks for, the adjoint takes fewer views at a time."""
+
     def options(self, seed: int = 0, multiprocessors: int = 132) -> None:
         """seed not 0: order of blocks and threads; multiprocessors: what the device claims."""
         library().emulated_options(c_uint64(seed), c_int(multiprocessors))
@@ -132,20 +137,41 @@ class EmulatedOps:
         )
         # Numpy's zeros take no memory where nobody writes.
         values = torch.from_numpy(np.zeros((n, channels, nz, ny, nx), str(images.dtype)[6:]))
+        if not (images.numel() and values.numel()):
+            return values
+        bytes_ = min(self._workspace(scene, geometry, tangent, fixed), self.most_workspace)
+        workspace = torch.full((bytes_,), 0xFF, dtype=torch.uint8)  # NaN, until it is written
+        fixed = fixed and bytes_ == 0
         sums = torch.zeros(values.shape if fixed else 0, dtype=torch.int64)
         peak = torch.zeros(1, dtype=torch.int64)
-        if images.numel() and values.numel():
-            call(
-                "emulated_backproject",
-                ctypes.byref(scene),
-                c_void_p(pointer(geometry)),
-                c_void_p(pointer(tangent)),
-                c_void_p(pointer(images)),
-                c_void_p(pointer(values)),
-                c_void_p(pointer(sums) if fixed else None),
-                c_void_p(pointer(peak) if fixed else None),
-            )
+        call(
+            "emulated_backproject",
+            ctypes.byref(scene),
+            c_void_p(pointer(geometry)),
+            c_void_p(pointer(tangent)),
+            c_void_p(pointer(images)),
+            c_void_p(pointer(values)),
+            c_void_p(pointer(sums) if fixed else None),
+            c_void_p(pointer(peak) if fixed else None),
+            c_void_p(pointer(workspace) if bytes_ else None),
+            c_int64(bytes_),
+        )
         return values
+
+    def _workspace(
+        self, scene: Scene, geometry: Tensor, tangent: Tensor | None, fixed: bool
+    ) -> int:
+        function = library().emulated_backproject_workspace
+        function.restype = c_int64
+        tensors = c_void_p(pointer(geometry)), c_void_p(pointer(tangent))
+        return function(ctypes.byref(scene), *tensors, c_int(fixed or self.gathers))
+
+    def backproject_workspace(
+        self, images: Tensor, geometry: Tensor, tangent: Tensor | None, n: int, spec, fixed: bool
+    ) -> int:
+        """Bytes that backproject asks for with the same arguments; 0 where it scatters."""
+        scene = _scene(geometry, images.dtype, n, images.shape[1], **spec._asdict())
+        return self._workspace(scene, geometry, tangent, fixed)
 
     def reduce_rays(self, rays, images, cols, endpoints, parallel) -> Tensor:
         rays = rays.contiguous()

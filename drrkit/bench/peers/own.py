@@ -15,15 +15,27 @@ from drrkit.projector import Projector, backproject
 
 PACKED = " packed"
 CAN_PACK = "pack" in inspect.signature(Projector.__init__).parameters
+PLAIN = ("joseph", "trilinear", "siddon")
+PACKS = {"joseph" + PACKED: "auto"} if CAN_PACK else {}
+"""Methods with a prepared volume, and Projector's word for it."""
+CUDA_PACKS = {f"joseph{PACKED} {kind}": kind for kind in ("float16", "float32")} if CAN_PACK else {}
+TEXEL_BYTES = {"auto": 2, "int16": 2, "float16": 2, "float32": 4}
 
 
 class Drrkit(TorchPeer):
-    """Projector's call; joseph also backprojects. Poses are world_to_camera itself, float64."""
+    """Projector's call; joseph also backprojects. Poses are world_to_camera itself, float64.
+
+    "joseph", "trilinear" and "siddon" read the plain values, with nothing prepared.
+    """
 
     name = "drrkit"
     package = "drrkit"
-    methods = ("joseph", *(("joseph" + PACKED,) if CAN_PACK else ()), "trilinear", "siddon")
-    integral: ClassVar[dict[str, str]] = {m: m.removesuffix(PACKED) for m in methods}
+    methods = (*PACKS, *PLAIN)
+    integral: ClassVar[dict[str, str]] = {m: m.split()[0] for m in (*PLAIN, *PACKS, *CUDA_PACKS)}
+
+    @classmethod
+    def methods_on(cls, device: torch.device) -> tuple[str, ...]:
+        return cls.methods + (tuple(CUDA_PACKS) if device.type == "cuda" else ())
 
     @classmethod
     def unavailable(cls, device: torch.device) -> str | None:
@@ -34,7 +46,9 @@ class Drrkit(TorchPeer):
         return None
 
     def supports(self, operation: str) -> bool:
-        if self.method.endswith(PACKED):  # constant volumes
+        if self.method in CUDA_PACKS:
+            return operation == "forward"
+        if self.method in PACKS:  # of constant volumes
             return operation in ("forward", "pose")
         return operation in self.operations or operation == "adjoint"
 
@@ -43,8 +57,9 @@ class Drrkit(TorchPeer):
         self.center = center_of(scene, self.device)
         self.grid = grid_constants(scene.volume)
         self.projectors: dict[tuple[int, int], Projector] = {}
-        method = self.method.removesuffix(PACKED)
+        method = self.integral[self.method]
         self.options: dict[str, Any] = {"method": method}
+        self.pack = {"pack": (PACKS | CUDA_PACKS).get(self.method)} if CAN_PACK else {}
         if method == "trilinear":
             self.options["step"] = min(scene.volume.spacing)
 
@@ -53,8 +68,7 @@ class Drrkit(TorchPeer):
 
     def intrinsics(self, camera: Camera, count: int) -> Projector:
         if camera.size not in self.projectors:
-            pack = {"pack": "auto"} if self.method.endswith(PACKED) else {}
-            projector = Projector(self.scene.volume, camera, **self.options, **pack)
+            projector = Projector(self.scene.volume, camera, **self.options, **self.pack)
             self.projectors = {camera.size: projector}
         return self.projectors[camera.size]
 
@@ -73,3 +87,9 @@ class Drrkit(TorchPeer):
                 spacing=volume.spacing,
                 **self.options,
             )
+
+
+def texel_bytes(method: str) -> int | None:
+    """Bytes a voxel of the textures that a method reads on CUDA, None for plain values."""
+    kind = (PACKS | CUDA_PACKS).get(method)
+    return None if kind is None else TEXEL_BYTES[kind]

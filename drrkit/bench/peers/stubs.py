@@ -12,20 +12,29 @@ from typing import Any, ClassVar
 
 
 class Stub(types.ModuleType):
-    """A module that is not installed: every name in it exists and fails when it is called."""
+    """A module that is not installed: every name in it is a class that fails when it is called.
+
+    While others are being imported an object of it is made: decorators, default folders; and
+    classes stand in annotations and as bases.
+    """
 
     __path__: ClassVar[list[str]] = []  # a package: submodules are stubs, too
+    importing = 0
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        where = f"{self.__name__}.{name}"
+        return type(name, (_Missing,), {"__module__": self.__name__})
 
-        def missing(*_: Any, **__: Any) -> None:
-            raise ImportError(f"{where} is needed, but {self.__name__} is not installed")
 
-        missing.__name__ = missing.__qualname__ = name
-        return missing
+class _Missing:
+    """A name of a module that is not installed."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        if not Stub.importing:
+            module = type(self).__module__
+            name = f"{module}.{type(self).__name__}"
+            raise ImportError(f"{name} is needed, but {module} is not installed")
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -54,9 +63,11 @@ def stubbed(names: Sequence[str]) -> Iterator[None]:
     """
     finder = _Finder(names)
     sys.meta_path.append(finder)
+    Stub.importing += 1
     try:
         yield
     finally:
+        Stub.importing -= 1
         sys.meta_path.remove(finder)
         for name in [n for n, m in sys.modules.items() if isinstance(m, Stub)]:
             del sys.modules[name]

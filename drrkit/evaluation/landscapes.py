@@ -1,0 +1,144 @@
+"""Similarity landscapes: what an optimiser has to descend.
+
+Sweeps along each component of xi through the true pose, how many local minima they have, and how
+well the similarity tells how far a pose is from the truth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from drrkit.evaluation.protocols import Case
+from drrkit.geometry import perturb, volume_center
+from drrkit.metrics import mtre
+from drrkit.registration import Stage
+from drrkit.registration.views import downsampling, make_views, objective
+
+__all__ = ["AXES", "Landscape", "landscape", "local_minima", "save_landscapes"]
+
+AXES = ("turn x", "turn y", "turn z", "shift x", "shift y", "depth")
+
+# Poses rendered in one call.
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Landscape:
+    """One similarity about the truth of a case.
+
+    Attributes:
+        name: of the similarity.
+        offsets: [6, N] xi (rad, mm) of the sweeps, 0 in the middle.
+        sweeps: [6, N] losses along them.
+        distances, losses: [M] mTRE (mm) of random poses and the losses there.
+    """
+
+    name: str
+    offsets: Tensor
+    sweeps: Tensor
+    distances: Tensor
+    losses: Tensor
+
+    @property
+    def minima(self) -> list[int]:
+        """Local minima of each sweep, 1 where the truth alone is one."""
+        return [local_minima(sweep) for sweep in self.sweeps]
+
+    @property
+    def correlation(self) -> float:
+        """Pearson correlation of loss and distance over the random poses; 1 would be ideal."""
+        return float(torch.corrcoef(torch.stack((self.distances, self.losses)))[0, 1])
+
+
+def landscape(
+    case: Case,
+    stage: Stage,
+    *,
+    widths: Sequence[float] = (30.0, 30.0, 30.0, 60.0, 60.0, 150.0),
+    count: int = 61,
+    poses: int = 300,
+    seed: int = 0,
+) -> Landscape:
+    """Sweep a stage's loss, at its resolution, about the truth of a case.
+
+    Args:
+        widths: of the sweeps to each side of the truth, degrees and mm; the random poses are
+            uniform within them.
+        count: poses of a sweep; odd, so that the truth is one of them.
+        poses: random poses.
+        seed: of those.
+
+    Raises:
+        ValueError: count is even or below 3, poses below 2, or widths are not six.
+    """
+    if count < 3 or count % 2 == 0:
+        raise ValueError(f"count: expected an odd number of at least 3, got {count!r}")
+    if poses < 2 or len(widths) != 6:
+        raise ValueError(f"poses, widths: expected at least 2 and six, got {poses}, {widths!r}")
+    unit = torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
+    reach = torch.tensor(tuple(widths), dtype=torch.float64) * unit
+    half = count // 2
+    offsets = reach[:, None] * torch.arange(-half, half + 1, dtype=torch.float64) / half
+    on_axes = torch.diag_embed(offsets.T).transpose(0, 1).flatten(0, 1)  # [6 N, 6]
+    generator = torch.Generator().manual_seed(seed)
+    random = (2 * torch.rand(poses, 6, generator=generator, dtype=torch.float64) - 1) * reach
+    center = volume_center(case.subject.attenuation)
+    truth = case.truth.to(center.device)
+    moved = perturb(truth, torch.cat((on_axes, random)).to(center), center)
+    losses = _losses(case, stage, moved)
+    distances = mtre(moved[-poses:].cpu(), case.truth, case.subject.points)
+    sweeps = losses[: 6 * count].reshape(6, count)
+    return Landscape(stage.name, offsets, sweeps, distances, losses[-poses:])
+
+
+def local_minima(sweep: Tensor) -> int:
+    """How many valleys a sweep [N] has; a flat floor is one valley, and so is an end that rises."""
+    steps = sweep.diff()
+    signs = steps[steps != 0].sign()
+    # Valleys within, and the ends where the way in leads up.
+    within = int(((signs[:-1] < 0) & (signs[1:] > 0)).sum())
+    if signs.numel() == 0:
+        return 1
+    return within + int(signs[0] > 0) + int(signs[-1] < 0)
+
+
+def save_landscapes(landscapes: Sequence[Landscape], path: Path) -> None:
+    """A figure of sweeps (one column an axis) and of loss against distance, a row a similarity.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    from matplotlib.figure import Figure
+
+    rows = len(landscapes)
+    figure = Figure(figsize=(18.0, 2.6 * rows), layout="constrained")
+    grid = figure.subplots(rows, len(AXES) + 1, squeeze=False)
+    for row, found in zip(grid, landscapes, strict=True):
+        for axis, plot in enumerate(row[:-1]):
+            scale = 180 / math.pi if axis < 3 else 1.0
+            plot.plot(found.offsets[axis] * scale, found.sweeps[axis])
+            plot.axvline(0.0, color="0.7", linewidth=0.8)
+            unit = "degrees" if axis < 3 else "mm"
+            plot.set_xlabel(f"{AXES[axis]}, {unit}: {found.minima[axis]} minima")
+        row[0].set_ylabel(found.name)
+        row[-1].scatter(found.distances, found.losses, s=4)
+        row[-1].set_xlabel(f"mTRE, mm: correlation {found.correlation:.2f}")
+    figure.savefig(path)
+
+
+def _losses(case: Case, stage: Stage, world_to_camera: Tensor) -> Tensor:
+    """The stage's loss at poses [B, 4, 4]: [B] float64 on the CPU."""
+    volume = case.subject.attenuation
+    like = torch.empty(0, dtype=torch.float32, device=volume.values.device)
+    views = make_views(case.camera, case.xray, None, None, like)
+    factor = downsampling(stage, case.camera, case.protocol.sod)
+    measure = objective(volume, views, stage, factor, "joseph")
+    with torch.no_grad():
+        parts = [measure(part) for part in world_to_camera.split(_AT_ONCE)]
+    return torch.cat(parts).double().cpu()
