@@ -306,7 +306,8 @@ class Pack:
 
     def follow(self, values: Tensor) -> None:
         """Prepare new values, or old ones on another device, as far as that can be done there."""
-        self.clear()
+        if self.prepared is None or not self.prepared.is_of(values):
+            self.clear()
         if self.kind == "auto" or _is_cuda(values):
             self.prepare(values)
 

@@ -183,6 +183,8 @@ def test_a_frozen_parameter_whose_data_is_replaced_is_rendered_anew(where) -> No
     assert agrees(project)
     parameter.data = parameter.data.clone().mul_(2)
     assert agrees(project)
+    before = uses(project._pack)
+    assert agrees(project) and uses(project._pack) == before + 1  # prepared again, not given up
 
 
 def test_a_freed_tensors_address_does_not_bring_its_image_back(where) -> None:
