@@ -308,6 +308,18 @@ def test_a_view_from_behind_is_found_when_all_turns_are_searched():
     assert error(result.world_to_camera, truth).item() < 5.0
 
 
+def test_a_search_finds_out_whether_an_xray_is_inverted():
+    truth, start = turned(10, -8, 5, (10, 5, 20)), turned(-20, 25, -15, (60, -40, 100))
+    xray = simulate_xray(phantom(), CAMERA, truth, energy_kev=SPECTRUM_90KV)
+    dark = torch.exp(-0.2 * xray)
+    blind = register(attenuation(), CAMERA, dark, start, stages=(Search(repeats=0), *GLOBAL[1:]))
+    assert error(blind.world_to_camera, truth).item() > 10.0 and blind.confidence < 0.8
+    for inverted, image in ((None, dark), (None, xray), (True, dark)):
+        stages = (Search(inverted=inverted), *GLOBAL[1:])
+        result = register(attenuation(), CAMERA, image, start, stages=stages)
+        assert error(result.world_to_camera, truth).item() < 2.0 and result.confidence > 0.9
+
+
 def test_several_starts_are_all_searched_about():
     truth = turned(0.0, 40.0, 0.0, (0.0, 0.0, 0.0))
     xray = simulate_xray(phantom(), CAMERA, truth, energy_kev=SPECTRUM_90KV)
@@ -374,6 +386,7 @@ def test_an_interrupted_search_returns_the_start_or_the_best_candidate_up_to_the
         ({"depth_step": 1.0}, r"depth_step: expected a ratio above 1, got 1.0"),
         ({"pixels": 4}, r"pixels: expected an integer of at least 8, got 4"),
         ({"keep": 0}, r"keep: expected an integer of at least 1, got 0"),
+        ({"inverted": "no"}, r"inverted: expected True, False or None, got 'no'"),
         ({"repeats": -1}, r"repeats: expected an integer of at least 0, got -1"),
         ({"trusted": 1.5}, r"trusted: expected a number in \[0, 1\], got 1.5"),
         ({"between": (1.0, 0.4)}, r"between: expected \(nearest, farthest\) > 0"),

@@ -14,7 +14,7 @@ from one product of spectra. Offsets are not estimated from phases: every one is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -40,27 +40,28 @@ _PEAKS = 2
 class Peaks:
     """Local maxima of the scores, N of them: indices of image and template, offset (x, y), score.
 
-    Offsets are in pixels, from the wide image's centre to the template's.
+    Offsets are in pixels, from the wide image's centre to the template's. Where negative scores
+    count, `score` is the magnitude and `sign` [N] says which is which.
     """
 
     image: Tensor
     template: Tensor
     offset: Tensor
     score: Tensor
+    sign: Tensor
 
     def best(self, count: int) -> Peaks:
         """The `count` highest, highest first."""
-        order = self.score.argsort(descending=True, stable=True)[:count]
-        return Peaks(self.image[order], self.template[order], self.offset[order], self.score[order])
+        return self.chosen(self.score.argsort(descending=True, stable=True)[:count])
 
-    def joined(self, other: Peaks, first_image: int) -> Peaks:
-        """These and others, whose images count from `first_image`."""
-        return Peaks(
-            torch.cat((self.image, other.image + first_image)),
-            torch.cat((self.template, other.template)),
-            torch.cat((self.offset, other.offset)),
-            torch.cat((self.score, other.score)),
-        )
+    def chosen(self, index: Tensor) -> Peaks:
+        """Some of them, by index or mask."""
+        return Peaks(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def joined(self, other: Peaks) -> Peaks:
+        """These and others."""
+        names = [field.name for field in fields(self)]
+        return Peaks(*(torch.cat((getattr(self, name), getattr(other, name))) for name in names))
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Templates:
     def scores(self, images: Tensor, count: int) -> Tensor:
         """Scores [B, count, 2 reach + 1, 2 reach + 1] of the first templates in images [B, S, S].
 
-        Offsets (y, x) run from -reach to reach; those not allowed score -1.
+        Offsets (y, x) run from -reach to reach; those not allowed score 0.
         """
         size = images.shape[-1]
         x, y = sobel(functional.pad(images[:, None], (1, 1, 1, 1), mode="replicate"))
@@ -118,7 +119,7 @@ class Templates:
         energy = self._windows(template[2] * spectrum[:, 2], size)
         empty = _EMPTY * energy.amax((-1, -2), keepdim=True) + torch.finfo(energy.dtype).tiny
         score = self._windows(matched, size) / torch.maximum(energy, empty).sqrt()
-        return torch.where(self.allowed[:count], score, -1.0)
+        return torch.where(self.allowed[:count], score, 0.0)
 
     def _windows(self, spectrum: Tensor, size: int) -> Tensor:
         """Inverse transform, only at the offsets within reach of the centre."""
@@ -127,22 +128,23 @@ class Templates:
         columns = torch.fft.ifft(spectrum, dim=-2)[..., offset, :]
         return torch.fft.irfft(columns, n=size, dim=-1)[..., offset]
 
-    def peaks(self, images: Tensor, count: int) -> Peaks:
-        """The highest local maxima of each of the first templates in images [B, S, S]."""
-        score = self.scores(images, count)
+    def peaks(self, images: Tensor, count: int, either_sign: bool = False) -> Peaks:
+        """The highest local maxima of each of the first templates in images [B, S, S].
+
+        either_sign: of the scores' magnitudes, as an inverted X-ray's are negative.
+        """
+        signed = self.scores(images, count)
+        score = signed.abs() if either_sign else signed
         summit = functional.max_pool2d(score, 3, stride=1, padding=1) == score
         side = score.shape[-1]
-        value, place = torch.where(summit, score, -1.0).flatten(2).topk(_PEAKS, -1)
+        value, place = torch.where(summit, score, 0.0).flatten(2).topk(_PEAKS, -1)
         image = torch.arange(images.shape[0], device=images.device)[:, None, None]
         template = torch.arange(count, device=images.device)[:, None]
         offset = torch.stack((place % side, place // side), -1) - self.reach
+        sign = signed.flatten(2).gather(-1, place).sign()
         found = value > 0
-        return Peaks(
-            image.expand_as(place)[found],
-            template.expand_as(place)[found],
-            offset[found],
-            value[found],
-        )
+        image, template = image.expand_as(place), template.expand_as(place)
+        return Peaks(image[found], template[found], offset[found], value[found], sign[found])
 
 
 def fast_size(least: int) -> int:

@@ -28,6 +28,7 @@ from drrkit.registration.views import (
     View,
     downsampling,
     make_views,
+    negatives,
     objective,
     pixel_at,
 )
@@ -137,7 +138,8 @@ class Registration:
         generator: torch.Generator,
         bar: Any,
     ) -> None:
-        self.scene, self.views, self.center, self.method = scene, views, center, method
+        self.scene, self.center, self.method = scene, center, method
+        self.views = self.given_views = views
         self.generator, self.bar = generator, bar
         self.history: list[StageRecord] = []
         self._resampled: dict[float, Any] = {}
@@ -160,9 +162,12 @@ class Registration:
                 break
             first = first.denser()
             self.bar.add(_steps(stages))
+            views = self.views
             other = self.through((first, *stages[1:]), start)
             if self._confidence(other) > confidence:
                 found, confidence = other, self._confidence(other)
+            else:
+                self.views = views
         return found, confidence
 
     def covariance(self, stage: Stage | Search, pose: Tensor) -> Tensor | None:
@@ -194,28 +199,30 @@ class Registration:
         return found
 
     def _search(self, stage: Search, found: Candidates, units: Tensor) -> Candidates:
-        """The candidates of a search about every pose."""
+        """The candidates of a search about every pose; from here on the views are no negatives."""
         began = time.perf_counter()
+        self.views = negatives(self.given_views) if stage.inverted else self.given_views
         scene, view = self._at_voxels(stage.voxel_mm), self.views[0]
-        poses, losses, traces = [], [], []
+        searches: list[GlobalSearch] = []
         for start in found.pose:
             search = GlobalSearch(scene, view, start, self.center, units, stage, self.method)
             self.bar.add(len(search.batches))
             reason = _run(search, self.bar)
-            if search.steps:
-                pose, loss = search.candidates()
-                poses.append(pose)
-                losses.append(loss)
-                traces.append(torch.stack(search.trace))
+            searches += [search] if search.steps else []
             if reason == "interrupted":
                 break
+        traces = [torch.stack(search.trace) for search in searches]
         trace = torch.cat(traces) if traces else units.new_empty(0, 1)
         factor = max(1, round(max(view.camera.size) / stage.pixels))
         seconds = time.perf_counter() - began
         self.history.append(StageRecord("search", factor, trace.cpu(), seconds, reason, "search"))
-        if not poses:
+        if not searches:
             return found
-        pose, loss = torch.cat(poses), torch.cat(losses)
+        inverted = min(searches, key=lambda search: float(search.best_loss)).inverted
+        if inverted:
+            self.views = negatives(self.given_views)
+        alike = [search.candidates() for search in searches if search.inverted == inverted]
+        pose, loss = (torch.cat(part) for part in zip(*alike, strict=True))
         chosen = distinct_poses(pose, loss, self.center, units, stage.apart, stage.keep)
         return Candidates(pose[chosen], loss[chosen])
 

@@ -105,20 +105,29 @@ class GlobalSearch:
         count = self.templates.first(largest_roll(tilt, self.search.rotation))
         with torch.no_grad():
             image = self.render(pose).sum(1)
-            found = self.templates.peaks(image, count)
+            found = self.templates.peaks(image, count, self.search.inverted is None)
         found = replace(found, image=batch[found.image])
         limit = _MATCHES * self.search.keep
-        self.peaks = (found if self.peaks is None else self.peaks.joined(found, 0)).best(limit)
+        self.peaks = (found if self.peaks is None else self.peaks.joined(found)).best(limit)
         best = self.peaks.score[:1].double()
         self.trace.append(1.0 - (best if best.numel() else best.new_zeros(1)))
         self.steps += 1
 
+    @property
+    def inverted(self) -> bool:
+        """Whether the best match is with the X-ray's negative."""
+        return self.peaks is not None and bool((self.peaks.sign[:1] < 0).any())
+
     def candidates(self) -> tuple[Tensor, Tensor]:
-        """The best poses that differ: [K, 4, 4] float64 and their losses [K], one minus score."""
+        """The best poses that differ: [K, 4, 4] float64 and their losses [K], one minus score.
+
+        Those of the best match's sign only.
+        """
         if self.peaks is None or self.peaks.score.numel() == 0:
             return self.start[None], self.start.new_full((1,), torch.inf)
-        pose = self._poses(self.peaks)
-        loss = 1.0 - self.peaks.score.to(pose)
+        peaks = self.peaks.chosen(self.peaks.sign == self.peaks.sign[0])
+        pose = self._poses(peaks)
+        loss = 1.0 - peaks.score.to(pose)
         chosen = distinct_poses(
             pose, loss, self.center, self.units, self.search.apart, self.search.keep
         )

@@ -21,6 +21,7 @@ __all__ = [
     "blurred",
     "downsampling",
     "make_views",
+    "negatives",
     "objective",
     "pixel_at",
     "prepared",
@@ -162,6 +163,11 @@ def make_views(
         View(one, _image(image, one, "xray", like), _mask(weight, one, like), pose)
         for one, image, weight, pose in zip(cameras, xrays, masks, poses, strict=True)
     ]
+
+
+def negatives(views: Sequence[View]) -> list[View]:
+    """The same views with their X-rays negated: dark becomes bright."""
+    return [replace(view, xray=-view.xray) for view in views]
 
 
 def _as_many(value: Any, name: str, count: int) -> list[Any]:
