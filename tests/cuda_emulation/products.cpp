@@ -47,8 +47,8 @@ const char* emulated_backproject(const SceneNumbers* n, const double* geometry,
 
 int64_t emulated_backproject_workspace(const SceneNumbers* n, const double* geometry,
                                        const double* tangent, int fixed_order) {
-  BackprojectParams params = {scene_of(*n, geometry), views_of(*n, tangent), nullptr, nullptr,
-                              nullptr,                nullptr};
+  BackprojectParams params = {
+      scene_of(*n, geometry), views_of(*n, tangent), nullptr, nullptr, nullptr, nullptr};
   return cuda::backproject_workspace(params, fixed_order != 0);
 }
 
