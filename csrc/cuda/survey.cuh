@@ -14,7 +14,7 @@ namespace drrkit {
 namespace cuda {
 
 constexpr int kGatherThreads = 256, kGatherWarps = kGatherThreads / 32;
-constexpr int kSurveyPixels = 2048;  // a block of the survey
+constexpr int kSurveyPixels = 1024;  // a block of the survey
 constexpr int kBrickX = 16, kBrickY = 16, kBrickZ = 8;
 constexpr int kCubesX = kBrickX / 2, kCubesY = kBrickY / 2;
 
