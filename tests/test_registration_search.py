@@ -195,7 +195,7 @@ def test_the_candidate_of_a_pose_on_the_grid_is_that_pose(spacing, size, foot):
     grid = searched(torch.zeros(1, 1, *size), start, search, camera)
     # A pose whose source is where a wide image is rendered from; then turned about the source by
     # whole rolls of the grid and shifted by whole pixels of it.
-    wide = 1 + int(grid._tilts[1:8].argmax())
+    wide = 1 + int(grid.tilts[1:8].argmax())
     roll = grid.templates.roll[grid.templates.roll > 0][0]
     axis = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
     about_axis = so3_exp(roll * axis)
@@ -332,9 +332,7 @@ def test_several_starts_are_all_searched_about():
 def test_a_search_whose_outcome_is_not_trusted_is_repeated_more_densely():
     truth, start = turned(5, -5, 10, (10, -15, 20)), turned(35, -25, -30, (100, -80, 100))
     xray = simulate_xray(phantom(), CAMERA, truth, energy_kev=SPECTRUM_90KV)
-    starved = Search(
-        rotation=math.radians(60), step=math.radians(40), depth_step=1.4, pixels=16, keep=1
-    )
+    starved = Search(rotation=math.radians(25), step=math.radians(20), keep=1)
     once = (replace(starved, repeats=0), *GLOBAL[1:])
     failed = register(attenuation(), CAMERA, xray, start, stages=once)
     assert error(failed.world_to_camera, truth).item() > 100.0 and failed.confidence < 0.8
@@ -342,7 +340,7 @@ def test_a_search_whose_outcome_is_not_trusted_is_repeated_more_densely():
     assert error(found.world_to_camera, truth).item() < 2.0 and found.confidence > 0.95
     assert len(found.history) == 2 * len(GLOBAL)
     denser = starved.denser()
-    assert denser.step < starved.step and denser.keep > starved.keep
+    assert denser.step < starved.step and denser.rotation > starved.rotation
     # A bar of trust that nothing reaches: the better of the two outcomes is returned.
     never = (replace(starved, trusted=1.0), *GLOBAL[1:])
     assert register(attenuation(), CAMERA, xray, start, stages=never).confidence > 0.95

@@ -164,8 +164,9 @@ class Registration:
             self.bar.add(_steps(stages))
             views = self.views
             other = self.through((first, *stages[1:]), start)
-            if self._confidence(other) > confidence:
-                found, confidence = other, self._confidence(other)
+            trust = self._confidence(other)
+            if trust > confidence:
+                found, confidence = other, trust
             else:
                 self.views = views
         return found, confidence

@@ -74,9 +74,8 @@ class GlobalSearch:
         # Every rendered pose: turned from the start, its source at one of the distances.
         turned = so3_exp(self.directions) @ world_to_camera[:3, :3]
         self.rotations = turned.repeat(len(distances), 1, 1)
-        self.distances = (
-            torch.tensor(distances, dtype=torch.float64).to(turned).repeat_interleave(len(turned))
-        )
+        self.distances = turned.new_tensor(distances).repeat_interleave(len(turned))
+        self.tilts = self.directions.norm(dim=-1).repeat(len(distances))
         self.batches = self._batches(view.xray.device)
         self.peaks: Peaks | None = None
         self.steps = 0
@@ -101,8 +100,8 @@ class GlobalSearch:
         """Render a batch of wide images and match the templates with them."""
         batch = self.batches[self.steps]
         pose = _looking_at(self.rotations[batch], self.distances[batch], self.center)
-        tilt = float(self._tilts[batch].max())
-        count = self.templates.first(largest_roll(tilt, self.search.rotation))
+        least = float(self.tilts[batch].min())
+        count = self.templates.first(largest_roll(least, self.search.rotation))
         with torch.no_grad():
             image = self.render(pose).sum(1)
             found = self.templates.peaks(image, count, self.search.inverted is None)
@@ -165,12 +164,9 @@ class GlobalSearch:
 
     def _batches(self, device: torch.device) -> tuple[Tensor, ...]:
         """Indices of the wide images, similar tilts together: they share their largest roll."""
-        self._tilts = self.directions.norm(dim=-1).repeat(
-            len(self.distances) // len(self.directions)
-        )
         work = self.templates.image_size**2 * len(self.templates.roll)
         size = max(1, _AT_ONCE.get(device.type, _AT_ONCE["cuda"]) // work)
-        return self._tilts.argsort(stable=True).split(size)
+        return self.tilts.argsort(stable=True).split(size)
 
     def _poses(self, peaks: Peaks) -> Tensor:
         """world_to_camera [N, 4, 4] of matches.

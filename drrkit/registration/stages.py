@@ -178,13 +178,14 @@ class Stage:
 class Search:
     """A stage that finds candidate poses for the next stage instead of improving given ones.
 
-    The range of the search is about the start pose, for every start given.
+    The range of turns and depths is about the start pose, for every start given; where the volume's
+    centre is across the beam, the X-ray says.
 
     Attributes:
         rotation: the largest turn from the start, rad; pi and more searches all turns.
         depth: the largest change of the distance of the volume's centre from the source, mm.
-        shift: the largest change of the centre's place across the beam, mm; the centre may then be
-            outside the X-ray. None: anywhere inside the X-ray.
+        shift: the largest distance of the volume's centre from the beam's axis across and along the
+            rows, mm; the centre may then be outside the X-ray. None: anywhere inside the X-ray.
         between: nearest and farthest distance of the centre from the source that a search takes
             for possible, as shares of the source-to-detector distance.
         step: angle between neighbouring directions and rolls, rad.
@@ -250,7 +251,7 @@ class Search:
         """
         return replace(
             self,
-            rotation=self.rotation * 1.25,
+            rotation=self.rotation * 1.5,
             step=self.step / 1.6,
             depth_step=self.depth_step**0.6,
             keep=2 * self.keep,
