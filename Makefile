@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+EMULATED := $(shell find tests/cuda_emulation -name '*.h' -o -name '*.cpp')
 
 .PHONY: demo test check lint bench build clean
 
@@ -23,7 +24,7 @@ check: test lint
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE) $(EMULATED)
 
 bench: $(READY)
 	$(BIN)/python -m drrkit.bench --out bench/results

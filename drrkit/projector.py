@@ -19,8 +19,9 @@ float32 else; geometry is always float64):
     K   twice in the geometry             yes     yes     yes        raises            yes  yes
     derivatives of K, forward over forward: raise
 
-(1) Atomic sums; under torch.use_deterministic_algorithms(True) fixed-point sums at twice the
-    marches and 8 bytes a voxel. On the CPU all bits repeat over runs and numbers of threads.
+(1) Gathered by voxel in a fixed order, or atomic sums where those are fewer operations; under
+    torch.use_deterministic_algorithms(True) never atomic (docs/derivatives.md). On the CPU all bits
+    repeat over runs and numbers of threads.
 (2) "line" is consistent in J, T and T*, but is not the derivative of the image it comes with.
 
 J, T and T* of an image that was rendered with a gradient reuse the six numbers a ray that its march
