@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 __all__ = ["VolumeExpansion"]
 
@@ -40,5 +41,22 @@ class VolumeExpansion(nn.Module):
         features = values[None, None]
         for layer in self.layers:
             # Not in place: the sum below, and second derivatives, read these tensors.
-            features = torch.relu(layer(features))
+            features = torch.relu(_convolved(layer, features))
         return repeated + features[0]
+
+
+def _convolved(layer: nn.Conv3d, features: Tensor) -> Tensor:
+    """layer(features [1, C, D, H, W]), ten times faster on the CPU for small volumes.
+
+    torch hands a convolution to oneDNN where the batch is larger than one or C D H > 20480, and
+    else unfolds it. So both halves of the volume, each with its neighbour's first plane, are a
+    batch of two.
+    """
+    depth = features.shape[2]
+    if features.is_cuda or features[0, :, :, :, 0].numel() > 20480 or depth < 4:
+        return layer(features)
+    half = (depth + 1) // 2
+    padded = functional.pad(features, (0, 0, 0, 0, 1, 1))
+    halves = torch.cat((padded[:, :, : half + 2], padded[:, :, depth - half :]))
+    first, second = functional.conv3d(halves, layer.weight, layer.bias, padding=(0, 1, 1))
+    return torch.cat((first, second[:, 2 * half - depth :]), 1)[None]
