@@ -59,7 +59,7 @@ def register(
 
     Args:
         volume: a Volume in mu, or a scene: anything with render(camera, world_to_camera) ->
-            [B, C, rows, cols] and then `center`.
+            [B, C, rows, cols]. A scene whose `volume` is a Volume is taken for that.
         camera: the X-ray's camera, or a list for several views of one patient.
         xray: [1, 1, rows, cols] or [rows, cols], on the scale of line integrals: bright where the
             patient attenuates. Correlations ignore its offset and gain, "mi" any remapping.
@@ -72,7 +72,8 @@ def register(
             by their photons where those are few. A list for several cameras.
         rig_to_camera: [V, 4, 4] for several cameras: the fixed maps from the first camera's
             coordinates to each camera's; the first is the identity.
-        center: [3] world mm, the point that rotations turn about; default the volume's centre.
+        center: [3] world mm, the point that rotations turn about; default the volume's centre, or
+            the scene's `center`.
         method: projector method, as in `render`.
         seed: of the starts that stages with several draw; the same seed gives the same result.
         progress: show a progress bar (needs tqdm; silently none without it).
@@ -86,6 +87,10 @@ def register(
     """
     began = time.perf_counter()
     resolved = resolve_stages(stages)
+    grid = getattr(volume, "volume", None)
+    volume = grid if isinstance(grid, Volume) else volume
+    if center is None and not isinstance(volume, Volume):
+        center = getattr(volume, "center", None)
     dtype, device = _check_scene(volume, center)
     views = make_views(
         camera, xray, mask, rig_to_camera, torch.empty(0, dtype=dtype, device=device)
