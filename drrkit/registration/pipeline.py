@@ -148,6 +148,7 @@ class Registration:
         self.generator, self.bar = generator, bar
         self.history: list[StageRecord] = []
         self._resampled: dict[float, Any] = {}
+        self._evolution: CmaEs | None = None  # the last, for a stage that goes on with it
 
     def until_trusted(
         self, stages: Sequence[Stage | Search], start: Candidates
@@ -258,8 +259,12 @@ class Registration:
         measure = objective(scene, self.views, stage, factor, self.method)
         if stage.optimiser == "gradient":
             return PoseDescent(measure, pose, self.center, units, stage)
-        kind = {"cmaes": CmaEs, "trust_region": TrustRegion}[stage.optimiser]
-        return kind(measure, pose, self.center, units, stage, self.generator)
+        if stage.optimiser == "trust_region":
+            return TrustRegion(measure, pose, self.center, units, stage, self.generator)
+        self._evolution = CmaEs(
+            measure, pose, self.center, units, stage, self.generator, self._evolution
+        )
+        return self._evolution
 
     def _at_voxels(self, voxel_mm: float | None) -> Any:
         """The scene with voxels of at least this size; one that is no Volume stays as it is."""
