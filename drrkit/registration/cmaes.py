@@ -85,7 +85,7 @@ def _strategy(stage: Stage, seed: int) -> Any:
     random = np.random.default_rng(seed)
     options = {
         "popsize": stage.population,
-        "maxiter": stage.iterations,
+        "maxiter": np.inf,  # the stage counts, and tells that from convergence
         "seed": np.nan,  # leaves numpy's global generator alone
         "randn": lambda *shape: random.standard_normal(shape),
         "verbose": -9,
