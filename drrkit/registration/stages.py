@@ -11,28 +11,26 @@ import torch
 from torch import Tensor
 
 from drrkit import losses
+from drrkit.registration.scaling import UnitRange
 
 __all__ = ["OPTIMISERS", "SIMILARITIES", "Search", "Similarity", "Stage"]
 
 Similarity = Callable[..., Tensor]
 """similarity(moving [B, C, rows, cols], fixed, mask) -> [B], to be minimised."""
 
+# Losses of intensities as they are, which need both images on one scale.
+_OF_INTENSITIES = ("focal_frequency", "l1", "mse", "soft_dice", "ssim", "ssim_dice_l1")
+
 SIMILARITIES: dict[str, Similarity] = {
-    "mse": losses.mse,
-    "ncc": losses.ncc,
-    "gradient_ncc": losses.gradient_ncc,
-    "local_ncc": losses.local_ncc,
-    "patch_gradient_ncc": losses.patch_gradient_ncc,
-    "gradient_difference": losses.gradient_difference,
-    "l1": losses.l1,
-    "ssim": losses.ssim,
-    "ssim_dice_l1": losses.ssim_dice_l1,
-    "focal_frequency": losses.focal_frequency,
+    **{name: getattr(losses, name) for name in losses.__all__},
     "mi": losses.mutual_information,
     "mattes_mi": losses.mattes_mutual_information,
     "nmi": losses.normalized_mutual_information,
+    **{f"unit_{name}": UnitRange(getattr(losses, name)) for name in _OF_INTENSITIES},
 }
-"""Names a Stage accepts."""
+"""Names a Stage accepts: every loss of drrkit.losses, three of them by short names too; unit_*
+compares images that are each mapped to [0, 1] first, for X-rays on another scale than the volume.
+"""
 
 OPTIMISERS = ("gradient", "levenberg", "cmaes", "trust_region")
 """Names a Stage accepts."""
