@@ -12,6 +12,7 @@ import click
 
 from drrkit import __version__
 from drrkit.cli.bench import bench_command
+from drrkit.cli.convert import convert_command
 from drrkit.cli.demo import demo_command
 from drrkit.cli.evaluate import evaluate_command
 from drrkit.cli.info import info_command
@@ -75,6 +76,7 @@ for _command in (
     render_command,
     register_command,
     evaluate_command,
+    convert_command,
     demo_command,
     info_command,
     bench_command,
