@@ -36,21 +36,29 @@ def state(path: Path) -> torch.Tensor:
     return torch.cat([v.flatten().double() for v in load_similarity(path).state_dict().values()])
 
 
+def last(folder: Path) -> torch.Tensor:
+    """The weights at the end, not the best."""
+    model = load_checkpoint(folder / "last.pt").model
+    return torch.cat([v.flatten().double() for v in model.values()])
+
+
 def test_a_similarity_is_trained_on_phantoms_resumed_and_repeated(tmp_path: Path) -> None:
     constant = [*PHANTOMS, "--schedule", "constant", "--validate-every", "2"]
-    whole = state(similarity(tmp_path / "whole", *constant, "--steps", 4))
-    first = state(similarity(tmp_path / "parts", *constant, "--steps", 2))
-    assert not torch.equal(whole, first)
-    assert torch.equal(whole, state(similarity(tmp_path / "parts", *constant, "--steps", 4)))
-    found = load_checkpoint(tmp_path / "whole")
+    whole, parts, again = (tmp_path / name for name in ("whole", "parts", "again"))
+    similarity(whole, *constant, "--steps", 4)
+    similarity(parts, *constant, "--steps", 1)
+    assert not torch.equal(last(whole), last(parts))
+    similarity(parts, *constant, "--steps", 4)
+    assert torch.equal(last(whole), last(parts))
+    found = load_checkpoint(whole)
     assert found.config["options"]["network"] == "prost-2020-small"
     assert found.config["split"]["validation"] and not found.config["split"]["test"]
-    config = tmp_path / "whole" / "config.json"
-    again = ["--config", config, "--out", tmp_path / "again", "--validate-every", 2, "--quiet"]
-    result = succeed("train", "similarity", *again, "--json")
-    told = json.loads(result.stdout)
-    assert told["step"] == 4 and told["written"] == str(tmp_path / "again" / "similarity.pt")
-    assert torch.equal(whole, state(tmp_path / "again" / "similarity.pt"))
+    best = torch.cat([v.flatten().double() for v in found.model.values()])
+    assert torch.equal(best, state(whole / "similarity.pt"))
+    options = ["--config", whole / "config.json", "--out", again, "--validate-every", 2, "--quiet"]
+    told = json.loads(succeed("train", "similarity", *options, "--json").stdout)
+    assert told["step"] == 4 and told["written"] == str(again / "similarity.pt")
+    assert torch.equal(last(whole), last(again))
 
 
 def test_a_run_with_other_options_is_not_resumed(tmp_path: Path) -> None:
