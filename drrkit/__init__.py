@@ -7,7 +7,7 @@ The README has the five-line tour. World coordinates are patient LPS in mm, imag
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 
-from drrkit import losses, metrics, phantoms
+from drrkit import conversions, losses, metrics, phantoms
 from drrkit.geometry import (
     Camera,
     CArm,
@@ -45,6 +45,7 @@ __all__ = [
     "Volume",
     "__version__",
     "backproject",
+    "conversions",
     "losses",
     "metrics",
     "perturb",

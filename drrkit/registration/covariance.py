@@ -24,7 +24,7 @@ def pose_covariance(
     scene: Any,
     views: Sequence[View],
     stage: Stage,
-    factor: int,
+    factor: int | Sequence[int],
     method: str,
     center: Tensor,
     world_to_camera: Tensor,

@@ -14,7 +14,7 @@ from drrkit.projector import project_with_jacobian
 from drrkit.registration.curvature import gauss_newton
 from drrkit.registration.optimiser import PoseOptimiser
 from drrkit.registration.stages import Stage
-from drrkit.registration.views import View, blurred, prepared, renderer
+from drrkit.registration.views import View, blurred, prepared, renderer, scaled_views
 from drrkit.volume import Volume
 
 __all__ = ["Expansion", "LevenbergMarquardt", "Linearised", "expansion", "linearised"]
@@ -133,7 +133,7 @@ def expansion(
     scene: Any,
     views: Sequence[View],
     stage: Stage,
-    factor: int,
+    factor: int | Sequence[int],
     method: str,
     center: Tensor,
 ) -> Callable[[Tensor], Expansion]:
@@ -158,14 +158,14 @@ def linearised(
     scene: Any,
     views: Sequence[View],
     stage: Stage,
-    factor: int,
+    factor: int | Sequence[int],
     method: str,
     center: Tensor,
 ) -> Callable[[Tensor], Iterator[Linearised]]:
     """What `expansion` adds up, view by view. Arguments as there."""
     similarity = stage.measure
     scene = prepared(scene, similarity)
-    scaled = [view.downsampled(factor).blurred(stage.blur) for view in views]
+    scaled = scaled_views(views, stage, factor)
     drawn = [_with_jacobian(scene, view, stage, method, center) for view in scaled]
 
     def linearise(world_to_camera: Tensor) -> Iterator[Linearised]:
