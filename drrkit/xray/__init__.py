@@ -19,12 +19,16 @@ from torch.nn import functional
 from drrkit.geometry import Camera
 from drrkit.projector import render
 from drrkit.volume import Volume, water_attenuation
+from drrkit.xray.reading import XRAY_KINDS, Xray, read_xray
 
 __all__ = [
     "BONE_MU_PER_MM",
     "SPECTRUM_90KV",
+    "XRAY_KINDS",
+    "Xray",
     "bone_attenuation",
     "gaussian_blur",
+    "read_xray",
     "simulate_xray",
     "split_materials",
 ]
