@@ -14,7 +14,7 @@ DX = "1.2.840.10008.5.1.4.1.1.1.1"
 
 
 def write_dicom(path: Path, pixels: np.ndarray, **tags: Any) -> Path:
-    """An X-ray of uint16 pixels [rows, cols] or [frames, rows, cols]; tags as pydicom's keywords."""
+    """An X-ray of uint16 pixels [rows, cols] or [frames, rows, cols]; tags by keyword."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = DX if tags.get("Modality") == "DX" else XA
