@@ -1,4 +1,4 @@
-"""X-ray images: simulated ones, from plain to realistic, and domain randomisation."""
+"""X-ray images: real ones from files; simulated ones, from plain to realistic."""
 
 from drrkit.xray.detector import Signal, add_noise, add_scatter, beer_lambert, gaussian_blur
 from drrkit.xray.materials import (
@@ -10,6 +10,14 @@ from drrkit.xray.materials import (
     mass_attenuation,
     tissue_materials,
 )
+from drrkit.xray.randomisation import (
+    CdregRandomisation,
+    DomainRandomisation,
+    Randomisation,
+    min_max,
+    randomise,
+)
+from drrkit.xray.reading import XRAY_KINDS, Xray, read_xray
 from drrkit.xray.synthesis import XrayModel, motion_path, synthesise_xray
 from drrkit.xray.tools import PlacedTool, Tool, k_wire, random_tool_pose, rod, screw
 from drrkit.xray.two_materials import (
@@ -25,10 +33,15 @@ __all__ = [
     "DENSITIES",
     "SPECTRA",
     "SPECTRUM_90KV",
+    "XRAY_KINDS",
+    "CdregRandomisation",
+    "DomainRandomisation",
     "MaterialVolume",
     "PlacedTool",
+    "Randomisation",
     "Signal",
     "Tool",
+    "Xray",
     "XrayModel",
     "add_noise",
     "add_scatter",
@@ -39,8 +52,11 @@ __all__ = [
     "hu_to_density",
     "k_wire",
     "mass_attenuation",
+    "min_max",
     "motion_path",
     "random_tool_pose",
+    "randomise",
+    "read_xray",
     "rod",
     "screw",
     "simulate_xray",
