@@ -10,6 +10,13 @@ from drrkit.xray.materials import (
     mass_attenuation,
     tissue_materials,
 )
+from drrkit.xray.randomisation import (
+    CdregRandomisation,
+    DomainRandomisation,
+    Randomisation,
+    min_max,
+    randomise,
+)
 from drrkit.xray.synthesis import XrayModel, motion_path, synthesise_xray
 from drrkit.xray.tools import PlacedTool, Tool, k_wire, random_tool_pose, rod, screw
 from drrkit.xray.two_materials import (
@@ -25,8 +32,11 @@ __all__ = [
     "DENSITIES",
     "SPECTRA",
     "SPECTRUM_90KV",
+    "CdregRandomisation",
+    "DomainRandomisation",
     "MaterialVolume",
     "PlacedTool",
+    "Randomisation",
     "Signal",
     "Tool",
     "XrayModel",
@@ -39,8 +49,10 @@ __all__ = [
     "hu_to_density",
     "k_wire",
     "mass_attenuation",
+    "min_max",
     "motion_path",
     "random_tool_pose",
+    "randomise",
     "rod",
     "screw",
     "simulate_xray",
