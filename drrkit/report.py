@@ -7,10 +7,7 @@ name. Pictures are uint8, [rows, cols] grey or [rows, cols, 3] RGB.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from drrkit.files import whole_file
 from drrkit.geometry import Camera
 from drrkit.projector import render
 from drrkit.volume import Volume
@@ -34,7 +32,6 @@ __all__ = [
     "pose_overlays",
     "save_image",
     "to_display",
-    "whole_file",
 ]
 
 IMAGE_SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".nii.gz", ".nii", ".nrrd", ".mha")
@@ -210,28 +207,6 @@ def save_image(
             np.save(staged, pixels)
         else:
             _write_itk(pixels, staged, target, pixel_spacing)
-
-
-@contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A place to write a file, of the same name; moved to `path` if the block ends without error.
-
-    Raises:
-        OSError: the folder does not exist or cannot be written to.
-    """
-    target = Path(path)
-    try:
-        prefix, suffix = f".{target.name}.", ".partial"
-        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=target.parent))
-    except OSError as error:
-        raise type(error)(
-            f"{target}: cannot write to the folder {target.parent}: {error.strerror or error}"
-        ) from error
-    try:
-        yield folder / target.name
-        os.replace(folder / target.name, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _plane(name: str, image: Any) -> Tensor:

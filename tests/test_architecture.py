@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, NATIVE = ROOT / "drrkit", ROOT / "csrc"
 
 LEVELS: dict[str, int] = {
-    **dict.fromkeys(("_C", "_build", "_ops", "_functions"), 0),
+    **dict.fromkeys(("_C", "_build", "_ops", "_functions", "files"), 0),
     **dict.fromkeys(("geometry", "volume", "phantoms", "losses", "metrics", "conversions"), 0),
     **dict.fromkeys(("_arguments", "_pack", "_products", "projector"), 1),
     **dict.fromkeys(("xray", "training", "fields", "similarity", "registration"), 2),

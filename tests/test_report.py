@@ -13,6 +13,7 @@ import torch
 from commands import small_ct
 
 import drrkit
+from drrkit.files import whole_file
 from drrkit.report import (
     _connected,
     edges,
@@ -22,7 +23,6 @@ from drrkit.report import (
     pose_overlays,
     save_image,
     to_display,
-    whole_file,
 )
 
 

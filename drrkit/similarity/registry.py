@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from drrkit.similarity import prost
+from drrkit.similarity import cdreg, deepim, dmw, initialiser, prost, sopi
 from drrkit.similarity.configuration import Configuration
 
 __all__ = ["KINDS", "NETWORKS", "build", "construct"]
 
-_FAMILIES = (prost,)
+_FAMILIES = (prost, cdreg, sopi, initialiser, deepim, dmw)
 
 KINDS: dict[str, type[nn.Module]] = {
     name: kind for family in _FAMILIES for name, kind in family.KINDS.items()
