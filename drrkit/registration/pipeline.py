@@ -21,6 +21,7 @@ from drrkit.registration.levenberg import LevenbergMarquardt, expansion
 from drrkit.registration.optimiser import PoseOptimiser
 from drrkit.registration.presets import resolve_stages
 from drrkit.registration.refine import TrustRegion
+from drrkit.registration.regression import PoseRegression, proposals
 from drrkit.registration.result import RegistrationResult, StageRecord
 from drrkit.registration.search import GlobalSearch
 from drrkit.registration.stages import Search, Stage
@@ -253,6 +254,9 @@ class Registration:
         measure = objective(scene, self.views, stage, factor, self.method)
         if stage.optimiser == "gradient":
             return PoseDescent(measure, pose, self.center, units, stage)
+        if stage.optimiser == "regressor":
+            propose = proposals(self.scene, self.views, stage, pose, self.center, self.method)
+            return PoseRegression(measure, propose, pose, self.center, units, stage)
         kind = {"cmaes": CmaEs, "trust_region": TrustRegion}[stage.optimiser]
         return kind(measure, pose, self.center, units, stage, self.generator)
 
