@@ -28,6 +28,7 @@ from drrkit.registration.presets import resolve_stages
 from drrkit.registration.prior import PosePrior, PriorTerm
 from drrkit.registration.progress import count_steps, progress_bar, run
 from drrkit.registration.refine import TrustRegion
+from drrkit.registration.regression import PoseRegression, proposals
 from drrkit.registration.result import DEPTH_LIMIT_MM, RegistrationResult, StageRecord
 from drrkit.registration.search import GlobalSearch
 from drrkit.registration.stages import Search, Stage
@@ -285,6 +286,9 @@ class Registration:
             return PoseDescent(measure, pose, self.center, units, stage)
         if stage.optimiser == "trust_region":
             return TrustRegion(measure, pose, self.center, units, stage, self.generator)
+        if stage.optimiser == "regressor":
+            propose = proposals(self.scene, self.views, stage, pose, self.center, self.method)
+            return PoseRegression(measure, propose, pose, self.center, units, stage)
         self._evolution = CmaEs(
             measure, pose, self.center, units, stage, self.generator, self._evolution
         )
