@@ -12,6 +12,7 @@ import click
 
 from drrkit import __version__
 from drrkit.cli.bench import bench_command
+from drrkit.cli.convert import convert_command
 from drrkit.cli.demo import demo_command
 from drrkit.cli.evaluate import evaluate_command
 from drrkit.cli.info import info_command
@@ -77,6 +78,7 @@ for _command in (
     register_command,
     evaluate_command,
     train_group,
+    convert_command,
     demo_command,
     info_command,
     bench_command,
