@@ -69,7 +69,7 @@ class Checkpoint:
     seconds: float = 0.0
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes a file so that `path` is, at any moment, the old one or the new one, on the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

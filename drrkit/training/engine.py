@@ -134,7 +134,7 @@ def train(
     stepper = Stepper(task, processes, accumulate, precision, clip_norm, max_skips)
     run = Run(stepper, Path(folder), settings, _plain(config or {}), watch, mode)
     with reserved(Path(folder)) if processes.writes else nullcontext():
-        run.resume()
+        run.resume(steps)
         return run.until(steps, validate_every, save_every, log_every, progress)
 
 
@@ -159,22 +159,22 @@ class Run:
         self.metrics: dict[str, float] = {}
         self.best: dict[str, float] = {}
 
-    def resume(self) -> None:
-        """Takes up the folder's last checkpoint; where there is none, writes down what begins."""
+    def resume(self, steps: int) -> None:
+        """Takes up the folder's last checkpoint, if there is one, and writes down what is run."""
         found = None
         if self.processes.writes:
             found = latest_checkpoint(self.folder)
         found = self.processes.from_writer(found)
-        if found is None:
-            if self.processes.writes:
-                text = json.dumps({"settings": self.settings, "config": self.config}, indent=2)
-                write_whole(self.folder / "config.json", lambda f: f.write(text.encode() + b"\n"))
-            return
-        _check_same(self.folder, "settings", found.settings, self.settings)
-        _check_same(self.folder, "config", found.config, self.config)
-        self.step, self.seconds = found.step, found.seconds
-        self.metrics, self.best = found.metrics, found.best
-        self.stepper.restore(found)
+        if found is not None:
+            _check_same(self.folder, "settings", found.settings, self.settings)
+            _check_same(self.folder, "config", found.config, self.config)
+            self.step, self.seconds = found.step, found.seconds
+            self.metrics, self.best = found.metrics, found.best
+            self.stepper.restore(found)
+        if self.processes.writes:
+            content = {"steps": steps, "settings": self.settings, "config": self.config}
+            text = json.dumps(content, indent=2) + "\n"
+            write_whole(self.folder / "config.json", lambda stream: stream.write(text.encode()))
 
     def until(
         self, steps: int, validate_every: int, save_every: int, log_every: int, progress: bool
