@@ -1,4 +1,4 @@
-"""The command line: `drrkit render`, `register`, `evaluate`, `train`, `demo`, `info` and `bench`.
+"""The command line: `drrkit render`, `simulate`, `register`, `evaluate`, `train` and so on.
 
 Exit codes: 0 success; 1 the run failed or a registration was not accepted; 2 wrong usage, an input
 that is not what it should be, or a file that cannot be read or written; 130 interrupted.
@@ -18,6 +18,7 @@ from drrkit.cli.evaluate import evaluate_command
 from drrkit.cli.info import info_command
 from drrkit.cli.register import register_command
 from drrkit.cli.render import render_command
+from drrkit.cli.simulate import simulate_command
 from drrkit.cli.train import train_group
 
 __all__ = ["main"]
@@ -75,6 +76,7 @@ def main(debug: bool) -> None:
 
 for _command in (
     render_command,
+    simulate_command,
     register_command,
     evaluate_command,
     convert_command,
