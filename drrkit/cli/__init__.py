@@ -1,4 +1,4 @@
-"""The command line: `drrkit render`, `register`, `report`, `convert`, `evaluate`, `train`, ....
+"""The command line: `drrkit render`, `register`, `report`, `convert`, `evaluate`, `train`, ...
 
 Exit codes: 0 success; 1 the run failed or a registration was not accepted; 2 wrong usage, an input
 that is not what it should be, or a file that cannot be read or written; 130 interrupted.
@@ -19,6 +19,7 @@ from drrkit.cli.info import info_command
 from drrkit.cli.register import register_command
 from drrkit.cli.render import render_command
 from drrkit.cli.report import report_command
+from drrkit.cli.simulate import simulate_command
 from drrkit.cli.train import train_group
 
 __all__ = ["main"]
@@ -76,6 +77,7 @@ def main(debug: bool) -> None:
 
 for _command in (
     render_command,
+    simulate_command,
     register_command,
     evaluate_command,
     report_command,
