@@ -5,9 +5,13 @@ A folder keeps last.pt, the one before it as previous.pt, and best.pt.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,14 +24,17 @@ __all__ = [
     "LAST",
     "PREVIOUS",
     "Checkpoint",
+    "check_plain",
     "find_checkpoint",
     "latest_checkpoint",
     "load_checkpoint",
+    "reserved",
     "save_checkpoint",
     "write_whole",
 ]
 
 SCHEMA, SCHEMA_VERSION = "drrkit.training", 1
+PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 
@@ -45,6 +52,8 @@ class Checkpoint:
         best: step and value of the best validation so far; empty before the first.
         skipped: steps left out because their gradient was not finite.
         seconds: spent in training up to here.
+
+    All states are tensors and plain values in dicts, lists and tuples.
     """
 
     step: int
@@ -60,7 +69,7 @@ class Checkpoint:
     seconds: float = 0.0
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes a file so that `path` is, at any moment, the old one or the new one, on the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -79,8 +88,10 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
     Raises:
         OSError: it cannot be written.
+        TypeError: it holds something that could not be read again.
     """
     content = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
+    check_plain(content, "checkpoint")
     content = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **content}
     if path.name == LAST and path.exists():
         # A link first: there is never a moment without last.pt.
@@ -91,6 +102,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
             os.replace(spare, path.with_name(PREVIOUS))
         except OSError:  # a file system without links
             os.replace(path, path.with_name(PREVIOUS))
+        finally:
+            spare.unlink(missing_ok=True)  # renaming to a link of the same file does nothing
     write_whole(path, lambda stream: torch.save(content, stream))
 
 
@@ -139,27 +152,69 @@ def find_checkpoint(path: Path | str) -> Path:
     return path
 
 
-def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, str]:
-    """last.pt of a folder, or previous.pt where that one is damaged, and what was wrong with it.
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """What to resume in a folder: last.pt; with a warning previous.pt where last.pt is damaged.
 
-    Returns:
-        the checkpoint, None where there is none to resume from, and a sentence, empty as a rule.
+    Called by the process that writes there, before it writes: it takes a damaged last.pt out of
+    the way (it would become previous.pt) and what a killed run had not finished writing.
 
     Raises:
         ValueError: there are checkpoints and none can be read.
     """
+    for rest in folder.glob(".*.tmp"):
+        rest.unlink(missing_ok=True)
     complaints = []
     for name in (LAST, PREVIOUS):
         path = folder / name
         if not path.is_file():
             continue
         try:
-            return load_checkpoint(path), "; ".join(complaints)
+            found = load_checkpoint(path)
         except ValueError as error:
             complaints.append(str(error))
+            continue
+        if complaints:
+            warnings.warn(f"{complaints[0]}; going on from {PREVIOUS}", stacklevel=4)
+            os.replace(folder / LAST, folder / f"{LAST}.damaged")
+        return found
     if complaints:
         raise ValueError("; ".join(complaints))
-    return None, ""
+    return None
+
+
+def check_plain(value: Any, name: str) -> None:
+    """Raises TypeError, naming the place, for what weights_only would not read again."""
+    if isinstance(value, Mapping) and type(value) in (dict, OrderedDict, Counter):
+        for key, inner in value.items():
+            check_plain(key, f"a key of {name}")
+            check_plain(inner, f"{name}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for number, inner in enumerate(value):
+            check_plain(inner, f"{name}[{number}]")
+    elif not isinstance(value, Tensor) and type(value) not in PLAIN:
+        raise TypeError(
+            f"{name}: expected tensors and plain values, got {type(value).__name__}; it could not "
+            "be resumed"
+        )
+
+
+@contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """Makes a folder and keeps other processes from training in it; the system ends it by itself.
+
+    Raises:
+        ValueError: another one does already.
+        OSError: the folder cannot be made or written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another process is training in this folder") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def _check_archive(path: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -63,22 +63,30 @@ class Processes:
             return torch.device("cuda", self.local_rank % torch.cuda.device_count())
         return device
 
-    @contextmanager
-    def connected(self, device: torch.device) -> Iterator[None]:
-        """A process group (NCCL between GPUs, gloo between CPUs) as long as this lasts.
+    def connect(self, device: torch.device) -> None:
+        """Sees to a process group (NCCL between GPUs, gloo between CPUs), where there are several.
 
-        One that is there already is used and left alone.
+        It stays: one that is there already, from a training before, is used.
         """
-        begin = self.world > 1 and not dist.is_initialized()
-        if begin:
+        if self.world > 1 and not dist.is_initialized():
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=PATIENCE)
-        yield  # after an error torchrun ends the others: nobody can leave a group out of step
-        if begin:
-            dist.barrier()
-            dist.destroy_process_group()
+
+    def leave(self) -> None:
+        """Ends a process of several, with exit code 0 and when all are here; alone, does nothing.
+
+        The last line of a script under torchrun: gloo's threads abort a process now and then whose
+        interpreter is being finalised, which this one's is not.
+        """
+        if self.world > 1:
+            if dist.is_initialized():
+                dist.barrier()
+                dist.destroy_process_group()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
     def mean(self, values: Sequence[float], device: torch.device) -> list[float]:
         """The mean over the processes of each number."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 from drrkit.training.checkpoints import (
     BEST,
     LAST,
-    PREVIOUS,
     Checkpoint,
     latest_checkpoint,
+    reserved,
     save_checkpoint,
+    write_whole,
 )
 from drrkit.training.distributed import Processes
 from drrkit.training.interruption import Interruption
@@ -54,6 +56,10 @@ class TrainingResult:
     interrupted: bool
     last: Path
     best: Path
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        return {**vars(self), "last": str(self.last), "best": str(self.best)}
 
 
 def train(
@@ -114,6 +120,8 @@ def train(
     """
     counts = {"steps": steps, "validate_every": validate_every, "save_every": save_every}
     _check(task, {**counts, "accumulate": accumulate, "log_every": log_every}, precision, mode)
+    if clip_norm is not None and not 0 < clip_norm < math.inf:
+        raise ValueError(f"clip_norm: expected a positive number, got {clip_norm!r}")
     processes = Processes.of_environment()
     device = next(task.model.parameters()).device
     settings = {
@@ -122,10 +130,11 @@ def train(
         "precision": precision,
         "shares": accumulate * processes.world,
     }
-    with processes.connected(device):
-        stepper = Stepper(task, processes, accumulate, precision, clip_norm, max_skips)
-        run = Run(stepper, Path(folder), settings, config or {}, watch, mode)
-        run.resume()
+    processes.connect(device)
+    stepper = Stepper(task, processes, accumulate, precision, clip_norm, max_skips)
+    run = Run(stepper, Path(folder), settings, _plain(config or {}), watch, mode)
+    with reserved(Path(folder)) if processes.writes else nullcontext():
+        run.resume(steps)
         return run.until(steps, validate_every, save_every, log_every, progress)
 
 
@@ -150,22 +159,22 @@ class Run:
         self.metrics: dict[str, float] = {}
         self.best: dict[str, float] = {}
 
-    def resume(self) -> None:
-        """Takes up the folder's last checkpoint, if there is one."""
+    def resume(self, steps: int) -> None:
+        """Takes up the folder's last checkpoint, if there is one, and writes down what is run."""
         found = None
         if self.processes.writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            found, complaint = latest_checkpoint(self.folder)
-            if complaint:
-                warnings.warn(f"{complaint}; {PREVIOUS} is resumed", stacklevel=3)
+            found = latest_checkpoint(self.folder)
         found = self.processes.from_writer(found)
-        if found is None:
-            return
-        _check_same(self.folder, "settings", found.settings, self.settings)
-        _check_same(self.folder, "config", found.config, self.config)
-        self.step, self.seconds = found.step, found.seconds
-        self.metrics, self.best = found.metrics, found.best
-        self.stepper.restore(found)
+        if found is not None:
+            _check_same(self.folder, "settings", found.settings, self.settings)
+            _check_same(self.folder, "config", found.config, self.config)
+            self.step, self.seconds = found.step, found.seconds
+            self.metrics, self.best = found.metrics, found.best
+            self.stepper.restore(found)
+        if self.processes.writes:
+            content = {"steps": steps, "settings": self.settings, "config": self.config}
+            text = json.dumps(content, indent=2) + "\n"
+            write_whole(self.folder / "config.json", lambda stream: stream.write(text.encode()))
 
     def until(
         self, steps: int, validate_every: int, save_every: int, log_every: int, progress: bool
@@ -179,6 +188,7 @@ class Run:
             with Interruption() as interruption:
                 while self.step < steps and not stop:
                     stop = self._advance(interruption.requested)
+                    stop |= interruption.requested and self.processes.world == 1
                     last = self.step == steps
                     if self.step % log_every == 0 or last:
                         records.write("training", self.step, self._logged())
@@ -279,6 +289,14 @@ def _check(task: Any, counts: dict[str, int], precision: str, mode: str) -> None
         raise ValueError(f"precision: expected one of {list(PRECISIONS)}, got {precision!r}")
     if mode not in MODES:
         raise ValueError(f"mode: expected 'min' or 'max', got {mode!r}")
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A config as JSON has it, so that one that was read again is equal to it."""
+    try:
+        return json.loads(json.dumps(config))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"config: expected plain values as in JSON ({error})") from None
 
 
 def _check_same(folder: Path, what: str, stored: dict[str, Any], given: dict[str, Any]) -> None:

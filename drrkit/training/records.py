@@ -78,7 +78,7 @@ class CsvLog:
         writer = csv.writer(kept, lineterminator="\n")
         writer.writerow(rows[0])
         writer.writerows(r for r in rows[1:] if len(r) == len(rows[0]) and int(r[0]) <= step)
-        write_whole(self.path, lambda stream: stream.write(kept.getvalue().encode()) and None)
+        write_whole(self.path, lambda stream: stream.write(kept.getvalue().encode()))
 
 
 class ScalarBoard:

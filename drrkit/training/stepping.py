@@ -41,6 +41,8 @@ class Losses(nn.Module):
         for name, value in found.items():
             if torch.as_tensor(value).numel() != 1:
                 raise ValueError(f"losses: expected scalars, {name!r} is {tuple(value.shape)}")
+        if not found["loss"].requires_grad:
+            raise ValueError("losses: expected a 'loss' that depends on the model, got a constant")
         others = {k: torch.as_tensor(v).detach() for k, v in found.items() if k != "loss"}
         return {"loss": found["loss"].reshape(()), **others}
 
@@ -66,6 +68,8 @@ class Stepper:
         self.device = self.parameters[0].device
         self.optimiser = task.optimiser()
         self.schedule = task.schedule(self.optimiser)
+        if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ValueError("schedule: expected one by steps alone, got ReduceLROnPlateau")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
         self.losses: nn.Module = Losses(task)
         if processes.world > 1:
