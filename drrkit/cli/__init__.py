@@ -14,6 +14,7 @@ from drrkit import __version__
 from drrkit.cli.bench import bench_command
 from drrkit.cli.convert import convert_command
 from drrkit.cli.demo import demo_command
+from drrkit.cli.doctor import doctor_command
 from drrkit.cli.evaluate import evaluate_command
 from drrkit.cli.info import info_command
 from drrkit.cli.register import register_command
@@ -85,6 +86,7 @@ for _command in (
     train_group,
     demo_command,
     info_command,
+    doctor_command,
     bench_command,
 ):
     main.add_command(_command)
