@@ -4,6 +4,7 @@ A stage says what to minimise, at which resolution and with which step lengths; 
 in order, the result of one starting the next; everything works on a batch of poses.
 """
 
+from drrkit.registration.hybrid import hybrid
 from drrkit.registration.pipeline import register
 from drrkit.registration.presets import AUTO, GLOBAL, PIPELINES
 from drrkit.registration.result import RegistrationResult, StageRecord
@@ -19,5 +20,6 @@ __all__ = [
     "Search",
     "Stage",
     "StageRecord",
+    "hybrid",
     "register",
 ]
