@@ -29,7 +29,7 @@ from drrkit.geometry import (
 from drrkit.projector import Projector, backproject, project, project_with_jacobian, render
 from drrkit.registration import RegistrationResult, Stage, register
 from drrkit.volume import Volume, read_volume, write_volume
-from drrkit.xray import simulate_xray
+from drrkit.xray import Xray, read_xray, simulate_xray
 
 try:
     __version__ = _version("drrkit")
@@ -43,6 +43,7 @@ __all__ = [
     "RegistrationResult",
     "Stage",
     "Volume",
+    "Xray",
     "__version__",
     "backproject",
     "conversions",
@@ -54,6 +55,7 @@ __all__ = [
     "project_points",
     "project_with_jacobian",
     "read_volume",
+    "read_xray",
     "register",
     "render",
     "se3_exp",

@@ -29,6 +29,7 @@ from drrkit.evaluation import (
     auroc,
     capture_range,
     evaluate,
+    is_inverted,
     landscape,
     local_minima,
     measure,
@@ -204,9 +205,24 @@ def test_a_shifted_appearance_is_a_monotone_remapping_under_a_smooth_field():
         field = shifted + inverted  # the same field times one
         assert field.min() >= 0.7 - 1e-6 and field.max() <= 1.3 + 1e-6
         assert field.diff(dim=-1).abs().max() < 0.1
-        assert torch.equal(shifted_appearance(image, seed), inverted) or torch.equal(
-            shifted_appearance(image, seed), shifted
-        )
+        drawn = inverted if is_inverted(seed) else shifted
+        assert torch.equal(shifted_appearance(image, seed), drawn)
+
+
+def test_the_parts_of_a_shift_can_be_had_alone():
+    image = torch.linspace(2.0, 8.0, 40 * 40).reshape(1, 1, 40, 40)
+    unit = (image - 2.0) / 6.0
+    nothing = shifted_appearance(image, 3, False, gamma=False, field=False)
+    torch.testing.assert_close(nothing, unit)
+    inverted = shifted_appearance(image, 3, True, gamma=False, field=False)
+    torch.testing.assert_close(inverted, 1 - unit)
+    powers = shifted_appearance(image, 3, False, field=False).log() / unit.log()
+    power = powers[(unit > 0.1) & (unit < 0.9)]
+    assert float(power.min()) >= 0.7 and float(power.max()) <= 1.3
+    assert float(power.max() - power.min()) < 1e-4 and abs(float(power[0]) - 1) > 1e-3
+    uneven = shifted_appearance(image, 3, False, gamma=False)
+    both = shifted_appearance(image, 3, False)
+    torch.testing.assert_close(unit ** power[0] * uneven, both * unit, rtol=1e-3, atol=1e-5)
 
 
 def test_half_of_the_shifted_images_are_inverted():

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from drrkit.geometry import Camera, volume_center
+from drrkit.geometry import Camera
+from drrkit.registration.bodies import Bodies
 from drrkit.registration.candidates import distinct_poses
 from drrkit.registration.cmaes import CmaEs
 from drrkit.registration.confidence import agreement
 from drrkit.registration.covariance import pose_covariance
 from drrkit.registration.descent import PoseDescent
 from drrkit.registration.inputs import check_scene, start_poses
-from drrkit.registration.levenberg import LevenbergMarquardt, expansion
+from drrkit.registration.landmarks import Landmarks
+from drrkit.registration.levenberg import LevenbergMarquardt, expansion, linearised
 from drrkit.registration.motion import mean_depth, motion_units, moved
 from drrkit.registration.optimiser import PoseOptimiser
 from drrkit.registration.presets import resolve_stages
+from drrkit.registration.prior import PosePrior, PriorTerm
 from drrkit.registration.progress import count_steps, progress_bar, run
 from drrkit.registration.refine import TrustRegion
-from drrkit.registration.result import RegistrationResult, StageRecord
+from drrkit.registration.regression import PoseRegression, proposals
+from drrkit.registration.result import DEPTH_LIMIT_MM, RegistrationResult, StageRecord
 from drrkit.registration.search import GlobalSearch
 from drrkit.registration.stages import Search, Stage
 from drrkit.registration.views import View, downsamplings, make_views, negatives, objective
@@ -36,11 +42,12 @@ def register(
     volume: Any,
     camera: Camera | Sequence[Camera],
     xray: Tensor | Sequence[Tensor],
-    init: Tensor | None = None,
+    init: Tensor | Landmarks | None = None,
     *,
     stages: str | Stage | Search | Sequence[Stage | Search] = "auto",
     mask: Tensor | Sequence[Tensor | None] | None = None,
     rig_to_camera: Tensor | None = None,
+    prior: PosePrior | None = None,
     center: Tensor | None = None,
     method: str = "joseph",
     seed: int = 0,
@@ -53,28 +60,31 @@ def register(
     so far.
 
     Args:
-        volume: a Volume in mu, or a scene: anything with render(camera, world_to_camera) ->
-            [B, C, rows, cols]. A scene whose `volume` is a Volume is taken for that.
+        volume: a Volume in mu; Bodies, which have poses [n, 4, 4] of their own; or another scene:
+            anything with render(camera, world_to_camera) -> [B, C, rows, cols] and a `center`.
+            A scene whose `volume` is a Volume is taken for that.
         camera: the X-ray's camera, or a list for several views of one patient.
         xray: [1, 1, rows, cols] or [rows, cols], on the scale of line integrals: bright where the
             patient attenuates. Correlations ignore its offset and gain, "mi" any remapping.
             A list for several cameras.
-        init: [4, 4] or [K, 4, 4] world_to_camera to start from (of the first camera). May be None
-            where the first stage is a Search: it is then about an AP view of the volume.
+        init: [4, 4] or [K, 4, 4] world_to_camera to start from (of the first camera); Landmarks,
+            whose pose it is then; for n bodies [n, 4, 4] or [K, n, 4, 4], or [4, 4] for all. May be
+            None where the first stage is a Search: it is then about an AP view of the volume.
         stages: "auto" (coarse to fine, from a start nearby), "global" (a search comes first, about
             a start that may be far off), or Stages of your own; the first may be a Search.
         mask: float weights of the X-ray's shape; 0 leaves a pixel out, and exp(-xray) weighs pixels
             by their photons where those are few. A list for several cameras.
         rig_to_camera: [V, 4, 4] for several cameras: the fixed maps from the first camera's
             coordinates to each camera's; the first is the identity.
+        prior: how far from the start the pose is expected: a term of every stage's loss.
         center: [3] world mm, the point that rotations turn about; default the volume's centre, or
-            the scene's `center`.
+            the scene's `center`. [n, 3] for n bodies.
         method: projector method, as in `render`.
         seed: of the starts that stages with several draw; the same seed gives the same result.
         progress: show a progress bar (needs tqdm; silently none without it).
 
     Returns:
-        a RegistrationResult.
+        a RegistrationResult; with a UserWarning where the images do not show the depth.
 
     Raises:
         TypeError, ValueError: an argument is not what is described here; a Volume in HU (convert it
@@ -84,23 +94,19 @@ def register(
     resolved = resolve_stages(stages)
     grid = getattr(volume, "volume", None)
     volume = grid if isinstance(grid, Volume) else volume
-    if center is None and not isinstance(volume, Volume):
-        center = getattr(volume, "center", None)
-    dtype, device = check_scene(volume, center)
-    views = make_views(
-        camera, xray, mask, rig_to_camera, torch.empty(0, dtype=dtype, device=device)
-    )
-    middle = volume_center(volume) if center is None else center
-    middle = middle.detach().to(device=device, dtype=torch.float64)
-    pose = start_poses(init, resolved, views[0].camera, volume).to(device)
+    like, middle = check_scene(volume, center)
+    views = make_views(camera, xray, mask, rig_to_camera, like)
+    pose = start_poses(init, resolved, views[0].camera, volume).to(middle)
     bar = progress_bar(resolved, progress)
-    work = Registration(volume, views, middle, method, torch.Generator().manual_seed(seed), bar)
+    term = None if prior is None else prior.term(pose, middle)
+    generator = torch.Generator().manual_seed(seed)
+    work = Registration(volume, views, middle, method, term, generator, bar)
     try:
         found, confidence = work.until_trusted(resolved, Candidates.unjudged(pose))
     finally:
         bar.close()
     best = int(found.loss.argmin())
-    return RegistrationResult(
+    result = RegistrationResult(
         world_to_camera=found.pose[best],
         loss=float(found.loss[best]),
         confidence=confidence,
@@ -111,11 +117,21 @@ def register(
         all_world_to_camera=found.pose,
         all_loss=found.loss,
     )
+    if result.depth_observable is False:
+        warnings.warn(
+            f"depth is not observable: standard deviation {float(result.sigma[5::6].max()):.3g} mm,"
+            f" more than {DEPTH_LIMIT_MM:g} mm; a second view or a prior would tell it",
+            stacklevel=2,
+        )
+    return result
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Poses [K, 4, 4] float64 and their losses [K] in the stage they come from."""
+    """Poses [K, 4, 4] float64 and their losses [K] in the stage they come from.
+
+    [K, n, 4, 4] for n bodies.
+    """
 
     pose: Tensor
     loss: Tensor
@@ -135,10 +151,12 @@ class Registration:
         views: Sequence[View],
         center: Tensor,
         method: str,
+        prior: PriorTerm | None,
         generator: torch.Generator,
         bar: Any,
     ) -> None:
-        self.scene, self.center, self.method = scene, center, method
+        self.scene, self.center, self.method, self.prior = scene, center, method, prior
+        self.bodies = center.numel() // 3
         self.views = self.given_views = views
         self.generator, self.bar = generator, bar
         self.history: list[StageRecord] = []
@@ -177,8 +195,14 @@ class Registration:
         if isinstance(stage, Search) or stage.optimiser != "levenberg":
             return None
         scene = self._at_voxels(stage.voxel_mm)
-        factors = downsamplings(stage, self.views, mean_depth(pose, self.center))
-        return pose_covariance(scene, self.views, stage, factors, self.method, self.center, pose)
+        depth = mean_depth(pose, self.center)
+        factors = downsamplings(stage, self.views, depth)
+        linearise = linearised(scene, self.views, stage, factors, self.method, self.center)
+        units = motion_units(self.views[0].camera, depth, self.bodies).to(pose)
+        if self.prior is None:
+            return pose_covariance(linearise(pose), units)
+        added = self.prior.expand(pose)[2][0]
+        return pose_covariance(linearise(pose), units, added, 1.0 - self.prior.weight)
 
     def _confidence(self, found: Candidates) -> float:
         best = found.pose[int(found.loss.argmin())][None]
@@ -190,7 +214,7 @@ class Registration:
         depth = mean_depth(found.pose, self.center)
         for number, stage in enumerate(stages, 1):
             self.bar.set_description(f"stage {number}/{len(stages)} {stage.name}")
-            units = motion_units(self.views[0].camera, depth).to(found.pose)
+            units = motion_units(self.views[0].camera, depth, self.bodies).to(found.pose)
             if isinstance(stage, Search):
                 found = self._search(stage, found, units)
                 depth = mean_depth(found.pose[:1], self.center)
@@ -251,51 +275,65 @@ class Registration:
     ) -> PoseOptimiser:
         scene = self._at_voxels(stage.voxel_mm)
         if stage.optimiser == "levenberg":
-            expand = expansion(scene, self.views, stage, factors, self.method, self.center)
+            expand = expansion(
+                scene, self.views, stage, factors, self.method, self.center, self.prior
+            )
             return LevenbergMarquardt(expand, pose, self.center, units, stage)
         measure = objective(scene, self.views, stage, factors, self.method)
+        if self.prior is not None:
+            measure = self.prior.added_to(measure)
         if stage.optimiser == "gradient":
             return PoseDescent(measure, pose, self.center, units, stage)
         if stage.optimiser == "trust_region":
             return TrustRegion(measure, pose, self.center, units, stage, self.generator)
+        if stage.optimiser == "regressor":
+            propose = proposals(self.scene, self.views, stage, pose, self.center, self.method)
+            return PoseRegression(measure, propose, pose, self.center, units, stage)
         self._evolution = CmaEs(
             measure, pose, self.center, units, stage, self.generator, self._evolution
         )
         return self._evolution
 
     def _at_voxels(self, voxel_mm: float | None) -> Any:
-        """The scene with voxels of at least this size; one that is no Volume stays as it is."""
-        if voxel_mm is None or not isinstance(self.scene, Volume):
-            return self.scene
-        spacing = tuple(max(own, voxel_mm) for own in self.scene.spacing)
-        # Not worth it for a volume that would hardly become smaller.
-        if all(new < 1.25 * own for new, own in zip(spacing, self.scene.spacing, strict=True)):
+        """The scene with voxels of at least this size; one without voxels stays as it is."""
+        if voxel_mm is None or not isinstance(self.scene, (Volume, Bodies)):
             return self.scene
         if voxel_mm not in self._resampled:
-            self._resampled[voxel_mm] = self.scene.resample(spacing)
+            coarser = partial(_coarser, voxel_mm=voxel_mm)
+            one = isinstance(self.scene, Volume)
+            self._resampled[voxel_mm] = coarser(self.scene) if one else self.scene.map(coarser)
         return self._resampled[voxel_mm]
 
 
+def _coarser(volume: Volume, voxel_mm: float) -> Volume:
+    """A volume resampled to voxels of at least this size, if that makes it much smaller."""
+    spacing = tuple(max(own, voxel_mm) for own in volume.spacing)
+    if all(new < 1.25 * own for new, own in zip(spacing, volume.spacing, strict=True)):
+        return volume
+    return volume.resample(spacing)
+
+
 def _neighbours(pose: Tensor, stage: Stage, center: Tensor, generator: torch.Generator) -> Tensor:
-    """Every pose [K, 4, 4] followed by random ones around it: [K * starts, 4, 4]."""
+    """Every pose [K, ...] followed by random ones around it: [K * starts, ...]."""
     if stage.starts == 1:
         return pose
-    shape = (pose.shape[0], stage.starts, 2, 3)
+    bodies = pose[0].numel() // 16
+    shape = (pose.shape[0], stage.starts, 2 * bodies, 3)
     direction = torch.randn(shape, generator=generator, dtype=torch.float64)
     direction = direction / direction.norm(dim=-1, keepdim=True)
     radius = torch.rand(shape[:3], generator=generator, dtype=torch.float64)[..., None]
-    xi = direction * radius * stage.spreads.reshape(2, 3)
+    xi = direction * radius * stage.spreads.reshape(2, 3).repeat(bodies, 1)
     xi[:, 0] = 0.0
     repeated = pose.repeat_interleave(stage.starts, dim=0)
-    return moved(repeated, xi.reshape(-1, 6).to(pose), center)
+    return moved(repeated, xi.flatten(0, 1).flatten(1).to(pose), center)
 
 
 def _best_of_each(optimiser: PoseOptimiser, starts: int) -> Candidates:
-    """The best pose [K, 4, 4] and loss [K] among the optimisations that belong to each pose."""
+    """The best pose [K, ...] and loss [K] among the optimisations that belong to each pose."""
     loss = optimiser.best_loss.reshape(-1, starts)
     best = loss.argmin(dim=1)
     row = torch.arange(loss.shape[0], device=loss.device)
-    return Candidates(optimiser.best_pose.reshape(-1, starts, 4, 4)[row, best], loss[row, best])
+    return Candidates(optimiser.best_pose.unflatten(0, (-1, starts))[row, best], loss[row, best])
 
 
 def _record(optimiser: PoseOptimiser, factor: int, reason: str, seconds: float) -> StageRecord:

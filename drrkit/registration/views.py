@@ -14,6 +14,7 @@ from torch.nn import functional
 from drrkit.geometry import Camera
 from drrkit.geometry.checks import check_floating
 from drrkit.projector import Projector
+from drrkit.registration.bodies import Bodies
 from drrkit.registration.stages import Stage
 from drrkit.xray import gaussian_blur
 
@@ -129,7 +130,9 @@ def scaled_views(views: Sequence[View], stage: Stage, factor: int | Sequence[int
 def prepared(scene: Any, similarity: Callable[..., Tensor]) -> Any:
     """The scene as a similarity wants it: what its `prepare` makes of it, where it has one."""
     prepare = getattr(similarity, "prepare", None)
-    return scene if prepare is None else prepare(scene)
+    if prepare is None:
+        return scene
+    return scene.map(prepare) if isinstance(scene, Bodies) else prepare(scene)
 
 
 def renderer(
@@ -137,8 +140,10 @@ def renderer(
 ) -> Callable[[Tensor], Tensor]:
     """world_to_camera [B, 4, 4] -> line integrals [B, C, rows, cols], prepared for many calls.
 
-    scene: a Volume in mu, or anything that renders itself.
+    scene: a Volume in mu, Bodies (poses [B, n, 4, 4] then), or anything that renders itself.
     """
+    if isinstance(scene, Bodies):
+        return scene.projector(camera, supersample=supersample, method=method)
     own = getattr(scene, "render", None)
     if own is not None:
         return partial(own, camera)
