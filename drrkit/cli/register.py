@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +26,11 @@ from drrkit.cli.options import (
     method_option,
 )
 from drrkit.cli.poses import PoseFile, camera_as_dict, pixel_pitch, read_pose, write_json
+from drrkit.cli.similarities import SimilarityName, similarity_stages
 from drrkit.geometry import Camera, se3_log, volume_center
 from drrkit.registration import (
     AUTO,
     PIPELINES,
-    SIMILARITIES,
     RegistrationResult,
     Search,
     Stage,
@@ -162,7 +162,9 @@ class XrayOptions:
 @click.option("--overlay", type=OutputFile(".png"), help="Picture of the pose before and after.")
 @grouped(XrayOptions, "seeing")
 @click.option(
-    "--similarity", type=click.Choice(list(SIMILARITIES)), help="Similarity of all stages."
+    "--similarity",
+    type=SimilarityName(),
+    help="Similarity of all stages; or the file of a trained one, whose descent comes first.",
 )
 @click.option(
     "--stages",
@@ -194,7 +196,7 @@ def register_command(
     output: Path,
     overlay: Path | None,
     seeing: XrayOptions,
-    similarity: str | None,
+    similarity: str | Path | None,
     stages: tuple[Stage | Search, ...],
     min_confidence: float,
     placing: PoseOptions,
@@ -213,6 +215,14 @@ def register_command(
     """
     began = time.perf_counter()
     seeing.check()
+<<<<<<< HEAD
+    stages = _with_similarity(stages, similarity, device)
+    view, stored = _start(init)
+    inputs = [ct, xray, seeing.mask, reading.labels, None if stored is None else Path(init)]
+    refuse_overwriting([output, overlay], inputs)
+    line, weights, spacing = seeing.load(xray, device)
+    camera = _camera(detector, stored, xray, (line.shape[-2], line.shape[-1]), spacing)
+=======
     stages = _with_similarity(stages, similarity)
     seen = seeing.load(xray, detector.sdd, device)
     view, stored = _start(init, seen.file, stages)
@@ -220,6 +230,7 @@ def register_command(
     refuse_overwriting([output, overlay], [*inputs, None if not stored else Path(init or "")])
     line = seen.line
     camera = _camera(detector, stored, xray, seen.file)
+>>>>>>> main
     volume = reading.load(ct, device)
     told = stored and stored.world_to_camera
     if view == FROM_FILE:
@@ -276,14 +287,14 @@ def move_between(before: Tensor, after: Tensor, center: Tensor) -> Tensor:
 
 
 def _with_similarity(
-    stages: tuple[Stage | Search, ...], similarity: str | None
+    stages: tuple[Stage | Search, ...], similarity: str | Path | None, device: torch.device
 ) -> tuple[Stage | Search, ...]:
-    """The stages of auto with another similarity in all of them."""
+    """The stages of auto with another similarity in all of them, or with a trained one first."""
     if similarity is None:
         return stages
     if stages is not AUTO:
         raise click.UsageError("--similarity changes the stages of auto; --stages names its own.")
-    return tuple(replace(stage, similarity=similarity) for stage in stages)
+    return similarity_stages(similarity, device)
 
 
 def _start(

@@ -5,6 +5,7 @@ in order, the result of one starting the next; everything works on a batch of po
 """
 
 from drrkit.registration.bodies import Bodies
+from drrkit.registration.hybrid import hybrid
 from drrkit.registration.landmarks import LandmarkPose, Landmarks
 from drrkit.registration.pipeline import register
 from drrkit.registration.presets import AUTO, GLOBAL, PIPELINES
@@ -28,6 +29,7 @@ __all__ = [
     "Search",
     "Stage",
     "StageRecord",
+    "hybrid",
     "register",
     "rig_of",
 ]
