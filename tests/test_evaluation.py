@@ -430,7 +430,7 @@ def test_the_command_line_evaluates_ct_files_and_resumes(tmp_path, monkeypatch):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["auto narrow-starved patient"]["cases"] == 2
     again = succeed(*arguments, "--shifted", "--quiet").output
-    assert "mTRE" not in again and "auto narrow-starved-shifted all: 2 cases" in again
+    assert " -> " not in again and "auto narrow-starved-shifted all: 2 cases" in again
     assert len(read_rows(out)) == 4
 
 

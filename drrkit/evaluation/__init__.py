@@ -7,7 +7,7 @@ print(summarise(rows)["success"])
 
 from drrkit.evaluation.appearance import is_inverted, shifted_appearance
 from drrkit.evaluation.landscapes import Landscape, landscape, local_minima, save_landscapes
-from drrkit.evaluation.methods import METHODS
+from drrkit.evaluation.methods import METHODS, with_similarity
 from drrkit.evaluation.protocols import PROTOCOLS, Case, Protocol, Subject, moved_about
 from drrkit.evaluation.running import Row, evaluate, measure, read_rows, shard
 from drrkit.evaluation.summary import auroc, capture_range, recall_at, summarise, top_mean
@@ -35,4 +35,5 @@ __all__ = [
     "shifted_appearance",
     "summarise",
     "top_mean",
+    "with_similarity",
 ]
