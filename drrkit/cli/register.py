@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,6 +34,7 @@ from drrkit.registration import (
     AUTO,
     PIPELINES,
     SIMILARITIES,
+    Landmarks,
     RegistrationResult,
     Search,
     Stage,
@@ -128,9 +132,14 @@ class XrayOptions:
 @click.argument("xray", type=existing)
 @click.option(
     "--init",
-    required=True,
     metavar="POSE.json|VIEW",
     help=f"Where to start: a pose file, or one of {', '.join(VIEWS)}.",
+)
+@click.option(
+    "--landmarks",
+    type=existing,
+    help="Where to start instead: a CSV or JSON file with x, y, z (mm, LPS), row, col of points "
+    "seen in the X-ray, six or more; a few may be wrong.",
 )
 @click.option(
     "--output", "-o", required=True, type=OutputFile(".json"), help="The result, a pose file too."
@@ -166,7 +175,8 @@ def register_command(
     ctx: click.Context,
     ct: Path,
     xray: Path,
-    init: str,
+    init: str | None,
+    landmarks: Path | None,
     output: Path,
     overlay: Path | None,
     seeing: XrayOptions,
@@ -188,23 +198,28 @@ def register_command(
     began = time.perf_counter()
     seeing.check()
     stages = _with_similarity(stages, similarity)
-    view, stored = _start(init)
-    inputs = [ct, xray, seeing.mask, reading.labels, None if stored is None else Path(init)]
+    view, stored = _start(init, landmarks)
+    inputs = [ct, xray, seeing.mask, reading.labels, landmarks]
+    inputs.append(None if stored is None else Path(init or ""))
     refuse_overwriting([output, overlay], inputs)
     line, weights, spacing = seeing.load(xray, device)
     camera = _camera(detector, stored, xray, (line.shape[-2], line.shape[-1]), spacing)
     volume = reading.load(ct, device)
-    start = placing.pose(volume, view, stored and stored.world_to_camera)
-    result = register(
-        volume,
-        camera,
-        line,
-        start,
-        stages=stages,
-        mask=weights,
-        method=method,
-        progress=not quiet,
-    )
+    if landmarks is not None:
+        start = _from_landmarks(landmarks, camera, placing).to(device)
+    else:
+        start = placing.pose(volume, view, stored and stored.world_to_camera)
+    with _warnings_told():
+        result = register(
+            volume,
+            camera,
+            line,
+            start,
+            stages=stages,
+            mask=weights,
+            method=method,
+            progress=not quiet,
+        )
     judged = _judged(result, min_confidence, start[0], volume)
     write_json(
         output,
@@ -213,7 +228,7 @@ def register_command(
             **result.as_dict(),
             **judged,
             "camera": camera_as_dict(camera),
-            "inputs": _inputs(ct, xray, init, seeing, reading),
+            "inputs": _inputs(ct, xray, init, landmarks, seeing, reading),
             "settings": _settings(method, device, stages),
             "versions": versions(),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -256,8 +271,12 @@ def _with_similarity(
     return tuple(replace(stage, similarity=similarity) for stage in stages)
 
 
-def _start(init: str) -> tuple[str, PoseFile | None]:
-    """A view's name, or a pose file."""
+def _start(init: str | None, landmarks: Path | None) -> tuple[str, PoseFile | None]:
+    """A view's name, or a pose file, or neither where landmarks say where to start."""
+    if (init is None) == (landmarks is None):
+        raise click.UsageError("Where to start? Give either --init or --landmarks.")
+    if init is None:
+        return "", None
     if init.upper() in VIEWS:
         return init.upper(), None
     path = Path(init)
@@ -267,6 +286,31 @@ def _start(init: str) -> tuple[str, PoseFile | None]:
             param_hint="--init",
         )
     return "", read_pose(path)
+
+
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Warnings as lines of this command's own, not as Python's."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in told:
+        click.echo(f"Warning: {warning.message}", err=True)
+
+
+def _from_landmarks(path: Path, camera: Camera, placing: PoseOptions) -> Tensor:
+    """The pose [1, 4, 4] of the landmarks in a file; says how well they agree."""
+    if any(value is not None for value in vars(placing).values()):
+        raise click.UsageError("--landmarks say where to start: no option of the C-arm goes along.")
+    landmarks = Landmarks.read(path)
+    found = landmarks.fit(camera)
+    wrong = [str(i + 1) for i in range(len(found.inliers)) if not found.inliers[i]]
+    click.echo(
+        f"landmarks: {int(found.inliers.sum())} of {len(found.inliers)} agree, rms "
+        f"{found.rms_px:.2f} px" + (f"; without number {', '.join(wrong)}" if wrong else ""),
+        err=True,
+    )
+    return found.world_to_camera[None]
 
 
 def _camera(
@@ -302,13 +346,19 @@ def _camera(
 
 
 def _inputs(
-    ct: Path, xray: Path, init: str, seeing: XrayOptions, reading: CTOptions
+    ct: Path,
+    xray: Path,
+    init: str | None,
+    landmarks: Path | None,
+    seeing: XrayOptions,
+    reading: CTOptions,
 ) -> dict[str, Any]:
     """What was registered, for the result: file names as the user gave them."""
     return {
         "ct": str(ct),
         "xray": str(xray),
         "init": init,
+        "landmarks": None if landmarks is None else str(landmarks),
         "xray_kind": seeing.xray_kind,
         "mask": None if seeing.mask is None else str(seeing.mask),
         "energy_kev": reading.energy_kev if reading.unit == "HU" else None,
