@@ -215,7 +215,7 @@ def test_bodies_refuse_what_does_not_fit():
         (
             lambda: register(bodies(), CAMERA, torch.ones(64, 64), stages=Search()),
             ValueError,
-            "stages: expected no Search for Bodies",
+            "stages: expected no Search and no regressor for Bodies",
         ),
         (
             lambda: register(bodies(), CAMERA, torch.ones(64, 64), center=torch.zeros(3)),

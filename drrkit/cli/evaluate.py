@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from drrkit.cli.arguments import existing
 from drrkit.cli.options import device_option
 from drrkit.cli.poses import write_json
+from drrkit.cli.similarities import SIMILARITY_FILE, SimilarityName, similarity_stages
 from drrkit.evaluation import METHODS, PROTOCOLS, Row, Subject, evaluate, shard, summarise
 from drrkit.phantoms import torso
 from drrkit.volume import read_volume
@@ -42,10 +44,16 @@ PHANTOM_MM = 2.0
     "--registration",
     "methods",
     multiple=True,
-    default=("global",),
-    show_default=True,
     type=click.Choice(list(METHODS)),
-    help="What is evaluated; may be repeated.",
+    help="What is evaluated; may be repeated.  [default: global, without --similarity]",
+)
+@click.option(
+    "--similarity",
+    "similarities",
+    multiple=True,
+    type=SimilarityName(),
+    help="Also evaluate auto with this similarity; or, with the file of a trained one, its descent "
+    "followed by CMA-ES and Levenberg-Marquardt (hybrid). May be repeated.",
 )
 @click.option(
     "--cases", type=click.IntRange(1), default=100, show_default=True, help="Of every CT."
@@ -59,6 +67,7 @@ def evaluate_command(
     out: Path,
     protocols: tuple[str, ...],
     methods: tuple[str, ...],
+    similarities: tuple[str | Path, ...],
     cases: int,
     starved: bool,
     shifted: bool,
@@ -79,19 +88,45 @@ def evaluate_command(
         chosen = [protocol.starved() for protocol in chosen]
     if shifted:
         chosen = [protocol.shifted_to_another_machine() for protocol in chosen]
+    registrations = _registrations(methods, similarities, device)
     rows = evaluate(
-        {name: METHODS[name] for name in methods},
+        registrations,
         chosen,
         subjects,
         cases,
         out,
         progress=(lambda row: None) if quiet else lambda row: click.echo(_line(row)),
     )
-    if rank == 0:
+    wanted = {
+        (name, protocol.name, subject.name, number)
+        for name, protocol, subject, number in product(
+            registrations, chosen, subjects, range(cases)
+        )
+    }
+    # Of several processes the one that ends last sees all rows.
+    if wanted <= {row.key for row in rows}:
         summaries = _summaries(rows)
         write_json(out / "summary.json", summaries)
         for name, summary in summaries.items():
             click.echo(f"{name}: {_sentence(summary)}")
+
+
+def _registrations(
+    methods: tuple[str, ...], similarities: tuple[str | Path, ...], device: torch.device
+) -> dict[str, Any]:
+    """What is evaluated, by name; a trained similarity has that of its file or folder."""
+    if not methods and not similarities:
+        methods = ("global",)
+    found: dict[str, Any] = {name: METHODS[name] for name in methods}
+    for similarity in similarities:
+        name = f"auto-{similarity}"
+        if isinstance(similarity, Path):
+            folder = similarity.name == SIMILARITY_FILE
+            name = f"hybrid-{similarity.resolve().parent.name if folder else similarity.stem}"
+        if name in found:
+            raise ValueError(f"--similarity: two are called {name}; rename one of the files")
+        found[name] = similarity_stages(similarity, device)
+    return found
 
 
 def _subject(path: Path | None, device: torch.device) -> Subject:

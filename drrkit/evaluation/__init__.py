@@ -5,7 +5,7 @@ rows = evaluate({"global": "global"}, [PROTOCOLS["prost"]], [subject], 100, Path
 print(summarise(rows)["success"])
 """
 
-from drrkit.evaluation.appearance import shifted_appearance
+from drrkit.evaluation.appearance import is_inverted, shifted_appearance
 from drrkit.evaluation.landscapes import Landscape, landscape, local_minima, save_landscapes
 from drrkit.evaluation.methods import METHODS
 from drrkit.evaluation.protocols import PROTOCOLS, Case, Protocol, Subject, moved_about
@@ -23,6 +23,7 @@ __all__ = [
     "auroc",
     "capture_range",
     "evaluate",
+    "is_inverted",
     "landscape",
     "local_minima",
     "measure",

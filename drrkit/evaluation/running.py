@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import os
 import time
@@ -76,8 +77,8 @@ def evaluate(
 ) -> list[Row]:
     """Run the cases that are this process's share and not yet in the folder; all rows there.
 
-    Under torchrun every process takes every WORLD_SIZE-th case and writes a file of its own, whole
-    after every case, so that an interrupted evaluation resumes where it stopped.
+    Under torchrun every process takes every WORLD_SIZE-th case, with all methods, and writes a file
+    of its own, whole after every row, so that an interrupted evaluation resumes where it stopped.
 
     Args:
         methods: by name: stages for `register`, or a Method.
@@ -98,19 +99,16 @@ def evaluate(
     done = {row.key for row in read_rows(folder)}
     own = folder / f"cases.{rank}.csv"
     rows = list(_read(own)) if own.exists() else []
-    work = [
-        (name, protocol, subject, number)
-        for protocol in protocols
-        for number in range(cases)
-        for subject in subjects
-        for name in methods
-    ]
-    for name, protocol, subject, number in work[rank::world]:
-        if (name, protocol.name, subject.name, number) in done:
-            continue
-        rows.append(measure(name, methods[name], protocol.case(subject, number)))
-        _write(own, rows)
-        progress(rows[-1])
+    drawn = list(itertools.product(protocols, range(cases), subjects))
+    for protocol, number, subject in drawn[rank::world]:
+        key = protocol.name, subject.name, number
+        missing = [name for name in methods if (name, *key) not in done]
+        # One X-ray for all methods: simulating it takes longer than some of them.
+        case = protocol.case(subject, number) if missing else None
+        for name in missing:
+            rows.append(measure(name, methods[name], case))
+            _write(own, rows)
+            progress(rows[-1])
     return read_rows(folder)
 
 

@@ -5,6 +5,7 @@ in order, the result of one starting the next; everything works on a batch of po
 """
 
 from drrkit.registration.bodies import Bodies
+from drrkit.registration.hybrid import hybrid
 from drrkit.registration.intrinsics import CalibrationResult, refine_intrinsics
 from drrkit.registration.landmarks import LandmarkPose, Landmarks
 from drrkit.registration.pipeline import register
@@ -33,6 +34,7 @@ __all__ = [
     "SequenceResult",
     "Stage",
     "StageRecord",
+    "hybrid",
     "refine_intrinsics",
     "register",
     "register_sequence",

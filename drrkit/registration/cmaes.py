@@ -23,10 +23,14 @@ class CmaEs(PoseOptimiser):
     means of the distributions, are one call of the objective. A start rests when its distribution
     is narrower than `stage.final_step` mm of motion, or when one of pycma's own criteria holds.
 
+    A stage without a spread goes on with the distributions that the CMA-ES before it has reached,
+    means, step lengths and covariances, on its own objective.
+
     Args:
         objective: poses [B, 4, 4] -> losses [B].
         world_to_camera, center, units, stage: as for PoseOptimiser.
         generator: where the seeds of the distributions come from.
+        previous: the CMA-ES to go on with where the stage has no spread.
 
     Raises:
         ImportError: cma is missing.
@@ -40,9 +44,14 @@ class CmaEs(PoseOptimiser):
         units: Tensor,
         stage: Stage,
         generator: torch.Generator,
+        previous: CmaEs | None = None,
     ) -> None:
         super().__init__(world_to_camera, center, units, stage)
         self.objective = objective
+        if previous is not None and stage.spread is None:
+            self.start, self.scale = previous.start, previous.scale
+            self.strategies = previous.strategies
+            return
         self.start = world_to_camera.clone()
         self.scale = self.spreads
         seeds = torch.randint(2**31, (world_to_camera.shape[0],), generator=generator)
@@ -84,7 +93,7 @@ def _strategy(stage: Stage, size: int, seed: int) -> Any:
     random = np.random.default_rng(seed)
     options = {
         "popsize": stage.population,
-        "maxiter": stage.iterations,
+        "maxiter": np.inf,  # the stage counts its generations
         "seed": np.nan,  # leaves numpy's global generator alone
         "randn": lambda *shape: random.standard_normal(shape),
         "verbose": -9,

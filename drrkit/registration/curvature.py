@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from drrkit import losses
+from drrkit.registration.scaling import UnitRange
 
 __all__ = ["gauss_newton", "sobel"]
 
@@ -40,9 +41,9 @@ def gauss_newton(
 ) -> Tensor:
     """Gauss-Newton matrix of a similarity in the pose: [B, 6, 6], symmetric, positive semidefinite.
 
-    Exists for mse and the correlations of drrkit.losses, and for partials of them. Any other
-    similarity gets that of `ncc` at a perfect match: the metric in which images differ, but not
-    the steepness of the loss, which damping has to find out.
+    Exists for mse, soft_dice and the correlations of drrkit.losses, for partials of them and on
+    unit ranges. Any other similarity gets that of `ncc` at a perfect match: the metric in which
+    images differ, but not the steepness of the loss, which damping has to find out.
 
     Args:
         similarity: (moving, fixed, mask) -> [B].
@@ -51,6 +52,9 @@ def gauss_newton(
         jacobian: [B, C, 6, rows, cols], the derivative of `moving` in the pose.
         mask: [1, 1, rows, cols] weights or None.
     """
+    if isinstance(similarity, UnitRange):
+        moving, jacobian = similarity.linearised(moving, jacobian, mask)
+        similarity = similarity.similarity
     function = similarity.func if isinstance(similarity, partial) else similarity
     name = getattr(function, "__name__", "")
     if function is not getattr(losses, name, None):
@@ -58,6 +62,9 @@ def gauss_newton(
     weight = torch.ones_like(moving[:1, :1]) if mask is None else mask
     if name == "mse":
         return 2.0 * _gram(jacobian, weight / weight.sum()).mean(1)
+    if name == "soft_dice":  # sum (I - J)^2 / (sum I^2 + sum J^2), where I is about J
+        squares = (weight * moving.square()).sum((-1, -2)).clamp_min(1e-12)
+        return (_gram(jacobian, weight) / squares[..., None, None]).mean(1)
     image = moving.unsqueeze(2)
     if "gradient_ncc" in name:
         weight = -functional.max_pool2d(-weight, 3, stride=1)

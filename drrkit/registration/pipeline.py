@@ -28,6 +28,7 @@ from drrkit.registration.presets import resolve_stages
 from drrkit.registration.prior import PosePrior, PriorTerm
 from drrkit.registration.progress import count_steps, progress_bar, run
 from drrkit.registration.refine import TrustRegion
+from drrkit.registration.regression import PoseRegression, proposals
 from drrkit.registration.result import DEPTH_LIMIT_MM, RegistrationResult, StageRecord
 from drrkit.registration.search import GlobalSearch
 from drrkit.registration.stages import Search, Stage
@@ -60,7 +61,8 @@ def register(
 
     Args:
         volume: a Volume in mu; Bodies, which have poses [n, 4, 4] of their own; or another scene:
-            anything with render(camera, world_to_camera) -> [B, C, rows, cols] and then `center`.
+            anything with render(camera, world_to_camera) -> [B, C, rows, cols] and a `center`.
+            A scene whose `volume` is a Volume is taken for that.
         camera: the X-ray's camera, or a list for several views of one patient.
         xray: [1, 1, rows, cols] or [rows, cols], on the scale of line integrals: bright where the
             patient attenuates. Correlations ignore its offset and gain, "mi" any remapping.
@@ -75,8 +77,8 @@ def register(
         rig_to_camera: [V, 4, 4] for several cameras: the fixed maps from the first camera's
             coordinates to each camera's; the first is the identity.
         prior: how far from the start the pose is expected: a term of every stage's loss.
-        center: [3] world mm, the point that rotations turn about; default the volume's centre.
-            [n, 3] for n bodies.
+        center: [3] world mm, the point that rotations turn about; default the volume's centre, or
+            the scene's `center`. [n, 3] for n bodies.
         method: projector method, as in `render`.
         seed: of the starts that stages with several draw; the same seed gives the same result.
         progress: show a progress bar (needs tqdm; silently none without it).
@@ -90,6 +92,8 @@ def register(
     """
     began = time.perf_counter()
     resolved = resolve_stages(stages)
+    grid = getattr(volume, "volume", None)
+    volume = grid if isinstance(grid, Volume) else volume
     like, middle = check_scene(volume, center)
     views = make_views(camera, xray, mask, rig_to_camera, like)
     pose = start_poses(init, resolved, views[0].camera, volume).to(middle)
@@ -157,6 +161,7 @@ class Registration:
         self.generator, self.bar = generator, bar
         self.history: list[StageRecord] = []
         self._resampled: dict[float, Any] = {}
+        self._evolution: CmaEs | None = None  # the last, for a stage that goes on with it
 
     def until_trusted(
         self, stages: Sequence[Stage | Search], start: Candidates
@@ -279,8 +284,15 @@ class Registration:
             measure = self.prior.added_to(measure)
         if stage.optimiser == "gradient":
             return PoseDescent(measure, pose, self.center, units, stage)
-        kind = {"cmaes": CmaEs, "trust_region": TrustRegion}[stage.optimiser]
-        return kind(measure, pose, self.center, units, stage, self.generator)
+        if stage.optimiser == "trust_region":
+            return TrustRegion(measure, pose, self.center, units, stage, self.generator)
+        if stage.optimiser == "regressor":
+            propose = proposals(self.scene, self.views, stage, pose, self.center, self.method)
+            return PoseRegression(measure, propose, pose, self.center, units, stage)
+        self._evolution = CmaEs(
+            measure, pose, self.center, units, stage, self.generator, self._evolution
+        )
+        return self._evolution
 
     def _at_voxels(self, voxel_mm: float | None) -> Any:
         """The scene with voxels of at least this size; one without voxels stays as it is."""

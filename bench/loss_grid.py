@@ -1,0 +1,210 @@
+"""Every loss under every optimiser, in X-rays of another appearance, from the same starts.
+
+    python bench/loss_grid.py [CT ...] [--losses NAME ...] [--optimisers NAME ...]
+                              [--shifts NAME ...] [--cases 50] [--rows FOLDER] [--output FOLDER]
+    python bench/loss_grid.py --report
+
+Cases are those of the narrow protocol: a realistic X-ray (90 kV spectrum, beam hardening, area
+pixels, photon noise, blur) of 64 x 64 pixels, a start within 10 degrees, 20 mm in plane and 50 mm
+of depth of the truth about each axis. A cell of the grid is a loss, an optimiser and a shift:
+
+    none        the X-ray as simulated, in line integrals
+    gamma       mapped to [0, 1] and raised to a power U(0.7, 1.3)
+    field       mapped to [0, 1], times a smooth field between 0.7 and 1.3
+    inverted    mapped to [0, 1] and inverted
+    shift       gamma and field
+    shift-inverted  gamma, inversion and field
+
+"shift-or-inverted" in the tables is the appearance shift of the evaluations, inverted with
+probability 1/2: made up of the rows of the last two, one or the other for every case. Losses of
+intensities (unit_*) map both images to [0, 1]; the others are invariant to that or need none. An
+optimiser has the same two stages, 32 x 32 and 64 x 64 pixels, for every loss.
+
+Rows are kept in the folder --rows, one a registration, so that runs resume and add up (torchrun
+shares them among processes); tables and plots are of all rows there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from loss_grid_report import write_report
+
+import drrkit
+from drrkit.evaluation import (
+    PROTOCOLS,
+    Case,
+    Protocol,
+    Subject,
+    evaluate,
+    shard,
+    shifted_appearance,
+)
+from drrkit.phantoms import torso
+from drrkit.registration import OPTIMISERS, Stage
+
+VOXEL_MM = 4.0
+SIZE, PIXEL_MM = (64, 64), 4.352
+
+LOSSES = (
+    "mi",
+    "unit_mse",
+    "nmi",
+    "mattes_mi",
+    "ncc",
+    "local_ncc",
+    "gradient_ncc",
+    "patch_gradient_ncc",
+    "gradient_difference",
+    "unit_l1",
+    "unit_soft_dice",
+    "unit_ssim",
+    "unit_ssim_dice_l1",
+    "unit_focal_frequency",
+)
+"""Every loss of drrkit.losses."""
+
+# Keywords of shifted_appearance; None for the X-ray as it is.
+SHIFTS: dict[str, dict[str, bool] | None] = {
+    "none": None,
+    "gamma": {"inversion": False, "field": False},
+    "field": {"inversion": False, "gamma": False},
+    "inverted": {"inversion": True, "gamma": False, "field": False},
+    "shift": {"inversion": False},
+    "shift-inverted": {"inversion": True},
+}
+
+_REACH = (math.radians(20.0),) * 3 + (40.0, 40.0, 100.0)  # twice that of the starts
+_NEAR = (math.radians(5.0),) * 3 + (8.0, 8.0, 25.0)
+
+OPTIONS: dict[str, tuple[dict, dict]] = {
+    "gradient": (
+        {"iterations": 80, "step": 4.0, "final_step": 0.4},
+        {"iterations": 60, "step": 1.0, "final_step": 0.05},
+    ),
+    "levenberg": (
+        {"iterations": 40, "step": 20.0, "final_step": 0.2},
+        {"iterations": 30, "step": 5.0, "final_step": 0.02},
+    ),
+    "trust_region": (
+        {"iterations": 30, "step": 12.0, "final_step": 0.4, "spread": _REACH},
+        {"iterations": 25, "step": 2.0, "final_step": 0.05, "spread": _NEAR},
+    ),
+    "cmaes": (
+        {"iterations": 30, "population": 50, "final_step": 0.5, "spread": _REACH},
+        {"iterations": 12, "population": 50, "final_step": 0.05, "spread": _NEAR},
+    ),
+}
+"""What the two stages of an optimiser have beside the loss."""
+
+
+_CASES: dict[tuple[str, int], Case] = {}
+
+
+@dataclass(frozen=True)
+class ShiftedProtocol(Protocol):
+    """A protocol whose X-rays have one of the SHIFTS, drawn by the case's number."""
+
+    shift: str = "none"
+
+    def case(self, subject: Subject, number: int) -> Case:
+        """The case of this number: poses, noise and random shift are the same for every shift."""
+        key = subject.name, number
+        if key not in _CASES:  # simulating an X-ray takes longer than most registrations here
+            _CASES[key] = super().case(subject, number)
+        xray, options = _CASES[key].xray, SHIFTS[self.shift]
+        if options is not None:
+            xray = shifted_appearance(xray, number, **options)
+        return replace(_CASES[key], protocol=self, xray=xray)
+
+
+def protocol(shift: str) -> ShiftedProtocol:
+    """The narrow protocol on small X-rays of shifted appearance."""
+    narrow = PROTOCOLS["narrow"]
+    return ShiftedProtocol(shift, narrow.start, size=SIZE, pixel_mm=PIXEL_MM, shift=shift)
+
+
+def stages(loss: str, optimiser: str) -> tuple[Stage, Stage]:
+    """The two stages of a cell."""
+    coarse, fine = OPTIONS[optimiser]
+    first = Stage(loss, optimiser=optimiser, downsample=2, supersample=2, **coarse)
+    return first, Stage(loss, optimiser=optimiser, **fine)
+
+
+def subject(path: Path | None) -> Subject:
+    """A CT, or the torso phantom, that is registered on voxels of 4 mm."""
+    if path is None:
+        found = Subject.of("torso", torso(2.0))
+    else:
+        ct = drrkit.read_volume(path).to(dtype=torch.float32)
+        found = Subject.of(path.name.split(".")[0], ct)
+    return found._replace(attenuation=found.attenuation.resample((VOXEL_MM,) * 3))
+
+
+def folder_of(rows: Path, name: str, shift: str, optimiser: str) -> Path:
+    """Where the rows of these cells are: files that are written anew for a row stay short."""
+    return rows / f"{name}.{shift}.{optimiser}"
+
+
+def run(options: argparse.Namespace) -> None:
+    """The rows that are asked for and not there yet."""
+    torch.set_num_threads(1)
+    for path in options.cts or (None,):
+        patient = subject(path)
+        for optimiser in options.optimisers:
+            methods = {f"{loss}/{optimiser}": stages(loss, optimiser) for loss in options.losses}
+            for shift in options.shifts:
+                before = time.perf_counter()
+                folder = folder_of(options.rows, patient.name, shift, optimiser)
+                evaluate(methods, [protocol(shift)], [patient], options.cases, folder)
+                spent = time.perf_counter() - before
+                print(f"{patient.name} {optimiser} {shift}: {spent:.0f} s", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    if not options.report:
+        run(options)
+    if shard()[0] == 0:
+        print(write_report(options.rows, options.output, described()))
+    return 0
+
+
+def described() -> dict[str, object]:
+    """What every cell has in common, for the record."""
+    return {
+        "protocol": {**vars(protocol("none")), "shift": list(SHIFTS)},
+        "voxel_mm": VOXEL_MM,
+        "optimisers": {
+            name: [{**options, "downsample": 2 - k} for k, options in enumerate(both)]
+            for name, both in OPTIONS.items()
+        },
+    }
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cts", nargs="*", type=Path, help="CTs in HU; default: the torso phantom")
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
+    parser.add_argument("--optimisers", nargs="+", choices=OPTIMISERS, default=OPTIMISERS)
+    parser.add_argument("--shifts", nargs="+", choices=tuple(SHIFTS), default=tuple(SHIFTS))
+    parser.add_argument("--cases", type=int, default=50, help="starts a cell (default 50)")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    results = Path(__file__).parent / "results" / "loss_grid"
+    parser.add_argument("--rows", type=Path, default=Path("build/loss_grid_rows"))
+    parser.add_argument("--output", type=Path, default=results)
+    options = parser.parse_args(arguments)
+    if options.cases < 1:
+        parser.error("--cases must be at least 1")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
