@@ -19,6 +19,7 @@ from torch import Tensor
 from drrkit.cli.arguments import OutputFile, existing, refuse_overwriting
 from drrkit.cli.images import read_mask, to_line
 from drrkit.cli.info import versions
+from drrkit.cli.landmarks import landmark_start, landmarks_option
 from drrkit.cli.options import (
     VIEWS,
     CameraOptions,
@@ -34,7 +35,6 @@ from drrkit.geometry import Camera, se3_log, volume_center
 from drrkit.registration import (
     AUTO,
     PIPELINES,
-    Landmarks,
     RegistrationResult,
     Search,
     Stage,
@@ -160,12 +160,7 @@ class XrayOptions:
     help=f"Where to start: a pose file, or one of {', '.join(VIEWS)}.  [default: where the X-ray's "
     "file says the C-arm stood]",
 )
-@click.option(
-    "--landmarks",
-    type=existing,
-    help="Where to start instead: a CSV or JSON file with x, y, z (mm, LPS), row, col of points "
-    "seen in the X-ray, six or more; a few may be wrong.",
-)
+@landmarks_option
 @click.option(
     "--output", "-o", required=True, type=OutputFile(".json"), help="The result, a pose file too."
 )
@@ -228,17 +223,18 @@ def register_command(
     seeing.check()
     stages = _with_similarity(stages, similarity, device)
     seen = seeing.load(xray, detector.sdd, device)
-    view, stored = _start(init, landmarks, seen.file, stages)
+    view, stored = ("", None) if landmarks else _start(init, seen.file, stages)
     inputs = [ct, xray, seeing.mask, seeing.calibration, reading.labels, landmarks]
     refuse_overwriting([output, overlay], [*inputs, None if not stored else Path(init or "")])
     line = seen.line
     camera = _camera(detector, stored, xray, seen.file)
     volume = reading.load(ct, device)
-    if landmarks is not None:
-        start = _from_landmarks(landmarks, camera, placing).to(device)
+    if landmarks:
+        start = landmark_start(landmarks, camera, init, placing).to(device)
     else:
         told = stored and stored.world_to_camera
-        told = seen.file.start(volume)[0] if view == FROM_FILE else told
+        if view == FROM_FILE:
+            told = seen.file.start(volume)[0]
         start = placing.pose(volume, view, told)
     with _warnings_told():
         result = register(
@@ -291,6 +287,16 @@ def move_between(before: Tensor, after: Tensor, center: Tensor) -> Tensor:
     return se3_log(motion)
 
 
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Warnings as lines of this command's own, not as Python's."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in told:
+        click.echo(f"Warning: {warning.message}", err=True)
+
+
 def _with_similarity(
     stages: tuple[Stage | Search, ...], similarity: str | Path | None, device: torch.device
 ) -> tuple[Stage | Search, ...]:
@@ -303,13 +309,9 @@ def _with_similarity(
 
 
 def _start(
-    init: str | None, landmarks: Path | None, xray: Xray, stages: tuple[Stage | Search, ...]
+    init: str | None, xray: Xray, stages: tuple[Stage | Search, ...]
 ) -> tuple[str, PoseFile | None]:
-    """A view's name or FROM_FILE, or a pose file, or neither where landmarks say it."""
-    if landmarks is not None:
-        if init is not None:
-            raise click.UsageError("Where to start? Give either --init or --landmarks.")
-        return "", None
+    """A view's name or FROM_FILE, or a pose file."""
     if init is None:
         known = xray.world_to_camera is not None or None not in (xray.primary_deg, xray.sod)
         if known:
@@ -317,9 +319,9 @@ def _start(
         if isinstance(stages[0], Search):
             return "AP", None
         raise click.UsageError(
-            "Where to start? The X-ray's file does not say where the C-arm stood. Give --init, a "
-            f"pose file or one of {', '.join(VIEWS)}, or --landmarks, or --stages global to search "
-            "all around a frontal view."
+            "--init is needed: the X-ray's file does not say where the C-arm stood. A pose file, "
+            f"one of {', '.join(VIEWS)}, or --stages global to search all around a frontal view; "
+            "--landmarks would do, too."
         )
     if init.upper() in VIEWS:
         return init.upper(), None
@@ -330,31 +332,6 @@ def _start(
             param_hint="--init",
         )
     return "", read_pose(path)
-
-
-@contextmanager
-def _warnings_told() -> Iterator[None]:
-    """Warnings as lines of this command's own, not as Python's."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for warning in told:
-        click.echo(f"Warning: {warning.message}", err=True)
-
-
-def _from_landmarks(path: Path, camera: Camera, placing: PoseOptions) -> Tensor:
-    """The pose [1, 4, 4] of the landmarks in a file; says how well they agree."""
-    if any(value is not None for value in vars(placing).values()):
-        raise click.UsageError("--landmarks say where to start: no option of the C-arm goes along.")
-    landmarks = Landmarks.read(path)
-    found = landmarks.fit(camera)
-    wrong = [str(i + 1) for i in range(len(found.inliers)) if not found.inliers[i]]
-    click.echo(
-        f"landmarks: {int(found.inliers.sum())} of {len(found.inliers)} agree, rms "
-        f"{found.rms_px:.2f} px" + (f"; without number {', '.join(wrong)}" if wrong else ""),
-        err=True,
-    )
-    return found.world_to_camera[None]
 
 
 def _camera(detector: CameraOptions, stored: PoseFile | None, xray: Path, file: Xray) -> Camera:
