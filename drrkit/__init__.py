@@ -7,7 +7,7 @@ The README has the five-line tour. World coordinates are patient LPS in mm, imag
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 
-from drrkit import losses, metrics, phantoms
+from drrkit import conversions, losses, metrics, phantoms
 from drrkit.geometry import (
     Camera,
     CArm,
@@ -29,7 +29,7 @@ from drrkit.geometry import (
 from drrkit.projector import Projector, backproject, project, project_with_jacobian, render
 from drrkit.registration import RegistrationResult, Stage, register
 from drrkit.volume import Volume, read_volume, write_volume
-from drrkit.xray import simulate_xray
+from drrkit.xray import Xray, read_xray, simulate_xray
 
 try:
     __version__ = _version("drrkit")
@@ -43,8 +43,10 @@ __all__ = [
     "RegistrationResult",
     "Stage",
     "Volume",
+    "Xray",
     "__version__",
     "backproject",
+    "conversions",
     "losses",
     "metrics",
     "perturb",
@@ -53,6 +55,7 @@ __all__ = [
     "project_points",
     "project_with_jacobian",
     "read_volume",
+    "read_xray",
     "register",
     "render",
     "se3_exp",

@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, NATIVE = ROOT / "drrkit", ROOT / "csrc"
 
 LEVELS: dict[str, int] = {
-    **dict.fromkeys(("_C", "_build", "_ops", "_functions"), 0),
+    **dict.fromkeys(("_C", "_build", "_ops", "_functions", "files"), 0),
     **dict.fromkeys(("geometry", "volume", "phantoms", "losses", "metrics", "conversions"), 0),
     **dict.fromkeys(("_arguments", "_pack", "_products", "projector"), 1),
-    **dict.fromkeys(("xray", "fields", "similarity", "registration"), 2),
+    **dict.fromkeys(("xray", "training", "fields", "similarity", "registration"), 2),
     **dict.fromkeys(("evaluation", "report", "viewer", "bench", "cli"), 3),
 }
 """A module imports from its own level, without circles, or from below. A package is one module."""

@@ -42,6 +42,7 @@ from drrkit.evaluation import (
     summarise,
     top_mean,
 )
+from drrkit.evaluation.running import _registered
 from drrkit.geometry import so3_log, volume_center
 from drrkit.metrics import mtre
 from drrkit.phantoms import torso
@@ -140,10 +141,23 @@ def test_a_number_is_one_case_everywhere_and_another_number_another():
     first, again, other = (SMALL.case(subject(), n) for n in (3, 3, 4))
     assert torch.equal(first.xray, again.xray) and torch.equal(first.start, again.start)
     assert not torch.equal(first.truth, other.truth) and not torch.equal(first.xray, other.xray)
+    # Neither another patient nor another protocol repeats its poses.
     twin = SMALL.case(Subject.of("twin", subject().ct), 3)
-    torch.testing.assert_close(twin.truth, first.truth)
     reseeded = replace(SMALL, seed=1).case(subject(), 3)
-    assert not torch.equal(reseeded.truth, first.truth)
+    for other in (twin, reseeded):
+        assert not torch.allclose(other.truth, first.truth, atol=1.0)
+    assert len({protocol.seed for protocol in PROTOCOLS.values()}) == len(PROTOCOLS)
+
+
+def test_a_registration_knows_nothing_of_the_truth():
+    case = SMALL.case(subject(), 1)
+    stage = Stage("ncc", optimiser="levenberg", step=20.0, iterations=5, starts=4)
+    blind = replace(case, truth=torch.eye(4, dtype=torch.float64))
+    ends = [_registered(one, stage) for one in (case, blind)]
+    assert torch.equal(ends[0].world_to_camera, ends[1].world_to_camera)
+    # Whereas X-ray and start are all it goes by.
+    other = replace(case, start=SMALL.case(subject(), 2).start)
+    assert not torch.equal(_registered(other, stage).world_to_camera, ends[0].world_to_camera)
 
 
 def test_the_target_is_no_rendering_of_the_moving_image():
@@ -361,6 +375,9 @@ def test_the_named_methods_are_stages_that_register_takes():
     first = METHODS["cmaes"][0]
     assert (first.optimiser, first.population, first.iterations) == ("cmaes", 300, 40)
     assert first.spread == (math.radians(45.0), 200.0) and first.name == "patch_gradient_ncc"
+    assert (first.downsample, first.voxel_mm) == (2, 4.0)
+    second = METHODS["cmaes"][1]
+    assert (second.optimiser, second.downsample, second.spread) == ("cmaes", 1, None)
 
 
 def test_stages_are_registered_as_methods(tmp_path):

@@ -17,11 +17,13 @@ from drrkit import CArm, Stage, Volume, losses, perturb, register, render, view_
 from drrkit.geometry import Camera, volume_center
 from drrkit.metrics import mtre
 from drrkit.phantoms import torso
+from drrkit.registration import Search
 from drrkit.registration.candidates import distinct_poses, motion_between
 from drrkit.registration.cmaes import CmaEs
 from drrkit.registration.curvature import gauss_newton, sobel
 from drrkit.registration.levenberg import Expansion, LevenbergMarquardt, expansion
 from drrkit.registration.pipeline import motion_units
+from drrkit.registration.presets import resolve_stages
 from drrkit.registration.refine import TrustRegion, box_minimum
 from drrkit.registration.views import View, objective
 
@@ -356,6 +358,57 @@ def test_cma_es_ranks_losses_that_are_no_numbers_last():
     while not search.finished:
         search.step()
     assert search.best_loss.isfinite().all() and (search.best_pose[:, 0, 3] <= 0).all()
+
+
+@pytest.mark.io
+def test_cma_es_goes_on_with_its_distributions_in_a_stage_without_a_spread():
+    """As long as the objective is the same, two stages are one."""
+
+    def searched(*lengths: int) -> CmaEs:
+        found, spread = None, (0.2, 8.0)
+        for length in lengths:
+            stage = Stage(optimiser="cmaes", iterations=length, population=12, spread=spread)
+            generator = torch.Generator().manual_seed(3)
+            found = CmaEs(bowl, identity(2), ORIGIN, UNITS, stage, generator, found)
+            while not found.finished:
+                found.step()
+            spread = None
+        return found
+
+    whole, parts = searched(30), searched(18, 12)
+    assert parts.steps == 12
+    torch.testing.assert_close(torch.stack(whole.trace[18:]), torch.stack(parts.trace))
+
+
+@pytest.mark.io
+def test_a_pipeline_hands_the_distribution_of_cma_es_on_to_finer_pixels():
+    first = Stage(
+        "ncc", optimiser="cmaes", downsample=2, iterations=12, population=24, spread=(0.1, 15.0)
+    )
+    ends = []
+    for spread in (None, (0.1, 15.0)):
+        second = replace(first, downsample=1, iterations=6, spread=spread)
+        ends.append(register(attenuation(), CAMERA, drr(), off(4.0, 10.0), stages=(first, second)))
+    fine = ends[0].history[1]
+    assert fine.downsample == 1 and len(fine.loss) == 6
+    # A new distribution is as wide as the first was; its mean has to find the valley again.
+    assert float(fine.loss[-1]) < 0.5 * float(ends[1].history[1].loss[-1])
+
+
+@pytest.mark.parametrize(
+    "before", [Search(), Stage(), Stage(optimiser="cmaes", keep=1), Stage(optimiser="cmaes")]
+)
+def test_a_stage_without_a_spread_needs_a_cma_es_to_go_on_with(before):
+    going_on = Stage(optimiser="cmaes", spread=None, population=30)
+    for stages in ((going_on,), (before, going_on)):
+        with pytest.raises(ValueError, match=r"stages: a 'cmaes' stage with spread None expects"):
+            resolve_stages(stages)
+    with pytest.raises(ValueError, match=r"spread: only a 'cmaes' stage of one start"):
+        Stage(spread=None)
+    with pytest.raises(ValueError, match=r"spread: expected \(rad, mm\) or six numbers"):
+        assert going_on.spreads is None
+    fitting = Stage(optimiser="cmaes", population=30)
+    assert resolve_stages((fitting, going_on)) == (fitting, going_on)
 
 
 # ---- the trust region

@@ -112,21 +112,24 @@ class CTOptions:
             click.UsageError: options that contradict each other.
             OSError, ValueError: as read_volume; values that are not in the unit said.
         """
-        if (self.labels is None) != (self.select is None):
-            raise click.UsageError("--labels and --select belong together: give both or none.")
         if self.unit == "mu" and self.energy is not None:
             raise click.UsageError(
                 "--energy converts HU; a CT with --unit mu is converted already."
             )
+        volume = self.read(path)
+        if volume.unit == "HU":
+            volume = volume.to_mu(self.energy_kev)
+        return volume.to(device)
+
+    def read(self, path: Path) -> Volume:
+        """The CT in its own unit, with the labels that are wanted; raises as `load`."""
+        if (self.labels is None) != (self.select is None):
+            raise click.UsageError("--labels and --select belong together: give both or none.")
         volume = read_volume(path, labels=self.labels, series=self.series, unit=self.unit)
         if volume.values.dim() != 3:
             raise ValueError(f"{path}: expected one value a voxel, got {volume.values.shape[0]}")
         check_unit(path, volume)
-        if self.select is not None:
-            volume = volume.select(self.select)
-        if volume.unit == "HU":
-            volume = volume.to_mu(self.energy_kev)
-        return volume.to(device)
+        return volume if self.select is None else volume.select(self.select)
 
     @property
     def energy_kev(self) -> float:

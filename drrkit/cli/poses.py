@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from drrkit import __version__
+from drrkit.files import whole_file
 from drrkit.geometry import Camera
-from drrkit.report import whole_file
 
 __all__ = ["PoseFile", "camera_as_dict", "pixel_pitch", "read_pose", "write_json", "write_pose"]
 

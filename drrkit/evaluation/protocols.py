@@ -1,13 +1,15 @@
 """Protocols: which poses are registered from which starts, and what the X-ray looks like.
 
-Every case is drawn from a seed, so that a protocol's name, a subject and a number are one case
-everywhere. The X-ray never has the moving image's own settings: it is rendered from the CT with a
-spectrum and beam hardening, area pixels, photon noise and blur.
+Every case is drawn from a seed, so that a protocol's name, a subject's name and a number are one
+case everywhere, and no two of them share a pose or a start. The X-ray never has the moving image's
+own settings: it is rendered from the CT with a spectrum and beam hardening, area pixels, photon
+noise and blur.
 """
 
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -71,7 +73,7 @@ class Protocol:
         sdd, sod, size, pixel_mm: the camera, mm; sod is the frontal view's distance.
         photons, photons_at: see simulate_xray.
         shifted: change the X-ray's appearance after its noise, see shifted_appearance.
-        seed: of all draws.
+        seed: of all draws, with the subject's name; another one for every protocol.
     """
 
     name: str
@@ -90,7 +92,8 @@ class Protocol:
 
     def case(self, subject: Subject, number: int) -> Case:
         """The case of this number, always the same one."""
-        draw = np.random.default_rng((self.seed, number))
+        name = zlib.crc32(subject.name.encode())
+        draw = np.random.default_rng((self.seed, number, name))
         center = volume_center(subject.ct).cpu()
         frontal = view_ap(subject.ct, self.sod)[0].cpu()
         truth = moved_about(frontal, _scaled(draw.uniform(-1, 1, 6), self.target), center)
@@ -124,8 +127,8 @@ PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
         Protocol("narrow", (10.0, 10.0, 10.0, 20.0, 20.0, 50.0)),
-        Protocol("prost", (50.0, 50.0, 50.0, 200.0, 200.0, 300.0), about_truth=False),
-        Protocol("cdreg", (20.0, 20.0, 20.0, 30.0, 30.0, 60.0), normal=True),
+        Protocol("prost", (50.0, 50.0, 50.0, 200.0, 200.0, 300.0), about_truth=False, seed=1),
+        Protocol("cdreg", (20.0, 20.0, 20.0, 30.0, 30.0, 60.0), normal=True, seed=2),
     )
 }
 """narrow: starts within 10 degrees, 20 mm in plane and 50 mm of depth of the truth. prost: the test

@@ -1,4 +1,4 @@
-"""Signed-distance shapes and the canvas that paints them into a voxel grid, for `torso`."""
+"""Signed-distance shapes and the canvas that paints them into a voxel grid."""
 
 from __future__ import annotations
 
@@ -170,6 +170,39 @@ def sheet(
     ys, zs, xs = ([p[k] for p in surface] for k in range(3))
     low = (min(xs) - 25.0, min(ys) - 10.0, min(zs) - 20.0)
     return Shape(low, (max(xs) + 25.0, max(ys) + 10.0, max(zs) + 15.0), distance)
+
+
+def plate(
+    center: Point, radii: tuple[float, float], thickness: float, bend: float, turn: Point
+) -> Shape:
+    """An elliptic plate across x with half axes `radii` (y, z), bent and turned about its centre.
+
+    bend in 1/mm: the middle surface is x = bend (y^2 + z^2).  turn: rad about x, y and z, in this
+    order.
+    """
+    rows = _euler(turn)
+    reach = math.hypot(max(radii), abs(bend) * max(radii) ** 2) + thickness
+
+    def distance(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        px, py, pz = x - center[0], y - center[1], z - center[2]
+        u, v, w = (px * row[0] + py * row[1] + pz * row[2] for row in rows)
+        square = v**2 + w**2
+        stretch = (1.0 + 4.0 * bend**2 * square).sqrt()
+        across = (u - bend * square).abs() / stretch - 0.5 * thickness
+        edge = (((v / radii[0]) ** 2 + (w / radii[1]) ** 2).sqrt() - 1.0) * min(radii)
+        return smooth_max(across, edge, 6.0)
+
+    return Shape(*_around(center, (reach, reach, reach)), distance)
+
+
+def _euler(turn: Point) -> list[Point]:
+    """Rows that take world offsets to a frame turned about x, then y, then z of the world."""
+    (cx, sx), (cy, sy), (cz, sz) = ((math.cos(a), math.sin(a)) for a in turn)
+    return [
+        (cz * cy, sz * cy, -sy),
+        (cz * sy * sx - sz * cx, sz * sy * sx + cz * cx, cy * sx),
+        (cz * sy * cx + sz * sx, sz * sy * cx - cz * sx, cy * cx),
+    ]
 
 
 def from_table(table: Sequence[tuple[float, float, float, float]], power: float) -> Shape:

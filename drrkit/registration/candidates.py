@@ -15,8 +15,14 @@ def motion_between(
 
     The mean over six points, before, behind and beside the centre at the distance where a turn by
     units[0] moves them by one mm. Displacements along the beam count by units[5], as they do in a
-    step of an optimiser.
+    step of an optimiser. For n bodies, poses [N, n, 4, 4], centres [n, 3] and units [6 n], it is
+    the distance of the body that differs most.
     """
+    if center.dim() == 2:
+        bodies = zip(
+            world_to_camera.unbind(1), others.unbind(1), center, units.split(6), strict=True
+        )
+        return torch.stack([motion_between(*body) for body in bodies]).amax(0)
     lever = 1.0 / units[:3].mean()
     axes = torch.eye(3).to(center)
     points = torch.cat((axes, -axes)) * lever + center
@@ -39,9 +45,9 @@ def distinct_poses(
     """Indices of at most `count` poses, best first, none closer than `apart` to a better one.
 
     Args:
-        world_to_camera: [N, 4, 4] poses.
+        world_to_camera: [N, 4, 4] poses, or [N, n, 4, 4] of n bodies.
         loss: [N] their losses; NaN counts as infinite.
-        center: [3] world mm; units: [6], see motion_units.
+        center: [3] or [n, 3] world mm; units: [6] or [6 n], see motion_units.
         apart: mm of motion.
     """
     order = torch.nan_to_num(loss, nan=torch.inf).argsort(stable=True)

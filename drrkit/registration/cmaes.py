@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drrkit.geometry import perturb
 from drrkit.registration.optimiser import PoseOptimiser
 from drrkit.registration.stages import Stage
 
@@ -24,10 +23,14 @@ class CmaEs(PoseOptimiser):
     means of the distributions, are one call of the objective. A start rests when its distribution
     is narrower than `stage.final_step` mm of motion, or when one of pycma's own criteria holds.
 
+    A stage without a spread goes on with the distributions that the CMA-ES before it has reached,
+    means, step lengths and covariances, on its own objective.
+
     Args:
         objective: poses [B, 4, 4] -> losses [B].
         world_to_camera, center, units, stage: as for PoseOptimiser.
         generator: where the seeds of the distributions come from.
+        previous: the CMA-ES to go on with where the stage has no spread.
 
     Raises:
         ImportError: cma is missing.
@@ -41,13 +44,18 @@ class CmaEs(PoseOptimiser):
         units: Tensor,
         stage: Stage,
         generator: torch.Generator,
+        previous: CmaEs | None = None,
     ) -> None:
         super().__init__(world_to_camera, center, units, stage)
         self.objective = objective
+        if previous is not None and stage.spread is None:
+            self.start, self.scale = previous.start, previous.scale
+            self.strategies = previous.strategies
+            return
         self.start = world_to_camera.clone()
-        self.scale = stage.spreads.to(world_to_camera)
+        self.scale = self.spreads
         seeds = torch.randint(2**31, (world_to_camera.shape[0],), generator=generator)
-        self.strategies = [_strategy(stage, int(seed)) for seed in seeds]
+        self.strategies = [_strategy(stage, units.numel(), int(seed)) for seed in seeds]
 
     def advance(self, index: Tensor) -> Tensor:
         """One generation of every start; the losses of the distributions' means."""
@@ -56,9 +64,9 @@ class CmaEs(PoseOptimiser):
         points = np.stack(
             [[*points, strategy.mean] for points, strategy in zip(drawn, chosen, strict=True)]
         )
-        xi = torch.from_numpy(points).to(self.start) * self.scale  # [A, population + 1, 6]
+        xi = torch.from_numpy(points).to(self.start) * self.scale  # [A, population + 1, D]
         start = self.start[index].repeat_interleave(xi.shape[1], 0)
-        pose = perturb(start, xi.flatten(0, 1), self.center)
+        pose = self.moved(start, xi.flatten(0, 1))
         with torch.no_grad():
             loss = self.objective(pose).double().unflatten(0, xi.shape[:2])
         loss = torch.nan_to_num(loss, nan=torch.inf)
@@ -78,16 +86,16 @@ class CmaEs(PoseOptimiser):
         return narrow or bool(strategy.stop())
 
 
-def _strategy(stage: Stage, seed: int) -> Any:
-    """A distribution about the origin with unit standard deviations."""
+def _strategy(stage: Stage, size: int, seed: int) -> Any:
+    """A distribution of `size` numbers about the origin with unit standard deviations."""
     import cma
 
     random = np.random.default_rng(seed)
     options = {
         "popsize": stage.population,
-        "maxiter": np.inf,  # the stage counts, and tells that from convergence
+        "maxiter": np.inf,  # the stage counts its generations
         "seed": np.nan,  # leaves numpy's global generator alone
         "randn": lambda *shape: random.standard_normal(shape),
         "verbose": -9,
     }
-    return cma.CMAEvolutionStrategy(6 * [0.0], 1.0, options)
+    return cma.CMAEvolutionStrategy(size * [0.0], 1.0, options)

@@ -2,59 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drrkit.registration.levenberg import linearised
-from drrkit.registration.stages import Stage
-from drrkit.registration.views import View
+from drrkit.registration.levenberg import Linearised
 
-__all__ = ["pose_covariance"]
+__all__ = ["UNSEEN_MM", "pose_covariance"]
 
 # Residuals may depend on each other within square blocks: this many along the longer side, none
 # smaller than so many pixels.
 _BLOCKS, _LEAST_SIDE = 12, 4
 
+UNSEEN_MM = 1e4
+"""Standard deviation, in mm of motion, of a direction that the images do not show at all."""
+
+# Ratio of curvatures below which a direction is not shown: rounding leaves that much.
+_UNSEEN = 1e-9
+
 
 def pose_covariance(
-    scene: Any,
-    views: Sequence[View],
-    stage: Stage,
-    factor: int,
-    method: str,
-    center: Tensor,
-    world_to_camera: Tensor,
+    parts: Iterable[Linearised],
+    units: Tensor,
+    added: Tensor | None = None,
+    share: float = 1.0,
 ) -> Tensor:
-    """Covariance [6, 6] float64 of xi (rad, mm) about the centre at an optimum of a stage's loss.
+    """Covariance [D, D] float64 of xi (rad, mm) about the centre at an optimum of a stage's loss.
 
     The sandwich H^-1 S H^-1 (Huber 1967): H is the Gauss-Newton matrix, S the covariance of the
     gradient. The gradient is a sum over pixels, and S the sum over blocks of pixels of the outer
     products of their shares, so that residuals may be correlated within a block (Liang and Zeger
     1986) as those of blurred noise and of wrong attenuations are. Errors that all blocks share,
-    such as a wrong focal length, are not in it.
+    such as a wrong focal length, are not in it. A direction that changes no image, such as depth
+    for parallel rays, gets a standard deviation of UNSEEN_MM.
 
-    Arguments as for `expansion`; world_to_camera is one pose [1, 4, 4].
+    Args:
+        parts: of every view, at one pose: see `linearised`.
+        units: [D] the change of xi that counts as one mm of motion.
+        added: [D, D] the matrix of a prior in the loss, weighted as there, or None. A prior's
+            gradient varies as the prior says, so that what images do not show keeps its variance.
+        share: weight of the images' loss beside it.
     """
-    hessian = torch.zeros(6, 6, dtype=torch.float64, device=world_to_camera.device)
+    hessian = torch.zeros(len(units), len(units), dtype=torch.float64, device=units.device)
     spread = torch.zeros_like(hessian)
-    for part in linearised(scene, views, stage, factor, method, center)(world_to_camera):
+    count = 0
+    for part in parts:
         hessian += part.matrix[0].double()
         shares = _shares_of_blocks(part.moving[0], part.jacobian[0], part.slope[0])
         spread += shares @ shares.mT
-    inverse = torch.linalg.pinv(hessian, hermitian=True)
-    return inverse @ spread @ inverse
+        count += 1
+    # The loss is the mean over views; in mm of motion eigenvalues can be compared.
+    both = units.double()[:, None] * units.double()
+    hessian = hessian * both * (share / count)
+    spread = spread * both * (share / count) ** 2
+    if added is not None:
+        hessian = hessian + added * both
+        spread = spread + added * both * (1.0 - share)
+    values, vectors = torch.linalg.eigh(hessian)
+    seen = values > _UNSEEN * values[-1]
+    inverse = torch.where(seen, 1.0 / torch.where(seen, values, 1.0), 0.0)
+    inverse = (vectors * inverse) @ vectors.mT
+    unseen = vectors[:, ~seen]
+    return (inverse @ spread @ inverse + UNSEEN_MM**2 * unseen @ unseen.mT) * both
 
 
 def _shares_of_blocks(moving: Tensor, jacobian: Tensor, slope: Tensor) -> Tensor:
-    """What every block of pixels adds to the gradient: [6, blocks] float64.
+    """What every block of pixels adds to the gradient: [D, blocks] float64.
 
     Args:
         moving, slope: [C, rows, cols], the image and the loss's derivative in it.
-        jacobian: [C, 6, rows, cols].
+        jacobian: [C, D, rows, cols].
     """
     # Changes of offset and gain do not change a correlation: without them in the Jacobian the
     # total is the same, and the blocks' shares are those of the pose alone.

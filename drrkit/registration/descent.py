@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from drrkit.geometry import perturb
 from drrkit.registration.optimiser import PoseOptimiser
 from drrkit.registration.stages import Stage
 
@@ -44,10 +43,10 @@ class PoseDescent(PoseOptimiser):
         count = world_to_camera.shape[0]
         self.objective = objective
         self.pose = world_to_camera.clone()
-        self.best_gradient = world_to_camera.new_zeros(count, 6)
+        self.best_gradient = world_to_camera.new_zeros(count, units.numel())
         self.step_length = world_to_camera.new_full((count,), stage.step)
-        self.first_moment = world_to_camera.new_zeros(count, 6)
-        self.second_moment = world_to_camera.new_zeros(count, 6)
+        self.first_moment = world_to_camera.new_zeros(count, units.numel())
+        self.second_moment = world_to_camera.new_zeros(count, units.numel())
         self.age = world_to_camera.new_zeros(count, dtype=torch.long)  # steps since a restart
         self.stalled = world_to_camera.new_zeros(count, dtype=torch.long)
 
@@ -64,10 +63,10 @@ class PoseDescent(PoseOptimiser):
         return loss
 
     def _evaluate(self, pose: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses [B] and their gradients [B, 6] per mm of motion."""
-        xi = pose.new_zeros(pose.shape[0], 6, requires_grad=True)
+        """Losses [B] and their gradients [B, D] per mm of motion."""
+        xi = pose.new_zeros(pose.shape[0], self.units.numel(), requires_grad=True)
         with torch.enable_grad():
-            loss = self.objective(perturb(pose, xi, self.center))
+            loss = self.objective(self.moved(pose, xi))
             (gradient,) = torch.autograd.grad(loss.sum(), xi)
         # A pose that left the image, or met a NaN, must not carry the others away.
         gradient = torch.nan_to_num(gradient * self.units, nan=0.0, posinf=0.0, neginf=0.0)
@@ -94,4 +93,4 @@ class PoseDescent(PoseOptimiser):
         scale = (second / (1 - keep_square**age)).sqrt() + torch.finfo(second.dtype).tiny
         direction = first / (1 - keep**age) / scale
         xi = -self.step_length[index, None] * direction * self.units
-        self.pose[index] = perturb(self.pose[index], xi, self.center)
+        self.pose[index] = self.moved(self.pose[index], xi)

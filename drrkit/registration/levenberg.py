@@ -11,10 +11,12 @@ from torch.autograd import forward_ad
 
 from drrkit.geometry import perturb, volume_center
 from drrkit.projector import project_with_jacobian
+from drrkit.registration.bodies import Bodies
 from drrkit.registration.curvature import gauss_newton
 from drrkit.registration.optimiser import PoseOptimiser
+from drrkit.registration.prior import PriorTerm
 from drrkit.registration.stages import Stage
-from drrkit.registration.views import View, blurred, prepared, renderer
+from drrkit.registration.views import View, blurred, prepared, renderer, scaled_views
 from drrkit.volume import Volume
 
 __all__ = ["Expansion", "LevenbergMarquardt", "Linearised", "expansion", "linearised"]
@@ -28,7 +30,10 @@ _DAMPING = (1e-7, 1e5)
 
 
 class Expansion(NamedTuple):
-    """A loss about poses: value [B], gradient [B, 6] and Gauss-Newton matrix [B, 6, 6], float64."""
+    """A loss about poses: value [B], gradient [B, D] and Gauss-Newton matrix [B, D, D], float64.
+
+    D is 6, or 6 n for n bodies.
+    """
 
     loss: Tensor
     gradient: Tensor
@@ -44,7 +49,7 @@ class LevenbergMarquardt(PoseOptimiser):
     step it would take is shorter than `stage.final_step`.
 
     Args:
-        expand: poses [B, 4, 4] -> Expansion, its xi about `center`.
+        expand: poses [B, 4, 4] or [B, n, 4, 4] -> Expansion, its xi about `center`.
         world_to_camera, center, units, stage: as for PoseOptimiser.
     """
 
@@ -59,18 +64,19 @@ class LevenbergMarquardt(PoseOptimiser):
         super().__init__(world_to_camera, center, units, stage)
         count = world_to_camera.shape[0]
         self.expand = expand
-        self.gradient = world_to_camera.new_zeros(count, 6)
-        self.matrix = torch.eye(6).to(world_to_camera).repeat(count, 1, 1)
+        size = units.numel()
+        self.gradient = world_to_camera.new_zeros(count, size)
+        self.matrix = torch.eye(size).to(world_to_camera).repeat(count, 1, 1)
         self.damping = world_to_camera.new_full((count,), _FIRST_DAMPING)
         self.growth = world_to_camera.new_full((count,), 2.0)
-        self.shift = world_to_camera.new_zeros(count, 6)  # the next step, in mm of motion
+        self.shift = world_to_camera.new_zeros(count, size)  # the next step, in mm of motion
 
     def advance(self, index: Tensor) -> Tensor:
         """Try the step of every pose, keep it where the loss falls, and plan the next."""
         step = self.shift[index]
         trial = self.best_pose[index]
         if self.steps > 0:
-            trial = perturb(trial, step * self.units, self.center)
+            trial = self.moved(trial, step * self.units)
         found = self.expand(trial)
         loss = torch.nan_to_num(found.loss, nan=torch.inf)
         gradient = found.gradient * self.units
@@ -118,8 +124,8 @@ class LevenbergMarquardt(PoseOptimiser):
 class Linearised(NamedTuple):
     """One view's image and loss about poses: what a Gauss-Newton step is made of.
 
-    loss [B], matrix [B, 6, 6] (Gauss-Newton), moving and slope = d loss / d moving
-    [B, C, rows, cols], jacobian = d moving / d xi [B, C, 6, rows, cols].
+    loss [B], matrix [B, D, D] (Gauss-Newton), moving and slope = d loss / d moving
+    [B, C, rows, cols], jacobian = d moving / d xi [B, C, D, rows, cols].
     """
 
     loss: Tensor
@@ -133,15 +139,18 @@ def expansion(
     scene: Any,
     views: Sequence[View],
     stage: Stage,
-    factor: int,
+    factor: int | Sequence[int],
     method: str,
     center: Tensor,
+    prior: PriorTerm | None = None,
 ) -> Callable[[Tensor], Expansion]:
-    """The stage's loss, gradient and Gauss-Newton matrix as a function of poses [B, 4, 4].
+    """The stage's loss, gradient and Gauss-Newton matrix as a function of poses.
 
-    The loss is the mean over views. Arguments as for `objective`; center [3] world mm is the point
-    that xi turns about.
+    The poses are [B, 4, 4], or [B, n, 4, 4] for Bodies; the loss is the mean over views, weighed
+    against the prior where there is one. Arguments as for `objective`; center [3] or [n, 3] world
+    mm is what xi turns about.
     """
+    scale = 1.0 if prior is None else 1.0 - prior.weight
     linearise = linearised(scene, views, stage, factor, method, center)
 
     def expand(world_to_camera: Tensor) -> Expansion:
@@ -149,7 +158,11 @@ def expansion(
         for part in linearise(world_to_camera):
             gradient = (part.jacobian * part.slope.unsqueeze(2)).sum((1, 3, 4))
             parts.append((part.loss.double(), gradient.double(), part.matrix.double()))
-        return Expansion(*(torch.stack(part).mean(0) for part in zip(*parts, strict=True)))
+        found = [scale * torch.stack(part).mean(0) for part in zip(*parts, strict=True)]
+        if prior is not None:
+            added = prior.expand(world_to_camera)
+            found = [part + more for part, more in zip(found, added, strict=True)]
+        return Expansion(*found)
 
     return expand
 
@@ -158,21 +171,23 @@ def linearised(
     scene: Any,
     views: Sequence[View],
     stage: Stage,
-    factor: int,
+    factor: int | Sequence[int],
     method: str,
     center: Tensor,
 ) -> Callable[[Tensor], Iterator[Linearised]]:
     """What `expansion` adds up, view by view. Arguments as there."""
     similarity = stage.measure
     scene = prepared(scene, similarity)
-    scaled = [view.downsampled(factor).blurred(stage.blur) for view in views]
+    scaled = scaled_views(views, stage, factor)
     drawn = [_with_jacobian(scene, view, stage, method, center) for view in scaled]
 
     def linearise(world_to_camera: Tensor) -> Iterator[Linearised]:
         for view, draw in zip(scaled, drawn, strict=True):
             moving, jacobian = draw(world_to_camera)
             moving = blurred(moving, view.mask, stage.blur).requires_grad_()
-            jacobian = blurred(jacobian.flatten(1, 2), view.mask, stage.blur).unflatten(1, (-1, 6))
+            columns = jacobian.shape[1:3]
+            jacobian = blurred(jacobian.flatten(1, 2), view.mask, stage.blur)
+            jacobian = jacobian.unflatten(1, columns)
             with torch.enable_grad():
                 loss = similarity(moving, view.xray, view.mask)
                 (slope,) = torch.autograd.grad(loss.sum(), moving)
@@ -186,7 +201,9 @@ def linearised(
 def _with_jacobian(
     scene: Any, view: View, stage: Stage, method: str, center: Tensor
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """world_to_camera -> image [B, C, rows, cols] and Jacobian [B, C, 6, rows, cols] of a view."""
+    """world_to_camera -> image [B, C, rows, cols] and Jacobian [B, C, D, rows, cols] of a view."""
+    if isinstance(scene, Bodies):
+        return _of_bodies(scene, view, stage, method, center)
     if not isinstance(scene, Volume):
         return _by_forward_mode(scene, view, stage, method, center)
     offset = volume_center(scene) - center
@@ -207,6 +224,23 @@ def _with_jacobian(
             2, (jacobian.shape[1], *jacobian.shape[3:])
         )
         return image, rows.movedim(2, 1)
+
+    return draw
+
+
+def _of_bodies(
+    scene: Bodies, view: View, stage: Stage, method: str, center: Tensor
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """The same for bodies with poses [B, n, 4, 4]: images add, Jacobians stand side by side."""
+    draws = [
+        _with_jacobian(body, view, stage, method, own)
+        for body, own in zip(scene.bodies, center, strict=True)
+    ]
+
+    def draw(world_to_camera: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [one(world_to_camera[:, i]) for i, one in enumerate(draws)]
+        images, jacobians = zip(*parts, strict=True)
+        return torch.stack(images).sum(0), torch.cat(jacobians, 2)
 
     return draw
 

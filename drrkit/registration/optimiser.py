@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from drrkit.registration.motion import moved
 from drrkit.registration.stages import Stage
 
 __all__ = ["PoseOptimiser"]
@@ -21,9 +22,9 @@ class PoseOptimiser:
     that still move comes to rest, down to `stage.keep` of them.
 
     Args:
-        world_to_camera: [K, 4, 4] float64 starts.
-        center: [3] world mm, the point that rotations turn about.
-        units: [6] the change of xi (rad, mm) that counts as one mm of motion.
+        world_to_camera: [K, 4, 4] float64 starts; [K, n, 4, 4] where n bodies move on their own.
+        center: [3] world mm, the point that rotations turn about; [n, 3] for n bodies.
+        units: [6] or [6 n] the change of xi (rad, mm) that counts as one mm of motion.
         stage: step lengths and limits.
     """
 
@@ -43,6 +44,16 @@ class PoseOptimiser:
     def advance(self, index: Tensor) -> Tensor:
         """Move the poses `index` [A] by one step; the losses [A] float64 met on the way."""
         raise NotImplementedError
+
+    def moved(self, pose: Tensor, xi: Tensor) -> Tensor:
+        """Poses [B, ...] moved by xi [B, D], differentiable. What else than poses moves, overrides
+        this."""
+        return moved(pose, xi, self.center)
+
+    @property
+    def spreads(self) -> Tensor:
+        """The stage's spread of every component of xi, [D]."""
+        return self.stage.spreads.to(self.units).repeat(self.units.numel() // 6)
 
     @property
     def active(self) -> Tensor:
@@ -70,7 +81,7 @@ class PoseOptimiser:
         self._halve()
 
     def remember(self, index: Tensor, pose: Tensor, loss: Tensor, tolerance: float = 0.0) -> Tensor:
-        """Note the poses [A, 4, 4] that are new bests of `index` [A]; which ones are, [A] bool."""
+        """Note the poses [A, ...] that are new bests of `index` [A]; which ones are, [A] bool."""
         better = loss < self.best_loss[index] - tolerance
         chosen = index[better]
         self.best_loss[chosen] = loss[better]

@@ -113,4 +113,20 @@ def resolve_stages(stages: Any) -> tuple[Stage | Search, ...]:
             raise TypeError(f"stages: expected Stage objects, got {type(stage).__name__}")
         if isinstance(stage, Search) and number > 0:
             raise ValueError("stages: expected a Search to be the first stage")
+        if isinstance(stage, Stage) and stage.spread is None:
+            _check_continued(found[number - 1] if number else None, stage)
     return found
+
+
+def _check_continued(previous: Stage | Search | None, stage: Stage) -> None:
+    """A stage without a spread needs distributions to go on with."""
+    if not (
+        isinstance(previous, Stage)
+        and previous.optimiser == "cmaes"
+        and (previous.population, previous.starts) == (stage.population, 1)
+        and previous.keep is None
+    ):
+        raise ValueError(
+            "stages: a 'cmaes' stage with spread None expects one of the same population, one "
+            "start and no keep before it"
+        )

@@ -12,15 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from drrkit.geometry import perturb
 from drrkit.registration.optimiser import PoseOptimiser
 from drrkit.registration.stages import Stage
 
 __all__ = ["TrustRegion", "box_minimum"]
 
-# Coefficients of a quadratic in six variables, and the points that a model remembers.
-_COEFFICIENTS = 28
-_MEMORY = 80
+# Steps whose points a model remembers, besides the first design.
+_REMEMBERED = 4
 
 # Ridge on the second-order coefficients, in the units of the points' weights.
 _RIDGE = 1e-6
@@ -32,10 +30,11 @@ class TrustRegion(PoseOptimiser):
     """Minimise a quadratic model in a shrinking box about the best pose, within bounds.
 
     xi about each start, in mm of motion, stays within `stage.spread`. A step evaluates 13 points a
-    pose (the first one 28, which determine a quadratic): the model's minimum and a cross of random
-    orientation about it. The box starts `stage.step` wide to each side, grows where the model
-    predicted the loss well, shrinks where it did not; a pose rests when its box is smaller than
-    `stage.final_step`. The loss needs no derivative, only to be smooth at the scale of the box.
+    pose (the first one 28, which determine a quadratic; both more for several bodies): the model's
+    minimum and a cross of random orientation about it. The box starts `stage.step` wide to each
+    side, grows where the model predicted the loss well, shrinks where it did not; a pose rests when
+    its box is smaller than `stage.final_step`. The loss needs no derivative, only to be smooth at
+    the scale of the box.
 
     Args:
         objective: poses [B, 4, 4] -> losses [B].
@@ -57,12 +56,14 @@ class TrustRegion(PoseOptimiser):
         self.objective = objective
         self.generator = generator
         self.start = world_to_camera.clone()
-        self.bound = stage.spreads.to(units) / units
+        self.bound = self.spreads / units
         self.radius = world_to_camera.new_full((count,), stage.step)
-        self.best = world_to_camera.new_zeros(count, 6)
-        # All points evaluated lately, newest last: [K, memory, 6] and their losses, inf where none.
-        self.points = world_to_camera.new_zeros(count, _MEMORY, 6)
-        self.losses = world_to_camera.new_full((count, _MEMORY), torch.inf)
+        size = units.numel()
+        memory = _coefficients(size) + _REMEMBERED * (2 * size + 1)
+        self.best = world_to_camera.new_zeros(count, size)
+        # All points evaluated lately, newest last: [K, memory, D] and their losses, inf where none.
+        self.points = world_to_camera.new_zeros(count, memory, size)
+        self.losses = world_to_camera.new_full((count, memory), torch.inf)
 
     def advance(self, index: Tensor) -> Tensor:
         """One box of every pose; the losses of the models' minima."""
@@ -77,29 +78,30 @@ class TrustRegion(PoseOptimiser):
         row = torch.arange(index.numel(), device=index.device)
         lowest = loss.argmin(1)
         chosen = points[row, lowest]
-        pose = perturb(self.start[index], chosen * self.units, self.center)
+        pose = self.moved(self.start[index], chosen * self.units)
         better = self.remember(index, pose, loss[row, lowest])
         self.best[index[better]] = chosen[better]
         self.resting[index] = self.radius[index] < self.stage.final_step
         return loss[:, 0]
 
     def _evaluate(self, index: Tensor, points: Tensor) -> Tensor:
-        """Losses [A, P] at points [A, P, 6], in one call."""
+        """Losses [A, P] at points [A, P, D], in one call."""
         start = self.start[index].repeat_interleave(points.shape[1], 0)
-        pose = perturb(start, points.flatten(0, 1) * self.units, self.center)
+        pose = self.moved(start, points.flatten(0, 1) * self.units)
         with torch.no_grad():
             loss = self.objective(pose).double()
         return torch.nan_to_num(loss, nan=torch.inf).unflatten(0, points.shape[:2])
 
     def _design(self, index: Tensor, middle: Tensor) -> Tensor:
-        """Points [A, P, 6] to evaluate about `middle` [A, 6], which comes first."""
+        """Points [A, P, D] to evaluate about `middle` [A, D], which comes first."""
         if self.steps == 0:
-            axes = torch.eye(6).to(middle)
-            pairs = torch.combinations(torch.arange(6, device=middle.device))
+            axes = torch.eye(middle.shape[1]).to(middle)
+            pairs = torch.combinations(torch.arange(len(axes), device=middle.device))
             offsets = torch.cat((axes, -axes, axes[pairs[:, 0]] + axes[pairs[:, 1]]))
             offsets = offsets.expand(index.numel(), -1, -1)
         else:
-            random = torch.randn(index.numel(), 6, 6, generator=self.generator).to(middle)
+            size = middle.shape[1]
+            random = torch.randn(index.numel(), size, size, generator=self.generator).to(middle)
             turned = torch.linalg.qr(random)[0]
             offsets = torch.cat((turned, -turned), 1)
         points = middle[:, None] + offsets * self.radius[index, None, None]
@@ -118,7 +120,7 @@ class TrustRegion(PoseOptimiser):
         self.radius[index] = (self.radius[index] * factor).clamp_max(self.stage.step)
 
     def _model_minimum(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Where [A, 6] the models are lowest in box and bounds, and by how much [A]."""
+        """Where [A, D] the models are lowest in box and bounds, and by how much [A]."""
         middle, radius = self.best[index], self.radius[index, None]
         gradient, matrix = self._fit(index)
         low = ((-self.bound - middle) / radius).clamp(-1.0, 0.0)
@@ -128,26 +130,32 @@ class TrustRegion(PoseOptimiser):
         return middle + step * radius, -(gradient * step).sum(-1) - 0.5 * curved
 
     def _fit(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient [A, 6] and matrix [A, 6, 6] of the model about the best point, box units."""
+        """Gradient [A, D] and matrix [A, D, D] of the model about the best point, box units."""
+        size = self.units.numel()
         offset = (self.points[index] - self.best[index, None]) / self.radius[index, None, None]
         loss = self.losses[index] - self.best_loss[index, None]
         usable = loss.isfinite()
         offset = torch.where(usable[..., None], offset, 0.0)
         # Points far outside the box say little about it.
         weight = usable / (1.0 + offset.square().sum(-1) / 4.0) ** 3
-        first, second = torch.triu_indices(6, 6, device=offset.device)
+        first, second = torch.triu_indices(size, size, device=offset.device)
         terms = offset[..., first] * offset[..., second] * torch.where(first == second, 0.5, 1.0)
         columns = torch.cat((torch.ones_like(offset[..., :1]), offset, terms), -1)
         weighed = columns * weight[..., None]
-        ridge = torch.ones(_COEFFICIENTS).to(columns) * _RIDGE
-        ridge[:7] *= 1e-3
+        ridge = torch.ones(_coefficients(size)).to(columns) * _RIDGE
+        ridge[: size + 1] *= 1e-3
         normal = weighed.mT @ columns + torch.diag(ridge)
         target = weighed.mT @ torch.where(usable, loss, 0.0)[..., None]
         solution = torch.linalg.solve_ex(normal, target)[0][..., 0]
-        matrix = offset.new_zeros(index.numel(), 6, 6)
-        matrix[:, first, second] = solution[:, 7:]
-        matrix[:, second, first] = solution[:, 7:]
-        return solution[:, 1:7], matrix
+        matrix = offset.new_zeros(index.numel(), size, size)
+        matrix[:, first, second] = solution[:, size + 1 :]
+        matrix[:, second, first] = solution[:, size + 1 :]
+        return solution[:, 1 : size + 1], matrix
+
+
+def _coefficients(size: int) -> int:
+    """Of a quadratic in so many variables."""
+    return (size + 1) * (size + 2) // 2
 
 
 def box_minimum(gradient: Tensor, matrix: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -7,9 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["RegistrationResult", "StageRecord"]
+__all__ = ["DEPTH_LIMIT_MM", "RegistrationResult", "StageRecord"]
 
 SCHEMA_VERSION = 1
+
+DEPTH_LIMIT_MM = 10.0
+"""A depth of a larger standard deviation counts as one that the images do not show."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ class RegistrationResult:
     """The best pose found, and everything needed to judge it.
 
     Attributes:
-        world_to_camera: [4, 4] float64, the pose of lowest loss in the last stage.
-        loss: its loss there.
+        world_to_camera: [4, 4] float64, the pose of lowest loss in the last stage; [n, 4, 4] for
+            Bodies.
+        loss: its loss there, with the prior where there is one.
         confidence: 0 to 1, the gradient correlation (1 - gradient_ncc, not below 0) of the X-ray
             with the volume rendered at `world_to_camera`, on pixels of about 3.5 mm at the patient
             and blurred, so that noise hardly counts; the mean over the views of several cameras.
@@ -48,7 +52,8 @@ class RegistrationResult:
             registrations of the same kind, and distrust the outliers.
         covariance: [6, 6] float64 of xi (rad, mm) about the volume's centre, in camera axes, from
             the last stage's residuals; None where its optimiser has no Jacobian. It knows noise
-            and what blocks of pixels get wrong on their own, not what all get wrong together.
+            and what blocks of pixels get wrong on their own, not what all get wrong together. A
+            direction that changes no image has 10 m. [6 n, 6 n] for n bodies.
         history: one record a stage.
         seconds: wall time.
         stop_reason: of the last stage: "converged", "iterations", or "interrupted" when the user
@@ -67,6 +72,19 @@ class RegistrationResult:
     all_world_to_camera: Tensor = field(repr=False)
     all_loss: Tensor = field(repr=False)
 
+    @property
+    def sigma(self) -> Tensor | None:
+        """Standard deviations of xi (rad, mm), [6] float64 or [6 n]; None without covariance."""
+        return None if self.covariance is None else self.covariance.diagonal().sqrt()
+
+    @property
+    def depth_observable(self) -> bool | None:
+        """Whether the images show the depth, to DEPTH_LIMIT_MM; None without covariance.
+
+        Of Bodies, whether they do for every one of them.
+        """
+        return None if self.sigma is None else bool((self.sigma[5::6] <= DEPTH_LIMIT_MM).all())
+
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, ready for JSON; losses of the history summarised."""
         return {
@@ -75,6 +93,7 @@ class RegistrationResult:
             "loss": self.loss,
             "confidence": self.confidence,
             "covariance": None if self.covariance is None else self.covariance.tolist(),
+            "depth_observable": self.depth_observable,
             "seconds": self.seconds,
             "stop_reason": self.stop_reason,
             "starts": [

@@ -32,7 +32,7 @@ SIMILARITIES: dict[str, Similarity] = {
 compares images that are each mapped to [0, 1] first, for X-rays on another scale than the volume.
 """
 
-OPTIMISERS = ("gradient", "levenberg", "cmaes", "trust_region")
+OPTIMISERS = ("gradient", "levenberg", "cmaes", "trust_region", "regressor")
 """Names a Stage accepts."""
 
 
@@ -48,7 +48,8 @@ class Stage:
         optimiser: a name in OPTIMISERS: "gradient", descent with a step length a pose (the
             similarity is differentiated); "levenberg", damped Gauss-Newton steps on the pose
             Jacobian, by far the fastest where the similarity is a correlation or mse; "cmaes",
-            CMA-ES, and "trust_region", bounded quadratic models, neither of which differentiates.
+            CMA-ES, and "trust_region", bounded quadratic models, neither of which differentiates;
+            "regressor", a network that says where to go (the similarity is only reported).
         downsample: the X-ray is averaged over downsample x downsample pixels and the volume is
             rendered onto these larger pixels.
         pixel_mm: instead of downsample: the width of these larger pixels at the patient, in mm.
@@ -72,14 +73,19 @@ class Stage:
         starts: optimisations from the neighbourhood of every pose; the best one goes on. The first
             starts at the pose itself, the others at random turns and shifts from it.
         spread: the largest turn (rad) and shift (mm) of those; six numbers bound the six components
-            of xi (rad, mm) one by one. "cmaes": the first standard deviations. "trust_region": the
-            bounds, beyond which no pose is rendered.
+            of xi (rad, mm) one by one. "cmaes": the first standard deviations, or None, to go on
+            with the distributions of the "cmaes" stage before, of the same population and without
+            `keep` or several `starts`. "trust_region": the bounds, beyond which no pose is
+            rendered.
         population: "cmaes": poses a generation and start.
         halve_every: successive halving: every so many steps the worse half of the poses that still
             move comes to rest, until `keep` of them, or one, are left; 0 for never.
         keep: only so many of the poses go on to the next stage: the best that differ, the best one
             first. None: all, in their order.
         apart: poses closer than this, in mm of motion, do not differ.
+        regressor: "regressor": what updates the poses, a `drrkit.similarity.PoseRegressor` or
+            anything with its `prepare` and `update`, at most `iterations` times and until an update
+            is smaller than `final_step`. The last poses go on, not those of lowest loss.
     """
 
     similarity: str | Similarity = "gradient_ncc"
@@ -94,13 +100,14 @@ class Stage:
     momentum: float = 0.8
     tolerance: float = 1e-6
     starts: int = 1
-    spread: tuple[float, ...] = (0.3, 40.0)
+    spread: tuple[float, ...] | None = (0.3, 40.0)
     optimiser: str = "gradient"
     voxel_mm: float | None = None
     population: int = 50
     halve_every: int = 0
     keep: int | None = None
     apart: float = 1.0
+    regressor: Any = None
 
     def __post_init__(self) -> None:
         if isinstance(self.similarity, str):
@@ -116,6 +123,11 @@ class Stage:
         if self.optimiser not in OPTIMISERS:
             names = ", ".join(repr(name) for name in OPTIMISERS)
             raise ValueError(f"optimiser: expected one of {names}, got {self.optimiser!r}")
+        if (self.optimiser == "regressor") != callable(getattr(self.regressor, "update", None)):
+            raise TypeError(
+                "regressor: expected one with update() for the optimiser 'regressor' and None for "
+                f"others, got {type(self.regressor).__name__} for {self.optimiser!r}"
+            )
         self._check_counts()
         self._check_lengths()
 
@@ -143,6 +155,12 @@ class Stage:
         for name in ("blur", "tolerance"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}")
+        if self.spread is None:
+            if self.optimiser != "cmaes" or self.starts > 1:
+                raise ValueError(
+                    "spread: only a 'cmaes' stage of one start can go without, got None"
+                )
+            return
         if len(self.spread) not in (2, 6) or not all(
             0 <= value < math.inf for value in self.spread
         ):
@@ -166,7 +184,13 @@ class Stage:
 
     @property
     def spreads(self) -> Tensor:
-        """The spread of each component of xi, [6] float64 (rad, mm)."""
+        """The spread of each component of xi, [6] float64 (rad, mm).
+
+        Raises:
+            ValueError: the stage has none.
+        """
+        if self.spread is None:
+            raise ValueError("spread: expected (rad, mm) or six numbers, got None")
         if len(self.spread) == 6:
             return torch.tensor(self.spread, dtype=torch.float64)
         return torch.tensor(self.spread, dtype=torch.float64).repeat_interleave(3)

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from drrkit.geometry import Camera
+from drrkit.geometry.checks import check_floating
 from drrkit.projector import Projector
+from drrkit.registration.bodies import Bodies
 from drrkit.registration.stages import Stage
 from drrkit.xray import gaussian_blur
 
@@ -20,12 +22,15 @@ __all__ = [
     "View",
     "blurred",
     "downsampling",
+    "downsamplings",
     "make_views",
     "negatives",
     "objective",
     "pixel_at",
     "prepared",
     "renderer",
+    "rig_of",
+    "scaled_views",
 ]
 
 # An X-ray is not made smaller than this by a stage that chooses its own resolution.
@@ -73,6 +78,17 @@ def downsampling(stage: Stage, camera: Camera, depth: float) -> int:
     return min(max(1, round(stage.pixel_mm / pixel_at(camera, depth))), largest)
 
 
+def downsamplings(stage: Stage, views: Sequence[View], depth: float) -> list[int]:
+    """The stage's downsampling for every view, so that all see pixels of about one size.
+
+    depth: of the patient, mm from the first view's source; the others are taken to stand as far in
+    units of their source-to-detector distance.
+    """
+    first = float(torch.as_tensor(views[0].camera.sdd).mean())
+    shares = [depth / first * float(torch.as_tensor(view.camera.sdd).mean()) for view in views]
+    return [downsampling(stage, view.camera, own) for view, own in zip(views, shares, strict=True)]
+
+
 def pixel_at(camera: Camera, depth: float) -> float:
     """Width in mm of a pixel's ray at a distance from the source, the mean of rows and columns."""
     pitch = sum(float(torch.as_tensor(p).mean()) for p in camera.pixel_spacing) / 2
@@ -82,16 +98,15 @@ def pixel_at(camera: Camera, depth: float) -> float:
 
 
 def objective(
-    scene: Any, views: Sequence[View], stage: Stage, factor: int, method: str
+    scene: Any, views: Sequence[View], stage: Stage, factor: int | Sequence[int], method: str
 ) -> Callable[[Tensor], Tensor]:
     """The stage's loss as a function of world_to_camera [B, 4, 4] -> [B], the mean over views.
 
-    factor: how many pixels are averaged along each side.
+    factor: how many pixels are averaged along each side, one number or one a view.
     """
     similarity = stage.measure
     scene = prepared(scene, similarity)
-    scaled = [view.downsampled(factor).blurred(stage.blur) for view in views]
-
+    scaled = scaled_views(views, stage, factor)
     renderers = [renderer(scene, view.camera, stage.supersample, method) for view in scaled]
 
     def loss(world_to_camera: Tensor) -> Tensor:
@@ -104,10 +119,20 @@ def objective(
     return loss
 
 
+def scaled_views(views: Sequence[View], stage: Stage, factor: int | Sequence[int]) -> list[View]:
+    """The views at a stage's resolution; factor: one number or one a view."""
+    factors = [factor] * len(views) if isinstance(factor, int) else factor
+    return [
+        view.downsampled(own).blurred(stage.blur) for view, own in zip(views, factors, strict=True)
+    ]
+
+
 def prepared(scene: Any, similarity: Callable[..., Tensor]) -> Any:
     """The scene as a similarity wants it: what its `prepare` makes of it, where it has one."""
     prepare = getattr(similarity, "prepare", None)
-    return scene if prepare is None else prepare(scene)
+    if prepare is None:
+        return scene
+    return scene.map(prepare) if isinstance(scene, Bodies) else prepare(scene)
 
 
 def renderer(
@@ -115,8 +140,10 @@ def renderer(
 ) -> Callable[[Tensor], Tensor]:
     """world_to_camera [B, 4, 4] -> line integrals [B, C, rows, cols], prepared for many calls.
 
-    scene: a Volume in mu, or anything that renders itself.
+    scene: a Volume in mu, Bodies (poses [B, n, 4, 4] then), or anything that renders itself.
     """
+    if isinstance(scene, Bodies):
+        return scene.projector(camera, supersample=supersample, method=method)
     own = getattr(scene, "render", None)
     if own is not None:
         return partial(own, camera)
@@ -163,6 +190,25 @@ def make_views(
         View(one, _image(image, one, "xray", like), _mask(weight, one, like), pose)
         for one, image, weight, pose in zip(cameras, xrays, masks, poses, strict=True)
     ]
+
+
+def rig_of(world_to_camera: Tensor) -> Tensor:
+    """The fixed maps [V, 4, 4] float64 from a first camera's coordinates to those of V cameras.
+
+    Args:
+        world_to_camera: [V, 4, 4], the calibrated cameras at one moment in any common world.
+
+    Raises:
+        TypeError, ValueError: it is not a floating point tensor of that shape.
+    """
+    check_floating("world_to_camera", world_to_camera, (4, 4))
+    if world_to_camera.dim() != 3 or len(world_to_camera) == 0:
+        shape = tuple(world_to_camera.shape)
+        raise ValueError(f"world_to_camera: expected shape [V, 4, 4], got {shape}")
+    poses = world_to_camera.detach().double()
+    rig = poses @ torch.linalg.inv(poses[0])
+    rig[0] = torch.eye(4).to(rig)
+    return rig
 
 
 def negatives(views: Sequence[View]) -> list[View]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drrkit.files import whole_file
 from drrkit.volume import dicom, nifti
 from drrkit.volume.data import AIR, Unit, Volume
 from drrkit.volume.itk import Raster, image_of, load_simpleitk, raster_of, readable_errors
@@ -185,7 +183,7 @@ def write_volume(volume: Volume, path: PathLike, *, labels: PathLike | None = No
     load_simpleitk()
     with ExitStack() as stack:
         for place, raster in rasters:
-            staged = stack.enter_context(_staged(place))
+            staged = stack.enter_context(whole_file(place))
             if as_dicom and place is target:
                 staged.mkdir()
                 dicom.write_series(raster, staged)
@@ -262,16 +260,3 @@ def _write_raster(raster: Raster, file: Path, target: Path) -> None:
             raise OSError(
                 f"{target}: the file was not written in full; the disk may be full"
             ) from error
-
-
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """A place of the final name in a hidden folder beside it; moved there if all goes well."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    try:
-        yield folder / target.name
-        # The header of a pair moves last: until then the name shows the old file or none.
-        for part in sorted(folder.iterdir(), key=lambda p: p.name == target.name):
-            os.replace(part, target.parent / part.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -19,12 +19,12 @@ from torch.nn import functional
 from drrkit.geometry import Camera
 from drrkit.projector import render
 from drrkit.volume import Volume, water_attenuation
+from drrkit.xray.detector import gaussian_blur
 
 __all__ = [
     "BONE_MU_PER_MM",
     "SPECTRUM_90KV",
     "bone_attenuation",
-    "gaussian_blur",
     "simulate_xray",
     "split_materials",
 ]
@@ -171,29 +171,6 @@ def simulate_xray(
         if blur_sigma_px > 0:
             intensity = gaussian_blur(intensity, blur_sigma_px)
         return -torch.maximum(intensity, darkest).log()
-
-
-def gaussian_blur(image: Tensor, sigma_px: float) -> Tensor:
-    """Gaussian blur of images [B, C, rows, cols], edge pixels repeated outwards; differentiable.
-
-    sigma_px is the standard deviation in pixels, above 0; the kernel reaches 3 of them. Raises
-    ValueError for a sigma that is not positive and finite.
-    """
-    if not 0 < sigma_px < math.inf:
-        raise ValueError(f"sigma_px: expected a positive number of pixels, got {sigma_px!r}")
-    radius = max(1, math.ceil(3.0 * sigma_px))
-    offsets = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
-    kernel = torch.exp(-0.5 * (offsets / sigma_px).square())
-    kernel = kernel / kernel.sum()
-    channels = image.shape[1]
-    for dim in (2, 3):
-        shape = [1, 1, 1, 1]
-        shape[dim] = -1
-        pad = (radius, radius, 0, 0) if dim == 3 else (0, 0, radius, radius)
-        padded = functional.pad(image, pad, mode="replicate")
-        weight = kernel.reshape(shape).expand(channels, *([-1] * 3))
-        image = functional.conv2d(padded, weight, groups=channels)
-    return image
 
 
 def _checked_spectrum(energy_kev: float | Mapping[float, float]) -> dict[float, float]:

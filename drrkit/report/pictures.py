@@ -7,10 +7,7 @@ name. Pictures are uint8, [rows, cols] grey or [rows, cols, 3] RGB.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from drrkit.files import whole_file
 from drrkit.geometry import Camera
 from drrkit.projector import render
 from drrkit.volume import Volume
@@ -27,6 +25,8 @@ from drrkit.xray import gaussian_blur
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "checkerboard",
+    "difference",
     "edges",
     "line_to_absorption",
     "line_to_transmission",
@@ -34,7 +34,6 @@ __all__ = [
     "pose_overlays",
     "save_image",
     "to_display",
-    "whole_file",
 ]
 
 IMAGE_SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".nii.gz", ".nii", ".nrrd", ".mha")
@@ -135,6 +134,27 @@ def overlay_edges(picture: Tensor, edge: Tensor, *, color: tuple[int, int, int] 
     return colored
 
 
+def checkerboard(first: Tensor, second: Tensor, *, fields: int = 8) -> Tensor:
+    """Two pictures [rows, cols] uint8 in alternating fields: contours run on where they agree.
+
+    fields: along the shorter side. Raises ValueError when the shapes differ.
+    """
+    _check_same_shape(first, second)
+    side = max(1, min(first.shape) // fields)
+    row, col = (torch.arange(n) // side for n in first.shape)
+    even = (row[:, None] + col[None]) % 2 == 0
+    return torch.where(even, first, second)
+
+
+def difference(first: Tensor, second: Tensor) -> Tensor:
+    """The difference of two pictures [rows, cols] uint8: grey where equal, [rows, cols] uint8.
+
+    Raises ValueError when the shapes differ.
+    """
+    _check_same_shape(first, second)
+    return ((first.int() - second.int()) // 2 + 128).clamp(0, 255).to(torch.uint8)
+
+
 def pose_overlays(
     volume: Volume,
     camera: Camera,
@@ -212,26 +232,12 @@ def save_image(
             _write_itk(pixels, staged, target, pixel_spacing)
 
 
-@contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A place to write a file, of the same name; moved to `path` if the block ends without error.
-
-    Raises:
-        OSError: the folder does not exist or cannot be written to.
-    """
-    target = Path(path)
-    try:
-        prefix, suffix = f".{target.name}.", ".partial"
-        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=target.parent))
-    except OSError as error:
-        raise type(error)(
-            f"{target}: cannot write to the folder {target.parent}: {error.strerror or error}"
-        ) from error
-    try:
-        yield folder / target.name
-        os.replace(folder / target.name, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _check_same_shape(first: Tensor, second: Tensor) -> None:
+    if first.shape != second.shape or first.dim() != 2:
+        raise ValueError(
+            f"second: expected the shape of the first picture, {tuple(first.shape)}, got "
+            f"{tuple(second.shape)}"
+        )
 
 
 def _plane(name: str, image: Any) -> Tensor:

@@ -1,0 +1,207 @@
+"""Biplane registrations of a CT to two realistic X-rays of itself, next to single-view ones.
+
+    python bench/registration_biplane.py [CT] [--cases 50] [--angles 90,30,0] [--output FILE]
+
+CT is a volume in HU, by default pelvis_2mm.nii.gz in the folder DRRKIT_DATA. Poses, starts and
+X-rays are those of the narrow protocol (drrkit.evaluation); the second camera is turned about the
+patient's long axis, around the isocentre 800 mm from the source; its X-ray has noise of its own.
+Reported: mTRE over points on bone, and by how much the centre of these points is off along the axis
+of each view (depth) and along the two axes across (in plane, their root mean square). Prints a line
+a case and writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import drrkit
+from drrkit.bench.machine import machine, versions
+from drrkit.evaluation import PROTOCOLS, Subject
+from drrkit.metrics import mtre, success_rate
+from drrkit.registration import AUTO, rig_of
+from drrkit.xray import SPECTRUM_90KV
+
+SCHEMA = 1
+PROTOCOL = PROTOCOLS["narrow"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    subject = Subject.of("pelvis", drrkit.read_volume(options.ct).to(dtype=torch.float32))
+    load = os.getloadavg()
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for angle in options.angles:
+        cases[name(angle)] = []
+        for number in range(options.cases):
+            cases[name(angle)].append(case(subject, number, angle))
+            print(name(angle), line(cases[name(angle)][-1]), flush=True)
+    record = {
+        "schema": SCHEMA,
+        "command": " ".join(["python bench/registration_biplane.py", *described(options)]),
+        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "load_average": {"before": load, "after": os.getloadavg()},
+        "versions": versions(("torch", "numpy")) | {"drrkit": drrkit.__version__},
+        "protocol": {**vars(PROTOCOL), "ct": options.ct.name, "stages": "auto"},
+        "stages": [{**vars(stage), "similarity": stage.name} for stage in AUTO],
+        "summary": {key: summary(rows) for key, rows in cases.items()},
+        "cases": cases,
+    }
+    write(record, options.output)
+    print(json.dumps(record["summary"], indent=1))
+    return 0
+
+
+def name(angle: float) -> str:
+    return "single" if angle == 0 else f"biplane_{angle:g}"
+
+
+def case(subject: Subject, number: int, angle: float) -> dict[str, Any]:
+    """One registration: two views `angle` degrees apart, or one view for 0."""
+    one = PROTOCOL.case(subject, number)
+    if angle == 0:
+        result = drrkit.register(subject.attenuation, one.camera, one.xray, one.start)
+        rig = torch.eye(4, dtype=torch.float64)[None]
+    else:
+        rig = rig_of(torch.stack([torch.eye(4, dtype=torch.float64), orbit(angle)]))
+        second = drrkit.simulate_xray(
+            subject.ct,
+            one.camera,
+            rig[1] @ one.truth,
+            energy_kev=SPECTRUM_90KV,
+            photons=PROTOCOL.photons,
+            photons_at=PROTOCOL.photons_at,
+            seed=10_000 + number,
+        )
+        result = drrkit.register(
+            subject.attenuation,
+            [one.camera] * 2,
+            [one.xray, second],
+            one.start,
+            rig_to_camera=rig,
+        )
+    found = result.world_to_camera
+    sigma = None if result.covariance is None else result.covariance.diagonal().sqrt().tolist()
+    return {
+        "number": number,
+        "mtre_before_mm": float(mtre(one.start, one.truth, subject.points)),
+        "mtre_mm": float(mtre(found, one.truth, subject.points)),
+        "views": [errors_in(turn, found, one.truth, subject.points) for turn in rig],
+        "sigma_rad_mm": sigma,
+        "confidence": result.confidence,
+        "seconds": result.seconds,
+        "stop_reason": result.stop_reason,
+    }
+
+
+def orbit(angle: float) -> Tensor:
+    """From the first camera's coordinates to those of one turned about the patient's long axis.
+
+    In the frontal view that axis is the camera's y; the isocentre lies 800 mm along z.
+    """
+    turn = torch.eye(4, dtype=torch.float64)
+    axis = torch.tensor([0.0, math.radians(angle), 0.0], dtype=torch.float64)
+    isocentre = torch.tensor([0.0, 0.0, PROTOCOL.sod], dtype=torch.float64)
+    turn[:3, :3] = drrkit.so3_exp(axis)
+    turn[:3, 3] = isocentre - turn[:3, :3] @ isocentre
+    return turn
+
+
+def errors_in(turn: Tensor, found: Tensor, truth: Tensor, points: Tensor) -> dict[str, float]:
+    """How far the points' centre is off in a view: along its axis, and along one across (rms)."""
+    center = torch.cat([points.double().mean(0), torch.ones(1, dtype=torch.float64)])
+    shift = (turn @ (found - truth) @ center)[:3]
+    return {
+        "depth_mm": abs(float(shift[2])),
+        "in_plane_mm": float(shift[:2].square().mean().sqrt()),
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    errors = torch.tensor([row["mtre_mm"] for row in rows])
+    seconds = torch.tensor([row["seconds"] for row in rows])
+    rate = success_rate(errors, 2.0)
+    depth, plane = (  # [cases, views]
+        torch.tensor([[view[key] for view in row["views"]] for row in rows])
+        for key in ("depth_mm", "in_plane_mm")
+    )
+    return {
+        "cases": len(rows),
+        "mtre_median_mm": float(errors.median()),
+        "mtre_95_mm": float(errors.quantile(0.95)),
+        "mtre_max_mm": float(errors.max()),
+        "below_2_mm": {"rate": rate.rate, "wilson_95": [rate.low, rate.high]},
+        "depth_median_mm": depth.median(0).values.tolist(),
+        "in_plane_median_mm": plane.median(0).values.tolist(),
+        "depth_rms_mm": depth.square().mean(0).sqrt().tolist(),
+        "in_plane_rms_mm": plane.square().mean(0).sqrt().tolist(),
+        "depth_rms_all_views_mm": float(depth.square().mean().sqrt()),
+        "in_plane_rms_all_views_mm": float(plane.square().mean().sqrt()),
+        "seconds_median": float(seconds.median()),
+    }
+
+
+def line(row: dict[str, Any]) -> str:
+    views = "  ".join(
+        f"depth {view['depth_mm']:6.3f} in plane {view['in_plane_mm']:6.3f}"
+        for view in row["views"]
+    )
+    return (
+        f"{row['number']:3d}  mTRE {row['mtre_before_mm']:6.2f} -> {row['mtre_mm']:6.3f} mm  "
+        f"{views}  confidence {row['confidence']:.3f}  {row['seconds']:5.2f} s"
+    )
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    folder = os.environ.get("DRRKIT_DATA")
+    parser.add_argument("ct", nargs="?", type=Path, help="CT in HU; default: the pelvis")
+    parser.add_argument("--cases", type=int, default=50, help="registrations a set-up (default 50)")
+    parser.add_argument(
+        "--angles",
+        type=lambda text: [float(word) for word in text.split(",")],
+        default=[90.0, 30.0, 0.0],
+        help="degrees between the views, 0 for one view alone (default 90,30,0)",
+    )
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
+    default = Path(__file__).parent / "results" / "registration_biplane.json"
+    parser.add_argument("--output", type=Path, default=default, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    if options.cases < 1 or options.threads < 1:
+        parser.error("--cases and --threads must be at least 1")
+    if options.ct is None:
+        if not folder:
+            parser.error("no CT given and DRRKIT_DATA is not set")
+        options.ct = Path(folder) / "pelvis_2mm.nii.gz"
+    return options
+
+
+def described(options: argparse.Namespace) -> list[str]:
+    """The command line, without the folders of this machine."""
+    angles = ",".join(f"{angle:g}" for angle in options.angles)
+    words = [options.ct.name, f"--cases {options.cases}", f"--angles {angles}"]
+    return [*words, f"--threads {options.threads}"]
+
+
+def write(record: dict[str, Any], path: Path) -> None:
+    """The record as JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

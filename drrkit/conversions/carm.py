@@ -1,0 +1,142 @@
+"""Angles of a C-arm as DICOM writes them, and ProST's pose parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from drrkit.conversions.vectors import checked_view
+from drrkit.geometry import Camera, so3_exp, so3_log, view_carm, volume_center
+from drrkit.geometry.checks import batched, check_floating, checked_positive
+from drrkit.geometry.se3 import assemble
+
+
+class DicomAngles(NamedTuple):
+    """A C-arm's position; degrees and mm, each [B] float64, isocenter [B, 3]."""
+
+    primary: Tensor
+    """(0018,1510) Positioner Primary Angle, LAO positive."""
+    secondary: Tensor
+    """(0018,1511) Positioner Secondary Angle, CRA positive."""
+    roll: Tensor
+    """Turn of the detector about the beam, right-handed along the beam; DICOM's zero."""
+    source_to_isocenter: Tensor
+    """(0018,1111) Distance Source to Patient, for XA."""
+    isocenter: Tensor
+    """World mm."""
+
+
+def to_dicom_angles(camera: Camera, world_to_camera: Tensor, volume: Any) -> DicomAngles:
+    """The C-arm's angles of views [4, 4] or [B, 4, 4], the patient head first and supine.
+
+    The isocentre is the foot of the volume's centre on the camera's axis. A beam along the
+    patient's long axis has no primary angle of its own: zero then.
+    """
+    pose = checked_view(camera, world_to_camera)
+    turn = pose[:, :3, :3]
+    x, y, z = turn[:, 2].unbind(-1)
+    secondary = torch.atan2(z, torch.hypot(x, y))
+    primary = torch.atan2(x, -y)
+    upright = view_carm(volume, 1.0, primary, secondary, base="PA").to(pose)[:, :3, :3]
+    # turn = Rz(roll)^T upright
+    between = turn @ upright.mT
+    roll = torch.atan2(between[:, 0, 1], between[:, 0, 0])
+    center = volume_center(volume).to(pose)
+    source = -(turn.mT @ pose[:, :3, 3:]).squeeze(-1)
+    sod = ((center - source) * turn[:, 2]).sum(-1)
+    isocenter = source + sod[:, None] * turn[:, 2]
+    return DicomAngles(primary.rad2deg(), secondary.rad2deg(), roll.rad2deg(), sod, isocenter)
+
+
+def from_dicom_angles(
+    primary: float | Tensor,
+    secondary: float | Tensor,
+    sod: float | Tensor,
+    volume: Any,
+    *,
+    roll: float | Tensor = 0.0,
+    isocenter: Tensor | None = None,
+) -> Tensor:
+    """Poses [B, 4, 4] float64 of a C-arm: degrees, mm; the inverse of to_dicom_angles.
+
+    primary    (0018,1510), LAO positive; zero is posterior-anterior, the detector in front
+    secondary  (0018,1511), CRA positive
+    sod        (0018,1111) source to isocentre
+    isocenter  [3] or [B, 3] world mm, default the volume's centre: DICOM does not say where the
+               patient lies, so this is a start for a registration, not a pose
+
+    Raises ValueError for a sod that is not positive. For the projection geometry proper:
+    CArm(sdd=(0018,1110), pixel_spacing=(0018,1164), ...).
+    """
+    if not isinstance(sod, Tensor):
+        sod = checked_positive("sod", sod)
+    device = volume.values.device
+    given = (
+        torch.as_tensor(v, dtype=torch.float64, device=device) for v in (primary, secondary, roll)
+    )
+    p, s, r = (value.deg2rad().reshape(-1) for value in given)
+    depth = torch.as_tensor(sod, dtype=torch.float64, device=device).reshape(-1)
+    p, s, r, depth = torch.broadcast_tensors(p, s, r, depth)
+    upright = view_carm(volume, depth, p, s, base="PA")[:, :3, :3]
+    zero, one = torch.zeros_like(r), torch.ones_like(r)
+    about_z = torch.stack((r.cos(), r.sin(), zero, -r.sin(), r.cos(), zero, zero, zero, one), -1)
+    turn = about_z.unflatten(-1, (3, 3)) @ upright
+    center = volume_center(volume) if isocenter is None else isocenter.to(turn)
+    shift = torch.stack((zero, zero, depth), -1) - (turn @ center[..., None]).squeeze(-1)
+    return assemble(turn, shift[..., None])
+
+
+_PROST_AXES = ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0))
+"""ProST's frame in camera axes: rows of the image along x, columns along y, z to the source."""
+
+
+def prost_scale(volume: Any) -> float:
+    """ProST's unit of length s in mm: half the extent of the grid along its x axis."""
+    return volume.values.shape[-1] * float(volume.spacing[0]) / 2
+
+
+def to_prost(world_to_camera: Tensor, volume: Any, sod: float) -> Tensor:
+    """ProST's theta [B, 6] = (rotation vector rad, translation / s) of poses.
+
+    world_to_camera  [4, 4] or [B, 4, 4]
+    sod              the source-to-isocentre distance of its canonical geometry, mm
+
+    theta moves the rays in the volume's own frame: x' = R x + t, x in units of s = prost_scale
+    about the volume's centre along its index axes, the source at (0, 0, sod / s) and the detector
+    towards -z, pixel (m, n) of the image at row m along x and column n along y. Differentiable.
+    Raises ValueError for a volume whose axes are left-handed.
+    """
+    pose = batched("world_to_camera", world_to_camera, (4, 4)).double()
+    axes, direction, center, scale, sod = _prost_frame(volume, sod, pose)
+    turn, shift = pose[:, :3, :3], pose[:, :3, 3]
+    # X_cam = A R^T (D^T (X - c) - s t) + sod e_z
+    rotation = direction.mT @ turn.mT @ axes
+    at_center = (turn @ center) + shift - sod
+    moved = -(rotation @ (axes.mT @ at_center[:, :, None])).squeeze(-1) / scale
+    return torch.cat((so3_log(rotation), moved), -1)
+
+
+def from_prost(theta: Tensor, volume: Any, sod: float) -> Tensor:
+    """Poses [B, 4, 4] float64 of ProST's theta [6] or [B, 6]; the inverse of to_prost."""
+    theta = batched("theta", theta, (6,)).double()
+    axes, direction, center, scale, sod = _prost_frame(volume, sod, theta)
+    back = axes @ so3_exp(theta[:, :3]).mT
+    turn = back @ direction.mT
+    shift = sod - turn @ center - scale * (back @ theta[:, 3:, None]).squeeze(-1)
+    return assemble(turn, shift[..., None])
+
+
+def _prost_frame(
+    volume: Any, sod: float, like: Tensor
+) -> tuple[Tensor, Tensor, Tensor, float, Tensor]:
+    direction = torch.as_tensor(volume.direction, dtype=torch.float64).to(like.device)
+    check_floating("direction", direction, (3, 3))
+    if math.copysign(1.0, float(torch.linalg.det(direction))) < 0:
+        raise ValueError("volume: expected a right-handed direction, got a reflection")
+    axes = torch.tensor(_PROST_AXES, dtype=torch.float64, device=like.device)
+    center = volume_center(volume).to(like.device)
+    depth = axes.new_tensor((0.0, 0.0, checked_positive("sod", sod)))
+    return axes, direction, center, prost_scale(volume), depth

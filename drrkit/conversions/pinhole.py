@@ -1,0 +1,238 @@
+"""Tools that speak of pinhole cameras: OpenCV, nanodrr, DeepDRR, xreg and DeepFluoro."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from drrkit.conversions.angles import lps_from_ras
+from drrkit.conversions.vectors import CameraView, checked_view, shared
+from drrkit.geometry import Camera, so3_exp
+from drrkit.geometry.checks import batched, check_floating, checked_size
+from drrkit.geometry.se3 import assemble
+
+HALF_PIXEL = 0.5
+"""Where the first pixel's centre stands for tools that put its corner at zero."""
+
+XREG_FRAMES = ("detector_positive_z", "detector_negative_z", "origin_on_detector")
+
+
+class PinholeView(NamedTuple):
+    """OpenCV's camera: (col, row, 1) = K (R X + t) / z, pixel centres at integers."""
+
+    K: Tensor
+    R: Tensor
+    t: Tensor
+
+
+class NanodrrView(NamedTuple):
+    """What nanodrr's render takes: k_inv and rt_inv (camera to RAS world) [B, 4, 4]."""
+
+    k_inv: Tensor
+    rt_inv: Tensor
+    sdd: Tensor
+    height: int
+    width: int
+
+
+class DeepdrrView(NamedTuple):
+    """DeepDRR's CameraProjection: intrinsic [B, 3, 3], extrinsic (camera from world) [B, 4, 4]."""
+
+    intrinsic: Tensor
+    extrinsic: Tensor
+
+
+class XregView(NamedTuple):
+    """xreg's CameraModel: intrinsic [B, 3, 3], extrinsic [B, 4, 4], focal length in mm [B]."""
+
+    intrinsic: Tensor
+    extrinsic: Tensor
+    focal_length: Tensor
+
+
+def to_opencv(camera: Camera, world_to_camera: Tensor) -> PinholeView:
+    """K [B, 3, 3], R [B, 3, 3] and t [B, 3] (mm, LPS world) as OpenCV writes them, float64."""
+    pose = checked_view(camera, world_to_camera)
+    matrix = camera.K.double().to(pose.device).expand(len(pose), 3, 3)
+    return PinholeView(matrix, pose[:, :3, :3], pose[:, :3, 3])
+
+
+def from_opencv(K: Tensor, R: Tensor, t: Tensor, size: tuple[int, int], sdd: float) -> CameraView:
+    """A calibrated pinhole camera without distortion.
+
+    K     [3, 3] or [B, 3, 3] in pixels, pixel centres at integers
+    R     [3, 3], [B, 3, 3], or a rotation vector [3], [B, 3] in rad (OpenCV's rvec)
+    t     [3], [3, 1], [B, 3] or [B, 3, 1] in mm
+    size  (rows, cols)
+    sdd   source-to-detector distance in mm: a calibration by points does not know it; images do
+          not depend on it as long as the detector lies behind the patient
+    """
+    check_floating("K", K, (3, 3))
+    rotation = _rotation(R)
+    t = t.squeeze(-1) if t.dim() and t.shape[-1] == 1 else t
+    pose = assemble(rotation, batched("t", t, (3,)).double()[..., None])
+    return _from_matrices(K.double(), pose, size, torch.as_tensor(sdd, dtype=torch.float64))
+
+
+def to_nanodrr(camera: Camera, world_to_camera: Tensor) -> NanodrrView:
+    """The arguments of nanodrr's functional render (0.1): RAS world, corners at integers.
+
+    Differentiable. Its own tensors are float32: convert as needed.
+    """
+    pose = checked_view(camera, world_to_camera)
+    matrix = _shifted(camera.K.double().to(pose.device), HALF_PIXEL).expand(len(pose), 3, 3)
+    sdd = torch.as_tensor(camera.sdd, dtype=torch.float64, device=pose.device).expand(len(pose))
+    rows, cols = camera.size
+    return NanodrrView(torch.linalg.inv(matrix), lps_from_ras(_inverse(pose)), sdd, rows, cols)
+
+
+def from_nanodrr(view: NanodrrView) -> CameraView:
+    """The view of nanodrr's k_inv [3, 3] or [B, 3, 3] and rt_inv [4, 4] or [B, 4, 4].
+
+    A reflection, as its orientation "PA" is, gives the camera of the mirrored image: `flip`.
+    """
+    k_inv = batched("k_inv", view.k_inv, (3, 3)).double()
+    to_world = batched("rt_inv", view.rt_inv, (4, 4)).double()
+    matrix = torch.linalg.inv(k_inv)
+    matrix = _shifted(matrix / matrix[:, 2:, 2:], -HALF_PIXEL)
+    pose = torch.linalg.inv(lps_from_ras(to_world))
+    return _from_matrices(matrix, pose, (view.height, view.width), view.sdd)
+
+
+def to_deepdrr(camera: Camera, world_to_camera: Tensor) -> DeepdrrView:
+    """DeepDRR's intrinsic and extrinsic matrices, its world being the patient's LPS.
+
+    Its pixels span [col, col + 1], so the principal point is half a pixel further. If the volume's
+    `world_from_anatomical` is not the identity, or anatomical RAS, multiply the extrinsic by its
+    inverse from the right.
+    """
+    pose = checked_view(camera, world_to_camera)
+    matrix = _shifted(camera.K.double().to(pose.device), HALF_PIXEL).expand(len(pose), 3, 3)
+    return DeepdrrView(matrix, pose)
+
+
+def from_deepdrr(view: DeepdrrView, size: tuple[int, int], sdd: float | Tensor) -> CameraView:
+    """The inverse of to_deepdrr; size (rows, cols), sdd in mm."""
+    matrix = _shifted(batched("intrinsic", view.intrinsic, (3, 3)).double(), -HALF_PIXEL)
+    pose = batched("extrinsic", view.extrinsic, (4, 4)).double()
+    return _from_matrices(matrix, pose, size, torch.as_tensor(sdd, dtype=torch.float64))
+
+
+def to_xreg(
+    camera: Camera, world_to_camera: Tensor, frame: str = "detector_negative_z"
+) -> tuple[XregView, tuple[int, ...]]:
+    """xreg's camera model in one of its three frames, and the flips between the images.
+
+    frame  "detector_positive_z": drrkit's own; "origin_on_detector": that moved by the focal
+           length along z; "detector_negative_z" (DeepFluoro, and xreg's default): z points back
+           to the source and x along the columns, so with a proper rotation the columns run as
+           seen from behind the detector, (-1,) is flipped
+
+    Returns (view, flip), flip as in CameraView.
+    """
+    _check_frame(frame)
+    pose = checked_view(camera, world_to_camera)
+    sdd = torch.as_tensor(camera.sdd, dtype=torch.float64, device=pose.device).expand(len(pose))
+    matrix = camera.K.double().to(pose.device).expand(len(pose), 3, 3)
+    if frame == "detector_positive_z":
+        return XregView(matrix, pose, sdd), ()
+    if frame == "origin_on_detector":
+        return XregView(matrix, _moved_along_z(pose, -sdd), sdd), ()
+    turn = torch.diag(pose.new_tensor((-1.0, 1.0, -1.0, 1.0)))
+    matrix = -_mirrored(matrix, camera.size[1]) @ turn[:3, :3]
+    return XregView(matrix, turn @ pose, sdd), (-1,)
+
+
+def from_xreg(
+    view: XregView, size: tuple[int, int], frame: str = "detector_negative_z"
+) -> CameraView:
+    """The view of an xreg camera model; arguments as to_xreg, size (rows, cols)."""
+    _check_frame(frame)
+    matrix = batched("intrinsic", view.intrinsic, (3, 3)).double()
+    pose = batched("extrinsic", view.extrinsic, (4, 4)).double()
+    length = torch.as_tensor(view.focal_length, dtype=torch.float64).to(pose.device)
+    if frame == "origin_on_detector":
+        pose = _moved_along_z(pose, length)
+    elif frame == "detector_negative_z":
+        back = torch.diag(pose.new_tensor((1.0, 1.0, -1.0, 1.0)))
+        matrix, pose = -matrix @ back[:3, :3], back @ pose
+    return _from_matrices(matrix, pose, size, length)
+
+
+def from_deepfluoro(
+    intrinsic: Tensor,
+    extrinsic: Tensor,
+    cam_to_volume: Tensor,
+    size: tuple[int, int],
+    pixel_spacing: tuple[float, float],
+) -> CameraView:
+    """A view of the DeepFluoro data set (HDF5: proj-params and gt-poses).
+
+    intrinsic      [3, 3] proj-params/intrinsic, focal terms negative
+    extrinsic      [4, 4] proj-params/extrinsic
+    cam_to_volume  [4, 4] or [B, 4, 4] gt-poses/cam-to-pelvis-vol or one of the femurs'; LPS mm
+    size           (num-rows, num-cols)
+    pixel_spacing  (pixel-row-spacing, pixel-col-spacing) in mm
+
+    The world is the volume's. Some images also say rot-180-for-up: that is for showing them.
+    """
+    matrix = batched("intrinsic", intrinsic, (3, 3)).double()
+    outer = batched("extrinsic", extrinsic, (4, 4)).double()
+    pose = outer @ torch.linalg.inv(batched("cam_to_volume", cam_to_volume, (4, 4)).double())
+    row, col = pixel_spacing
+    length = (matrix[:, 0, 0].abs() * col + matrix[:, 1, 1].abs() * row) / 2
+    return from_xreg(XregView(matrix, pose, length), size)
+
+
+def _from_matrices(
+    matrix: Tensor, pose: Tensor, size: tuple[int, int], sdd: float | Tensor
+) -> CameraView:
+    """The view of K and a pose into a camera with z forward; a reflection mirrors the columns."""
+    size = checked_size(size)
+    mirrored = torch.linalg.det(pose[..., :3, :3]) < 0
+    flip: tuple[int, ...] = ()
+    if bool(mirrored.any()):
+        if not bool(mirrored.all()):
+            raise ValueError("pose: expected all views reflected or none, got some of a batch")
+        other = torch.diag(pose.new_tensor((-1.0, 1.0, 1.0, 1.0)))
+        matrix, pose = _mirrored(matrix, size[1]) @ other[:3, :3], other @ pose
+        flip = (-1,)
+    if isinstance(sdd, Tensor) and sdd.dim():
+        sdd = sdd.double().expand(len(pose))
+    return CameraView(*shared(Camera(matrix, size, sdd)), pose, flip)
+
+
+def _mirrored(matrix: Tensor, cols: int) -> Tensor:
+    """K of the image with its columns counted from the other end."""
+    turn = matrix.new_tensor(((-1.0, 0.0, cols - 1.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
+    return turn @ matrix
+
+
+def _shifted(matrix: Tensor, pixels: float) -> Tensor:
+    """K with its principal point moved."""
+    shift = matrix.new_tensor(((1.0, 0.0, pixels), (0.0, 1.0, pixels), (0.0, 0.0, 1.0)))
+    return shift @ matrix
+
+
+def _inverse(pose: Tensor) -> Tensor:
+    turn = pose[:, :3, :3].mT
+    return assemble(turn, -turn @ pose[:, :3, 3:])
+
+
+def _rotation(R: Tensor) -> Tensor:
+    if isinstance(R, Tensor) and R.shape[-1:] == (3,) and R.shape[-2:] != (3, 3):
+        return so3_exp(batched("R", R, (3,)).double())
+    return batched("R", R, (3, 3)).double()
+
+
+def _moved_along_z(pose: Tensor, distance: Tensor) -> Tensor:
+    moved = pose.clone()
+    moved[:, 2, 3] += distance
+    return moved
+
+
+def _check_frame(frame: str) -> None:
+    if frame not in XREG_FRAMES:
+        raise ValueError(f"frame: expected one of {XREG_FRAMES}, got {frame!r}")

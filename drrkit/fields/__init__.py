@@ -1,0 +1,62 @@
+"""Neural scene representations: image formations of DiffProj, tuned CT (NeTT), masked NeRF (mNeRF).
+
+Every scene renders through `scene.render(camera, world_to_camera, **options)` and can be registered
+by `drrkit.register`. docs/fields.md is the tour.
+"""
+
+from drrkit.fields.crossing import FoldResult, cross_subject, cross_validate
+from drrkit.fields.files import load_field, save_field
+from drrkit.fields.formation import (
+    FORMATIONS,
+    VolumeRendered,
+    absorption,
+    ray_casting,
+    volume_rendering,
+)
+from drrkit.fields.masks import body_mask
+from drrkit.fields.mnerf import MNeRF
+from drrkit.fields.ndc import DIFFPROJ_SDD, DIFFPROJ_SOD, NDC
+from drrkit.fields.nett import LOCAL_FEATURES, NeTT, TunedCT
+from drrkit.fields.networks import Perceptron, positional_encoding
+from drrkit.fields.pairs import Pairs, check_subjects, random_views
+from drrkit.fields.quality import IMAGE_LOSSES, Normalised, min_max, psnr, ssim_index
+from drrkit.fields.scenes import CT, Scene, as_scene
+from drrkit.fields.tasks import ImageObjective, MNeRFTask, NeTTTask, scene_quality
+
+__all__ = [
+    "CT",
+    "DIFFPROJ_SDD",
+    "DIFFPROJ_SOD",
+    "FORMATIONS",
+    "IMAGE_LOSSES",
+    "LOCAL_FEATURES",
+    "NDC",
+    "FoldResult",
+    "ImageObjective",
+    "MNeRF",
+    "MNeRFTask",
+    "NeTT",
+    "NeTTTask",
+    "Normalised",
+    "Pairs",
+    "Perceptron",
+    "Scene",
+    "TunedCT",
+    "VolumeRendered",
+    "absorption",
+    "as_scene",
+    "body_mask",
+    "check_subjects",
+    "cross_subject",
+    "cross_validate",
+    "load_field",
+    "min_max",
+    "positional_encoding",
+    "psnr",
+    "random_views",
+    "ray_casting",
+    "save_field",
+    "scene_quality",
+    "ssim_index",
+    "volume_rendering",
+]

@@ -1,0 +1,66 @@
+"""Positional encoding and the fully connected networks behind the fields."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Perceptron", "encoded_size", "positional_encoding"]
+
+
+def positional_encoding(x: Tensor, octaves: int) -> Tensor:
+    """(x, sin 2^l pi x, cos 2^l pi x) for l < octaves: [..., D] -> [..., D (1 + 2 octaves)].
+
+    Source: Mildenhall et al., NeRF, ECCV 2020; Eq. 5 and 7 of arXiv 2308.00214. x is meant to stay
+    within [-1, 1].
+    """
+    if octaves == 0:
+        return x
+    frequency = math.pi * 2.0 ** torch.arange(octaves, dtype=x.dtype, device=x.device)
+    angle = (x[..., None] * frequency).flatten(-2)
+    return torch.cat((x, angle.sin(), angle.cos()), -1)
+
+
+def encoded_size(dimensions: int, octaves: int) -> int:
+    """Numbers that `positional_encoding` makes of so many."""
+    return dimensions * (1 + 2 * octaves)
+
+
+class Perceptron(nn.Module):
+    """A multilayer perceptron with ReLU between its layers: [..., inputs] -> [..., 1].
+
+    Args:
+        inputs: numbers that go in.
+        width: of the hidden layers.
+        depth: number of hidden layers.
+        skip: the hidden layer that sees the input again (NeRF's fifth of eight: skip=4), or None.
+
+    Raises:
+        ValueError: a count that is not positive, or a skip that is no layer behind the first.
+    """
+
+    def __init__(self, inputs: int, width: int = 64, depth: int = 4, skip: int | None = None):
+        super().__init__()
+        if min(inputs, width, depth) < 1:
+            raise ValueError(
+                f"inputs, width, depth: expected positive counts, got {inputs}, {width}, {depth}"
+            )
+        if skip is not None and not 0 < skip < depth:
+            raise ValueError(f"skip: expected a layer from 1 to {depth - 1}, got {skip!r}")
+        self.skip = skip
+        sizes = [inputs] + [width] * (depth - 1)
+        if skip is not None:
+            sizes[skip] += inputs
+        self.hidden = nn.ModuleList(nn.Linear(size, width) for size in sizes)
+        self.last = nn.Linear(width, 1)
+        for layer in self.hidden:
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for number, layer in enumerate(self.hidden):
+            y = torch.relu(layer(torch.cat((y, x), -1) if number == self.skip else y))
+        return self.last(y)

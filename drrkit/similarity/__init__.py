@@ -1,0 +1,60 @@
+"""Learned similarities: networks whose gradient in the pose is trained to point at the true pose.
+
+`build` makes one by name, `save_similarity` and `load_similarity` keep it; `drrkit.register` takes
+it wherever a Stage takes a similarity. `SimilarityTask` is what `drrkit.training.train` trains.
+Pose regressors, which the learned similarities are compared with, are built and kept alike;
+`RegressorTask` trains them, and Stage(optimiser="regressor", regressor=...) uses them.
+"""
+
+from drrkit.similarity.cdreg_training import CDRegTask
+from drrkit.similarity.configuration import Configuration
+from drrkit.similarity.geodesic import geodesic_gradient, geodesic_loss
+from drrkit.similarity.learned import LearnedSimilarity
+from drrkit.similarity.objectives import (
+    OBJECTIVES,
+    cosines,
+    direction_distance,
+    geodesic_distance,
+    objective_loss,
+    pose_gradient,
+)
+from drrkit.similarity.poses import SAMPLINGS, PoseChart, PoseSampling
+from drrkit.similarity.registry import KINDS, NETWORKS, build, construct
+from drrkit.similarity.regressor import PoseRegressor
+from drrkit.similarity.regressor_training import (
+    REGRESSOR_RECIPES,
+    RegressorRecipe,
+    RegressorTask,
+)
+from drrkit.similarity.storage import load_similarity, save_similarity
+from drrkit.similarity.task import SimilarityTask, TrainingPatient, TrainingRecipe
+
+__all__ = [
+    "KINDS",
+    "NETWORKS",
+    "OBJECTIVES",
+    "REGRESSOR_RECIPES",
+    "SAMPLINGS",
+    "CDRegTask",
+    "Configuration",
+    "LearnedSimilarity",
+    "PoseChart",
+    "PoseRegressor",
+    "PoseSampling",
+    "RegressorRecipe",
+    "RegressorTask",
+    "SimilarityTask",
+    "TrainingPatient",
+    "TrainingRecipe",
+    "build",
+    "construct",
+    "cosines",
+    "direction_distance",
+    "geodesic_distance",
+    "geodesic_gradient",
+    "geodesic_loss",
+    "load_similarity",
+    "objective_loss",
+    "pose_gradient",
+    "save_similarity",
+]

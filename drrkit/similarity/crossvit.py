@@ -1,0 +1,179 @@
+"""CrossViT (Chen, Fan, Panda, ICCV 2021): two transformers on patches of two sizes that exchange
+their class tokens.
+
+Attention is written out: fused attention kernels have no second derivative, and a learned
+similarity is trained through its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["CrossViT"]
+
+# Standard deviation of fresh position embeddings, class tokens and linear layers, as in ViT.
+_INITIAL = 0.02
+
+
+class CrossViT(nn.Module):
+    """[B, channels, rows, cols] -> [B, outputs], the mean of both branches' heads.
+
+    A branch resizes the image to its own size, cuts it into patches, adds a class token and
+    position embeddings. `stages` times, each branch runs its blocks, and then its class token
+    attends to the other branch's patches.
+
+    Args:
+        channels, outputs: of the image and of the heads.
+        images: side length of the image that each branch reads; any image is resized to it.
+        patches: side length of each branch's patches; divides its image.
+        dims, heads: width and attention heads of each branch.
+        depth: blocks of each branch in a stage.
+        stages: how many stages.
+        mlp: ratio of the width inside each branch's blocks.
+
+    Raises:
+        ValueError: patches do not divide images, heads do not divide dims, or not two of each.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        outputs: int = 1,
+        *,
+        images: Sequence[int] = (240, 224),
+        patches: Sequence[int] = (12, 16),
+        dims: Sequence[int] = (128, 256),
+        heads: Sequence[int] = (4, 4),
+        depth: Sequence[int] = (1, 3),
+        stages: int = 3,
+        mlp: Sequence[float] = (3.0, 3.0),
+    ) -> None:
+        super().__init__()
+        given = {"images": images, "patches": patches, "dims": dims, "heads": heads}
+        for name, value in {**given, "depth": depth, "mlp": mlp}.items():
+            if len(value) != 2:
+                raise ValueError(f"{name}: expected two, one a branch, got {tuple(value)!r}")
+        self.branches = nn.ModuleList(
+            PatchTokens(channels, image, patch, dim)
+            for image, patch, dim in zip(images, patches, dims, strict=True)
+        )
+        self.stages = nn.ModuleList(Stage(dims, heads, depth, mlp) for _ in range(stages))
+        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for dim in dims)
+        self.heads = nn.ModuleList(nn.Linear(dim, outputs) for dim in dims)
+        self.apply(_initialise)
+
+    def forward(self, image: Tensor) -> Tensor:
+        tokens = [branch(image) for branch in self.branches]
+        for stage in self.stages:
+            tokens = stage(tokens)
+        parts = zip(self.heads, self.norms, tokens, strict=True)
+        return torch.stack([head(norm(own[:, 0])) for head, norm, own in parts]).mean(0)
+
+
+class PatchTokens(nn.Module):
+    """An image as tokens [B, 1 + patches, dim], the class token first."""
+
+    def __init__(self, channels: int, image: int, patch: int, dim: int) -> None:
+        super().__init__()
+        if image % patch:
+            raise ValueError(f"patches: expected divisors of images, got {patch} for {image}")
+        self.image = image
+        self.embed = nn.Conv2d(channels, dim, patch, stride=patch)
+        self.class_token = nn.Parameter(_INITIAL * torch.randn(1, 1, dim))
+        self.positions = nn.Parameter(_INITIAL * torch.randn(1, 1 + (image // patch) ** 2, dim))
+
+    def forward(self, image: Tensor) -> Tensor:
+        size = (self.image, self.image)
+        if tuple(image.shape[-2:]) != size:
+            image = functional.interpolate(image, size, mode="bilinear", align_corners=False)
+        patches = self.embed(image).flatten(2).mT
+        first = self.class_token.expand(patches.shape[0], -1, -1)
+        return torch.cat((first, patches), 1) + self.positions
+
+
+class Stage(nn.Module):
+    """Blocks of both branches, then the exchange of class tokens."""
+
+    def __init__(
+        self, dims: Sequence[int], heads: Sequence[int], depth: Sequence[int], mlp: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*(Block(dim, head, ratio) for _ in range(count)))
+            for dim, head, count, ratio in zip(dims, heads, depth, mlp, strict=True)
+        )
+        self.exchanges = nn.ModuleList(
+            Exchange(dims[own], dims[1 - own], heads[1 - own]) for own in (0, 1)
+        )
+
+    def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        mixed = [blocks(own) for blocks, own in zip(self.blocks, tokens, strict=True)]
+        return [
+            torch.cat((exchange(mixed[own][:, :1], mixed[1 - own][:, 1:]), mixed[own][:, 1:]), 1)
+            for own, exchange in enumerate(self.exchanges)
+        ]
+
+
+class Block(nn.Module):
+    """A transformer block with normalisation first: x + attention, x + MLP."""
+
+    def __init__(self, dim: int, heads: int, ratio: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.attention = Attention(dim, heads)
+        self.mlp_norm = nn.LayerNorm(dim, eps=1e-6)
+        inner = int(dim * ratio)
+        self.mlp = nn.Sequential(nn.Linear(dim, inner), nn.GELU(), nn.Linear(inner, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.attention_norm(x)
+        x = x + self.attention(y, y)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Exchange(nn.Module):
+    """A class token [B, 1, own] made to attend to the patches [B, N, other] of the other branch."""
+
+    def __init__(self, own: int, other: int, heads: int) -> None:
+        super().__init__()
+        self.there = nn.Sequential(nn.LayerNorm(own, eps=1e-6), nn.GELU(), nn.Linear(own, other))
+        self.norm = nn.LayerNorm(other, eps=1e-6)
+        self.attention = Attention(other, heads)
+        self.back = nn.Sequential(nn.LayerNorm(other, eps=1e-6), nn.GELU(), nn.Linear(other, own))
+
+    def forward(self, token: Tensor, patches: Tensor) -> Tensor:
+        guest = self.there(token)
+        both = self.norm(torch.cat((guest, patches), 1))
+        return self.back(guest + self.attention(both[:, :1], both))
+
+
+class Attention(nn.Module):
+    """Attention of queries [B, Q, dim] to keys [B, K, dim], by plain matrix products."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"heads: expected divisors of dims, got {heads} for {dim}")
+        self.heads = heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
+
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer, x in ((self.query, queries), (self.key, keys), (self.value, keys))
+        )
+        weight = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1)
+        return self.output((weight @ v).transpose(1, 2).flatten(2))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=_INITIAL)
+        nn.init.zeros_(module.bias)

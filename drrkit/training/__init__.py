@@ -1,0 +1,26 @@
+"""Training: a loop that resumes bit for bit, checkpoints, logs, several processes, splits.
+
+The engine knows no network: it minimises what a Task says, on one processor or on the GPUs of many
+machines (torchrun), and can be killed at any moment.
+"""
+
+from drrkit.training.checkpoints import Checkpoint, find_checkpoint, load_checkpoint
+from drrkit.training.distributed import Processes
+from drrkit.training.engine import TrainingResult, train
+from drrkit.training.folds import Split, k_folds, split
+from drrkit.training.randomness import generator
+from drrkit.training.task import Task
+
+__all__ = [
+    "Checkpoint",
+    "Processes",
+    "Split",
+    "Task",
+    "TrainingResult",
+    "find_checkpoint",
+    "generator",
+    "k_folds",
+    "load_checkpoint",
+    "split",
+    "train",
+]

@@ -1,0 +1,311 @@
+"""train(): the loop that can be killed at any moment and resumes to the same weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drrkit.training.checkpoints import (
+    BEST,
+    LAST,
+    Checkpoint,
+    latest_checkpoint,
+    reserved,
+    save_checkpoint,
+    write_whole,
+)
+from drrkit.training.distributed import Processes
+from drrkit.training.interruption import Interruption
+from drrkit.training.randomness import VALIDATION, seeded
+from drrkit.training.records import NoRecords, Records, progress_bar
+from drrkit.training.stepping import PRECISIONS, Stepper
+from drrkit.training.task import Task
+
+__all__ = ["TrainingResult", "train"]
+
+MODES = ("min", "max")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a call of `train` ended with.
+
+    Attributes:
+        step: steps done in all, also by earlier calls.
+        losses: of the last step, by name; empty if there was nothing to do.
+        metrics: of the last validation.
+        best_step, best_value: of the validation whose weights best.pt has; 0 and nan without any.
+        skipped: steps left out because their gradient was not finite, in all.
+        seconds: of training, in all.
+        interrupted: Ctrl-C or SIGTERM ended it before the last step; calling again resumes.
+        last, best: the checkpoints.
+    """
+
+    step: int
+    losses: dict[str, float]
+    metrics: dict[str, float]
+    best_step: int
+    best_value: float
+    skipped: int
+    seconds: float
+    interrupted: bool
+    last: Path
+    best: Path
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        return {**vars(self), "last": str(self.last), "best": str(self.best)}
+
+
+def train(
+    task: Task,
+    folder: Path | str,
+    *,
+    steps: int,
+    validate_every: int,
+    save_every: int,
+    clip_norm: float | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    accumulate: int = 1,
+    precision: str = "float32",
+    config: dict[str, Any] | None = None,
+    watch: str | None = None,
+    mode: str = "min",
+    max_skips: int = 20,
+    log_every: int = 1,
+) -> TrainingResult:
+    """Train up to a number of steps, from where the folder's last checkpoint is.
+
+    A run that was killed and is started again ends with the weights of one that was not: on a CPU
+    bit for bit. Writes last.pt, previous.pt and best.pt (`load_checkpoint` reads them), log.csv,
+    validation.csv and, where TensorBoard is installed, tensorboard/. Ctrl-C and SIGTERM end it
+    after the current step, with a checkpoint; a second Ctrl-C at once. Under torchrun the
+    processes train one model on world times as large batches (DistributedDataParallel).
+
+    Args:
+        task: what is trained; its model ends with the last weights.
+        folder: made if missing. Processes on several machines need not share it: rank 0 writes and
+            reads.
+        steps: in all; a larger number continues a finished run.
+        validate_every, save_every: steps between validations and checkpoints; the last step has
+            both.
+        clip_norm: the gradient's norm is limited to this.
+        seed: of all randomness, see Task.
+        progress: show a progress bar (needs tqdm).
+        accumulate: batches to average for a step. The same as that many times the processes: 2
+            processes that accumulate 3 train as 6 do, and as one that accumulates 6.
+        precision: "float32"; "bfloat16" or "float16", autocast for what torch deems safe:
+            drrkit's projector stays in float32. float16 scales the loss; what a task
+            differentiates inside its own losses is not scaled, and wants "bfloat16".
+        config: plain values that the checkpoints carry and a resumed run has to agree with.
+        watch: which number of `validate` says what is best; default "loss", or the only one.
+        mode: "min" or "max", what is better.
+        max_skips: so many steps in a row may have a gradient that is not finite; they are left out.
+        log_every: steps between rows of log.csv.
+
+    Returns:
+        a TrainingResult.
+
+    Raises:
+        TypeError, ValueError: an argument is not what is described here; the folder's checkpoints
+            are damaged or belong to a run with other settings.
+        RuntimeError: the gradient was not finite more than max_skips times in a row, or a buffer
+            of the model no longer is.
+    """
+    counts = {"steps": steps, "validate_every": validate_every, "save_every": save_every}
+    _check(task, {**counts, "accumulate": accumulate, "log_every": log_every}, precision, mode)
+    if clip_norm is not None and not 0 < clip_norm < math.inf:
+        raise ValueError(f"clip_norm: expected a positive number, got {clip_norm!r}")
+    processes = Processes.of_environment()
+    device = next(task.model.parameters()).device
+    settings = {
+        "seed": seed,
+        "clip_norm": clip_norm,
+        "precision": precision,
+        "shares": accumulate * processes.world,
+    }
+    processes.connect(device)
+    stepper = Stepper(task, processes, accumulate, precision, clip_norm, max_skips)
+    run = Run(stepper, Path(folder), settings, _plain(config or {}), watch, mode)
+    with reserved(Path(folder)) if processes.writes else nullcontext():
+        run.resume(steps)
+        return run.until(steps, validate_every, save_every, log_every, progress)
+
+
+class Run:
+    """One training run: its state, and its folder."""
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        folder: Path,
+        settings: dict[str, Any],
+        config: dict[str, Any],
+        watch: str | None,
+        mode: str,
+    ) -> None:
+        self.stepper, self.folder = stepper, folder
+        self.settings, self.config = settings, config
+        self.watch, self.mode = watch, mode
+        self.processes = stepper.processes
+        self.step, self.seconds = 0, 0.0
+        self.losses: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
+        self.best: dict[str, float] = {}
+
+    def resume(self, steps: int) -> None:
+        """Takes up the folder's last checkpoint, if there is one, and writes down what is run."""
+        found = None
+        if self.processes.writes:
+            found = latest_checkpoint(self.folder)
+        found = self.processes.from_writer(found)
+        if found is not None:
+            _check_same(self.folder, "settings", found.settings, self.settings)
+            _check_same(self.folder, "config", found.config, self.config)
+            self.step, self.seconds = found.step, found.seconds
+            self.metrics, self.best = found.metrics, found.best
+            self.stepper.restore(found)
+        if self.processes.writes:
+            content = {"steps": steps, "settings": self.settings, "config": self.config}
+            text = json.dumps(content, indent=2) + "\n"
+            write_whole(self.folder / "config.json", lambda stream: stream.write(text.encode()))
+
+    def until(
+        self, steps: int, validate_every: int, save_every: int, log_every: int, progress: bool
+    ) -> TrainingResult:
+        """Trains until so many steps are done, or until interrupted."""
+        writes = self.processes.writes and self.step < steps
+        records = Records(self.folder, self.step) if writes else NoRecords()
+        bar = progress_bar(progress and writes, self.step, steps)
+        stop = False
+        try:
+            with Interruption() as interruption:
+                while self.step < steps and not stop:
+                    stop = self._advance(interruption.requested)
+                    stop |= interruption.requested and self.processes.world == 1
+                    last = self.step == steps
+                    if self.step % log_every == 0 or last:
+                        records.write("training", self.step, self._logged())
+                    bar.update(1)
+                    bar.set_postfix(loss=f"{self.losses['loss']:.4g}", refresh=False)
+                    if self.step % validate_every == 0 or last:
+                        self._validate()
+                        records.write("validation", self.step, self.metrics)
+                    if self.step % save_every == 0 or last or stop:
+                        records.sync()
+                        self._save(LAST)
+        finally:
+            bar.close()
+            records.close()
+        return self._result(interrupted=self.step < steps)
+
+    def _advance(self, requested: bool) -> bool:
+        """One step; whether any process was asked to stop."""
+        began = time.perf_counter()
+        self.losses, stop = self.stepper.advance(self.step, int(self.settings["seed"]), requested)
+        self.step += 1
+        self.seconds += time.perf_counter() - began
+        return stop
+
+    def _logged(self) -> dict[str, float]:
+        rate = self.stepper.optimiser.param_groups[0]["lr"]
+        return {**self.losses, "rate": float(rate), "seconds": round(self.seconds, 4)}
+
+    def _validate(self) -> None:
+        """The metrics of the model as it is; keeps it where it is the best so far."""
+        model = self.stepper.task.model
+        training = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            with seeded(int(self.settings["seed"]), VALIDATION, self.processes.rank):
+                found = {k: float(v) for k, v in self.stepper.task.validate().items()}
+        finally:
+            for module in training:
+                module.training = True
+        values = self.processes.mean(list(found.values()), self.stepper.device)
+        self.metrics = dict(zip(found, values, strict=True))
+        if not self.metrics:
+            return
+        value = self.metrics[self._watched()]
+        sign = 1 if self.mode == "min" else -1
+        if math.isfinite(value) and (not self.best or sign * value < sign * self.best["value"]):
+            self.best = {"step": self.step, "value": value}
+            self._save(BEST)
+
+    def _watched(self) -> str:
+        names = list(self.metrics)
+        name = self.watch or ("loss" if "loss" in names or len(names) != 1 else names[0])
+        if name not in names:
+            raise ValueError(
+                f"watch: expected one of {names}, which validate() gives, got {name!r}"
+            )
+        return name
+
+    def _save(self, name: str) -> None:
+        if self.processes.writes:
+            state = Checkpoint(
+                step=self.step,
+                settings=self.settings,
+                config=self.config,
+                metrics=self.metrics,
+                best=self.best,
+                seconds=self.seconds,
+                **self.stepper.state(),
+            )
+            save_checkpoint(state, self.folder / name)
+
+    def _result(self, interrupted: bool) -> TrainingResult:
+        return TrainingResult(
+            step=self.step,
+            losses=self.losses,
+            metrics=self.metrics,
+            best_step=int(self.best.get("step", 0)),
+            best_value=self.best.get("value", math.nan),
+            skipped=self.stepper.skipped,
+            seconds=self.seconds,
+            interrupted=interrupted,
+            last=self.folder / LAST,
+            best=self.folder / BEST,
+        )
+
+
+def _check(task: Any, counts: dict[str, int], precision: str, mode: str) -> None:
+    if not isinstance(task, Task):
+        raise TypeError(f"task: expected a drrkit.training.Task, got {type(task).__name__}")
+    if not any(p.requires_grad for p in task.model.parameters()):
+        raise ValueError("task: expected a model with parameters to train, got none")
+    if len({p.device for p in task.model.parameters()}) > 1:
+        raise ValueError("task: expected all parameters on one device")
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {list(PRECISIONS)}, got {precision!r}")
+    if mode not in MODES:
+        raise ValueError(f"mode: expected 'min' or 'max', got {mode!r}")
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A config as JSON has it, so that one that was read again is equal to it."""
+    try:
+        return json.loads(json.dumps(config))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"config: expected plain values as in JSON ({error})") from None
+
+
+def _check_same(folder: Path, what: str, stored: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raises ValueError where a run that is resumed would go on as another one."""
+    names = sorted(set(stored) | set(given))
+    other = [n for n in names if stored.get(n) != given.get(n)]
+    if other:
+        differences = ", ".join(f"{n} was {stored.get(n)!r}, now {given.get(n)!r}" for n in other)
+        raise ValueError(
+            f"{folder}: holds a run with other {what} ({differences}); go on with those, or train "
+            "in another folder"
+        )

@@ -1,0 +1,163 @@
+"""One step: losses, gradients over all batches and processes, their guard, the optimiser."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from drrkit.training.checkpoints import Checkpoint
+from drrkit.training.distributed import Processes
+from drrkit.training.randomness import TRAINING, seeded
+from drrkit.training.task import Task
+
+__all__ = ["PRECISIONS", "Stepper"]
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Losses(nn.Module):
+    """A task's losses as a module's forward, which is what DistributedDataParallel wraps.
+
+    Gradients that a task takes inside its losses are of inputs, not of parameters: they stay in
+    this process. What is not minimised is detached, lest a parameter be waited for in vain.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        self.task = task
+
+    def forward(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        found = self.task.losses(step, rank, world)
+        if not isinstance(found, dict) or not isinstance(found.get("loss"), Tensor):
+            raise TypeError(f"losses: expected a dict with a tensor 'loss', got {found!r:.80}")
+        for name, value in found.items():
+            if torch.as_tensor(value).numel() != 1:
+                raise ValueError(f"losses: expected scalars, {name!r} is {tuple(value.shape)}")
+        if not found["loss"].requires_grad:
+            raise ValueError("losses: expected a 'loss' that depends on the model, got a constant")
+        others = {k: torch.as_tensor(v).detach() for k, v in found.items() if k != "loss"}
+        return {"loss": found["loss"].reshape(()), **others}
+
+
+class Stepper:
+    """A task with its optimiser and schedule, in step with the other processes."""
+
+    def __init__(
+        self,
+        task: Task,
+        processes: Processes,
+        accumulate: int,
+        precision: str,
+        clip_norm: float | None,
+        max_skips: int,
+    ) -> None:
+        self.task, self.processes = task, processes
+        self.accumulate, self.max_skips = accumulate, max_skips
+        self.dtype = PRECISIONS[precision]
+        self.clip_norm = clip_norm
+        self.skipped = self.skipped_in_a_row = 0
+        self.parameters = [p for p in task.model.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+        self.optimiser = task.optimiser()
+        self.schedule = task.schedule(self.optimiser)
+        if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ValueError("schedule: expected one by steps alone, got ReduceLROnPlateau")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+        self.losses: nn.Module = Losses(task)
+        if processes.world > 1:
+            # A parameter need not reach the loss: the last bias of a network does not reach the
+            # gradient that a learned similarity is trained by.
+            self.losses = DistributedDataParallel(self.losses, find_unused_parameters=True)
+
+    def advance(self, step: int, seed: int, stop: bool) -> tuple[dict[str, float], bool]:
+        """One step: the mean losses and the gradient's norm, and whether any process says stop."""
+        self.task.model.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        totals: dict[str, Tensor] = {}
+        for micro in range(self.accumulate):
+            for name, value in self._backward(step, seed, micro).items():
+                totals[name] = totals.get(name, 0) + value.double() / self.accumulate
+        self.scaler.unscale_(self.optimiser)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = get_total_norm(gradients)
+        numbers = torch.stack([*totals.values()]).tolist()
+        *numbers, stopping = self.processes.mean([*numbers, float(stop)], self.device)
+        losses = {**dict(zip(totals, numbers, strict=True)), "gradient_norm": float(norm)}
+        if math.isfinite(losses["loss"]) and math.isfinite(losses["gradient_norm"]):
+            if self.clip_norm is not None:
+                clip_grads_with_norm_(self.parameters, self.clip_norm, norm)
+            self.scaler.step(self.optimiser)
+            self.skipped_in_a_row = 0
+        else:
+            self._skip(step)
+        self.scaler.update()
+        if self.schedule is not None:
+            self.schedule.step()
+        return losses, stopping > 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint says of it."""
+        return {
+            "model": self.task.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict() or None,
+            "skipped": self.skipped,
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes on from a checkpoint.
+
+        Raises:
+            ValueError: it belongs to another model or optimiser.
+        """
+        try:
+            self.task.model.load_state_dict(checkpoint.model)
+            self.optimiser.load_state_dict(checkpoint.optimiser or {})
+            if self.schedule is not None:
+                self.schedule.load_state_dict(checkpoint.schedule or {})
+            if checkpoint.scaler is not None:
+                self.scaler.load_state_dict(checkpoint.scaler)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise ValueError(f"the checkpoint is of another model or optimiser: {error}") from error
+        self.skipped = checkpoint.skipped
+
+    def _backward(self, step: int, seed: int, micro: int) -> dict[str, Tensor]:
+        """Adds the gradient of one batch; its losses."""
+        share = self.processes.rank * self.accumulate + micro
+        shares = self.processes.world * self.accumulate
+        with self._quiet(micro), seeded(seed, TRAINING, step, share):
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                found = self.losses(step, share, shares)
+            self.scaler.scale(found["loss"] / self.accumulate).backward()
+        return {name: value.detach() for name, value in found.items()}
+
+    def _quiet(self, micro: int) -> AbstractContextManager:
+        """Processes exchange gradients with the last batch of a step only."""
+        if micro + 1 < self.accumulate and isinstance(self.losses, DistributedDataParallel):
+            return self.losses.no_sync()
+        return contextlib.nullcontext()
+
+    def _skip(self, step: int) -> None:
+        """Leaves a step out, and gives up when that happens too often or harm is done already."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        for name, buffer in self.task.model.named_buffers():
+            if buffer.is_floating_point() and not bool(buffer.isfinite().all()):
+                raise RuntimeError(
+                    f"step {step}: the loss or its gradient is not finite, and neither is the "
+                    f"model's buffer {name!r} any more; the last checkpoint has a sound one"
+                )
+        if self.skipped_in_a_row > self.max_skips:
+            raise RuntimeError(
+                f"step {step}: the loss or its gradient was not finite {self.skipped_in_a_row} "
+                "times in a row; a lower learning rate or clip_norm may help"
+            )

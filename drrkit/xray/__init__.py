@@ -1,0 +1,66 @@
+"""X-ray images: real ones from files; simulated ones, from plain to realistic."""
+
+from drrkit.xray.detector import Signal, add_noise, add_scatter, beer_lambert, gaussian_blur
+from drrkit.xray.materials import (
+    DENSITIES,
+    SPECTRA,
+    MaterialVolume,
+    checked_spectrum,
+    hu_to_density,
+    mass_attenuation,
+    tissue_materials,
+)
+from drrkit.xray.randomisation import (
+    CdregRandomisation,
+    DomainRandomisation,
+    Randomisation,
+    min_max,
+    randomise,
+)
+from drrkit.xray.reading import XRAY_KINDS, Xray, read_xray
+from drrkit.xray.synthesis import XrayModel, motion_path, synthesise_xray
+from drrkit.xray.tools import PlacedTool, Tool, k_wire, random_tool_pose, rod, screw
+from drrkit.xray.two_materials import (
+    BONE_MU_PER_MM,
+    SPECTRUM_90KV,
+    bone_attenuation,
+    simulate_xray,
+    split_materials,
+)
+
+__all__ = [
+    "BONE_MU_PER_MM",
+    "DENSITIES",
+    "SPECTRA",
+    "SPECTRUM_90KV",
+    "XRAY_KINDS",
+    "CdregRandomisation",
+    "DomainRandomisation",
+    "MaterialVolume",
+    "PlacedTool",
+    "Randomisation",
+    "Signal",
+    "Tool",
+    "Xray",
+    "XrayModel",
+    "add_noise",
+    "add_scatter",
+    "beer_lambert",
+    "bone_attenuation",
+    "checked_spectrum",
+    "gaussian_blur",
+    "hu_to_density",
+    "k_wire",
+    "mass_attenuation",
+    "min_max",
+    "motion_path",
+    "random_tool_pose",
+    "randomise",
+    "read_xray",
+    "rod",
+    "screw",
+    "simulate_xray",
+    "split_materials",
+    "synthesise_xray",
+    "tissue_materials",
+]

@@ -1,0 +1,86 @@
+"""`drrkit convert`: every format there and back, and what it says of what is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import drrkit
+from drrkit.cli import main
+from drrkit.cli.convert import FILES, TOOLS
+from drrkit.cli.poses import read_pose, write_pose
+
+pytestmark = pytest.mark.io
+
+SIZE = (20, 24)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a CT and a pose file."""
+    folder = tmp_path_factory.mktemp("convert")
+    ct = drrkit.phantoms.torso(spacing=20.0)
+    drrkit.write_volume(ct, folder / "ct.nii.gz")
+    camera = drrkit.CArm(1020.0, SIZE, (2.0, 2.0), (10.0, 11.5))
+    xi = torch.tensor([0.1, 0.2, -0.1, 5.0, -8.0, 20.0], dtype=torch.float64)
+    start = drrkit.view_carm(ct, 800.0, 0.3, -0.2)
+    write_pose(folder / "pose.json", drrkit.perturb(start, xi, drrkit.volume_center(ct)), camera)
+    return folder
+
+
+def run(*words: object) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["convert", *map(str, words)])
+    return result.exit_code, result.output
+
+
+EVERYTHING = ("--size", "20x24", "--sdd", 1020, "--sod", 800, "--pixel-spacing", 2)
+CENTRED = ("slicer", "dicom", "prost")
+"""Formats that hold no principal point: it comes back as the detector's middle."""
+
+
+@pytest.mark.parametrize("tool", [*TOOLS, *FILES])
+def test_every_format_goes_there_and_back(place: Path, tool: str) -> None:
+    suffix = {"slicer": ".tfm", "mayacam": ".txt"}.get(tool, ".json")
+    there, back = place / f"{tool}{suffix}", place / f"{tool}_back.json"
+    options = ("--ct", place / "ct.nii.gz", *EVERYTHING)
+    assert run(place / "pose.json", "--to", tool, "-o", there, *options)[0] == 0
+    assert run(there, "--from", tool, "-o", back, *options)[0] == 0
+    found, expected = read_pose(back), read_pose(place / "pose.json")
+    torch.testing.assert_close(found.world_to_camera, expected.world_to_camera, rtol=0, atol=1e-9)
+    if tool not in CENTRED:
+        torch.testing.assert_close(found.camera.K, expected.camera.K, rtol=0, atol=1e-9)
+
+
+def test_missing_options_are_named(place: Path) -> None:
+    code, text = run(place / "pose.json", "--to", "astra", "-o", place / "a.json")
+    assert code == 2
+    assert "this format needs --ct" in text
+    code, text = run(place / "pose.json", "-o", place / "a.json")
+    assert code == 2
+    assert "give --from or --to" in text
+
+
+@pytest.mark.parametrize("content", ["hello", "[]", "{}", '{"K": 1}'])
+def test_files_of_another_format_are_refused(place: Path, content: str) -> None:
+    broken = place / "broken.json"
+    broken.write_text(content)
+    code, text = run(broken, "--from", "opencv", "-o", place / "b.json", *EVERYTHING)
+    assert code == 2
+    assert "broken.json" in text
+    assert not (place / "b.json").exists()
+
+
+def test_rtk_says_that_rows_are_flipped(place: Path) -> None:
+    options = ("--ct", place / "ct.nii.gz", *EVERYTHING)
+    run(place / "pose.json", "--to", "rtk", "-o", place / "r.json", *options)
+    assert len(json.loads((place / "r.json").read_text())["gantry_angle"]) == 1
+    result = CliRunner().invoke(
+        main,
+        ["convert", str(place / "r.json"), "--from", "rtk", "-o", str(place / "r2.json")]
+        + [str(word) for word in options],
+    )
+    assert "flip the rows" in result.output + (result.stderr if result.stderr_bytes else "")

@@ -1,0 +1,363 @@
+"""Converters: exact round trips, pixels that fall where the other tool's formulas put them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import drrkit
+from drrkit import conversions
+
+SIZE = (9, 12)
+
+
+def volume() -> drrkit.Volume:
+    """An oblique grid away from the origin."""
+    direction = drrkit.so3_exp(torch.tensor((0.2, -0.3, 0.4), dtype=torch.float64))
+    return drrkit.Volume(
+        torch.rand(6, 7, 8, generator=torch.Generator().manual_seed(0)),
+        (1.5, 2.0, 2.5),
+        (10.0, -20.0, 35.0),
+        direction,
+        "mu",
+    )
+
+
+def camera() -> drrkit.Camera:
+    return drrkit.CArm(1020.0, SIZE, (1.7, 2.3), (4.25, 6.5))
+
+
+def poses() -> Tensor:
+    """Three general poses; the volume's centre is off the axis."""
+    ct = volume()
+    start = drrkit.view_carm(ct, 800.0, 0.4, -0.3)
+    generator = torch.Generator().manual_seed(1)
+    xi = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+    xi = xi * torch.tensor([0.5, 0.5, 0.5, 30.0, 30.0, 60.0], dtype=torch.float64)
+    return drrkit.perturb(start, xi, drrkit.volume_center(ct))
+
+
+def one_by_one(convert: Callable[[Tensor], conversions.CameraView]) -> conversions.CameraView:
+    """Converts the poses each on its own: for formats that hold one view."""
+    views = [convert(pose[None]) for pose in poses()]
+    assert len({view.flip for view in views}) == 1
+    return views[0]._replace(world_to_camera=torch.cat([v.world_to_camera for v in views]))
+
+
+def there_and_back() -> dict[str, Callable[[], conversions.CameraView]]:
+    ct, cam, pose, size = volume(), camera(), poses(), SIZE
+    sdd = 1020.0
+    origin = (-6.5 * 0 - 4.25 * 2.3, -(SIZE[0] - 1 - 6.5) * 1.7)
+    return {
+        "vectors": lambda: conversions.from_vectors(conversions.to_vectors(cam, pose), size),
+        "opencv": lambda: conversions.from_opencv(*conversions.to_opencv(cam, pose), size, sdd),
+        "nanodrr": lambda: conversions.from_nanodrr(conversions.to_nanodrr(cam, pose)),
+        "deepdrr": lambda: conversions.from_deepdrr(conversions.to_deepdrr(cam, pose), size, sdd),
+        "astra": lambda: conversions.from_astra(conversions.to_astra(cam, pose, ct), size, ct),
+        "leap": lambda: conversions.from_leap(conversions.to_leap(cam, pose, ct), size, ct),
+        "tigre": lambda: conversions.from_tigre(conversions.to_tigre(cam, pose, ct), ct),
+        "rtk": lambda: conversions.from_rtk(
+            conversions.to_rtk(cam, pose), size, (2.3, 1.7), origin
+        ),
+        "rtk about the volume": lambda: conversions.from_rtk(
+            conversions.to_rtk(cam, pose, drrkit.volume_center(ct)),
+            size,
+            (2.3, 1.7),
+            origin,
+            drrkit.volume_center(ct),
+        ),
+        "plastimatch": lambda: one_by_one(
+            lambda p: conversions.from_plastimatch(conversions.to_plastimatch(cam, p, ct)[0])
+        ),
+        **{
+            f"diffdrr {orientation}": lambda orientation=orientation: conversions.from_diffdrr(
+                conversions.to_diffdrr(cam, pose, ct, orientation), ct
+            )
+            for orientation in ("AP", "PA", None)
+        },
+        **{
+            f"xreg {frame}": lambda frame=frame: conversions.from_xreg(
+                conversions.to_xreg(cam, pose, frame)[0], size, frame
+            )
+            for frame in ("detector_positive_z", "detector_negative_z", "origin_on_detector")
+        },
+    }
+
+
+@pytest.mark.parametrize("tool", there_and_back())
+def test_a_view_comes_back_exactly(tool: str) -> None:
+    found = there_and_back()[tool]()
+    expected = camera()
+    torch.testing.assert_close(found.world_to_camera, poses(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.camera.K, expected.K, rtol=1e-12, atol=1e-9)
+    assert found.camera.size == expected.size
+    assert float(found.camera.sdd) == pytest.approx(1020.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("tool", "flip"),
+    [("leap", (-2,)), ("tigre", (-2,)), ("rtk", (-2,)), ("xreg detector_negative_z", (-1,))],
+)
+def test_flipped_detectors_say_so(tool: str, flip: tuple[int, ...]) -> None:
+    assert there_and_back()[tool]().flip == flip
+
+
+@pytest.mark.parametrize("tool", ["nanodrr", "astra", "diffdrr AP", "diffdrr PA", "deepdrr"])
+def test_other_detectors_need_no_flip(tool: str) -> None:
+    assert there_and_back()[tool]().flip == ()
+
+
+def test_vectors_put_pixels_where_project_points_sees_them() -> None:
+    vectors = conversions.to_vectors(camera(), poses())
+    row, col = 3.0, 7.25
+    point = vectors.corner + col * vectors.col_step + row * vectors.row_step
+    half_way = (vectors.source + point) / 2
+    seen = drrkit.project_points(camera(), poses(), half_way[:, None])
+    expected = torch.tensor((row, col), dtype=torch.float64).expand(3, 1, 2)
+    torch.testing.assert_close(seen, expected)
+
+
+def test_skewed_detectors_become_skewed_cameras() -> None:
+    vectors = conversions.to_vectors(camera(), poses())
+    tilted = vectors._replace(row_step=vectors.row_step + 0.1 * vectors.col_step)
+    found = conversions.from_vectors(tilted, SIZE)
+    point = tilted.corner + 5 * tilted.col_step + 2 * tilted.row_step
+    seen = drrkit.project_points(found.camera, found.world_to_camera, point[:, None])
+    expected = torch.tensor((2.0, 5.0), dtype=torch.float64).expand(3, 1, 2)
+    torch.testing.assert_close(seen, expected)
+
+
+def test_astra_sees_the_grid_as_it_is_stored() -> None:
+    ct = volume()
+    rows = conversions.to_astra(camera(), poses(), ct)
+    # ASTRA's mm of a voxel, and drrkit's frame of the same view in index coordinates.
+    index = torch.tensor((2.0, 3.0, 4.0), dtype=torch.float64)
+    middle = (torch.tensor(ct.shape_xyz, dtype=torch.float64) - 1) / 2
+    spacing = torch.tensor(ct.spacing, dtype=torch.float64)
+    frames = drrkit.view_frames(ct, camera(), poses())
+    torch.testing.assert_close(rows[:, :3], (frames[:, 0] - middle) * spacing)
+    torch.testing.assert_close(rows[:, 6:9], frames[:, 2] * spacing)
+    world = ct.index_to_world(index[None])
+    linear, offset = conversions.vectors.grid_world(ct)
+    torch.testing.assert_close((world @ linear.mT + offset)[0], (index - middle) * spacing)
+
+
+@pytest.mark.parametrize("order", ["XYZ", "ZXY", "YZX", "ZYX", "XZY", "YXZ", "ZYZ", "XZX", "YXY"])
+def test_euler_angles_come_back_in_every_order(order: str) -> None:
+    angles = torch.tensor([[0.3, 0.8, -1.2], [-2.0, 0.1, 3.0]], dtype=torch.float64)
+    rotation = conversions.euler_to_matrix(angles, order)
+    torch.testing.assert_close(conversions.matrix_to_euler(rotation, order), angles)
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("order", "middle"), [("ZXY", math.pi / 2), ("ZYZ", 0.0), ("ZYZ", math.pi)]
+)
+def test_euler_angles_survive_the_gimbal_lock(order: str, middle: float) -> None:
+    angles = torch.tensor([0.7, middle, -0.4], dtype=torch.float64)
+    rotation = conversions.euler_to_matrix(angles, order)
+    again = conversions.euler_to_matrix(conversions.matrix_to_euler(rotation, order), order)
+    torch.testing.assert_close(again, rotation, rtol=0, atol=1e-9)
+
+
+@pytest.mark.io
+@pytest.mark.parametrize("order", ["ZXY", "XYZ", "ZYZ", "YXZ"])
+def test_euler_angles_are_those_of_roma(order: str) -> None:
+    import roma
+
+    angles = torch.tensor([[0.3, 0.8, -1.2], [1.0, 0.5, 0.2]], dtype=torch.float64)
+    torch.testing.assert_close(
+        conversions.euler_to_matrix(angles, order), roma.euler_to_rotmat(order, angles)
+    )
+
+
+def test_dicom_angles_come_back_with_roll_and_isocentre() -> None:
+    ct = volume()
+    found = conversions.to_dicom_angles(camera(), poses(), ct)
+    again = conversions.from_dicom_angles(
+        found.primary,
+        found.secondary,
+        found.source_to_isocenter,
+        ct,
+        roll=found.roll,
+        isocenter=found.isocenter,
+    )
+    torch.testing.assert_close(again, poses(), rtol=0, atol=1e-9)
+
+
+def test_dicom_angles_are_those_of_view_carm() -> None:
+    ct = volume()
+    pose = drrkit.view_carm(ct, 700.0, math.radians(30.0), math.radians(-20.0), base="PA")
+    found = conversions.to_dicom_angles(camera(), pose, ct)
+    numbers = torch.stack((found.primary, found.secondary, found.roll)).squeeze(1)
+    expected = torch.tensor((30.0, -20.0, 0.0), dtype=torch.float64)
+    torch.testing.assert_close(numbers, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.isocenter[0], drrkit.volume_center(ct))
+    same = conversions.from_dicom_angles(30.0, -20.0, 700.0, ct)
+    torch.testing.assert_close(same, pose, rtol=0, atol=1e-9)
+
+
+def test_prost_parameters_come_back() -> None:
+    ct = volume()
+    theta = conversions.to_prost(poses(), ct, 800.0)
+    torch.testing.assert_close(conversions.from_prost(theta, ct, 800.0), poses(), rtol=0, atol=1e-9)
+
+
+def test_prost_moves_the_rays_in_the_frame_of_the_volume() -> None:
+    """The published geometry written out: x' = R x + t in units of s about the centre."""
+    ct, sod, sdd, pitch = volume(), 800.0, 1020.0, 2.0
+    theta = torch.tensor([[0.2, -0.1, 0.3, 0.4, -0.2, 0.1]], dtype=torch.float64)
+    scale = conversions.prost_scale(ct)
+    assert scale == ct.values.shape[-1] * ct.spacing[0] / 2
+    turn, shift = drrkit.so3_exp(theta[:, :3])[0], theta[0, 3:]
+    m, n = 2, 9
+    at_detector = torch.tensor(
+        [(m - (SIZE[0] - 1) / 2) * pitch, (n - (SIZE[1] - 1) / 2) * pitch, sod - sdd],
+        dtype=torch.float64,
+    )
+    moved = turn @ (at_detector / scale) + shift
+    world = drrkit.volume_center(ct) + ct.direction @ (scale * moved)
+    cam = drrkit.CArm(sdd, SIZE, pitch)
+    seen = drrkit.project_points(cam, conversions.from_prost(theta, ct, sod), world[None])
+    torch.testing.assert_close(seen[0, 0], torch.tensor((m, n), dtype=torch.float64))
+    still = conversions.from_prost(torch.zeros(6, dtype=torch.float64), ct, sod)
+    center = drrkit.project_points(cam, still, drrkit.volume_center(ct)[None])
+    expected = torch.tensor([(n - 1) / 2 for n in SIZE], dtype=torch.float64)
+    torch.testing.assert_close(center[0, 0], expected)
+
+
+def test_prost_parameters_are_differentiable() -> None:
+    ct = volume()
+    theta = conversions.to_prost(poses(), ct, 800.0).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda t: conversions.to_prost(conversions.from_prost(t, ct, 800.0), ct, 800.0), theta
+    )
+
+
+def test_deepfluoro_views_project_as_their_own_matrices() -> None:
+    """P = K E inv(cam_to_volume) with K's focal terms negative; columns seen from behind."""
+    size, pitch, focal = (1536, 1536), 0.194, 1020.0
+    K = torch.tensor([[-focal / pitch, 0, 767.5], [0, -focal / pitch, 767.5], [0, 0, 1]]).double()
+    extrinsic = torch.eye(4, dtype=torch.float64)
+    extrinsic[:3, 3] = torch.tensor((2.0, 3.0, -5.0))
+    turn = drrkit.so3_exp(torch.tensor((1.2, 0.3, -0.4), dtype=torch.float64))
+    volume_to_cam = torch.eye(4, dtype=torch.float64)
+    volume_to_cam[:3, :3] = turn
+    volume_to_cam[:3, 3] = torch.tensor((10.0, -5.0, -700.0))
+    found = conversions.from_deepfluoro(
+        K, extrinsic, torch.linalg.inv(volume_to_cam), size, (pitch, pitch)
+    )
+    points = torch.randn(5, 3, generator=torch.Generator().manual_seed(3)).double() * 40
+    homogeneous = torch.cat((points, torch.ones(5, 1, dtype=torch.float64)), 1)
+    x, y, z = (K @ (extrinsic @ volume_to_cam @ homogeneous.mT)[:3]).unbind(0)
+    col, row = x / z, y / z
+    seen = drrkit.project_points(found.camera, found.world_to_camera, points)[0]
+    assert found.flip == (-1,)
+    torch.testing.assert_close(seen[:, 0], row)
+    torch.testing.assert_close(seen[:, 1], size[1] - 1 - col)
+    assert torch.linalg.det(found.world_to_camera[0, :3, :3]) > 0
+
+
+def test_nanodrr_reflections_mirror_the_columns() -> None:
+    view = conversions.to_nanodrr(camera(), poses())
+    mirror = torch.diag(torch.tensor((-1.0, 1.0, 1.0, 1.0), dtype=torch.float64))
+    found = conversions.from_nanodrr(view._replace(rt_inv=view.rt_inv @ mirror))
+    assert found.flip == (-1,)
+    assert torch.linalg.det(found.world_to_camera[0, :3, :3]) > 0
+
+
+@pytest.mark.io
+def test_itk_transforms_come_back_and_say_what_slicer_needs(tmp_path: Path) -> None:
+    import SimpleITK as sitk
+
+    matrix = poses()[0]
+    path = tmp_path / "pose.tfm"
+    conversions.write_itk_transform(path, matrix)
+    torch.testing.assert_close(conversions.read_itk_transform(path), matrix, rtol=0, atol=1e-9)
+    # ITK's own reading: resampling takes points of the parent back.
+    point = torch.tensor((3.0, -2.0, 7.0, 1.0), dtype=torch.float64)
+    back = sitk.ReadTransform(str(path)).TransformPoint((matrix @ point)[:3].tolist())
+    assert back == pytest.approx(point[:3].tolist())
+
+
+@pytest.mark.io
+def test_files_that_are_no_transforms_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pose.tfm"
+    path.write_text("hello")
+    with pytest.raises(ValueError, match="not a transform"):
+        conversions.read_itk_transform(path)
+    with pytest.raises(FileNotFoundError):
+        conversions.read_itk_transform(tmp_path / "missing.tfm")
+    with pytest.raises(ValueError, match="known are"):
+        conversions.write_itk_transform(tmp_path / "pose.jpeg", poses()[0])
+    assert not (tmp_path / "pose.jpeg").exists()
+
+
+def test_mayacam_files_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.txt"
+    conversions.write_mayacam(path, camera(), poses()[0])
+    found = conversions.read_mayacam(path, 1020.0)
+    torch.testing.assert_close(found.world_to_camera, poses()[:1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.camera.K, camera().K)
+    assert found.camera.size == SIZE
+    assert path.read_text().splitlines()[:2] == ["image size", "12,9"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "image size\n1,2\n", "image size\nhello\n", "camera matrix\n1"]
+)
+def test_broken_mayacam_files_name_what_is_missing(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "calibration.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="expected"):
+        conversions.read_mayacam(path, 1020.0)
+
+
+def test_autoscoper_tracks_come_back(tmp_path: Path) -> None:
+    track = poses()
+    track[1] = math.nan
+    path = tmp_path / "bone.tra"
+    conversions.write_autoscoper(path, track)
+    found = conversions.read_autoscoper(path)
+    torch.testing.assert_close(found, track, rtol=0, atol=0, equal_nan=True)
+    path.write_text("1,2,3\n")
+    with pytest.raises(ValueError, match="16 numbers"):
+        conversions.read_autoscoper(path)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: conversions.to_vectors("camera", poses()), "camera: expected a drrkit.Camera"),
+        (lambda: conversions.to_nanodrr(parallel(), poses()), "camera: expected a cone beam"),
+        (lambda: conversions.to_xreg(camera(), poses(), "z"), "frame: expected one of"),
+        (lambda: conversions.euler_to_matrix(torch.zeros(3), "XXY"), "order: expected"),
+        (lambda: conversions.to_diffdrr(camera(), poses(), volume(), "LAT"), "orientation"),
+        (lambda: conversions.to_leap(skewed(), poses(), volume()), "no skew"),
+        (lambda: conversions.from_astra(torch.zeros(2, 11), SIZE, volume()), "vectors: expected"),
+        (lambda: conversions.from_vectors(flat(), SIZE), "parallel vectors"),
+    ],
+)
+def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def parallel() -> drrkit.Camera:
+    return drrkit.CArm(1020.0, SIZE, 1.0, beam="parallel")
+
+
+def skewed() -> drrkit.Camera:
+    K = camera().K.clone()
+    K[0, 1] = 3.0
+    return drrkit.Camera(K, SIZE, 1020.0)
+
+
+def flat() -> conversions.ViewVectors:
+    vectors = conversions.to_vectors(camera(), poses())
+    return vectors._replace(row_step=vectors.col_step)
