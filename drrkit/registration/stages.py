@@ -32,7 +32,7 @@ SIMILARITIES: dict[str, Similarity] = {
 compares images that are each mapped to [0, 1] first, for X-rays on another scale than the volume.
 """
 
-OPTIMISERS = ("gradient", "levenberg", "cmaes", "trust_region")
+OPTIMISERS = ("gradient", "directions", "levenberg", "cmaes", "trust_region", "regressor")
 """Names a Stage accepts."""
 
 
@@ -46,9 +46,11 @@ class Stage:
     Attributes:
         similarity: a name in SIMILARITIES, or a callable (moving, fixed, mask) -> [B] to minimise.
         optimiser: a name in OPTIMISERS: "gradient", descent with a step length a pose (the
-            similarity is differentiated); "levenberg", damped Gauss-Newton steps on the pose
-            Jacobian, by far the fastest where the similarity is a correlation or mse; "cmaes",
-            CMA-ES, and "trust_region", bounded quadratic models, neither of which differentiates.
+            similarity is differentiated); "directions", steps of given lengths along the gradient,
+            for learned similarities; "levenberg", damped Gauss-Newton steps on the pose Jacobian,
+            by far the fastest where the similarity is a correlation or mse; "cmaes", CMA-ES, and
+            "trust_region", bounded quadratic models, neither of which differentiates; "regressor",
+            a network that says where to go (the similarity is only reported).
         downsample: the X-ray is averaged over downsample x downsample pixels and the volume is
             rendered onto these larger pixels.
         pixel_mm: instead of downsample: the width of these larger pixels at the patient, in mm.
@@ -66,7 +68,7 @@ class Stage:
             of the first box. "cmaes" has none.
         final_step: the stage ends for a pose when its step length would fall below this, mm.
         patience: "gradient": steps without a new best loss after which a pose returns to its best
-            position and halves its step length.
+            position and halves its step length. "directions": steps after which it halves.
         momentum: "gradient": share of the last step's direction kept in the next, 0 to below 1.
         tolerance: "gradient": a loss is a new best when it is lower by more than this.
         starts: optimisations from the neighbourhood of every pose; the best one goes on. The first
@@ -82,6 +84,9 @@ class Stage:
         keep: only so many of the poses go on to the next stage: the best that differ, the best one
             first. None: all, in their order.
         apart: poses closer than this, in mm of motion, do not differ.
+        regressor: "regressor": what updates the poses, a `drrkit.similarity.PoseRegressor` or
+            anything with its `prepare` and `update`, at most `iterations` times and until an update
+            is smaller than `final_step`. The last poses go on, not those of lowest loss.
     """
 
     similarity: str | Similarity = "gradient_ncc"
@@ -103,6 +108,7 @@ class Stage:
     halve_every: int = 0
     keep: int | None = None
     apart: float = 1.0
+    regressor: Any = None
 
     def __post_init__(self) -> None:
         if isinstance(self.similarity, str):
@@ -118,6 +124,11 @@ class Stage:
         if self.optimiser not in OPTIMISERS:
             names = ", ".join(repr(name) for name in OPTIMISERS)
             raise ValueError(f"optimiser: expected one of {names}, got {self.optimiser!r}")
+        if (self.optimiser == "regressor") != callable(getattr(self.regressor, "update", None)):
+            raise TypeError(
+                "regressor: expected one with update() for the optimiser 'regressor' and None for "
+                f"others, got {type(self.regressor).__name__} for {self.optimiser!r}"
+            )
         self._check_counts()
         self._check_lengths()
 
