@@ -14,11 +14,11 @@ of depth of the truth about each axis. A cell of the grid is a loss, an optimise
     inverted    mapped to [0, 1] and inverted
     shift       gamma and field
     shift-inverted  gamma, inversion and field
+    shift-or-inverted  one of these two, each with probability 1/2: the appearance shift of the
+                evaluations. Cases that have been run under both need not be run again for it.
 
-"shift-or-inverted" in the tables is the appearance shift of the evaluations, inverted with
-probability 1/2: made up of the rows of the last two, one or the other for every case. Losses of
-intensities (unit_*) map both images to [0, 1]; the others are invariant to that or need none. An
-optimiser has the same two stages, 32 x 32 and 64 x 64 pixels, for every loss.
+Losses of intensities (unit_*) map both images to [0, 1]; the others are invariant to that or need
+none. An optimiser has the same two stages, 32 x 32 and 64 x 64 pixels, for every loss.
 
 Rows are kept in the folder --rows, one a registration, so that runs resume and add up (torchrun
 shares them among processes); tables and plots are of all rows there.
@@ -79,6 +79,7 @@ SHIFTS: dict[str, dict[str, bool] | None] = {
     "inverted": {"inversion": True, "gamma": False, "field": False},
     "shift": {"inversion": False},
     "shift-inverted": {"inversion": True},
+    "shift-or-inverted": {},
 }
 
 _REACH = (math.radians(20.0),) * 3 + (40.0, 40.0, 100.0)  # twice that of the starts

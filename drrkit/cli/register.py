@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +29,12 @@ from drrkit.cli.options import (
     method_option,
 )
 from drrkit.cli.poses import PoseFile, camera_as_dict, pixel_pitch, read_pose, write_json
+from drrkit.cli.similarities import SimilarityName, similarity_stages
 from drrkit.geometry import Camera, se3_log, volume_center
 from drrkit.registration import (
     AUTO,
     PIPELINES,
-    SIMILARITIES,
+    Landmarks,
     RegistrationResult,
     Search,
     Stage,
@@ -157,12 +161,20 @@ class XrayOptions:
     "file says the C-arm stood]",
 )
 @click.option(
+    "--landmarks",
+    type=existing,
+    help="Where to start instead: a CSV or JSON file with x, y, z (mm, LPS), row, col of points "
+    "seen in the X-ray, six or more; a few may be wrong.",
+)
+@click.option(
     "--output", "-o", required=True, type=OutputFile(".json"), help="The result, a pose file too."
 )
 @click.option("--overlay", type=OutputFile(".png"), help="Picture of the pose before and after.")
 @grouped(XrayOptions, "seeing")
 @click.option(
-    "--similarity", type=click.Choice(list(SIMILARITIES)), help="Similarity of all stages."
+    "--similarity",
+    type=SimilarityName(),
+    help="Similarity of all stages; or the file of a trained one, whose descent comes first.",
 )
 @click.option(
     "--stages",
@@ -191,10 +203,11 @@ def register_command(
     ct: Path,
     xray: Path,
     init: str | None,
+    landmarks: Path | None,
     output: Path,
     overlay: Path | None,
     seeing: XrayOptions,
-    similarity: str | None,
+    similarity: str | Path | None,
     stages: tuple[Stage | Search, ...],
     min_confidence: float,
     placing: PoseOptions,
@@ -213,28 +226,31 @@ def register_command(
     """
     began = time.perf_counter()
     seeing.check()
-    stages = _with_similarity(stages, similarity)
+    stages = _with_similarity(stages, similarity, device)
     seen = seeing.load(xray, detector.sdd, device)
-    view, stored = _start(init, seen.file, stages)
-    inputs = [ct, xray, seeing.mask, seeing.calibration, reading.labels]
+    view, stored = _start(init, landmarks, seen.file, stages)
+    inputs = [ct, xray, seeing.mask, seeing.calibration, reading.labels, landmarks]
     refuse_overwriting([output, overlay], [*inputs, None if not stored else Path(init or "")])
     line = seen.line
     camera = _camera(detector, stored, xray, seen.file)
     volume = reading.load(ct, device)
-    told = stored and stored.world_to_camera
-    if view == FROM_FILE:
-        told = seen.file.start(volume)[0]
-    start = placing.pose(volume, view, told)
-    result = register(
-        volume,
-        camera,
-        line,
-        start,
-        stages=stages,
-        mask=seen.weights,
-        method=method,
-        progress=not quiet,
-    )
+    if landmarks is not None:
+        start = _from_landmarks(landmarks, camera, placing).to(device)
+    else:
+        told = stored and stored.world_to_camera
+        told = seen.file.start(volume)[0] if view == FROM_FILE else told
+        start = placing.pose(volume, view, told)
+    with _warnings_told():
+        result = register(
+            volume,
+            camera,
+            line,
+            start,
+            stages=stages,
+            mask=seen.weights,
+            method=method,
+            progress=not quiet,
+        )
     judged = _judged(result, min_confidence, start[0], volume)
     write_json(
         output,
@@ -243,7 +259,7 @@ def register_command(
             **result.as_dict(),
             **judged,
             "camera": camera_as_dict(camera),
-            "inputs": _inputs(ct, xray, init, seeing, reading),
+            "inputs": _inputs(ct, xray, init, landmarks, seeing, reading),
             "settings": _settings(method, device, stages),
             "versions": versions(),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -276,20 +292,24 @@ def move_between(before: Tensor, after: Tensor, center: Tensor) -> Tensor:
 
 
 def _with_similarity(
-    stages: tuple[Stage | Search, ...], similarity: str | None
+    stages: tuple[Stage | Search, ...], similarity: str | Path | None, device: torch.device
 ) -> tuple[Stage | Search, ...]:
-    """The stages of auto with another similarity in all of them."""
+    """The stages of auto with another similarity in all of them, or with a trained one first."""
     if similarity is None:
         return stages
     if stages is not AUTO:
         raise click.UsageError("--similarity changes the stages of auto; --stages names its own.")
-    return tuple(replace(stage, similarity=similarity) for stage in stages)
+    return similarity_stages(similarity, device)
 
 
 def _start(
-    init: str | None, xray: Xray, stages: tuple[Stage | Search, ...]
+    init: str | None, landmarks: Path | None, xray: Xray, stages: tuple[Stage | Search, ...]
 ) -> tuple[str, PoseFile | None]:
-    """A view's name or FROM_FILE, or a pose file."""
+    """A view's name or FROM_FILE, or a pose file, or neither where landmarks say it."""
+    if landmarks is not None:
+        if init is not None:
+            raise click.UsageError("Where to start? Give either --init or --landmarks.")
+        return "", None
     if init is None:
         known = xray.world_to_camera is not None or None not in (xray.primary_deg, xray.sod)
         if known:
@@ -297,8 +317,9 @@ def _start(
         if isinstance(stages[0], Search):
             return "AP", None
         raise click.UsageError(
-            "--init is needed: the X-ray's file does not say where the C-arm stood. A pose file, "
-            f"one of {', '.join(VIEWS)}, or --stages global to search all around a frontal view."
+            "Where to start? The X-ray's file does not say where the C-arm stood. Give --init, a "
+            f"pose file or one of {', '.join(VIEWS)}, or --landmarks, or --stages global to search "
+            "all around a frontal view."
         )
     if init.upper() in VIEWS:
         return init.upper(), None
@@ -309,6 +330,31 @@ def _start(
             param_hint="--init",
         )
     return "", read_pose(path)
+
+
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Warnings as lines of this command's own, not as Python's."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in told:
+        click.echo(f"Warning: {warning.message}", err=True)
+
+
+def _from_landmarks(path: Path, camera: Camera, placing: PoseOptions) -> Tensor:
+    """The pose [1, 4, 4] of the landmarks in a file; says how well they agree."""
+    if any(value is not None for value in vars(placing).values()):
+        raise click.UsageError("--landmarks say where to start: no option of the C-arm goes along.")
+    landmarks = Landmarks.read(path)
+    found = landmarks.fit(camera)
+    wrong = [str(i + 1) for i in range(len(found.inliers)) if not found.inliers[i]]
+    click.echo(
+        f"landmarks: {int(found.inliers.sum())} of {len(found.inliers)} agree, rms "
+        f"{found.rms_px:.2f} px" + (f"; without number {', '.join(wrong)}" if wrong else ""),
+        err=True,
+    )
+    return found.world_to_camera[None]
 
 
 def _camera(detector: CameraOptions, stored: PoseFile | None, xray: Path, file: Xray) -> Camera:
@@ -340,13 +386,19 @@ def _camera(detector: CameraOptions, stored: PoseFile | None, xray: Path, file: 
 
 
 def _inputs(
-    ct: Path, xray: Path, init: str | None, seeing: XrayOptions, reading: CTOptions
+    ct: Path,
+    xray: Path,
+    init: str | None,
+    landmarks: Path | None,
+    seeing: XrayOptions,
+    reading: CTOptions,
 ) -> dict[str, Any]:
     """What was registered, for the result: file names as the user gave them."""
     return {
         "ct": str(ct),
         "xray": str(xray),
         "init": init,
+        "landmarks": None if landmarks is None else str(landmarks),
         "xray_kind": seeing.xray_kind,
         "mask": None if seeing.mask is None else str(seeing.mask),
         "frame": seeing.frame,

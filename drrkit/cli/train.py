@@ -10,6 +10,7 @@ import torch
 
 from drrkit.cli.arguments import Size
 from drrkit.cli.options import SDD, SOD, grouped
+from drrkit.cli.poses import pixel_pitch
 from drrkit.cli.subjects import SubjectOptions
 from drrkit.cli.training import TrainingOptions, run_training
 from drrkit.geometry import Camera, CArm
@@ -21,6 +22,7 @@ from drrkit.training import TrainingResult, load_checkpoint
 
 __all__ = ["train_group"]
 
+PUBLISHED, SMALL = (128, 128), (64, 64)
 FIELD_MM = 128 * 2.176
 """Width of the published detector."""
 
@@ -44,7 +46,7 @@ def camera_options(command: Any) -> Any:
         click.option(
             "--size",
             type=Size(),
-            help="Pixels of the images.  [default: what the network is made for, or 128x128]",
+            help="Pixels of the images.  [default: 128x128, or 64x64 for small networks]",
         ),
         click.option(
             "--pixel-spacing",
@@ -66,8 +68,8 @@ def training_camera(
     network: str, size: tuple[int, int] | None, pixel_spacing: float | None, sdd: float
 ) -> Camera:
     """The camera of the training images of a network."""
-    size = size or NETWORKS[network].settings.get("images") or (128, 128)
-    return CArm(sdd, tuple(size), pixel_spacing or FIELD_MM / max(size))
+    size = size or (SMALL if network.endswith("-small") else PUBLISHED)
+    return CArm(sdd, size, pixel_spacing or FIELD_MM / max(size))
 
 
 @train_group.command("similarity")
@@ -142,7 +144,11 @@ def similarity_command(
     notes: dict[str, Any] = {"split": cohort.as_dict()}
     if schedule == "cosine":
         notes["steps"] = how.steps
-    run_training(ctx, task, how, notes, lambda result: _written(model, result, notes))
+    scale = {
+        "pixel_mm": pixel_pitch(camera)[0] * sod / sdd,
+        "voxel_mm": min(min(p.moving.spacing) for p in patients),
+    }
+    run_training(ctx, task, how, notes, lambda result: _written(model, result, **notes, **scale))
 
 
 def patient(
@@ -153,8 +159,12 @@ def patient(
     return TrainingPatient.of(scan.name, ct, model, sod=sod, bones=whose.bones)
 
 
-def _written(model: torch.nn.Module, result: TrainingResult, notes: dict[str, Any]) -> Path:
-    """The best weights, or the last ones where nothing was validated, as similarity.pt."""
+def _written(model: torch.nn.Module, result: TrainingResult, **notes: Any) -> Path:
+    """The best weights, or the last ones where nothing was validated, as similarity.pt.
+
+    What is noted beside them: the patients, and the pixels (at the patient) and voxels in mm that
+    the network has seen.
+    """
     best = result.best if result.best_step else result.last
     model.load_state_dict(load_checkpoint(best).model)
     path = result.last.with_name("similarity.pt")

@@ -10,6 +10,7 @@ from drrkit.xray.materials import (
     mass_attenuation,
     tissue_materials,
 )
+from drrkit.xray.preprocessing import PreprocessedXray, bone_is_bright, preprocess_xray
 from drrkit.xray.randomisation import (
     CdregRandomisation,
     DomainRandomisation,
@@ -38,6 +39,7 @@ __all__ = [
     "DomainRandomisation",
     "MaterialVolume",
     "PlacedTool",
+    "PreprocessedXray",
     "Randomisation",
     "Signal",
     "Tool",
@@ -47,6 +49,7 @@ __all__ = [
     "add_scatter",
     "beer_lambert",
     "bone_attenuation",
+    "bone_is_bright",
     "checked_spectrum",
     "gaussian_blur",
     "hu_to_density",
@@ -54,6 +57,7 @@ __all__ = [
     "mass_attenuation",
     "min_max",
     "motion_path",
+    "preprocess_xray",
     "random_tool_pose",
     "randomise",
     "read_xray",
