@@ -13,7 +13,12 @@ import torch
 from drrkit.cli.arguments import existing
 from drrkit.cli.options import device_option
 from drrkit.cli.poses import write_json
-from drrkit.cli.similarities import SIMILARITY_FILE, SimilarityName, similarity_stages
+from drrkit.cli.similarities import (
+    REGRESSOR_FILE,
+    SIMILARITY_FILE,
+    SimilarityName,
+    similarity_stages,
+)
 from drrkit.evaluation import METHODS, PROTOCOLS, Row, Subject, evaluate, shard, summarise
 from drrkit.phantoms import torso
 from drrkit.volume import read_volume
@@ -121,7 +126,7 @@ def _registrations(
     for similarity in similarities:
         name = f"auto-{similarity}"
         if isinstance(similarity, Path):
-            folder = similarity.name == SIMILARITY_FILE
+            folder = similarity.name in (SIMILARITY_FILE, REGRESSOR_FILE)
             name = f"hybrid-{similarity.resolve().parent.name if folder else similarity.stem}"
         if name in found:
             raise ValueError(f"--similarity: two are called {name}; rename one of the files")

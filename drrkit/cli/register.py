@@ -215,22 +215,13 @@ def register_command(
     """
     began = time.perf_counter()
     seeing.check()
-<<<<<<< HEAD
     stages = _with_similarity(stages, similarity, device)
-    view, stored = _start(init)
-    inputs = [ct, xray, seeing.mask, reading.labels, None if stored is None else Path(init)]
-    refuse_overwriting([output, overlay], inputs)
-    line, weights, spacing = seeing.load(xray, device)
-    camera = _camera(detector, stored, xray, (line.shape[-2], line.shape[-1]), spacing)
-=======
-    stages = _with_similarity(stages, similarity)
     seen = seeing.load(xray, detector.sdd, device)
     view, stored = _start(init, seen.file, stages)
     inputs = [ct, xray, seeing.mask, seeing.calibration, reading.labels]
     refuse_overwriting([output, overlay], [*inputs, None if not stored else Path(init or "")])
     line = seen.line
     camera = _camera(detector, stored, xray, seen.file)
->>>>>>> main
     volume = reading.load(ct, device)
     told = stored and stored.world_to_camera
     if view == FROM_FILE:
@@ -375,6 +366,9 @@ def _settings(
 ) -> dict[str, Any]:
     """How the registration was run, for the result."""
     plain = [{**vars(stage), "similarity": stage.name} for stage in stages]
+    for stage in plain:
+        if stage.get("regressor") is not None:
+            stage["regressor"] = type(stage["regressor"]).__name__
     return {"method": method, "device": str(device), "stages": plain}
 
 
