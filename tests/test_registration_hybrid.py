@@ -64,6 +64,12 @@ def test_a_hybrid_pipeline_finds_a_pose_from_afar() -> None:
     assert found.history[0].similarity == "TwoChannels"
 
 
+def test_a_regressor_may_come_first() -> None:
+    stages = hybrid(build("dmw-small"), pixel_mm=9.0)
+    assert [s.optimiser for s in stages[:2]] == ["regressor", "cmaes"]
+    assert stages[0].pixel_mm == 9.0
+
+
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that was not trained, in a folder as drrkit train leaves it."""

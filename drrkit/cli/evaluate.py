@@ -15,7 +15,12 @@ from drrkit.cli.arguments import existing
 from drrkit.cli.info import versions
 from drrkit.cli.options import check_unit, device_option
 from drrkit.cli.poses import write_json
-from drrkit.cli.similarities import SIMILARITY_FILE, SimilarityName, similarity_stages
+from drrkit.cli.similarities import (
+    REGRESSOR_FILE,
+    SIMILARITY_FILE,
+    SimilarityName,
+    similarity_stages,
+)
 from drrkit.evaluation import (
     METHODS,
     PROTOCOLS,
@@ -176,7 +181,7 @@ def _registrations(
     found: dict[str, Any] = {}
     for similarity in dict.fromkeys(similarities):
         if isinstance(similarity, Path):
-            folder = similarity.name == SIMILARITY_FILE
+            folder = similarity.name in (SIMILARITY_FILE, REGRESSOR_FILE)
             name = f"hybrid-{similarity.resolve().parent.name if folder else similarity.stem}"
             if name in found:
                 raise ValueError(f"--similarity: two are called {name}; rename one of the files")

@@ -393,6 +393,9 @@ def _settings(
 ) -> dict[str, Any]:
     """How the registration was run, for the result."""
     plain = [{**vars(stage), "similarity": stage.name} for stage in stages]
+    for stage in plain:
+        if stage.get("regressor") is not None:
+            stage["regressor"] = type(stage["regressor"]).__name__
     return {"method": method, "device": str(device), "stages": plain}
 
 

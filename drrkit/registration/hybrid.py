@@ -14,7 +14,7 @@ PIXEL_MM = 3.5
 
 
 def hybrid(
-    similarity: Similarity,
+    learned: Similarity | Any,
     *,
     pixel_mm: float | None = None,
     voxel_mm: float | None = None,
@@ -26,34 +26,34 @@ def hybrid(
 ) -> tuple[Stage, ...]:
     """Stages learned -> CMA-ES -> Levenberg-Marquardt, for starts that are far off.
 
-    The learned similarity's gradient brings the pose into the reach of a CMA-ES on patch gradient
-    NCC, as in Gao et al., IEEE TMI 2024, section II-E; what `register` does by default ends it.
+    The learned similarity's gradient, or a regressor, brings the pose into the reach of a CMA-ES on
+    patch gradient NCC, as in Gao et al., IEEE TMI 2024; what `register` does by default ends it.
 
     Args:
-        similarity: a LearnedSimilarity, or any similarity with a wide basin.
-        pixel_mm: pixels at the patient that it compares; default those that it was trained with
+        learned: a LearnedSimilarity or PoseRegressor, or any similarity with a wide basin.
+        pixel_mm: pixels at the patient that it sees; default those that it was trained with
             (`notes["pixel_mm"]` of a loaded one), or 3.5.
         voxel_mm: voxels of the volume that it sees; default likewise, or the volume's own.
-        iterations: most steps on it.
-        step: the first one, mm of motion.
+        iterations: most steps with it.
+        step: the first one along its gradient, mm of motion.
         spread: first standard deviations of the CMA-ES, as in Stage.
         population, generations: of the CMA-ES; 0 generations leave it out.
 
     Raises:
         TypeError, ValueError: as Stage.
     """
-    notes: dict[str, Any] = getattr(similarity, "notes", {})
-    learned = Stage(
-        similarity,
-        optimiser="gradient",
-        pixel_mm=pixel_mm or notes.get("pixel_mm", PIXEL_MM),
-        voxel_mm=voxel_mm or notes.get("voxel_mm"),
-        iterations=iterations,
-        step=step,
-        final_step=step / 16,
-    )
+    notes: dict[str, Any] = getattr(learned, "notes", {})
+    scale = {
+        "pixel_mm": pixel_mm or notes.get("pixel_mm", PIXEL_MM),
+        "voxel_mm": voxel_mm or notes.get("voxel_mm"),
+        "iterations": iterations,
+    }
+    if callable(getattr(learned, "update", None)):
+        first = Stage(optimiser="regressor", regressor=learned, final_step=0.5, **scale)
+    else:
+        first = Stage(learned, optimiser="gradient", step=step, final_step=step / 16, **scale)
     if generations == 0:
-        return (learned, *AUTO[1:])
+        return (first, *AUTO[1:])
     evolution = Stage(
         "patch_gradient_ncc",
         optimiser="cmaes",
@@ -64,4 +64,4 @@ def hybrid(
         spread=spread,
         final_step=0.5,
     )
-    return (learned, evolution, *AUTO[1:])
+    return (first, evolution, *AUTO[1:])
