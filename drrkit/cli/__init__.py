@@ -19,6 +19,7 @@ from drrkit.cli.info import info_command
 from drrkit.cli.register import register_command
 from drrkit.cli.render import render_command
 from drrkit.cli.train import train_group
+from drrkit.cli.train_fields import mnerf_command, nett_command
 
 __all__ = ["main"]
 
@@ -84,3 +85,5 @@ for _command in (
     bench_command,
 ):
     main.add_command(_command)
+for _command in (nett_command, mnerf_command):
+    train_group.add_command(_command)
