@@ -11,7 +11,7 @@ from typing import Any
 import click
 import torch
 
-from drrkit.cli.images import ITK_SUFFIXES, XRAY_KINDS, read_image, to_line
+from drrkit.cli.images import to_line
 from drrkit.cli.options import SDD
 from drrkit.cli.poses import read_pose
 from drrkit.fields import Pairs, check_subjects, random_views
@@ -20,12 +20,13 @@ from drrkit.phantoms import random_anatomy
 from drrkit.phantoms.subjects import FIELD_MM
 from drrkit.training import generator
 from drrkit.volume import Volume, read_volume
-from drrkit.xray import SPECTRUM_90KV, simulate_xray
+from drrkit.xray import SPECTRUM_90KV, XRAY_KINDS, read_xray, simulate_xray
+from drrkit.xray.reading import DICOM_SUFFIXES, PICTURE_SUFFIXES, RASTER_SUFFIXES
 
 __all__ = ["PairOptions", "read_pairs"]
 
 FILE, FOLDER = click.Path(exists=True), click.Path(exists=True, file_okay=False)
-IMAGE_SUFFIXES = (".npy", *ITK_SUFFIXES)
+IMAGE_SUFFIXES = (".npy", *PICTURE_SUFFIXES, *RASTER_SUFFIXES, *DICOM_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def read_pairs(subject: str, volume: Volume, folder: Path, xray_kind: str = "lin
             raise ValueError(f"{path}: expected the camera of the other X-rays in {folder}")
         first = first or camera
         image = _beside(path)
-        pixels = read_image(image).pixels
+        pixels = read_xray(image).image
         if tuple(pixels.shape[-2:]) != tuple(camera.size):
             rows, cols = camera.size
             raise ValueError(
