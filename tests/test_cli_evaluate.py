@@ -125,7 +125,7 @@ def test_a_similarity_is_evaluated_beside_the_pipelines_own(tmp_path, monkeypatc
         (["none.nii.gz", "--out", "out"], "Path 'none.nii.gz' does not exist"),
         (["--out", "out", "--cases", "0"], "0 is not in the range x>=1"),
         (["--out", "out", "--protocol", "wide"], "'wide' is not one of 'narrow'"),
-        (["--out", "out", "--similarity", "likeness"], "'likeness' is not one of"),
+        (["--out", "out", "--similarity", "likeness"], "there is no likeness"),
         (["--out", "out", "--all-stages"], "--all-stages belongs to --similarity"),
         (["a/ct.nii.gz", "b/ct.nii.gz", "--out", "out"], "of different names, got several 'ct'"),
         (["mu.nii.gz", "--out", "out"], "mu.nii.gz: expected Hounsfield units"),

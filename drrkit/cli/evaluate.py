@@ -15,6 +15,12 @@ from drrkit.cli.arguments import existing
 from drrkit.cli.info import versions
 from drrkit.cli.options import check_unit, device_option
 from drrkit.cli.poses import write_json
+from drrkit.cli.similarities import (
+    REGRESSOR_FILE,
+    SIMILARITY_FILE,
+    SimilarityName,
+    similarity_stages,
+)
 from drrkit.evaluation import (
     METHODS,
     PROTOCOLS,
@@ -28,7 +34,6 @@ from drrkit.evaluation import (
     with_similarity,
 )
 from drrkit.phantoms import torso
-from drrkit.registration import SIMILARITIES
 from drrkit.volume import read_volume
 
 __all__ = ["evaluate_command"]
@@ -72,10 +77,12 @@ SCHEMA_VERSION = 1
 )
 @click.option(
     "--similarity",
-    type=click.Choice(list(SIMILARITIES)),
-    metavar="NAME",
-    help="Of the last stage, instead of its own: any loss of drrkit.losses, mi, nmi, mattes_mi, "
-    "or unit_NAME, which maps both images to [0, 1] first.",
+    "similarities",
+    multiple=True,
+    type=SimilarityName(),
+    help="Of the last stage, instead of its own: any loss of drrkit.losses, mi, nmi, mattes_mi, or "
+    "unit_NAME, which maps both images to [0, 1] first. The file of a trained similarity: instead "
+    "of --registration, its descent, CMA-ES and Levenberg-Marquardt. May be repeated.",
 )
 @click.option("--all-stages", is_flag=True, help="--similarity is that of all stages.")
 @click.option(
@@ -90,7 +97,7 @@ def evaluate_command(
     out: Path,
     protocols: tuple[str, ...],
     methods: tuple[str, ...],
-    similarity: str | None,
+    similarities: tuple[str | Path, ...],
     all_stages: bool,
     cases: int,
     starved: bool,
@@ -103,14 +110,14 @@ def evaluate_command(
     X-rays have a spectrum, beam hardening, area pixels, photon noise and blur, none of which the
     registration knows. Under torchrun, processes share the cases.
     """
-    if all_stages and similarity is None:
-        raise click.UsageError("--all-stages belongs to --similarity: give that, too.")
+    if all_stages and not any(isinstance(name, str) for name in similarities):
+        raise click.UsageError("--all-stages belongs to --similarity NAME: give that, too.")
     rank, world = shard()
     if device.type == "cuda" and world > 1:
         device = torch.device("cuda", rank % torch.cuda.device_count())
     subjects = _subjects(cts, device)
     chosen = _protocols(protocols, starved, shifted)
-    pipelines = dict(_method(name, similarity, all_stages) for name in dict.fromkeys(methods))
+    pipelines = _registrations(methods, similarities, all_stages, device)
     out.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         write_json(out / "evaluation.json", _described(chosen, pipelines, subjects, cases))
@@ -164,12 +171,26 @@ def _protocols(names: Sequence[str], starved: bool, shifted: bool) -> list[Proto
     return chosen
 
 
-def _method(name: str, similarity: str | None, all_stages: bool) -> tuple[str, Any]:
-    """A method's name in the rows and its stages."""
-    if similarity is None:
-        return name, METHODS[name]
-    stages = with_similarity(METHODS[name], similarity, all_stages=all_stages)
-    return f"{name}-{'all-' if all_stages else ''}{similarity}", stages
+def _registrations(
+    methods: Sequence[str],
+    similarities: Sequence[str | Path],
+    all_stages: bool,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What is evaluated, by its name in the rows."""
+    found: dict[str, Any] = {}
+    for similarity in dict.fromkeys(similarities):
+        if isinstance(similarity, Path):
+            folder = similarity.name in (SIMILARITY_FILE, REGRESSOR_FILE)
+            name = f"hybrid-{similarity.resolve().parent.name if folder else similarity.stem}"
+            if name in found:
+                raise ValueError(f"--similarity: two are called {name}; rename one of the files")
+            found[name] = similarity_stages(similarity, device)
+            continue
+        for method in dict.fromkeys(methods):
+            stages = with_similarity(METHODS[method], similarity, all_stages=all_stages)
+            found[f"{method}-{'all-' if all_stages else ''}{similarity}"] = stages
+    return found or {name: METHODS[name] for name in methods}
 
 
 def _described(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +19,7 @@ from torch import Tensor
 from drrkit.cli.arguments import OutputFile, existing, refuse_overwriting
 from drrkit.cli.images import read_mask, to_line
 from drrkit.cli.info import versions
+from drrkit.cli.landmarks import landmark_start, landmarks_option
 from drrkit.cli.options import (
     VIEWS,
     CameraOptions,
@@ -26,11 +30,11 @@ from drrkit.cli.options import (
     method_option,
 )
 from drrkit.cli.poses import PoseFile, camera_as_dict, pixel_pitch, read_pose, write_json
+from drrkit.cli.similarities import SimilarityName, similarity_stages
 from drrkit.geometry import Camera, se3_log, volume_center
 from drrkit.registration import (
     AUTO,
     PIPELINES,
-    SIMILARITIES,
     RegistrationResult,
     Search,
     Stage,
@@ -156,13 +160,16 @@ class XrayOptions:
     help=f"Where to start: a pose file, or one of {', '.join(VIEWS)}.  [default: where the X-ray's "
     "file says the C-arm stood]",
 )
+@landmarks_option
 @click.option(
     "--output", "-o", required=True, type=OutputFile(".json"), help="The result, a pose file too."
 )
 @click.option("--overlay", type=OutputFile(".png"), help="Picture of the pose before and after.")
 @grouped(XrayOptions, "seeing")
 @click.option(
-    "--similarity", type=click.Choice(list(SIMILARITIES)), help="Similarity of all stages."
+    "--similarity",
+    type=SimilarityName(),
+    help="Similarity of all stages; or the file of a trained one, whose descent comes first.",
 )
 @click.option(
     "--stages",
@@ -191,10 +198,11 @@ def register_command(
     ct: Path,
     xray: Path,
     init: str | None,
+    landmarks: Path | None,
     output: Path,
     overlay: Path | None,
     seeing: XrayOptions,
-    similarity: str | None,
+    similarity: str | Path | None,
     stages: tuple[Stage | Search, ...],
     min_confidence: float,
     placing: PoseOptions,
@@ -213,28 +221,32 @@ def register_command(
     """
     began = time.perf_counter()
     seeing.check()
-    stages = _with_similarity(stages, similarity)
+    stages = _with_similarity(stages, similarity, device)
     seen = seeing.load(xray, detector.sdd, device)
-    view, stored = _start(init, seen.file, stages)
-    inputs = [ct, xray, seeing.mask, seeing.calibration, reading.labels]
+    view, stored = ("", None) if landmarks else _start(init, seen.file, stages)
+    inputs = [ct, xray, seeing.mask, seeing.calibration, reading.labels, landmarks]
     refuse_overwriting([output, overlay], [*inputs, None if not stored else Path(init or "")])
     line = seen.line
     camera = _camera(detector, stored, xray, seen.file)
     volume = reading.load(ct, device)
-    told = stored and stored.world_to_camera
-    if view == FROM_FILE:
-        told = seen.file.start(volume)[0]
-    start = placing.pose(volume, view, told)
-    result = register(
-        volume,
-        camera,
-        line,
-        start,
-        stages=stages,
-        mask=seen.weights,
-        method=method,
-        progress=not quiet,
-    )
+    if landmarks:
+        start = landmark_start(landmarks, camera, init, placing).to(device)
+    else:
+        told = stored and stored.world_to_camera
+        if view == FROM_FILE:
+            told = seen.file.start(volume)[0]
+        start = placing.pose(volume, view, told)
+    with _warnings_told():
+        result = register(
+            volume,
+            camera,
+            line,
+            start,
+            stages=stages,
+            mask=seen.weights,
+            method=method,
+            progress=not quiet,
+        )
     judged = _judged(result, min_confidence, start[0], volume)
     write_json(
         output,
@@ -243,7 +255,7 @@ def register_command(
             **result.as_dict(),
             **judged,
             "camera": camera_as_dict(camera),
-            "inputs": _inputs(ct, xray, init, seeing, reading),
+            "inputs": _inputs(ct, xray, init, landmarks, seeing, reading),
             "settings": _settings(method, device, stages),
             "versions": versions(),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -275,15 +287,25 @@ def move_between(before: Tensor, after: Tensor, center: Tensor) -> Tensor:
     return se3_log(motion)
 
 
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Warnings as lines of this command's own, not as Python's."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in told:
+        click.echo(f"Warning: {warning.message}", err=True)
+
+
 def _with_similarity(
-    stages: tuple[Stage | Search, ...], similarity: str | None
+    stages: tuple[Stage | Search, ...], similarity: str | Path | None, device: torch.device
 ) -> tuple[Stage | Search, ...]:
-    """The stages of auto with another similarity in all of them."""
+    """The stages of auto with another similarity in all of them, or with a trained one first."""
     if similarity is None:
         return stages
     if stages is not AUTO:
         raise click.UsageError("--similarity changes the stages of auto; --stages names its own.")
-    return tuple(replace(stage, similarity=similarity) for stage in stages)
+    return similarity_stages(similarity, device)
 
 
 def _start(
@@ -298,7 +320,8 @@ def _start(
             return "AP", None
         raise click.UsageError(
             "--init is needed: the X-ray's file does not say where the C-arm stood. A pose file, "
-            f"one of {', '.join(VIEWS)}, or --stages global to search all around a frontal view."
+            f"one of {', '.join(VIEWS)}, or --stages global to search all around a frontal view; "
+            "--landmarks would do, too."
         )
     if init.upper() in VIEWS:
         return init.upper(), None
@@ -340,13 +363,19 @@ def _camera(detector: CameraOptions, stored: PoseFile | None, xray: Path, file: 
 
 
 def _inputs(
-    ct: Path, xray: Path, init: str | None, seeing: XrayOptions, reading: CTOptions
+    ct: Path,
+    xray: Path,
+    init: str | None,
+    landmarks: Path | None,
+    seeing: XrayOptions,
+    reading: CTOptions,
 ) -> dict[str, Any]:
     """What was registered, for the result: file names as the user gave them."""
     return {
         "ct": str(ct),
         "xray": str(xray),
         "init": init,
+        "landmarks": None if landmarks is None else str(landmarks),
         "xray_kind": seeing.xray_kind,
         "mask": None if seeing.mask is None else str(seeing.mask),
         "frame": seeing.frame,
@@ -364,6 +393,9 @@ def _settings(
 ) -> dict[str, Any]:
     """How the registration was run, for the result."""
     plain = [{**vars(stage), "similarity": stage.name} for stage in stages]
+    for stage in plain:
+        if stage.get("regressor") is not None:
+            stage["regressor"] = type(stage["regressor"]).__name__
     return {"method": method, "device": str(device), "stages": plain}
 
 
