@@ -12,7 +12,7 @@ from drrkit import CArm, Stage, Volume, losses, perturb, register, render, view_
 from drrkit.geometry import volume_center
 from drrkit.metrics import mtre
 from drrkit.phantoms import torso
-from drrkit.registration import OPTIMISERS, SIMILARITIES
+from drrkit.registration import SIMILARITIES
 from drrkit.registration.curvature import gauss_newton, has_curvature
 from drrkit.registration.scaling import UnitRange
 
@@ -78,8 +78,6 @@ def test_every_similarity_improves_a_pose_under_every_optimiser(similarity, opti
 @pytest.mark.parametrize("similarity", NAMES)
 def test_every_similarity_improves_a_pose_under_cma_es(similarity):
     improves(similarity, "cmaes")
-    others = {"gradient", "levenberg", "trust_region", "regressor"}
-    assert set(OPTIMISERS) == {"cmaes", *others}
 
 
 def improves(similarity: str, optimiser: str) -> None:
