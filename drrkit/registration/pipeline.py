@@ -18,6 +18,7 @@ from drrkit.registration.candidates import distinct_poses
 from drrkit.registration.cmaes import CmaEs
 from drrkit.registration.confidence import agreement
 from drrkit.registration.covariance import pose_covariance
+from drrkit.registration.curvature import has_curvature
 from drrkit.registration.descent import PoseDescent
 from drrkit.registration.directions import DirectionDescent
 from drrkit.registration.inputs import check_scene, start_poses
@@ -194,6 +195,8 @@ class Registration:
     def covariance(self, stage: Stage | Search, pose: Tensor) -> Tensor | None:
         """Of one pose [1, 4, 4] that a stage found, where that stage has a Jacobian."""
         if isinstance(stage, Search) or stage.optimiser != "levenberg":
+            return None
+        if not has_curvature(stage.measure):
             return None
         scene = self._at_voxels(stage.voxel_mm)
         depth = mean_depth(pose, self.center)

@@ -51,9 +51,10 @@ class RegistrationResult:
             from wrong ones; in X-rays that show more than the volume does, compare it between
             registrations of the same kind, and distrust the outliers.
         covariance: [6, 6] float64 of xi (rad, mm) about the volume's centre, in camera axes, from
-            the last stage's residuals; None where its optimiser has no Jacobian. It knows noise
-            and what blocks of pixels get wrong on their own, not what all get wrong together. A
-            direction that changes no image has 10 m. [6 n, 6 n] for n bodies.
+            the last stage's residuals; None where its optimiser has no Jacobian, or its similarity
+            (other than mse, soft_dice and correlations) no known curvature. It knows noise and what
+            blocks of pixels get wrong on their own, not what all get wrong together. A direction
+            that changes no image has 10 m. [6 n, 6 n] for n bodies.
         history: one record a stage.
         seconds: wall time.
         stop_reason: of the last stage: "converged", "iterations", or "interrupted" when the user
