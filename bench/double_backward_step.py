@@ -1,6 +1,6 @@
 """Memory and time of one training step of a learned similarity: losses, backward, optimiser.
 
-    python bench/double_backward_step.py [--network prost ...] [--device cuda] [--output FILE]
+    python bench/double_backward_step.py [--network prost prost-2020] [--device cuda] [--output F]
 
 The published workload: a 128^3 volume shared by a batch of 4 images of 128^2 (about 15 GB with the
 published code). Everything is counted: X-rays synthesised from the full CT, the 3D network, the

@@ -23,6 +23,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from loss_grid_report import whole
 
 import drrkit
 from drrkit.bench.machine import machine, versions
-from drrkit.evaluation import Landscape, Subject, landscape
+from drrkit.evaluation import Landscape, Subject, landscapes_of
 from drrkit.registration import Stage
 
 SCHEMA = 1
@@ -82,17 +83,17 @@ def measured(
     patient: Subject, shift: str, options: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], list[Landscape]]:
     """The numbers of every loss, means over the cases, and the landscapes of the first case."""
-    rows, first = [], []
-    for loss in options.losses:
-        wide, near = [], []
-        for number in range(options.cases):
-            case = protocol(shift).case(patient, number)
-            stage = Stage(loss)
-            wide.append(landscape(case, stage, widths=WIDTHS, count=COUNT, poses=POSES))
-            near.append(landscape(case, stage, widths=NARROW, count=3, poses=POSES))
-        rows.append(numbers(patient.name, shift, loss, wide, near))
-        first.append(wide[0])
-    return rows, first
+    wide, near = [], []
+    for number in range(options.cases):
+        case = protocol(shift).case(patient, number)
+        of = partial(landscapes_of, case, options.losses, Stage(), poses=POSES)
+        wide.append(of(widths=WIDTHS, count=COUNT))
+        near.append(of(widths=NARROW, count=3))
+    rows = [
+        numbers(patient.name, shift, loss, [found[k] for found in wide], [f[k] for f in near])
+        for k, loss in enumerate(options.losses)
+    ]
+    return rows, wide[0]
 
 
 def numbers(

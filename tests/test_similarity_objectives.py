@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from drrkit import so3_exp, so3_log
+from drrkit import Stage, so3_exp, so3_log
 from drrkit.geometry import view_ap, volume_center
 from drrkit.phantoms import torso
+from drrkit.registration.directions import DirectionDescent
 from drrkit.similarity import (
     SAMPLINGS,
     PoseChart,
@@ -263,3 +264,30 @@ def test_bad_charts_and_samplings_are_refused() -> None:
         PoseChart(volume, view_ap(volume, 800.0))
     with pytest.raises(ValueError, match="target: expected six widths"):
         PoseSampling((1.0,) * 5, (1.0,) * 6)
+
+
+# ---- descent by directions
+
+
+def test_descent_by_directions_takes_steps_of_the_length_it_says() -> None:
+    """The squared distance of the centre: shifts point at it, and their length halves."""
+    volume = torso(16.0)
+    center, truth = volume_center(volume), view_ap(volume, 800.0)[0]
+    target = truth[:3, :3] @ center + truth[:3, 3] + torch.tensor([30.0, -40.0, 0.0]).double()
+    trail: list[Tensor] = []
+
+    def objective(pose: Tensor) -> Tensor:
+        place = pose[:, :3, :3] @ center + pose[:, :3, 3]
+        trail.append(place.detach())
+        return (place - target).square().sum(-1)
+
+    stage = Stage(optimiser="directions", step=8.0, patience=3, iterations=40, final_step=0.5)
+    units = torch.tensor([0.01, 0.01, 0.01, 1.0, 1.0, 3.0], dtype=torch.float64)
+    descent = DirectionDescent(objective, truth[None], center, units, stage)
+    while not descent.finished:
+        descent.step()
+    lengths = torch.cat(trail).diff(dim=0).norm(dim=-1)
+    expected = [8.0 * 0.5 ** (k // 3) for k in range(len(lengths))]
+    assert torch.allclose(lengths, torch.tensor(expected, dtype=torch.float64))
+    assert len(trail) == 15 and descent.stop_reason == "converged"
+    assert float(descent.best_loss[0].sqrt()) < 8.0

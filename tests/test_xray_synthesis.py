@@ -283,6 +283,15 @@ def test_images_are_on_the_dtype_of_the_volume_and_without_gradient(subject: Vol
     assert not synthesise_xray(grey, camera(), view).requires_grad
 
 
+def test_autocast_changes_nothing(subject: Volume) -> None:
+    ct, view = subject.to(torch.float32), view_ap(subject, 800.0)
+    model = XrayModel(scatter=0.2)
+    expected = synthesise_xray(ct, camera(), view, model=model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = synthesise_xray(ct, camera(), view, model=model)
+    assert torch.equal(found, expected)
+
+
 def test_a_pixel_without_photons_is_finite() -> None:
     lead = Volume(torch.full((1, 8, 8, 8), 30.0), (20.0,) * 3, unit="mu")
     block = MaterialVolume(("iron",), lead)

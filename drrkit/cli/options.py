@@ -36,6 +36,7 @@ __all__ = [
     "CTOptions",
     "CameraOptions",
     "PoseOptions",
+    "check_unit",
     "device_option",
     "grouped",
     "method_option",
@@ -127,7 +128,7 @@ class CTOptions:
         volume = read_volume(path, labels=self.labels, series=self.series, unit=self.unit)
         if volume.values.dim() != 3:
             raise ValueError(f"{path}: expected one value a voxel, got {volume.values.shape[0]}")
-        _check_unit(path, volume)
+        check_unit(path, volume)
         return volume if self.select is None else volume.select(self.select)
 
     @property
@@ -264,7 +265,7 @@ def orientation(world_to_camera: Tensor) -> str:
     )
 
 
-def _check_unit(path: Path, volume: Volume) -> None:
+def check_unit(path: Path, volume: Volume) -> None:
     """Refuses values that cannot be in the volume's unit: the other one, most likely."""
     low, high = (float(value) for value in torch.aminmax(volume.values))
     found = f"got values from {low:g} to {high:g}"

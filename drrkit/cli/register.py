@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,6 +19,7 @@ from torch import Tensor
 from drrkit.cli.arguments import OutputFile, existing, refuse_overwriting
 from drrkit.cli.images import read_mask, to_line
 from drrkit.cli.info import versions
+from drrkit.cli.landmarks import landmark_start, landmarks_option
 from drrkit.cli.options import (
     VIEWS,
     CameraOptions,
@@ -26,7 +30,7 @@ from drrkit.cli.options import (
     method_option,
 )
 from drrkit.cli.poses import PoseFile, camera_as_dict, pixel_pitch, read_pose, write_json
-from drrkit.cli.similarities import SimilarityName, similarity_stages
+from drrkit.cli.similarities import SimilarityName, plain_stages, similarity_stages
 from drrkit.geometry import Camera, se3_log, volume_center
 from drrkit.registration import (
     AUTO,
@@ -156,6 +160,7 @@ class XrayOptions:
     help=f"Where to start: a pose file, or one of {', '.join(VIEWS)}.  [default: where the X-ray's "
     "file says the C-arm stood]",
 )
+@landmarks_option
 @click.option(
     "--output", "-o", required=True, type=OutputFile(".json"), help="The result, a pose file too."
 )
@@ -193,6 +198,7 @@ def register_command(
     ct: Path,
     xray: Path,
     init: str | None,
+    landmarks: Path | None,
     output: Path,
     overlay: Path | None,
     seeing: XrayOptions,
@@ -217,26 +223,30 @@ def register_command(
     seeing.check()
     stages = _with_similarity(stages, similarity, device)
     seen = seeing.load(xray, detector.sdd, device)
-    view, stored = _start(init, seen.file, stages)
-    inputs = [ct, xray, seeing.mask, seeing.calibration, reading.labels]
+    view, stored = ("", None) if landmarks else _start(init, seen.file, stages)
+    inputs = [ct, xray, seeing.mask, seeing.calibration, reading.labels, landmarks]
     refuse_overwriting([output, overlay], [*inputs, None if not stored else Path(init or "")])
     line = seen.line
     camera = _camera(detector, stored, xray, seen.file)
     volume = reading.load(ct, device)
-    told = stored and stored.world_to_camera
-    if view == FROM_FILE:
-        told = seen.file.start(volume)[0]
-    start = placing.pose(volume, view, told)
-    result = register(
-        volume,
-        camera,
-        line,
-        start,
-        stages=stages,
-        mask=seen.weights,
-        method=method,
-        progress=not quiet,
-    )
+    if landmarks:
+        start = landmark_start(landmarks, camera, init, placing).to(device)
+    else:
+        told = stored and stored.world_to_camera
+        if view == FROM_FILE:
+            told = seen.file.start(volume)[0]
+        start = placing.pose(volume, view, told)
+    with _warnings_told():
+        result = register(
+            volume,
+            camera,
+            line,
+            start,
+            stages=stages,
+            mask=seen.weights,
+            method=method,
+            progress=not quiet,
+        )
     judged = _judged(result, min_confidence, start[0], volume)
     write_json(
         output,
@@ -245,7 +255,7 @@ def register_command(
             **result.as_dict(),
             **judged,
             "camera": camera_as_dict(camera),
-            "inputs": _inputs(ct, xray, init, seeing, reading),
+            "inputs": _inputs(ct, xray, init, landmarks, seeing, reading),
             "settings": _settings(method, device, stages),
             "versions": versions(),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -277,6 +287,16 @@ def move_between(before: Tensor, after: Tensor, center: Tensor) -> Tensor:
     return se3_log(motion)
 
 
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Warnings as lines of this command's own, not as Python's."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in told:
+        click.echo(f"Warning: {warning.message}", err=True)
+
+
 def _with_similarity(
     stages: tuple[Stage | Search, ...], similarity: str | Path | None, device: torch.device
 ) -> tuple[Stage | Search, ...]:
@@ -300,7 +320,8 @@ def _start(
             return "AP", None
         raise click.UsageError(
             "--init is needed: the X-ray's file does not say where the C-arm stood. A pose file, "
-            f"one of {', '.join(VIEWS)}, or --stages global to search all around a frontal view."
+            f"one of {', '.join(VIEWS)}, or --stages global to search all around a frontal view; "
+            "--landmarks would do, too."
         )
     if init.upper() in VIEWS:
         return init.upper(), None
@@ -342,13 +363,19 @@ def _camera(detector: CameraOptions, stored: PoseFile | None, xray: Path, file: 
 
 
 def _inputs(
-    ct: Path, xray: Path, init: str | None, seeing: XrayOptions, reading: CTOptions
+    ct: Path,
+    xray: Path,
+    init: str | None,
+    landmarks: Path | None,
+    seeing: XrayOptions,
+    reading: CTOptions,
 ) -> dict[str, Any]:
     """What was registered, for the result: file names as the user gave them."""
     return {
         "ct": str(ct),
         "xray": str(xray),
         "init": init,
+        "landmarks": None if landmarks is None else str(landmarks),
         "xray_kind": seeing.xray_kind,
         "mask": None if seeing.mask is None else str(seeing.mask),
         "frame": seeing.frame,
@@ -365,11 +392,7 @@ def _settings(
     method: str, device: torch.device, stages: tuple[Stage | Search, ...]
 ) -> dict[str, Any]:
     """How the registration was run, for the result."""
-    plain = [{**vars(stage), "similarity": stage.name} for stage in stages]
-    for stage in plain:
-        if stage.get("regressor") is not None:
-            stage["regressor"] = type(stage["regressor"]).__name__
-    return {"method": method, "device": str(device), "stages": plain}
+    return {"method": method, "device": str(device), "stages": plain_stages(stages)}
 
 
 def _judged(

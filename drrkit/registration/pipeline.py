@@ -19,6 +19,7 @@ from drrkit.registration.cmaes import CmaEs
 from drrkit.registration.confidence import agreement
 from drrkit.registration.covariance import pose_covariance
 from drrkit.registration.descent import PoseDescent
+from drrkit.registration.directions import DirectionDescent
 from drrkit.registration.inputs import check_scene, start_poses
 from drrkit.registration.landmarks import Landmarks
 from drrkit.registration.levenberg import LevenbergMarquardt, expansion, linearised
@@ -284,6 +285,8 @@ class Registration:
             measure = self.prior.added_to(measure)
         if stage.optimiser == "gradient":
             return PoseDescent(measure, pose, self.center, units, stage)
+        if stage.optimiser == "directions":
+            return DirectionDescent(measure, pose, self.center, units, stage)
         if stage.optimiser == "trust_region":
             return TrustRegion(measure, pose, self.center, units, stage, self.generator)
         if stage.optimiser == "regressor":

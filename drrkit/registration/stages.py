@@ -32,7 +32,7 @@ SIMILARITIES: dict[str, Similarity] = {
 compares images that are each mapped to [0, 1] first, for X-rays on another scale than the volume.
 """
 
-OPTIMISERS = ("gradient", "levenberg", "cmaes", "trust_region", "regressor")
+OPTIMISERS = ("gradient", "directions", "levenberg", "cmaes", "trust_region", "regressor")
 """Names a Stage accepts."""
 
 
@@ -46,10 +46,11 @@ class Stage:
     Attributes:
         similarity: a name in SIMILARITIES, or a callable (moving, fixed, mask) -> [B] to minimise.
         optimiser: a name in OPTIMISERS: "gradient", descent with a step length a pose (the
-            similarity is differentiated); "levenberg", damped Gauss-Newton steps on the pose
-            Jacobian, by far the fastest where the similarity is a correlation or mse; "cmaes",
-            CMA-ES, and "trust_region", bounded quadratic models, neither of which differentiates;
-            "regressor", a network that says where to go (the similarity is only reported).
+            similarity is differentiated); "directions", steps of given lengths along the gradient,
+            for learned similarities; "levenberg", damped Gauss-Newton steps on the pose Jacobian,
+            by far the fastest where the similarity is a correlation or mse; "cmaes", CMA-ES, and
+            "trust_region", bounded quadratic models, neither of which differentiates; "regressor",
+            a network that says where to go (the similarity is only reported).
         downsample: the X-ray is averaged over downsample x downsample pixels and the volume is
             rendered onto these larger pixels.
         pixel_mm: instead of downsample: the width of these larger pixels at the patient, in mm.
@@ -67,7 +68,7 @@ class Stage:
             of the first box. "cmaes" has none.
         final_step: the stage ends for a pose when its step length would fall below this, mm.
         patience: "gradient": steps without a new best loss after which a pose returns to its best
-            position and halves its step length.
+            position and halves its step length. "directions": steps after which it halves.
         momentum: "gradient": share of the last step's direction kept in the next, 0 to below 1.
         tolerance: "gradient": a loss is a new best when it is lower by more than this.
         starts: optimisations from the neighbourhood of every pose; the best one goes on. The first

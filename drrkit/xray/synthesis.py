@@ -198,10 +198,7 @@ def _with_tool(
     steps: int,
 ) -> tuple[tuple[str, ...], Tensor]:
     """The materials with a tool's metal, as a channel of its own or on top of one."""
-    if placed.tool_to_world.dim() == 3 and steps > 1:
-        per_step = placed.tool_to_world.repeat_interleave(steps, dim=0)
-        placed = PlacedTool(placed.tool, per_step)
-    metal = placed.area_density(camera, poses).to(areas)
+    metal = placed.for_steps(steps).area_density(camera, poses).to(areas)
     material = placed.tool.material
     if material not in names:
         return (*names, material), torch.cat([areas, metal], dim=1)
@@ -230,5 +227,6 @@ def _detected(
         image = add_noise(signal, emitted, generator, electronic=model.electronic_noise)
         floor = 0.5 / emitted
     if model.blur_sigma_px > 0:
-        image = gaussian_blur(image, model.blur_sigma_px)
+        with torch.autocast(image.device.type, enabled=False):
+            image = gaussian_blur(image, model.blur_sigma_px)
     return image, floor

@@ -1,0 +1,436 @@
+"""The small ProST experiment: train on phantoms, register phantoms that were never trained on.
+
+    python bench/train_prost.py all [--work FOLDER]            everything, two processes at a time
+    python bench/train_prost.py train --objective direction    one network
+    python bench/train_prost.py register --method learned      one method on all cases
+    python bench/train_prost.py report                         tables from what is there
+
+Pelves of `drrkit.phantoms.random_anatomy`, 48^3 voxels; X-rays of 64 x 64 pixels; the published
+geometry (sdd 1020, sod 800 mm). Networks are trained by the direction objective and, for the same
+steps, by the mse objective. Then, on other subjects and from the same starts:
+
+    cmaes            CMA-ES on patch-gradient NCC from the start
+    learned          descent by the directions of the learned similarity's gradient
+    learned+cmaes    that, then the same CMA-ES with the same budget and spread
+    mse+cmaes        the same with the network of the mse objective
+    global           drrkit.register's classical global search
+
+Every part goes on from where it was stopped: networks by drrkit.training's checkpoints,
+registrations case by case. Success is a mean target registration error below 10 mm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import drrkit
+from drrkit import CArm, Stage, Volume, metrics, register
+from drrkit.bench.machine import machine, versions
+from drrkit.phantoms import random_anatomy
+from drrkit.similarity import (
+    LearnedSimilarity,
+    PoseSampling,
+    SimilarityTask,
+    TrainingPatient,
+    TrainingRecipe,
+    build,
+    cosines,
+    geodesic_gradient,
+    load_similarity,
+    pose_gradient,
+    save_similarity,
+)
+from drrkit.similarity.task import simulated
+from drrkit.training import generator, load_checkpoint, train
+
+SCHEMA = 1
+NETWORK = "prost-2020-small"
+BONE = (2,)  # random_anatomy's label of what moves as one piece
+TRAINED, HELD_OUT, TESTED = range(40), range(1000, 1008), range(2000, 2020)
+CASES = 60
+CAMERA = CArm(1020.0, (64, 64), 2.176 * 2)
+# The published targets; starts and training poses about them, degrees and mm.
+SAMPLING = PoseSampling(
+    target=(15.0, 15.0, 15.0, 25.0, 25.0, 25.0),
+    moving=(30.0, 30.0, 30.0, 50.0, 50.0, 100.0),
+    moving_normal=False,
+    about_target=True,
+)
+SUCCESS_MM = 10.0
+OBJECTIVES = ("direction", "mse")
+METHODS = ("cmaes", "learned", "learned+cmaes", "mse+cmaes", "global")
+
+CMAES = Stage(
+    "patch_gradient_ncc",
+    optimiser="cmaes",
+    population=30,
+    iterations=30,
+    spread=tuple(math.radians(a) for a in (10.0, 10.0, 10.0)) + (15.0, 15.0, 30.0),
+    final_step=0.1,
+)
+
+
+def descent(similarity: LearnedSimilarity) -> Stage:
+    """The gradient phase: 0.1 rad and about as many mm at first, halved every 15 steps."""
+    return Stage(
+        similarity, optimiser="directions", step=10.0, patience=15, iterations=75, final_step=0.5
+    )
+
+
+# ---- subjects
+
+
+def subject(seed: int, work: Path) -> Volume:
+    """A pelvis in HU with labels; drawn once."""
+    path = work / "subjects" / f"pelvis_{seed}.pt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ct = random_anatomy("pelvis", seed, shape=48)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        torch.save((ct.values, ct.labels, ct.spacing, ct.origin), part)
+        part.replace(path)
+    values, labels, spacing, origin = torch.load(path, weights_only=True)
+    return Volume(values, spacing, origin, unit="HU", labels=labels)
+
+
+def patients(seeds: Sequence[int], network: LearnedSimilarity, work: Path) -> list[TrainingPatient]:
+    return [
+        TrainingPatient.of(f"pelvis {seed}", subject(seed, work), network, bones=BONE)
+        for seed in seeds
+    ]
+
+
+# ---- training
+
+
+def trained(objective: str, options: argparse.Namespace) -> None:
+    """Train a network, or go on with it; leaves its best validation in FOLDER/objective.pt."""
+    work = options.work
+    network = build(NETWORK, seed=0)
+    recipe = TrainingRecipe(
+        objective=objective, batch=options.batch, rate=options.rate, steps=options.steps
+    )
+    task = SimilarityTask(
+        network,
+        patients(TRAINED, network, work),
+        patients(HELD_OUT, network, work),
+        CAMERA,
+        SAMPLING,
+        recipe,
+    )
+    result = train(
+        task,
+        work / objective,
+        steps=options.steps,
+        validate_every=50,
+        save_every=25,
+        clip_norm=10.0,
+        config={**asdict(recipe), "network": NETWORK},
+        watch="cosine",
+        mode="max",
+        progress=False,
+    )
+    if result.interrupted:
+        raise SystemExit(f"{objective}: interrupted at step {result.step}")
+    network.load_state_dict(load_checkpoint(result.best).model)
+    notes = {"objective": objective, "step": result.best_step, "seconds": result.seconds}
+    save_similarity(network, work / f"{objective}.pt", **notes)
+    facts = {**notes, "steps": result.step, "validation": result.best_value, **asdict(recipe)}
+    facts["load_average"] = os.getloadavg()
+    facts["weights"] = sum(p.numel() for p in network.parameters())
+    facts |= {"test": tested_gradients(network, work)}
+    write(work / f"{objective}.json", facts)
+    print(json.dumps(facts, indent=2))
+
+
+def tested_gradients(network: LearnedSimilarity, work: Path) -> dict[str, float]:
+    """Cosines on the test subjects, which took no part in choosing the weights."""
+    found, wanted = [], []
+    network.eval()
+    for patient in patients(TESTED, network, work):
+        task = SimilarityTask(network, [patient], [], CAMERA, SAMPLING, TrainingRecipe())
+        theta, xray, target = pairs(patient, 16)
+        theta.requires_grad_()
+        found.append(pose_gradient(task.similarity(patient, theta, xray), theta))
+        wanted.append(geodesic_gradient(theta.detach(), target))
+    rotation, translation = cosines(torch.cat(found), torch.cat(wanted))
+    return {
+        "cosine": float((rotation + translation).mean() / 2),
+        "cosine_rotation": float(rotation.mean()),
+        "cosine_translation": float(translation.mean()),
+        "pairs": rotation.numel(),
+    }
+
+
+def pairs(patient: TrainingPatient, count: int, number: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Starts theta, X-rays, true theta of a test subject; the same ones every time."""
+    random = generator(99, int(patient.name.split()[-1]), number)
+    theta, target = SAMPLING.draw(patient.chart, count, random)
+    seed = int(torch.randint(2**31 - 1, (), generator=random))
+    xray = simulated(patient.ct, CAMERA, patient.chart.world_to_camera(target), seed)
+    return theta, xray, target
+
+
+# ---- registration
+
+
+def stages_of(method: str, work: Path) -> Any:
+    """What `register` runs; None where a network is not trained yet."""
+    if method == "cmaes":
+        return (CMAES,)
+    if method == "global":
+        return "global"
+    path = work / ("mse.pt" if method.startswith("mse") else "direction.pt")
+    learned = descent(load_similarity(path))
+    return (learned,) if method == "learned" else (learned, CMAES)
+
+
+def registered(method: str, options: argparse.Namespace) -> None:
+    """A method on all cases; rows go to FOLDER/method.jsonl as they are found."""
+    path = options.work / f"{method}.jsonl"
+    done = {row["case"] for row in rows_of(path)}
+    stages = stages_of(method, options.work)
+    plain = build(NETWORK)  # for its moving volumes only
+    for case in range(options.cases):
+        if case in done:
+            continue
+        seed = TESTED[case % len(TESTED)]
+        (patient,) = patients([seed], plain, options.work)
+        row = {"case": case, "subject": patient.name, **outcome(patient, case, stages)}
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(method, row, flush=True)
+
+
+def outcome(patient: TrainingPatient, case: int, stages: Any) -> dict[str, Any]:
+    """One registration: errors at the start and at the end, mm and degrees."""
+    theta, xray, target = pairs(patient, 1, 1 + case)
+    start, truth = (patient.chart.world_to_camera(pose) for pose in (theta, target))
+    points = targets(patient.ct)
+    began, used = time.perf_counter(), time.process_time()
+    result = register(patient.ct.to_mu(), CAMERA, xray, start, stages=stages, seed=case)
+    seconds, process = time.perf_counter() - began, time.process_time() - used
+    found = result.world_to_camera
+    return {
+        "start_mm": float(metrics.mtre(start, truth, points)),
+        "mtre_mm": float(metrics.mtre(found, truth, points)),
+        "rotation_deg": math.degrees(float(metrics.rotation_error(found, truth))),
+        "seconds": round(seconds, 3),
+        "process_s": round(process, 3),
+    }
+
+
+def targets(ct: Volume, count: int = 1000) -> Tensor:
+    """Voxels of the bone that is registered, world mm."""
+    index = torch.nonzero(ct.labels == BONE[0]).flip(-1).double()
+    chosen = torch.randperm(len(index), generator=torch.Generator().manual_seed(0))[:count]
+    return ct.index_to_world(index[chosen])
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # a run was killed while it wrote this line
+            continue
+    return rows
+
+
+# ---- report
+
+
+def report(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything found so far as JSON and Markdown, in FOLDER and in bench/results."""
+    work = options.work
+    networks = {
+        name: json.loads((work / f"{name}.json").read_text())
+        for name in OBJECTIVES
+        if (work / f"{name}.json").exists()
+    }
+    rows = {m: found for m in METHODS if (found := rows_of(work / f"{m}.jsonl"))}
+    record = {
+        "schema": SCHEMA,
+        "command": "python bench/train_prost.py all",
+        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(("torch", "numpy", "cma")) | {"drrkit": drrkit.__version__},
+        "network": NETWORK,
+        "subjects": {"trained": len(TRAINED), "validated": len(HELD_OUT), "tested": len(TESTED)},
+        "sampling": asdict(SAMPLING),
+        "cmaes": {"population": CMAES.population, "generations": CMAES.iterations},
+        "networks": networks,
+        "methods": {name: summary(found) for name, found in rows.items()},
+        "cases": rows,
+    }
+    record["promises"] = promises(record)
+    options.output.mkdir(parents=True, exist_ok=True)
+    write(options.output / "prost_small.json", record)
+    text = markdown(record)
+    (options.output / "README.md").write_text(text)
+    print(text)
+    return record
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Success and errors of a method."""
+    good = metrics.success_rate(torch.tensor([r["mtre_mm"] for r in rows]), SUCCESS_MM)
+    return {
+        "cases": len(rows),
+        "success": good.rate,
+        "interval": (good.low, good.high),
+        "median_mtre_mm": median(r["mtre_mm"] for r in rows),
+        "median_start_mm": median(r["start_mm"] for r in rows),
+        "median_rotation_deg": median(r["rotation_deg"] for r in rows),
+        "median_process_s": median(r["process_s"] for r in rows),
+    }
+
+
+def promises(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the experiment is to show, what was measured, and whether it does."""
+    found = []
+
+    def promise(name: str, value: float, least: float) -> None:
+        found.append({"name": name, "value": value, "least": least, "kept": value > least})
+
+    networks, methods = record["networks"], record["methods"]
+    if "direction" in networks:
+        own = networks["direction"]["test"]["cosine"]
+        promise("pose-gradient cosine on test subjects", own, 0.7)
+        if "mse" in networks:
+            gap = own - networks["mse"]["test"]["cosine"]
+            promise("direction objective over mse objective, cosine", gap, 0.0)
+    if {"cmaes", "learned+cmaes"} <= methods.keys():
+        gap = 100 * (methods["learned+cmaes"]["success"] - methods["cmaes"]["success"])
+        promise("learned + CMA-ES over CMA-ES, points of success", gap, 20.0)
+    return found
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The tables of bench/results/prost_small/README.md."""
+    lines = [
+        "# The small ProST experiment",
+        "",
+        f"`{record['command']}` on {record['machine']['cpu']}, "
+        f"{record['machine']['cores']} cores, "
+        f"torch {record['versions']['torch']}, {record['utc'][:10]}.",
+        f"{record['subjects']['trained']} random pelves trained on, "
+        f"{record['subjects']['validated']} to choose the weights, "
+        f"{record['subjects']['tested']} tested; 48^3 voxels, 64 x 64 pixels.",
+        "",
+        "| objective | steps | training | cosine | rotation | translation |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {n['steps']} | {n['seconds'] / 60:.1f} min | {n['test']['cosine']:.3f} "
+        f"| {n['test']['cosine_rotation']:.3f} | {n['test']['cosine_translation']:.3f} |"
+        for name, n in record["networks"].items()
+    ]
+    lines += [
+        "",
+        "Cosines of the pose gradient with that of the geodesic distance, on test subjects.",
+        "",
+        f"| method | success (< {SUCCESS_MM:.0f} mm) | 95 % interval | median mTRE | median turn "
+        "| process time | cases |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {100 * m['success']:.1f} % "
+        f"| {100 * m['interval'][0]:.0f} to {100 * m['interval'][1]:.0f} % "
+        f"| {m['median_mtre_mm']:.1f} mm | {m['median_rotation_deg']:.1f} deg "
+        f"| {m['median_process_s']:.1f} s | {m['cases']} |"
+        for name, m in record["methods"].items()
+    ]
+    starts = [m["median_start_mm"] for m in record["methods"].values()]
+    if starts:
+        lines += ["", f"Median mTRE of the starts: {starts[0]:.1f} mm."]
+    lines += ["", "| promise | measured | at least | kept |", "|---|---|---|---|"]
+    lines += [
+        f"| {p['name']} | {p['value']:.2f} | {p['least']:.2f} | {'yes' if p['kept'] else 'no'} |"
+        for p in record["promises"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=2) + "\n")
+    part.replace(path)
+
+
+# ---- the script
+
+
+def everything(options: argparse.Namespace) -> None:
+    """All parts, two processes of one thread at a time."""
+    shared = ["--work", str(options.work), "--cases", str(options.cases)]
+    shared += ["--steps", str(options.steps), "--batch", str(options.batch)]
+    shared += ["--rate", str(options.rate)]
+    in_pairs([["train", "--objective", "direction"], ["train", "--objective", "mse"]], shared)
+    in_pairs([["register", "--method", method] for method in METHODS], shared)
+    report(options)
+
+
+def in_pairs(parts: Sequence[Sequence[str]], shared: Sequence[str]) -> None:
+    """Run commands of this script, two at a time; the first failure ends it."""
+    waiting, running = list(parts), []
+    while waiting or running:
+        while waiting and len(running) < 2:
+            command = [sys.executable, __file__, *waiting.pop(0), *shared]
+            running.append(subprocess.Popen(command))
+        for process in list(running):
+            if process.poll() is not None:
+                running.remove(process)
+                if process.returncode:
+                    raise SystemExit(process.returncode)
+        time.sleep(0.5)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("part", choices=("all", "train", "register", "report"))
+    parser.add_argument("--objective", choices=OBJECTIVES, default="direction")
+    parser.add_argument("--method", choices=METHODS, default="learned+cmaes")
+    parser.add_argument("--steps", type=int, default=2000, help="training steps (2000)")
+    parser.add_argument("--batch", type=int, default=8, help="image pairs a step (8)")
+    parser.add_argument("--rate", type=float, default=3e-3, help="learning rate (0.003)")
+    parser.add_argument("--cases", type=int, default=CASES, help=f"registrations ({CASES})")
+    parser.add_argument("--work", type=Path, default=Path("build/prost_small"))
+    default = Path(__file__).parent / "results" / "prost_small"
+    parser.add_argument("--output", type=Path, default=default, help="folder of the tables")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    torch.set_num_threads(1)
+    parts: dict[str, Callable[[argparse.Namespace], Any]] = {
+        "all": everything,
+        "train": lambda o: trained(o.objective, o),
+        "register": lambda o: registered(o.method, o),
+        "report": report,
+    }
+    options.work.mkdir(parents=True, exist_ok=True)
+    parts[options.part](options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
