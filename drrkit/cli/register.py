@@ -30,7 +30,7 @@ from drrkit.cli.options import (
     method_option,
 )
 from drrkit.cli.poses import PoseFile, camera_as_dict, pixel_pitch, read_pose, write_json
-from drrkit.cli.similarities import SimilarityName, similarity_stages
+from drrkit.cli.similarities import SimilarityName, plain_stages, similarity_stages
 from drrkit.geometry import Camera, se3_log, volume_center
 from drrkit.registration import (
     AUTO,
@@ -392,11 +392,7 @@ def _settings(
     method: str, device: torch.device, stages: tuple[Stage | Search, ...]
 ) -> dict[str, Any]:
     """How the registration was run, for the result."""
-    plain = [{**vars(stage), "similarity": stage.name} for stage in stages]
-    for stage in plain:
-        if stage.get("regressor") is not None:
-            stage["regressor"] = type(stage["regressor"]).__name__
-    return {"method": method, "device": str(device), "stages": plain}
+    return {"method": method, "device": str(device), "stages": plain_stages(stages)}
 
 
 def _judged(
