@@ -51,7 +51,6 @@ build: $(READY)
 
 # sdist and wheel into dist/, for this Python and this torch's CUDA (docs/install.md), and what is in them.
 dist: $(READY)
-	rm -rf dist build/lib.* build/bdist.*
 	$(BIN)/python -m build --no-isolation --outdir dist
 	$(BIN)/python packaging/check_distributions.py dist
 

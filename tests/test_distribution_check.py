@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import runpy
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from drrkit import _C
 
 SCRIPT = Path(__file__).resolve().parents[1] / "packaging" / "check_distributions.py"
 CHECK = runpy.run_path(str(SCRIPT))
@@ -97,3 +100,13 @@ def test_a_folder_without_distributions_is_a_failure(
 ) -> None:
     assert CHECK["main"](tmp_path) == 1
     assert "expected a wheel and an sdist" in capsys.readouterr().err
+
+
+def test_the_binary_asks_torch_for_nothing_but_its_stable_c_abi() -> None:
+    """That is why one build serves every torch from 2.10 on: C++ symbols change with each."""
+    command = ["nm", "-D", "--undefined-only", str(_C.__file__)]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    asked = [line.split()[-1] for line in table.splitlines()]
+    assert "aoti_torch_abi_version" in asked  # read right: torch is asked for something
+    mangled = ("3c10", "2at", "5torch", "3aot")  # c10::, at::, torch::, aot...::
+    assert not [name for name in asked if name.startswith("_Z") and any(m in name for m in mangled)]

@@ -35,7 +35,7 @@ def source(tmp_path_factory) -> Path:
     """A copy of what git would ship: nothing that was built in place can help."""
     target = tmp_path_factory.mktemp("source") / "drrkit"
     skip = shutil.ignore_patterns(
-        ".venv",
+        ".venv*",
         ".git",
         "build",
         "dist",
