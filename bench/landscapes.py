@@ -1,6 +1,7 @@
 """Landscapes of every loss about the true pose: sweeps, local minima, correlation with distance.
 
-    python bench/landscapes.py [CT ...] [--losses NAME ...] [--cases 3] [--output FOLDER]
+    python bench/landscapes.py [CT ...] [--losses NAME ...] [--shifts NAME ...] [--cases 3]
+                               [--output FOLDER]
 
 About the truth of cases of the narrow protocol (realistic X-rays, 64 x 64 pixels, voxels of 4 mm),
 every loss is swept along each of the six components of the pose, +-30 degrees, +-60 mm in plane and
@@ -10,7 +11,7 @@ lowest point of each sweep is from the truth, and the Pearson correlation of los
 random poses (published: 0.56 for a learned similarity, 0.23 for gradient correlation). Once in the
 X-ray as simulated and once under the appearance shift (gamma and field) and its inversion.
 
-Writes landscapes.json with all numbers, and a figure a CT: the sweeps of the first case.
+Writes for every CT the numbers (NAME.json, NAME.md) and a figure a shift: the first case.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = []
     for path in options.cts or (None,):
         patient = subject(path)
-        for shift in SHIFTS:
+        for shift in options.shifts:
             rows, first = measured(patient, shift, options)
             found += rows
             draw(first, options.output / f"{patient.name}_{shift}.png", patient.name, shift)
@@ -72,10 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "poses_a_sweep": COUNT,
             "random_poses": POSES,
         },
-        "landscapes": found,
     }
-    whole(options.output / "landscapes.json", json.dumps(record, indent=1) + "\n")
-    whole(options.output / "table.md", markdown(found))
+    for name in sorted({row["subject"] for row in found}):
+        own = [row for row in found if row["subject"] == name]
+        text = json.dumps(record | {"landscapes": own}, indent=1) + "\n"
+        whole(options.output / f"{name}.json", text)
+        whole(options.output / f"{name}.md", markdown(own))
     return 0
 
 
@@ -178,6 +181,8 @@ def described(options: argparse.Namespace) -> list[str]:
     words = [path.name for path in options.cts]
     if options.losses != LOSSES:
         words += ["--losses", *options.losses]
+    if options.shifts != SHIFTS:
+        words += ["--shifts", *options.shifts]
     return [*words, f"--cases {options.cases}"]
 
 
@@ -185,6 +190,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cts", nargs="*", type=Path, help="CTs in HU; default: the torso phantom")
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
+    parser.add_argument("--shifts", nargs="+", choices=SHIFTS, default=SHIFTS)
     parser.add_argument("--cases", type=int, default=3, help="X-rays of every CT (default 3)")
     results = Path(__file__).parent / "results" / "landscapes"
     parser.add_argument("--output", type=Path, default=results)

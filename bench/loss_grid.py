@@ -48,7 +48,7 @@ from drrkit.evaluation import (
     shifted_appearance,
 )
 from drrkit.phantoms import torso
-from drrkit.registration import OPTIMISERS, Stage
+from drrkit.registration import Stage
 
 VOXEL_MM = 4.0
 SIZE, PIXEL_MM = (64, 64), 4.352
@@ -194,7 +194,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cts", nargs="*", type=Path, help="CTs in HU; default: the torso phantom")
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
-    parser.add_argument("--optimisers", nargs="+", choices=OPTIMISERS, default=OPTIMISERS)
+    parser.add_argument("--optimisers", nargs="+", choices=tuple(OPTIONS), default=tuple(OPTIONS))
     parser.add_argument("--shifts", nargs="+", choices=tuple(SHIFTS), default=tuple(SHIFTS))
     parser.add_argument("--cases", type=int, default=50, help="starts a cell (default 50)")
     parser.add_argument("--report", action="store_true", help="run nothing")

@@ -215,7 +215,7 @@ def test_bodies_refuse_what_does_not_fit():
         (
             lambda: register(bodies(), CAMERA, torch.ones(64, 64), stages=Search()),
             ValueError,
-            "stages: expected no Search for Bodies",
+            "stages: expected no Search and no regressor for Bodies",
         ),
         (
             lambda: register(bodies(), CAMERA, torch.ones(64, 64), center=torch.zeros(3)),
@@ -275,7 +275,7 @@ def test_a_narrow_prior_holds_every_optimiser_at_the_start_and_a_wide_one_lets_g
     center = volume_center(phantom())
     ends = {}
     for name, prior in (("free", None), ("wide", (3.0, 1e3)), ("narrow", (1e-3, 0.1))):
-        chosen = None if prior is None else PosePrior(prior)
+        chosen = None if prior is None else PosePrior(prior, weight=0.1)
         result = register(attenuation(), CAMERA, xray, start, stages=stage, prior=chosen)
         ends[name] = motion_of(start[0], result.world_to_camera[None], center)[0, 3:].norm()
     assert ends["narrow"] < 0.5
@@ -359,3 +359,20 @@ def test_bodies_may_be_interrupted():
     assert result.stop_reason == "interrupted" and len(result.history) == 1
     assert result.world_to_camera.shape == (3, 4, 4)
     assert not torch.equal(result.world_to_camera, frontal().expand(3, 4, 4))
+
+
+def test_the_prior_of_default_weight_leaves_the_end_where_the_image_shows_it():
+    truth, start = off(5.0, 10.0, seed=3), frontal()
+    xray = simulate_xray(phantom(), CAMERA, truth)
+    prior = PosePrior((math.radians(5.0), 20.0))
+    result = register(attenuation(), CAMERA, xray, start, prior=prior)
+    assert error(result.world_to_camera, truth[0], volume_center(phantom())) < 1.5
+    strong = register(
+        attenuation(), CAMERA, xray, start, prior=PosePrior((math.radians(5.0), 20.0), weight=0.1)
+    )
+    before = float(motion_of(start, truth, volume_center(phantom()))[0, 5].abs())
+    after = float(
+        motion_of(start, strong.world_to_camera[None], volume_center(phantom()))[0, 5].abs()
+    )
+    assert after < 0.7 * before  # pulled towards the start, as its covariance says
+    assert float(strong.sigma[5]) > 5.0 * float(result.sigma[5])

@@ -186,6 +186,18 @@ def test_the_objective_is_differentiated_exactly_through_network_and_projector(
     assert slope == pytest.approx(difference, rel=1e-4), (slope, difference)
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_networks_train_under_autocast(name: str, ct: Volume) -> None:
+    network = tiny(name)
+    task = task_for(network, ct, CDRegTask if name.startswith("cdreg") else SimilarityTask, batch=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = task.losses(0, 0, 1)["loss"]
+        loss.backward()
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    assert loss.isfinite() and all(bool(g.isfinite().all()) for g in gradients)
+    assert any(bool(g.any()) for g in gradients)
+
+
 def test_sopi_compares_where_the_bones_are_projected(ct: Volume) -> None:
     network = tiny("sopi-small")
     volume = network.prepare(ct.to_mu())

@@ -291,6 +291,17 @@ def test_training_resumes_bit_for_bit(name: str, ct: Volume, tmp_path: Path) -> 
     assert any(not torch.equal(fresh[key], whole[key]) for key in whole)
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_regressors_train_under_autocast(name: str, ct: Volume) -> None:
+    network = shaken(tiny(name))
+    task = task_for(network, ct, batch=2, rounds=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = task.losses(0, 0, 1)["loss"]
+    loss.backward()
+    assert loss.isfinite()
+    assert all(bool(p.grad.isfinite().all()) for p in network.parameters() if p.grad is not None)
+
+
 def test_published_recipes_are_there_for_every_kind() -> None:
     assert REGRESSOR_RECIPES["deepim"].rounds == 4 and REGRESSOR_RECIPES["deepim"].rate == 1e-4
     assert REGRESSOR_RECIPES["dmw"].betas[0] == 0.8 and REGRESSOR_RECIPES["dmw"].batch == 16

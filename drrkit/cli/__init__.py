@@ -22,6 +22,7 @@ from drrkit.cli.render import render_command
 from drrkit.cli.report import report_command
 from drrkit.cli.simulate import simulate_command
 from drrkit.cli.train import train_group
+from drrkit.cli.train_fields import mnerf_command, nett_command
 
 __all__ = ["main"]
 
@@ -90,3 +91,5 @@ for _command in (
     bench_command,
 ):
     main.add_command(_command)
+for _command in (nett_command, mnerf_command):
+    train_group.add_command(_command)

@@ -15,7 +15,13 @@ from drrkit.cli.arguments import existing
 from drrkit.cli.info import versions
 from drrkit.cli.options import check_unit, device_option
 from drrkit.cli.poses import write_json
-from drrkit.cli.similarities import SIMILARITY_FILE, SimilarityName, similarity_stages
+from drrkit.cli.similarities import (
+    REGRESSOR_FILE,
+    SIMILARITY_FILE,
+    SimilarityName,
+    plain_stages,
+    similarity_stages,
+)
 from drrkit.evaluation import (
     METHODS,
     PROTOCOLS,
@@ -176,7 +182,7 @@ def _registrations(
     found: dict[str, Any] = {}
     for similarity in dict.fromkeys(similarities):
         if isinstance(similarity, Path):
-            folder = similarity.name == SIMILARITY_FILE
+            folder = similarity.name in (SIMILARITY_FILE, REGRESSOR_FILE)
             name = f"hybrid-{similarity.resolve().parent.name if folder else similarity.stem}"
             if name in found:
                 raise ValueError(f"--similarity: two are called {name}; rename one of the files")
@@ -203,10 +209,7 @@ def _described(
         "processes": shard()[1],
         "cases": cases,
         "protocols": [vars(protocol) for protocol in protocols],
-        "methods": {
-            name: [{**vars(stage), "similarity": stage.name} for stage in stages]
-            for name, stages in methods.items()
-        },
+        "methods": {name: plain_stages(stages) for name, stages in methods.items()},
         "subjects": {
             subject.name: {
                 "size_xyz": subject.ct.shape_xyz,

@@ -19,6 +19,7 @@ from torch import Tensor
 from drrkit.cli.arguments import OutputFile, existing, refuse_overwriting
 from drrkit.cli.images import read_mask, to_line
 from drrkit.cli.info import versions
+from drrkit.cli.landmarks import landmark_start, landmarks_option
 from drrkit.cli.options import (
     VIEWS,
     CameraOptions,
@@ -29,12 +30,11 @@ from drrkit.cli.options import (
     method_option,
 )
 from drrkit.cli.poses import PoseFile, camera_as_dict, pixel_pitch, read_pose, write_json
-from drrkit.cli.similarities import SimilarityName, similarity_stages
+from drrkit.cli.similarities import SimilarityName, plain_stages, similarity_stages
 from drrkit.geometry import Camera, se3_log, volume_center
 from drrkit.registration import (
     AUTO,
     PIPELINES,
-    Landmarks,
     RegistrationResult,
     Search,
     Stage,
@@ -42,7 +42,7 @@ from drrkit.registration import (
 )
 from drrkit.report import pose_overlays, save_image
 from drrkit.volume import Volume
-from drrkit.xray import XRAY_KINDS, Xray, read_xray
+from drrkit.xray import XRAY_KINDS, Xray, preprocess_xray, read_xray
 
 __all__ = ["move_between", "register_command"]
 
@@ -102,6 +102,7 @@ class XrayOptions:
     mask: Path | None
     frame: int | None
     calibration: Path | None
+    preprocess: bool = False
 
     OPTIONS = (
         click.option(
@@ -120,6 +121,11 @@ class XrayOptions:
             "--calibration",
             type=existing,
             help="Camera and start from MayaCam (.txt, with --sdd) or OpenCV's K, R, t (.json).",
+        ),
+        click.option(
+            "--preprocess",
+            is_flag=True,
+            help="A detector's raw image: find polarity, I0, collimator and vignette, take -log.",
         ),
     )
 
@@ -150,6 +156,22 @@ class XrayOptions:
             weights = xray.mask if weights is None else weights * xray.mask
         return Seen(line.to(device), None if weights is None else weights.to(device), xray)
 
+    def prepared(self, seen: Seen, camera: Camera) -> Seen:
+        """The X-ray preprocessed, if that is wanted; on the whole detector, masked, not cropped."""
+        if not self.preprocess:
+            return seen
+        kind = self.xray_kind or seen.file.kind or "auto"
+        raw = preprocess_xray(
+            seen.file.image,
+            camera,
+            kind="line" if kind == "display" else kind,
+            i0=self.i0,
+            crop=False,
+        )
+        mask = raw.mask.to(seen.line)
+        weights = mask if seen.weights is None else seen.weights * mask
+        return Seen(raw.image.to(seen.line), weights, seen.file)
+
 
 @click.command("register", epilog="A geometry option overrides what the pose file says.")
 @click.argument("ct", type=existing)
@@ -160,12 +182,7 @@ class XrayOptions:
     help=f"Where to start: a pose file, or one of {', '.join(VIEWS)}.  [default: where the X-ray's "
     "file says the C-arm stood]",
 )
-@click.option(
-    "--landmarks",
-    type=existing,
-    help="Where to start instead: a CSV or JSON file with x, y, z (mm, LPS), row, col of points "
-    "seen in the X-ray, six or more; a few may be wrong.",
-)
+@landmarks_option
 @click.option(
     "--output", "-o", required=True, type=OutputFile(".json"), help="The result, a pose file too."
 )
@@ -228,17 +245,19 @@ def register_command(
     seeing.check()
     stages = _with_similarity(stages, similarity, device)
     seen = seeing.load(xray, detector.sdd, device)
-    view, stored = _start(init, landmarks, seen.file, stages)
+    view, stored = ("", None) if landmarks else _start(init, seen.file, stages)
     inputs = [ct, xray, seeing.mask, seeing.calibration, reading.labels, landmarks]
     refuse_overwriting([output, overlay], [*inputs, None if not stored else Path(init or "")])
-    line = seen.line
     camera = _camera(detector, stored, xray, seen.file)
+    seen = seeing.prepared(seen, camera)
+    line = seen.line
     volume = reading.load(ct, device)
-    if landmarks is not None:
-        start = _from_landmarks(landmarks, camera, placing).to(device)
+    if landmarks:
+        start = landmark_start(landmarks, camera, init, placing).to(device)
     else:
         told = stored and stored.world_to_camera
-        told = seen.file.start(volume)[0] if view == FROM_FILE else told
+        if view == FROM_FILE:
+            told = seen.file.start(volume)[0]
         start = placing.pose(volume, view, told)
     with _warnings_told():
         result = register(
@@ -291,6 +310,16 @@ def move_between(before: Tensor, after: Tensor, center: Tensor) -> Tensor:
     return se3_log(motion)
 
 
+@contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Warnings as lines of this command's own, not as Python's."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in told:
+        click.echo(f"Warning: {warning.message}", err=True)
+
+
 def _with_similarity(
     stages: tuple[Stage | Search, ...], similarity: str | Path | None, device: torch.device
 ) -> tuple[Stage | Search, ...]:
@@ -303,13 +332,9 @@ def _with_similarity(
 
 
 def _start(
-    init: str | None, landmarks: Path | None, xray: Xray, stages: tuple[Stage | Search, ...]
+    init: str | None, xray: Xray, stages: tuple[Stage | Search, ...]
 ) -> tuple[str, PoseFile | None]:
-    """A view's name or FROM_FILE, or a pose file, or neither where landmarks say it."""
-    if landmarks is not None:
-        if init is not None:
-            raise click.UsageError("Where to start? Give either --init or --landmarks.")
-        return "", None
+    """A view's name or FROM_FILE, or a pose file."""
     if init is None:
         known = xray.world_to_camera is not None or None not in (xray.primary_deg, xray.sod)
         if known:
@@ -317,9 +342,9 @@ def _start(
         if isinstance(stages[0], Search):
             return "AP", None
         raise click.UsageError(
-            "Where to start? The X-ray's file does not say where the C-arm stood. Give --init, a "
-            f"pose file or one of {', '.join(VIEWS)}, or --landmarks, or --stages global to search "
-            "all around a frontal view."
+            "--init is needed: the X-ray's file does not say where the C-arm stood. A pose file, "
+            f"one of {', '.join(VIEWS)}, or --stages global to search all around a frontal view; "
+            "--landmarks would do, too."
         )
     if init.upper() in VIEWS:
         return init.upper(), None
@@ -330,31 +355,6 @@ def _start(
             param_hint="--init",
         )
     return "", read_pose(path)
-
-
-@contextmanager
-def _warnings_told() -> Iterator[None]:
-    """Warnings as lines of this command's own, not as Python's."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for warning in told:
-        click.echo(f"Warning: {warning.message}", err=True)
-
-
-def _from_landmarks(path: Path, camera: Camera, placing: PoseOptions) -> Tensor:
-    """The pose [1, 4, 4] of the landmarks in a file; says how well they agree."""
-    if any(value is not None for value in vars(placing).values()):
-        raise click.UsageError("--landmarks say where to start: no option of the C-arm goes along.")
-    landmarks = Landmarks.read(path)
-    found = landmarks.fit(camera)
-    wrong = [str(i + 1) for i in range(len(found.inliers)) if not found.inliers[i]]
-    click.echo(
-        f"landmarks: {int(found.inliers.sum())} of {len(found.inliers)} agree, rms "
-        f"{found.rms_px:.2f} px" + (f"; without number {', '.join(wrong)}" if wrong else ""),
-        err=True,
-    )
-    return found.world_to_camera[None]
 
 
 def _camera(detector: CameraOptions, stored: PoseFile | None, xray: Path, file: Xray) -> Camera:
@@ -404,6 +404,7 @@ def _inputs(
         "frame": seeing.frame,
         "calibration": None if seeing.calibration is None else str(seeing.calibration),
         "i0": seeing.i0,
+        "preprocess": seeing.preprocess,
         "energy_kev": reading.energy_kev if reading.unit == "HU" else None,
         "labels": None if reading.labels is None else str(reading.labels),
         "select": reading.select,
@@ -415,8 +416,7 @@ def _settings(
     method: str, device: torch.device, stages: tuple[Stage | Search, ...]
 ) -> dict[str, Any]:
     """How the registration was run, for the result."""
-    plain = [{**vars(stage), "similarity": stage.name} for stage in stages]
-    return {"method": method, "device": str(device), "stages": plain}
+    return {"method": method, "device": str(device), "stages": plain_stages(stages)}
 
 
 def _judged(

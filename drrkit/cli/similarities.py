@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,23 @@ from typing import Any
 import click
 import torch
 
-from drrkit.registration import AUTO, SIMILARITIES, Stage, hybrid
-from drrkit.similarity import LearnedSimilarity, load_similarity
+from drrkit.registration import AUTO, SIMILARITIES, Search, Stage, hybrid
+from drrkit.similarity import load_similarity
 
-__all__ = ["SIMILARITY_FILE", "SimilarityName", "similarity_stages"]
+__all__ = [
+    "REGRESSOR_FILE",
+    "SIMILARITY_FILE",
+    "SimilarityName",
+    "plain_stages",
+    "similarity_stages",
+]
 
-SIMILARITY_FILE = "similarity.pt"
+SIMILARITY_FILE, REGRESSOR_FILE = "similarity.pt", "regressor.pt"
 """What drrkit train writes into its folder."""
 
 
 class SimilarityName(click.ParamType):
-    """A name of a similarity, or the file of a trained one or the folder it was trained in."""
+    """A name of a similarity, or the file of a trained one (or of a regressor), or its folder."""
 
     name = "NAME|FILE"
 
@@ -28,7 +35,8 @@ class SimilarityName(click.ParamType):
             return value
         path = Path(value)
         if path.is_dir():
-            path = path / SIMILARITY_FILE
+            inside = [path / name for name in (SIMILARITY_FILE, REGRESSOR_FILE)]
+            path = next((p for p in inside if p.is_file()), inside[0])
         if not path.is_file():
             names = ", ".join(SIMILARITIES)
             self.fail(f"expected one of {names} or a file, and there is no {path}.", param, ctx)
@@ -36,16 +44,20 @@ class SimilarityName(click.ParamType):
 
 
 def similarity_stages(similarity: str | Path, device: torch.device) -> tuple[Stage, ...]:
-    """auto with this similarity in all stages; with a trained one: learned, CMA-ES, Levenberg.
+    """auto with this similarity in all stages; with a trained network: learned, CMA-ES, Levenberg.
 
     Raises:
-        ValueError, OSError: as load_similarity; a file of something else than a similarity.
+        ValueError, OSError: as load_similarity.
     """
     if isinstance(similarity, str):
         return tuple(replace(stage, similarity=similarity) for stage in AUTO)
-    network = load_similarity(similarity, device)
-    if not isinstance(network, LearnedSimilarity):
-        raise ValueError(
-            f"{similarity}: expected a similarity, got a network of kind {network.kind!r}"
-        )
-    return hybrid(network)
+    return hybrid(load_similarity(similarity, device))
+
+
+def plain_stages(stages: Sequence[Stage | Search]) -> list[dict[str, Any]]:
+    """Stages as JSON has them, networks by their names."""
+    plain = [{**vars(stage), "similarity": stage.name} for stage in stages]
+    for stage in plain:
+        if stage.get("regressor") is not None:
+            stage["regressor"] = type(stage["regressor"]).__name__
+    return plain

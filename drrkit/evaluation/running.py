@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -170,14 +171,17 @@ def read_rows(folder: Path) -> list[Row]:
 
 def _registered(case: Case, stages: Any) -> RegistrationResult:
     device = case.subject.attenuation.values.device
-    return register(
-        case.subject.attenuation,
-        case.camera,
-        case.xray,
-        case.start.to(device),
-        stages=stages,
-        seed=case.number,
-    )
+    with warnings.catch_warnings():
+        # A hundred times the same remark, which the translations along z say in numbers.
+        warnings.filterwarnings("ignore", message="depth is not observable")
+        return register(
+            case.subject.attenuation,
+            case.camera,
+            case.xray,
+            case.start.to(device),
+            stages=stages,
+            seed=case.number,
+        )
 
 
 def _error_components(found: Tensor, case: Case) -> tuple[list[float], list[float]]:

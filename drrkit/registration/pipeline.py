@@ -18,6 +18,7 @@ from drrkit.registration.candidates import distinct_poses
 from drrkit.registration.cmaes import CmaEs
 from drrkit.registration.confidence import agreement
 from drrkit.registration.covariance import pose_covariance
+from drrkit.registration.curvature import has_curvature
 from drrkit.registration.descent import PoseDescent
 from drrkit.registration.directions import DirectionDescent
 from drrkit.registration.inputs import check_scene, start_poses
@@ -101,7 +102,7 @@ def register(
     bar = progress_bar(resolved, progress)
     term = None if prior is None else prior.term(pose, middle)
     generator = torch.Generator().manual_seed(seed)
-    work = Registration(volume, views, middle, method, term, generator, bar)
+    work = Registration(volume, views, middle, method, generator, bar, term)
     try:
         found, confidence = work.until_trusted(resolved, Candidates.unjudged(pose))
     finally:
@@ -152,9 +153,9 @@ class Registration:
         views: Sequence[View],
         center: Tensor,
         method: str,
-        prior: PriorTerm | None,
         generator: torch.Generator,
         bar: Any,
+        prior: PriorTerm | None = None,
     ) -> None:
         self.scene, self.center, self.method, self.prior = scene, center, method, prior
         self.bodies = center.numel() // 3
@@ -194,6 +195,8 @@ class Registration:
     def covariance(self, stage: Stage | Search, pose: Tensor) -> Tensor | None:
         """Of one pose [1, 4, 4] that a stage found, where that stage has a Jacobian."""
         if isinstance(stage, Search) or stage.optimiser != "levenberg":
+            return None
+        if not has_curvature(stage.measure):
             return None
         scene = self._at_voxels(stage.voxel_mm)
         depth = mean_depth(pose, self.center)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = ["DEPTH_LIMIT_MM", "RegistrationResult", "StageRecord"]
@@ -51,9 +52,10 @@ class RegistrationResult:
             0.7 separates right ends from wrong ones; in X-rays that show more than the volume does,
             compare it between registrations of the same kind, and distrust the outliers.
         covariance: [6, 6] float64 of xi (rad, mm) about the volume's centre, in camera axes, from
-            the last stage's residuals; None where its optimiser has no Jacobian. It knows noise
-            and what blocks of pixels get wrong on their own, not what all get wrong together. A
-            direction that changes no image has 10 m. [6 n, 6 n] for n bodies.
+            the last stage's residuals; None where its optimiser has no Jacobian, or its similarity
+            (other than mse, soft_dice and correlations) no known curvature. It knows noise and what
+            blocks of pixels get wrong on their own, not what all get wrong together. A direction
+            that changes no image has 10 m. [6 n, 6 n] for n bodies.
         history: one record a stage.
         seconds: wall time.
         stop_reason: of the last stage: "converged", "iterations", or "interrupted" when the user
@@ -106,10 +108,20 @@ class RegistrationResult:
                 {
                     "similarity": record.similarity,
                     "downsample": record.downsample,
+                    "optimiser": record.optimiser,
                     "steps": record.loss.shape[0],
+                    "best_loss": _best_so_far(record.loss),
                     "seconds": record.seconds,
                     "stop_reason": record.stop_reason,
                 }
                 for record in self.history
             ],
         }
+
+
+def _best_so_far(loss: Tensor) -> list[float]:
+    """The lowest loss of all poses up to each step of [steps, poses]."""
+    if loss.numel() == 0:
+        return []
+    lowest = loss.nan_to_num(nan=torch.inf).amin(1)
+    return lowest.cummin(0).values.tolist()

@@ -104,7 +104,7 @@ class DMW(PoseRegressor):
     def loss(self, prediction: Tensor, pairs: Pairs) -> Tensor:
         """Mean squared error of the Riemannian gradient."""
         true = riemannian_gradient(pairs.world_to_camera, pairs.target, pairs.center, self.unit_mm)
-        return (prediction - true.to(prediction)).square().mean()
+        return (prediction.double() - true).square().mean()
 
 
 def _transition(channels: int) -> list[nn.Module]:

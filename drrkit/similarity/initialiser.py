@@ -138,7 +138,7 @@ class PoseInitialiser(PoseRegressor):
         found = self.apply(prediction, pairs.world_to_camera, pairs.center)
         apart = riemannian_gradient(found, pairs.target, pairs.center, UNIT_MM)
         of_image, of_parameters, of_pose = self.weights
-        loss = of_parameters * (prediction - true.to(prediction)).square().mean()
+        loss = of_parameters * (prediction.double() - true).square().mean()
         loss = loss + of_pose * apart.square().sum(1).mean().to(loss)
         if of_image:
             image = render(pairs.volume, pairs.camera, found).to(loss)

@@ -20,6 +20,7 @@ from drrkit.xray.randomisation import (
 )
 from drrkit.xray.reading import XRAY_KINDS, Xray, read_xray
 from drrkit.xray.synthesis import XrayModel, motion_path, synthesise_xray
+from drrkit.xray.targets import TargetSynthesis
 from drrkit.xray.tools import PlacedTool, Tool, k_wire, random_tool_pose, rod, screw
 from drrkit.xray.two_materials import (
     BONE_MU_PER_MM,
@@ -42,6 +43,7 @@ __all__ = [
     "PreprocessedXray",
     "Randomisation",
     "Signal",
+    "TargetSynthesis",
     "Tool",
     "Xray",
     "XrayModel",
