@@ -44,7 +44,14 @@ from drrkit.report import pose_overlays, save_image
 from drrkit.volume import Volume
 from drrkit.xray import XRAY_KINDS, Xray, read_xray
 
-__all__ = ["move_between", "register_command"]
+__all__ = [
+    "FROM_FILE",
+    "XrayOptions",
+    "known_start",
+    "move_between",
+    "register_command",
+    "xray_camera",
+]
 
 INTERRUPTED = 130
 MIN_CONFIDENCE = 0.1
@@ -223,11 +230,11 @@ def register_command(
     seeing.check()
     stages = _with_similarity(stages, similarity, device)
     seen = seeing.load(xray, detector.sdd, device)
-    view, stored = ("", None) if landmarks else _start(init, seen.file, stages)
+    view, stored = ("", None) if landmarks else known_start(init, seen.file, stages)
     inputs = [ct, xray, seeing.mask, seeing.calibration, reading.labels, landmarks]
     refuse_overwriting([output, overlay], [*inputs, None if not stored else Path(init or "")])
     line = seen.line
-    camera = _camera(detector, stored, xray, seen.file)
+    camera = xray_camera(detector, stored, xray, seen.file)
     volume = reading.load(ct, device)
     if landmarks:
         start = landmark_start(landmarks, camera, init, placing).to(device)
@@ -308,7 +315,7 @@ def _with_similarity(
     return similarity_stages(similarity, device)
 
 
-def _start(
+def known_start(
     init: str | None, xray: Xray, stages: tuple[Stage | Search, ...]
 ) -> tuple[str, PoseFile | None]:
     """A view's name or FROM_FILE, or a pose file."""
@@ -334,7 +341,7 @@ def _start(
     return "", read_pose(path)
 
 
-def _camera(detector: CameraOptions, stored: PoseFile | None, xray: Path, file: Xray) -> Camera:
+def xray_camera(detector: CameraOptions, stored: PoseFile | None, xray: Path, file: Xray) -> Camera:
     """The X-ray's camera, or an error that says what is not known or does not fit."""
     size = (int(file.image.shape[-2]), int(file.image.shape[-1]))
     spacing = file.pixel_spacing
