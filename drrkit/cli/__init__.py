@@ -23,6 +23,7 @@ from drrkit.cli.report import report_command
 from drrkit.cli.simulate import simulate_command
 from drrkit.cli.train import train_group
 from drrkit.cli.train_fields import mnerf_command, nett_command
+from drrkit.cli.view import view_command
 
 __all__ = ["main"]
 
@@ -89,6 +90,7 @@ for _command in (
     info_command,
     doctor_command,
     bench_command,
+    view_command,
 ):
     main.add_command(_command)
 for _command in (nett_command, mnerf_command):
