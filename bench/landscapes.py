@@ -1,6 +1,7 @@
 """Landscapes of every loss about the true pose: sweeps, local minima, correlation with distance.
 
-    python bench/landscapes.py [CT ...] [--losses NAME ...] [--cases 3] [--output FOLDER]
+    python bench/landscapes.py [CT ...] [--losses NAME ...] [--shifts NAME ...] [--cases 3]
+                               [--output FOLDER]
 
 About the truth of cases of the narrow protocol (realistic X-rays, 64 x 64 pixels, voxels of 4 mm),
 every loss is swept along each of the six components of the pose, +-30 degrees, +-60 mm in plane and
@@ -10,7 +11,7 @@ lowest point of each sweep is from the truth, and the Pearson correlation of los
 random poses (published: 0.56 for a learned similarity, 0.23 for gradient correlation). Once in the
 X-ray as simulated and once under the appearance shift (gamma and field) and its inversion.
 
-Writes landscapes.json with all numbers, and a figure a CT: the sweeps of the first case.
+Writes for every CT the numbers (NAME.json, NAME.md) and a figure a shift: the first case.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from loss_grid_report import whole
 
 import drrkit
 from drrkit.bench.machine import machine, versions
-from drrkit.evaluation import Landscape, Subject, landscape
+from drrkit.evaluation import Landscape, Subject, landscapes_of
 from drrkit.registration import Stage
 
 SCHEMA = 1
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = []
     for path in options.cts or (None,):
         patient = subject(path)
-        for shift in SHIFTS:
+        for shift in options.shifts:
             rows, first = measured(patient, shift, options)
             found += rows
             draw(first, options.output / f"{patient.name}_{shift}.png", patient.name, shift)
@@ -71,10 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "poses_a_sweep": COUNT,
             "random_poses": POSES,
         },
-        "landscapes": found,
     }
-    whole(options.output / "landscapes.json", json.dumps(record, indent=1) + "\n")
-    whole(options.output / "table.md", markdown(found))
+    for name in sorted({row["subject"] for row in found}):
+        own = [row for row in found if row["subject"] == name]
+        text = json.dumps(record | {"landscapes": own}, indent=1) + "\n"
+        whole(options.output / f"{name}.json", text)
+        whole(options.output / f"{name}.md", markdown(own))
     return 0
 
 
@@ -82,17 +86,17 @@ def measured(
     patient: Subject, shift: str, options: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], list[Landscape]]:
     """The numbers of every loss, means over the cases, and the landscapes of the first case."""
-    rows, first = [], []
-    for loss in options.losses:
-        wide, near = [], []
-        for number in range(options.cases):
-            case = protocol(shift).case(patient, number)
-            stage = Stage(loss)
-            wide.append(landscape(case, stage, widths=WIDTHS, count=COUNT, poses=POSES))
-            near.append(landscape(case, stage, widths=NARROW, count=3, poses=POSES))
-        rows.append(numbers(patient.name, shift, loss, wide, near))
-        first.append(wide[0])
-    return rows, first
+    wide, near = [], []
+    for number in range(options.cases):
+        case = protocol(shift).case(patient, number)
+        of = partial(landscapes_of, case, options.losses, Stage(), poses=POSES)
+        wide.append(of(widths=WIDTHS, count=COUNT))
+        near.append(of(widths=NARROW, count=3))
+    rows = [
+        numbers(patient.name, shift, loss, [found[k] for found in wide], [f[k] for f in near])
+        for k, loss in enumerate(options.losses)
+    ]
+    return rows, wide[0]
 
 
 def numbers(
@@ -177,6 +181,8 @@ def described(options: argparse.Namespace) -> list[str]:
     words = [path.name for path in options.cts]
     if options.losses != LOSSES:
         words += ["--losses", *options.losses]
+    if options.shifts != SHIFTS:
+        words += ["--shifts", *options.shifts]
     return [*words, f"--cases {options.cases}"]
 
 
@@ -184,6 +190,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cts", nargs="*", type=Path, help="CTs in HU; default: the torso phantom")
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
+    parser.add_argument("--shifts", nargs="+", choices=SHIFTS, default=SHIFTS)
     parser.add_argument("--cases", type=int, default=3, help="X-rays of every CT (default 3)")
     results = Path(__file__).parent / "results" / "landscapes"
     parser.add_argument("--output", type=Path, default=results)

@@ -14,11 +14,11 @@ of depth of the truth about each axis. A cell of the grid is a loss, an optimise
     inverted    mapped to [0, 1] and inverted
     shift       gamma and field
     shift-inverted  gamma, inversion and field
+    shift-or-inverted  one of these two, each with probability 1/2: the appearance shift of the
+                evaluations. Cases that have been run under both need not be run again for it.
 
-"shift-or-inverted" in the tables is the appearance shift of the evaluations, inverted with
-probability 1/2: made up of the rows of the last two, one or the other for every case. Losses of
-intensities (unit_*) map both images to [0, 1]; the others are invariant to that or need none. An
-optimiser has the same two stages, 32 x 32 and 64 x 64 pixels, for every loss.
+Losses of intensities (unit_*) map both images to [0, 1]; the others are invariant to that or need
+none. An optimiser has the same two stages, 32 x 32 and 64 x 64 pixels, for every loss.
 
 Rows are kept in the folder --rows, one a registration, so that runs resume and add up (torchrun
 shares them among processes); tables and plots are of all rows there.
@@ -48,7 +48,7 @@ from drrkit.evaluation import (
     shifted_appearance,
 )
 from drrkit.phantoms import torso
-from drrkit.registration import OPTIMISERS, Stage
+from drrkit.registration import Stage
 
 VOXEL_MM = 4.0
 SIZE, PIXEL_MM = (64, 64), 4.352
@@ -79,6 +79,7 @@ SHIFTS: dict[str, dict[str, bool] | None] = {
     "inverted": {"inversion": True, "gamma": False, "field": False},
     "shift": {"inversion": False},
     "shift-inverted": {"inversion": True},
+    "shift-or-inverted": {},
 }
 
 _REACH = (math.radians(20.0),) * 3 + (40.0, 40.0, 100.0)  # twice that of the starts
@@ -193,7 +194,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cts", nargs="*", type=Path, help="CTs in HU; default: the torso phantom")
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
-    parser.add_argument("--optimisers", nargs="+", choices=OPTIMISERS, default=OPTIMISERS)
+    parser.add_argument("--optimisers", nargs="+", choices=tuple(OPTIONS), default=tuple(OPTIONS))
     parser.add_argument("--shifts", nargs="+", choices=tuple(SHIFTS), default=tuple(SHIFTS))
     parser.add_argument("--cases", type=int, default=50, help="starts a cell (default 50)")
     parser.add_argument("--report", action="store_true", help="run nothing")

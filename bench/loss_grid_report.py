@@ -80,7 +80,7 @@ def grouped(rows: Path) -> dict[Cell, list[Row]]:
             for number in plain.keys() & inverted.keys()
         }
         if shift in MIXTURE and mixed:
-            found[subject, MIXED, optimiser, loss] = mixed
+            found[subject, MIXED, optimiser, loss].update(mixed)
     return {cell: [rows[n] for n in sorted(rows)] for cell, rows in found.items()}
 
 

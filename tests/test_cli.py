@@ -297,3 +297,37 @@ def test_the_python_in_the_readme_runs() -> None:
         )
         assert float(error) < 1.0
         assert names["pose"].grad is not None and bool(names["pose"].grad.isfinite().all())
+
+
+# ---- doctor, and info of a geometry
+
+
+def test_doctor_finds_this_installation_well() -> None:
+    findings = json.loads(succeed("doctor", "--json").output)
+    states = {finding["name"]: finding["state"] for finding in findings}
+    assert states["kernels on cpu"] == "ok"
+    assert "problem" not in states.values()
+    assert {"build", "SimpleITK", "threads"} <= set(states)
+    assert "kernels on cpu" in succeed("doctor").output
+
+
+def test_doctor_fails_when_a_kernel_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(values: torch.Tensor, frames: torch.Tensor, size: tuple, **options: object):
+        return drrkit.project(values, frames, size, **options) * 1.1
+
+    monkeypatch.setattr("drrkit.cli.doctor.project", wrong)
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "problem  kernels on cpu" in result.output
+
+
+@pytest.mark.io
+def test_info_tells_what_a_geometry_looks_like(data: Path, tmp_path: Path) -> None:
+    picture, pose = tmp_path / "scene.svg", tmp_path / "pose.json"
+    ct, drr = data / "ct.nii.gz", tmp_path / "drr.npy"
+    succeed("render", ct, *CAMERA, "-o", drr, "--save-pose", pose)
+    words = ["info", pose, "--ct", ct, "--scene", picture]
+    assert "The source is anterior of the patient" in succeed(*words).output
+    assert picture.read_text().startswith("<svg")
+    assert run("info", pose).exit_code == 2
+    assert run("info", "--scene", picture).exit_code == 2

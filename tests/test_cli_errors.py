@@ -227,7 +227,7 @@ REGISTER_ERRORS = {
     ),
     "colours": ("c.png", [], colours, ["c.png", "grey", "colours"]),
     "slices": (
-        "s.npy", [], lambda f: np.save("s.npy", np.ones((3, 48, 64))), ["s.npy", "(3, 48, 64)"],
+        "s.npy", [], lambda f: np.save("s.npy", np.ones((3, 48, 64))), ["s.npy", "a run of 3"],
     ),
     "NaN": (
         "n.npy", [], lambda f: np.save("n.npy", np.full((48, 64), math.nan)), ["n.npy", "finite"],
@@ -298,7 +298,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 
     output = tmp_path / "a.npy"
     output.write_bytes(b"old")
-    monkeypatch.setattr("drrkit.report.np.save", full)
+    monkeypatch.setattr("drrkit.report.pictures.np.save", full)
     result = run("render", data / "ct.nii.gz", *CAMERA, "-o", output)
     assert result.exit_code == 2 and "No space left" in result.output
     assert output.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.npy"]

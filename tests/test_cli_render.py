@@ -13,10 +13,10 @@ import torch
 from commands import CAMERA, small_camera, small_ct, succeed, write_data
 
 import drrkit
-from drrkit.cli.images import read_image
 from drrkit.cli.options import orientation
 from drrkit.cli.poses import read_pose, write_pose
 from drrkit.report import line_to_absorption, line_to_transmission, to_display
+from drrkit.xray import read_xray
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def test_float_formats_hold_the_line_integrals_that_render_returns(
 ) -> None:
     succeed("render", data / "ct.nii.gz", *CAMERA, "--energy", 60, "-o", tmp_path / f"a.{suffix}")
     expected = drrkit.render(ct.to_mu(60.0), camera, drrkit.view_ap(ct, 800.0))
-    image = read_image(tmp_path / f"a.{suffix}")
-    torch.testing.assert_close(image.pixels, expected, rtol=1e-5, atol=1e-5)
+    image = read_xray(tmp_path / f"a.{suffix}")
+    torch.testing.assert_close(image.image, expected, rtol=1e-5, atol=1e-5)
     if suffix in ("nii.gz", "nii", "nrrd", "mha"):
         assert image.pixel_spacing == pytest.approx((6.0, 5.5))
     assert os.listdir(tmp_path) == [f"a.{suffix}"]
@@ -66,7 +66,7 @@ def test_named_views_are_the_library_s(
     succeed("render", data / "ct.nii.gz", *CAMERA, "--view", name, "--sod", 700, "-o", output)
     view = getattr(drrkit, "view_" + name.lower().replace("-", "_"))
     expected = drrkit.render(ct.to_mu(), camera, view(ct, 700.0))
-    torch.testing.assert_close(read_image(output).pixels, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(read_xray(output).image, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.io
@@ -81,7 +81,7 @@ def test_angles_are_degrees_and_xi_moves_the_patient_on_top(
     xi = [math.radians(-5), math.radians(10), math.radians(2), 3.0, -4.0, 20.0]
     pose = drrkit.perturb(pose, torch.tensor(xi, dtype=torch.float64), drrkit.volume_center(ct))
     expected = drrkit.render(ct.to_mu(), camera, pose, supersample=2)
-    torch.testing.assert_close(read_image(output).pixels, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(read_xray(output).image, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.io
@@ -130,7 +130,7 @@ def test_selected_labels_alone_are_rendered(
     labels = ["--labels", data / "labels.nii.gz", "--select", "15,16"]
     succeed("render", data / "ct.nii.gz", *CAMERA, *labels, "-o", output)
     expected = drrkit.render(ct.select([15, 16]).to_mu(), camera, drrkit.view_ap(ct, 800.0))
-    torch.testing.assert_close(read_image(output).pixels, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(read_xray(output).image, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.io
@@ -159,7 +159,7 @@ def test_a_png_is_a_named_conversion_of_the_line_integrals(
     succeed("render", data / "ct.nii.gz", *CAMERA, *options, "-o", output)
     line = drrkit.render(ct.to_mu(), camera, drrkit.view_ap(ct, 800.0))
     expected = to_display(conversion(line), window=window, invert=invert)
-    difference = read_image(output).pixels[0, 0] - expected
+    difference = read_xray(output).image[0, 0] - expected
     assert float(difference.abs().max()) <= 1  # the file's CT is int16-rounded
 
 
@@ -171,7 +171,7 @@ def test_a_png_shows_bone_white_and_a_transmission_image_bone_dark(
     for display in ("line", "transmission"):
         output = tmp_path / f"{display}.png"
         succeed("render", data / "ct.nii.gz", *CAMERA, "--display", display, "-o", output)
-        pictures[display] = read_image(output).pixels
+        pictures[display] = read_xray(output).image
     line = np.load(data / "xray.npy")
     bone, air = (
         np.unravel_index(line.argmax(), line.shape),

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import pytest
 import torch
-from commands import run, succeed
+from commands import run, succeed, write_data
 
 import drrkit
 from drrkit.cli.subjects import SubjectOptions
@@ -59,6 +59,33 @@ def test_a_similarity_is_trained_on_phantoms_resumed_and_repeated(tmp_path: Path
     told = json.loads(succeed("train", "similarity", *options, "--json").stdout)
     assert told["step"] == 4 and told["written"] == str(again / "similarity.pt")
     assert torch.equal(last(whole), last(again))
+
+
+@pytest.mark.parametrize("network", ["cdreg-small", "sopi-small"])
+def test_other_similarities_train(network: str, tmp_path: Path) -> None:
+    few = ["--phantoms", "2", "--voxels", "12", "--batch", "1", "--quiet", "--steps", "1"]
+    looks = ["--xrays", "full", "--randomise", "cdreg"]
+    succeed("train", "similarity", "--network", network, *few, *looks, "--out", tmp_path)
+    loaded = load_similarity(tmp_path / "similarity.pt")
+    assert loaded.kind == network.split("-")[0]
+    assert loaded.notes["pixel_mm"] == pytest.approx(2.176 * 2 * 800 / 1020)
+    assert loaded.notes["voxel_mm"] == pytest.approx(288 / 12)
+    assert ("decomposition" in (tmp_path / "log.csv").read_text()) == (network == "cdreg-small")
+
+
+def test_a_regressor_trains_and_registers(tmp_path: Path) -> None:
+    few = ["--phantoms", "2", "--voxels", "16", "--batch", "2", "--rounds", "2", "--quiet"]
+    few += ["--steps", "2", "--poses", "narrow"]
+    succeed("train", "regressor", "--network", "deepim-small", *few, "--out", tmp_path / "it")
+    header = (tmp_path / "it" / "validation.csv").read_text().splitlines()[0]
+    assert header == "step,loss,start_mtre,mtre,median_mtre"
+    assert load_similarity(tmp_path / "it" / "regressor.pt").kind == "deepim"
+    write_data(tmp_path)
+    inputs = [tmp_path / "ct.nii.gz", tmp_path / "xray.npy", "--init", tmp_path / "start.json"]
+    result = tmp_path / "result.json"
+    succeed("register", *inputs, "-o", result, "--similarity", tmp_path / "it", "--quiet")
+    stages = json.loads(result.read_text())["settings"]["stages"]
+    assert stages[0]["regressor"] == "DeepIM" and stages[1]["regressor"] is None
 
 
 def test_a_run_with_other_options_is_not_resumed(tmp_path: Path) -> None:

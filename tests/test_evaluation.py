@@ -31,6 +31,7 @@ from drrkit.evaluation import (
     evaluate,
     is_inverted,
     landscape,
+    landscapes_of,
     local_minima,
     measure,
     moved_about,
@@ -416,6 +417,11 @@ def test_a_landscape_is_lowest_at_the_truth_and_tells_distance(tmp_path):
     assert float(drrkit.losses.ncc(alone, case.xray)) == pytest.approx(float(found.sweeps[0, 10]))
     again = landscape(case, Stage("ncc"), count=21, poses=60)
     assert torch.equal(again.losses, found.losses) and torch.equal(again.sweeps, found.sweeps)
+    both = landscapes_of(case, ["mi", "ncc"], Stage(), count=21, poses=60)
+    assert [one.name for one in both] == ["mi", "ncc"]
+    torch.testing.assert_close(both[1].sweeps, found.sweeps, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(both[1].losses, found.losses, rtol=1e-6, atol=1e-7)
+    assert torch.equal(both[0].distances, found.distances) and (both[0].sweeps < 0).all()
     save_landscapes([found, again], tmp_path / "landscape.png")
     assert (tmp_path / "landscape.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match=r"count: expected an odd number .* got 20"):
@@ -447,7 +453,7 @@ def test_the_command_line_evaluates_ct_files_and_resumes(tmp_path, monkeypatch):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["auto narrow-starved patient"]["cases"] == 2
     again = succeed(*arguments, "--shifted", "--quiet").output
-    assert "mTRE" not in again and "auto narrow-starved-shifted all: 2 cases" in again
+    assert " -> " not in again and "auto narrow-starved-shifted all: 2 cases" in again
     assert len(read_rows(out)) == 4
 
 

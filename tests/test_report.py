@@ -15,15 +15,19 @@ from commands import small_ct
 import drrkit
 from drrkit.files import whole_file
 from drrkit.report import (
-    _connected,
+    checkerboard,
+    difference,
     edges,
     line_to_absorption,
     line_to_transmission,
     overlay_edges,
     pose_overlays,
     save_image,
+    scene_svg,
     to_display,
 )
+from drrkit.report.pictures import _connected
+from drrkit.report.scene import describe_geometry
 
 
 def disc(rows: int = 80, cols: int = 100, radius: float = 25.0) -> torch.Tensor:
@@ -172,7 +176,7 @@ def test_edges_are_drawn_in_green_on_grey() -> None:
 
 
 def test_the_edges_of_the_right_pose_lie_on_the_x_ray_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drrkit.report.OVERLAY_ROWS", 250)
+    monkeypatch.setattr("drrkit.report.pictures.OVERLAY_ROWS", 250)
     ct = small_ct()
     camera = drrkit.CArm(1020.0, (128, 140), 2.6)
     right = drrkit.view_ap(ct, 800.0)
@@ -275,3 +279,33 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert target.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_checkerboard_shows_both_pictures_in_turn() -> None:
+    first, second = (torch.full((16, 24), value, dtype=torch.uint8) for value in (10, 200))
+    board = checkerboard(first, second, fields=4)
+    assert board[0, 0] == 10
+    assert board[0, 4] == 200
+    assert board[4, 4] == 10
+    assert int((board == 10).sum()) == int((board == 200).sum())
+    with pytest.raises(ValueError, match="expected the shape of the first picture"):
+        checkerboard(first, second[:, 1:])
+
+
+def test_a_difference_is_grey_where_pictures_agree() -> None:
+    first = torch.tensor([[0, 255, 100]], dtype=torch.uint8)
+    second = torch.tensor([[0, 0, 255]], dtype=torch.uint8)
+    assert difference(first, second).tolist() == [[128, 255, 50]]
+    assert difference(second, first).tolist() == [[128, 0, 205]]
+
+
+def test_the_scene_names_where_source_and_detector_stand() -> None:
+    ct = drrkit.phantoms.torso(spacing=20.0)
+    camera = drrkit.CArm(1000.0, (100, 200), 1.5)
+    text = describe_geometry(ct, camera, drrkit.view_ap(ct, 800.0))
+    assert "source is anterior of the patient, 800 mm" in text
+    assert "(150 x 300 mm) 1000 mm from the source: magnification 1.25" in text
+    assert "Right in the image is the patient's left, down is inferior" in text
+    assert "0.0 degrees off" in text
+    drawing = scene_svg(ct, camera, [drrkit.view_pa(ct, 700.0), drrkit.view_ap(ct, 800.0)])
+    assert drawing.startswith("<svg") and drawing.count("<line") == 12 + 2 * 9

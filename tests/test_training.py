@@ -199,7 +199,9 @@ def test_mixed_precision_trains_and_resumes(precision: str, tmp_path: Path) -> N
     assert sum(losses[-8:]) < sum(losses[:8])
 
 
-@pytest.mark.parametrize("how, least", [("kill", 3), ("calls", 15)])
+@pytest.mark.parametrize(
+    "how, least", [("kill", 3), pytest.param("calls", 15, marks=pytest.mark.slow)]
+)
 def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(
     how: str, least: int, tmp_path: Path
 ) -> None:
@@ -309,7 +311,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "was here",))
 
     torch.save({"schema": "drrkit.training", "model": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match=r"evil\.pt: expected a checkpoint of drrkit"):
+    with pytest.raises(ValueError, match=r"evil\.pt: expected tensors and plain values"):
         load_checkpoint(tmp_path / "evil.pt")
     assert not (tmp_path / "was here").exists()
 

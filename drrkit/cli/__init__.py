@@ -1,4 +1,4 @@
-"""The command line: `drrkit render`, `register`, `evaluate`, `train`, `demo`, `info` and `bench`.
+"""The command line: `drrkit render`, `register`, `report`, `convert`, `evaluate`, `train`, ...
 
 Exit codes: 0 success; 1 the run failed or a registration was not accepted; 2 wrong usage, an input
 that is not what it should be, or a file that cannot be read or written; 130 interrupted.
@@ -14,11 +14,15 @@ from drrkit import __version__
 from drrkit.cli.bench import bench_command
 from drrkit.cli.convert import convert_command
 from drrkit.cli.demo import demo_command
+from drrkit.cli.doctor import doctor_command
 from drrkit.cli.evaluate import evaluate_command
 from drrkit.cli.info import info_command
 from drrkit.cli.register import register_command
 from drrkit.cli.render import render_command
+from drrkit.cli.report import report_command
+from drrkit.cli.simulate import simulate_command
 from drrkit.cli.train import train_group
+from drrkit.cli.train_fields import mnerf_command, nett_command
 
 __all__ = ["main"]
 
@@ -75,12 +79,17 @@ def main(debug: bool) -> None:
 
 for _command in (
     render_command,
+    simulate_command,
     register_command,
     evaluate_command,
+    report_command,
     convert_command,
     train_group,
     demo_command,
     info_command,
+    doctor_command,
     bench_command,
 ):
     main.add_command(_command)
+for _command in (nett_command, mnerf_command):
+    train_group.add_command(_command)

@@ -17,19 +17,19 @@ from drrkit.cli.arguments import Numbers, Size, existing, refuse_overwriting
 from drrkit.cli.poses import read_pose, write_json, write_pose
 from drrkit.conversions import CameraView
 from drrkit.geometry import Camera, CArm, volume_center
-from drrkit.volume import Volume, read_volume
+from drrkit.volume import read_volume
 
 __all__ = ["convert_command"]
 
 
 class Wanted(NamedTuple):
-    """What besides the file a conversion may need; None where not given."""
+    """What besides the file a conversion may need; None where not given, which `_require` finds."""
 
-    volume: Volume | None
-    size: tuple[int, int] | None
-    pixel_spacing: tuple[float, ...] | None
-    sdd: float | None
-    sod: float | None
+    volume: Any
+    size: Any
+    pixel_spacing: Any
+    sdd: Any
+    sod: Any
 
 
 class Tool(NamedTuple):

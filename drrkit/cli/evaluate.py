@@ -3,31 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
+from drrkit.bench.machine import machine
 from drrkit.cli.arguments import existing
-from drrkit.cli.options import device_option
+from drrkit.cli.info import versions
+from drrkit.cli.options import check_unit, device_option
 from drrkit.cli.poses import write_json
-from drrkit.evaluation import METHODS, PROTOCOLS, Row, Subject, evaluate, shard, summarise
+from drrkit.cli.similarities import (
+    REGRESSOR_FILE,
+    SIMILARITY_FILE,
+    SimilarityName,
+    plain_stages,
+    similarity_stages,
+)
+from drrkit.evaluation import (
+    METHODS,
+    PROTOCOLS,
+    Protocol,
+    Row,
+    Subject,
+    evaluate,
+    read_rows,
+    shard,
+    summarise,
+    with_similarity,
+)
 from drrkit.phantoms import torso
 from drrkit.volume import read_volume
 
 __all__ = ["evaluate_command"]
 
 PHANTOM_MM = 2.0
+INTERRUPTED = 130
+SCHEMA_VERSION = 1
 
 
-@click.command("evaluate")
+@click.command(
+    "evaluate",
+    epilog="The folder: cases.N.csv, a row a case and process, mm and degrees; summary.json, for "
+    "every method, protocol and CT success rates with Wilson 95 % intervals, mTRE of the best 50, "
+    "75 and 95 %, percentiles of all errors, capture range and run time; evaluation.json, what was "
+    "run on what.",
+)
 @click.argument("cts", nargs=-1, type=existing)
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="Folder for cases.*.csv and summary.json; an evaluation found there is resumed.",
+    help="Folder for the results; an evaluation found there is resumed.",
 )
 @click.option(
     "--protocol",
@@ -48,6 +77,16 @@ PHANTOM_MM = 2.0
     help="What is evaluated; may be repeated.",
 )
 @click.option(
+    "--similarity",
+    "similarities",
+    multiple=True,
+    type=SimilarityName(),
+    help="Of the last stage, instead of its own: any loss of drrkit.losses, mi, nmi, mattes_mi, or "
+    "unit_NAME, which maps both images to [0, 1] first. The file of a trained similarity: instead "
+    "of --registration, its descent, CMA-ES and Levenberg-Marquardt. May be repeated.",
+)
+@click.option("--all-stages", is_flag=True, help="--similarity is that of all stages.")
+@click.option(
     "--cases", type=click.IntRange(1), default=100, show_default=True, help="Of every CT."
 )
 @click.option("--starved", is_flag=True, help="Photon-starved X-rays.")
@@ -59,6 +98,8 @@ def evaluate_command(
     out: Path,
     protocols: tuple[str, ...],
     methods: tuple[str, ...],
+    similarities: tuple[str | Path, ...],
+    all_stages: bool,
     cases: int,
     starved: bool,
     shifted: bool,
@@ -70,42 +111,136 @@ def evaluate_command(
     X-rays have a spectrum, beam hardening, area pixels, photon noise and blur, none of which the
     registration knows. Under torchrun, processes share the cases.
     """
+    if all_stages and not any(isinstance(name, str) for name in similarities):
+        raise click.UsageError("--all-stages belongs to --similarity NAME: give that, too.")
     rank, world = shard()
     if device.type == "cuda" and world > 1:
         device = torch.device("cuda", rank % torch.cuda.device_count())
-    subjects = [_subject(path, device) for path in cts or (None,)]
-    chosen = [PROTOCOLS[name] for name in protocols]
+    subjects = _subjects(cts, device)
+    chosen = _protocols(protocols, starved, shifted)
+    pipelines = _registrations(methods, similarities, all_stages, device)
+    out.mkdir(parents=True, exist_ok=True)
+    if rank == 0:
+        write_json(out / "evaluation.json", _described(chosen, pipelines, subjects, cases))
+    wanted = {
+        (method, protocol.name, subject.name, number)
+        for method in pipelines
+        for protocol in chosen
+        for subject in subjects
+        for number in range(cases)
+    }
+    progress = (lambda row: None) if quiet else lambda row: click.echo(_line(row))
+    try:
+        evaluate(pipelines, chosen, subjects, cases, out, progress=progress)
+    except KeyboardInterrupt:
+        there = len(wanted & {row.key for row in read_rows(out)})
+        text = f"Interrupted: {there} of {len(wanted)} cases are in {out}."
+        click.echo(f"{text} The same command runs the others.", err=True)
+        click.get_current_context().exit(INTERRUPTED)
+    rows, summaries = _summarised(out)
+    if wanted <= {row.key for row in rows}:  # of several processes, the last one tells
+        for name, summary in summaries.items():
+            click.echo(f"{name}: {_sentences(summary)}")
+
+
+def _subjects(paths: Sequence[Path], device: torch.device) -> list[Subject]:
+    """The CTs by the names of their files, which must differ; without any the torso."""
+    names = [path.name.split(".")[0] for path in paths]
+    for name in names:
+        if names.count(name) > 1:
+            raise click.UsageError(f"CTS: expected files of different names, got several {name!r}.")
+    if not paths:
+        return [Subject.of("torso", torso(PHANTOM_MM)).to(device)]
+    return [_subject(path, name, device) for path, name in zip(paths, names, strict=True)]
+
+
+def _subject(path: Path, name: str, device: torch.device) -> Subject:
+    ct = read_volume(path).to(dtype=torch.float32)
+    check_unit(path, ct)
+    try:
+        return Subject.of(name, ct).to(device)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _protocols(names: Sequence[str], starved: bool, shifted: bool) -> list[Protocol]:
+    chosen = [PROTOCOLS[name] for name in dict.fromkeys(names)]
     if starved:
         chosen = [protocol.starved() for protocol in chosen]
     if shifted:
         chosen = [protocol.shifted_to_another_machine() for protocol in chosen]
-    rows = evaluate(
-        {name: METHODS[name] for name in methods},
-        chosen,
-        subjects,
-        cases,
-        out,
-        progress=(lambda row: None) if quiet else lambda row: click.echo(_line(row)),
-    )
-    if rank == 0:
+    return chosen
+
+
+def _registrations(
+    methods: Sequence[str],
+    similarities: Sequence[str | Path],
+    all_stages: bool,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What is evaluated, by its name in the rows."""
+    found: dict[str, Any] = {}
+    for similarity in dict.fromkeys(similarities):
+        if isinstance(similarity, Path):
+            folder = similarity.name in (SIMILARITY_FILE, REGRESSOR_FILE)
+            name = f"hybrid-{similarity.resolve().parent.name if folder else similarity.stem}"
+            if name in found:
+                raise ValueError(f"--similarity: two are called {name}; rename one of the files")
+            found[name] = similarity_stages(similarity, device)
+            continue
+        for method in dict.fromkeys(methods):
+            stages = with_similarity(METHODS[method], similarity, all_stages=all_stages)
+            found[f"{method}-{'all-' if all_stages else ''}{similarity}"] = stages
+    return found or {name: METHODS[name] for name in methods}
+
+
+def _described(
+    protocols: Sequence[Protocol],
+    methods: dict[str, Any],
+    subjects: Sequence[Subject],
+    cases: int,
+) -> dict[str, Any]:
+    """What is run, on what machine: run times mean nothing without it."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": machine(subjects[0].attenuation.values.device),
+        "processes": shard()[1],
+        "cases": cases,
+        "protocols": [vars(protocol) for protocol in protocols],
+        "methods": {name: plain_stages(stages) for name, stages in methods.items()},
+        "subjects": {
+            subject.name: {
+                "size_xyz": subject.ct.shape_xyz,
+                "spacing_mm": subject.ct.spacing,
+                "targets_world_mm": subject.points.tolist(),
+            }
+            for subject in subjects
+        },
+    }
+
+
+def _summarised(folder: Path) -> tuple[list[Row], dict[str, Any]]:
+    """All rows of the folder, and their summary, which is written there.
+
+    Processes end one after the other: who finds that another one has added rows meanwhile writes
+    the summary again, so that the last one to be written has them all.
+    """
+    rows = read_rows(folder)
+    while True:
         summaries = _summaries(rows)
-        write_json(out / "summary.json", summaries)
-        for name, summary in summaries.items():
-            click.echo(f"{name}: {_sentence(summary)}")
-
-
-def _subject(path: Path | None, device: torch.device) -> Subject:
-    if path is None:
-        return Subject.of("torso", torso(PHANTOM_MM)).to(device)
-    name = path.name.split(".")[0]
-    ct = read_volume(path).to(dtype=torch.float32)
-    return Subject.of(name, ct).to(device)
+        write_json(folder / "summary.json", summaries)
+        now = read_rows(folder)
+        if len(now) == len(rows):
+            return rows, summaries
+        rows = now
 
 
 def _summaries(rows: Sequence[Row]) -> dict[str, Any]:
     """A summary of every method, protocol and CT, and of all CTs together."""
     groups: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.key):
         for subject in (row.subject, "all"):
             groups.setdefault(f"{row.method} {row.protocol} {subject}", []).append(row)
     return {name: summarise(group) for name, group in sorted(groups.items())}
@@ -118,13 +253,28 @@ def _line(row: Row) -> str:
     )
 
 
-def _sentence(summary: dict[str, Any]) -> str:
+def _sentences(summary: dict[str, Any]) -> str:
+    """The summary of a group in a few lines."""
     rates = ", ".join(
         f"{100 * rate['rate']:.1f} % below {name} ({100 * rate['low']:.1f} to "
         f"{100 * rate['high']:.1f})"
         for name, rate in summary["success"].items()
     )
-    return (
-        f"{summary['cases']} cases, {rates}, median {summary['mtre']['50 %']:.3f} mm, "
-        f"{summary['seconds']['50 %']:.2f} s"
+    tops = ", ".join(
+        f"{share} {top['mean']:.3f} +- {top['std']:.3f}"
+        for share, top in summary["mtre_top"].items()
     )
+    lines = [
+        f"{summary['cases']} cases, {rates}, median {summary['mtre']['50 %']:.3f} mm, "
+        f"{summary['seconds']['50 %']:.2f} s",
+        f"mTRE of the best, mm: {tops}",
+    ]
+    for name, unit in (("mtre", "mTRE, mm"), ("rotation", "rotation, degrees")):
+        lines.append(f"{unit}: {_percentiles(summary[name])}")
+    lines.append(f"translation, mm: {_percentiles(summary['translation'])}")
+    lines.append(f"capture range: initial mTRE up to {summary['capture_range']:.1f} mm")
+    return "\n    ".join(lines)
+
+
+def _percentiles(found: dict[str, float]) -> str:
+    return ", ".join(f"{share} {value:.3f}" for share, value in found.items())

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
 from drrkit import __version__
+from drrkit.cli.arguments import OutputFile, existing
+from drrkit.cli.poses import read_pose
+from drrkit.files import whole_file
 
 __all__ = ["info_command", "versions"]
 
@@ -70,9 +74,20 @@ def describe() -> dict[str, Any]:
 
 
 @click.command("info")
+@click.argument("pose", type=existing, required=False)
+@click.option("--ct", type=existing, help="The CT that POSE places.")
+@click.option("--scene", type=OutputFile(".svg"), help="Drawing of C-arm and CT.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info_command(as_json: bool) -> None:
-    """Versions, what drrkit was compiled for, and the devices it can use."""
+def info_command(pose: Path | None, ct: Path | None, scene: Path | None, as_json: bool) -> None:
+    """Versions, what drrkit was compiled for, and the devices it can use.
+
+    With POSE, a pose file or a result of register, and --ct: what that geometry looks like.
+    """
+    if pose is not None:
+        _show_geometry(pose, ct, scene, as_json)
+        return
+    if ct is not None or scene is not None:
+        raise click.UsageError("--ct and --scene go with a POSE.")
     found = describe()
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -94,3 +109,20 @@ def info_command(as_json: bool) -> None:
             f"{k.replace('_', ' ')} {v}" for k, v in device.items() if k not in ("device", "name")
         ]
         click.echo(f"device       {device['device']}: {device['name']}, {', '.join(more)}")
+
+
+def _show_geometry(pose: Path, ct: Path | None, scene: Path | None, as_json: bool) -> None:
+    from drrkit.report.scene import describe_geometry, scene_svg
+    from drrkit.volume import read_volume
+
+    stored = read_pose(pose)
+    if stored.camera is None:
+        raise ValueError(f"{pose}: expected a pose file with its camera")
+    if ct is None:
+        raise click.UsageError("--ct is needed: where the C-arm stands is told about a patient.")
+    volume = read_volume(ct)
+    text = describe_geometry(volume, stored.camera, stored.world_to_camera)
+    if scene is not None:
+        with whole_file(scene) as file:
+            file.write_text(scene_svg(volume, stored.camera, [stored.world_to_camera]))
+    click.echo(json.dumps({"geometry": text}) if as_json else text)

@@ -36,6 +36,7 @@ __all__ = [
     "CTOptions",
     "CameraOptions",
     "PoseOptions",
+    "check_unit",
     "device_option",
     "grouped",
     "method_option",
@@ -111,21 +112,24 @@ class CTOptions:
             click.UsageError: options that contradict each other.
             OSError, ValueError: as read_volume; values that are not in the unit said.
         """
-        if (self.labels is None) != (self.select is None):
-            raise click.UsageError("--labels and --select belong together: give both or none.")
         if self.unit == "mu" and self.energy is not None:
             raise click.UsageError(
                 "--energy converts HU; a CT with --unit mu is converted already."
             )
-        volume = read_volume(path, labels=self.labels, series=self.series, unit=self.unit)
-        if volume.values.dim() != 3:
-            raise ValueError(f"{path}: expected one value a voxel, got {volume.values.shape[0]}")
-        _check_unit(path, volume)
-        if self.select is not None:
-            volume = volume.select(self.select)
+        volume = self.read(path)
         if volume.unit == "HU":
             volume = volume.to_mu(self.energy_kev)
         return volume.to(device)
+
+    def read(self, path: Path) -> Volume:
+        """The CT in its own unit, with the labels that are wanted; raises as `load`."""
+        if (self.labels is None) != (self.select is None):
+            raise click.UsageError("--labels and --select belong together: give both or none.")
+        volume = read_volume(path, labels=self.labels, series=self.series, unit=self.unit)
+        if volume.values.dim() != 3:
+            raise ValueError(f"{path}: expected one value a voxel, got {volume.values.shape[0]}")
+        check_unit(path, volume)
+        return volume if self.select is None else volume.select(self.select)
 
     @property
     def energy_kev(self) -> float:
@@ -261,7 +265,7 @@ def orientation(world_to_camera: Tensor) -> str:
     )
 
 
-def _check_unit(path: Path, volume: Volume) -> None:
+def check_unit(path: Path, volume: Volume) -> None:
     """Refuses values that cannot be in the volume's unit: the other one, most likely."""
     low, high = (float(value) for value in torch.aminmax(volume.values))
     found = f"got values from {low:g} to {high:g}"

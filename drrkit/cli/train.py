@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
-from drrkit.cli.arguments import Size
-from drrkit.cli.options import SDD, SOD, grouped
-from drrkit.cli.subjects import SubjectOptions
+from drrkit.cli.options import grouped
+from drrkit.cli.similarities import REGRESSOR_FILE, SIMILARITY_FILE
+from drrkit.cli.subjects import Scan, SubjectOptions
+from drrkit.cli.synthesis import ImageOptions
 from drrkit.cli.training import TrainingOptions, run_training
-from drrkit.geometry import Camera, CArm
-from drrkit.similarity import KINDS, NETWORKS, LearnedSimilarity, build, save_similarity
-from drrkit.similarity.objectives import OBJECTIVES
-from drrkit.similarity.poses import SAMPLINGS
-from drrkit.similarity.task import SimilarityTask, TrainingPatient, TrainingRecipe
+from drrkit.similarity import (
+    KINDS,
+    NETWORKS,
+    OBJECTIVES,
+    REGRESSOR_RECIPES,
+    SAMPLINGS,
+    CDRegTask,
+    LearnedSimilarity,
+    PoseRegressor,
+    RegressorTask,
+    SimilarityTask,
+    TrainingPatient,
+    TrainingRecipe,
+    build,
+    save_similarity,
+)
 from drrkit.training import TrainingResult, load_checkpoint
 
 __all__ = ["train_group"]
-
-FIELD_MM = 128 * 2.176
-"""Width of the published detector."""
 
 
 @click.group("train")
@@ -33,49 +43,19 @@ def train_group() -> None:
     """
 
 
-def _names(family: type) -> list[str]:
+def names_of(family: type) -> list[str]:
     """The networks whose class is one of a family."""
     return [name for name, network in NETWORKS.items() if issubclass(KINDS[network.kind], family)]
-
-
-def camera_options(command: Any) -> Any:
-    """Options of the training images' camera."""
-    for option in (
-        click.option(
-            "--size",
-            type=Size(),
-            help="Pixels of the images.  [default: what the network is made for, or 128x128]",
-        ),
-        click.option(
-            "--pixel-spacing",
-            type=click.FloatRange(0, min_open=True),
-            help=f"Pixel pitch on the detector, mm.  [default: a detector of {FIELD_MM:.0f} mm]",
-        ),
-        click.option(
-            "--sdd", type=float, default=SDD, show_default=True, help="Source to detector, mm."
-        ),
-        click.option(
-            "--sod", type=float, default=SOD, show_default=True, help="Source to the patient, mm."
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def training_camera(
-    network: str, size: tuple[int, int] | None, pixel_spacing: float | None, sdd: float
-) -> Camera:
-    """The camera of the training images of a network."""
-    size = size or NETWORKS[network].settings.get("images") or (128, 128)
-    return CArm(sdd, tuple(size), pixel_spacing or FIELD_MM / max(size))
 
 
 @train_group.command("similarity")
 @click.option(
     "--network",
-    type=click.Choice(_names(LearnedSimilarity)),
+    type=click.Choice(names_of(LearnedSimilarity)),
+    metavar="NAME",
     default="prost-small",
     show_default=True,
+    help=f"One of {', '.join(names_of(LearnedSimilarity))}.",
 )
 @click.option("--objective", type=click.Choice(OBJECTIVES), default="direction", show_default=True)
 @click.option(
@@ -97,7 +77,7 @@ def training_camera(
 @click.option(
     "--batch", type=click.IntRange(1), default=4, show_default=True, help="Pairs a process."
 )
-@camera_options
+@grouped(ImageOptions, "images")
 @grouped(SubjectOptions, "whose")
 @grouped(TrainingOptions, "how")
 @click.pass_context
@@ -110,10 +90,7 @@ def similarity_command(
     rate: float,
     schedule: str,
     batch: int,
-    size: tuple[int, int] | None,
-    pixel_spacing: float | None,
-    sdd: float,
-    sod: float,
+    images: ImageOptions,
     whose: SubjectOptions,
     how: TrainingOptions,
 ) -> None:
@@ -121,13 +98,6 @@ def similarity_command(
 
     Writes similarity.pt, which drrkit register and drrkit evaluate take as --similarity.
     """
-    cohort = whose.cohort(how.seed)
-    device = how.own_device
-    model = build(network, how.seed).to(device)
-    patients, held_out = (
-        [patient(model, whose, scan, sod, device) for scan in part]
-        for part in (cohort.train, cohort.validation)
-    )
     recipe = TrainingRecipe(
         objective=objective,
         batch=batch,
@@ -137,26 +107,124 @@ def similarity_command(
         steps=how.steps,
         seed=how.seed,
     )
-    camera = training_camera(network, size, pixel_spacing, sdd)
-    task = SimilarityTask(model, patients, held_out, camera, SAMPLINGS[poses], recipe)
-    notes: dict[str, Any] = {"split": cohort.as_dict()}
-    if schedule == "cosine":
-        notes["steps"] = how.steps
-    run_training(ctx, task, how, notes, lambda result: _written(model, result, notes))
+    notes = {"steps": how.steps} if schedule == "cosine" else {}
+    session = Session(network, images, whose, how, notes)
+    kind = CDRegTask if NETWORKS[network].kind == "cdreg" else SimilarityTask
+    task = kind(
+        session.model,
+        *session.patients,
+        session.camera,
+        SAMPLINGS[poses],
+        recipe,
+        synthesise=images.synthesise,
+        randomise=images.randomisation,
+    )
+    session.run(ctx, task, SIMILARITY_FILE)
 
 
-def patient(
-    model: LearnedSimilarity, whose: SubjectOptions, scan: Any, sod: float, device: torch.device
-) -> TrainingPatient:
-    """A scan as training uses it, on the device."""
-    ct = whose.load(scan).to(device)
-    return TrainingPatient.of(scan.name, ct, model, sod=sod, bones=whose.bones)
+@train_group.command("regressor")
+@click.option(
+    "--network",
+    type=click.Choice(names_of(PoseRegressor)),
+    metavar="NAME",
+    default="deepim-small",
+    show_default=True,
+    help=f"One of {', '.join(names_of(PoseRegressor))}.",
+)
+@click.option(
+    "--poses",
+    type=click.Choice(list(SAMPLINGS)),
+    help="How training draws poses.  [default: as published for the network]",
+)
+@click.option(
+    "--rate", type=click.FloatRange(0, min_open=True), help="Of Adam.  [default: as published]"
+)
+@click.option("--batch", type=click.IntRange(1), help="Pairs a process.  [default: as published]")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    help="Updates in a row that are trained.  [default: as published]",
+)
+@grouped(ImageOptions, "images")
+@grouped(SubjectOptions, "whose")
+@grouped(TrainingOptions, "how")
+@click.pass_context
+def regressor_command(
+    ctx: click.Context,
+    network: str,
+    poses: str | None,
+    rate: float | None,
+    batch: int | None,
+    rounds: int | None,
+    images: ImageOptions,
+    whose: SubjectOptions,
+    how: TrainingOptions,
+) -> None:
+    """Train a network that predicts better poses from an image pair.
+
+    Writes regressor.pt, which drrkit register and drrkit evaluate take as --similarity.
+    """
+    sampling = None if poses is None else SAMPLINGS[poses]
+    given = {"sampling": sampling, "rate": rate, "batch": batch, "rounds": rounds}
+    given = {name: value for name, value in given.items() if value is not None}
+    recipe = replace(REGRESSOR_RECIPES[NETWORKS[network].kind], seed=how.seed, **given)
+    session = Session(network, images, whose, how, {})
+    task = RegressorTask(
+        session.model,
+        *session.patients,
+        session.camera,
+        recipe,
+        synthesise=images.synthesise,
+        randomise=images.randomisation,
+    )
+    session.run(ctx, task, REGRESSOR_FILE)
 
 
-def _written(model: torch.nn.Module, result: TrainingResult, notes: dict[str, Any]) -> Path:
-    """The best weights, or the last ones where nothing was validated, as similarity.pt."""
-    best = result.best if result.best_step else result.last
-    model.load_state_dict(load_checkpoint(best).model)
-    path = result.last.with_name("similarity.pt")
-    save_similarity(model, path, metrics=result.metrics, best_step=result.best_step, **notes)
-    return path
+class Session:
+    """A network, the patients and the camera of a training; `run` trains and writes the network."""
+
+    def __init__(
+        self,
+        network: str,
+        images: ImageOptions,
+        whose: SubjectOptions,
+        how: TrainingOptions,
+        notes: dict[str, Any],
+    ) -> None:
+        self.how, self.device = how, how.own_device
+        self.model: Any = build(network, how.seed).to(self.device)
+        self.camera = images.camera(network)
+        cohort = whose.cohort(how.seed)
+        self.notes = {**notes, "split": cohort.as_dict()}
+        self.patients = (
+            self._patients(cohort.train, images.sod, whose),
+            self._patients(cohort.validation, images.sod, whose),
+        )
+        # The pixels (at the patient) and voxels that the network sees: those to use it with.
+        self.scale = {
+            "pixel_mm": images.pixel_mm(self.camera),
+            "voxel_mm": min(min(p.moving.spacing) for p in self.patients[0]),
+        }
+
+    def run(self, ctx: click.Context, task: Any, name: str) -> None:
+        """Trains, and writes the network as `name` into the training's folder."""
+        run_training(ctx, task, self.how, self.notes, lambda result: self._written(result, name))
+
+    def _patients(
+        self, scans: Sequence[Scan], sod: float, whose: SubjectOptions
+    ) -> list[TrainingPatient]:
+        return [
+            TrainingPatient.of(
+                scan.name, whose.load(scan).to(self.device), self.model, sod=sod, bones=whose.bones
+            )
+            for scan in scans
+        ]
+
+    def _written(self, result: TrainingResult, name: str) -> Path:
+        """The best weights, or the last ones where nothing was validated, with what was noted."""
+        best = result.best if result.best_step else result.last
+        self.model.load_state_dict(load_checkpoint(best).model)
+        path = result.last.with_name(name)
+        metrics = {"metrics": result.metrics, "best_step": result.best_step}
+        save_similarity(self.model, path, **metrics, **self.notes, **self.scale)
+        return path

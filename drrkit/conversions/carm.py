@@ -110,11 +110,11 @@ def to_prost(world_to_camera: Tensor, volume: Any, sod: float) -> Tensor:
     Raises ValueError for a volume whose axes are left-handed.
     """
     pose = batched("world_to_camera", world_to_camera, (4, 4)).double()
-    axes, direction, center, scale, sod = _prost_frame(volume, sod, pose)
+    axes, direction, center, scale, depth = _prost_frame(volume, sod, pose)
     turn, shift = pose[:, :3, :3], pose[:, :3, 3]
     # X_cam = A R^T (D^T (X - c) - s t) + sod e_z
     rotation = direction.mT @ turn.mT @ axes
-    at_center = (turn @ center) + shift - sod
+    at_center = (turn @ center) + shift - depth
     moved = -(rotation @ (axes.mT @ at_center[:, :, None])).squeeze(-1) / scale
     return torch.cat((so3_log(rotation), moved), -1)
 
@@ -122,10 +122,10 @@ def to_prost(world_to_camera: Tensor, volume: Any, sod: float) -> Tensor:
 def from_prost(theta: Tensor, volume: Any, sod: float) -> Tensor:
     """Poses [B, 4, 4] float64 of ProST's theta [6] or [B, 6]; the inverse of to_prost."""
     theta = batched("theta", theta, (6,)).double()
-    axes, direction, center, scale, sod = _prost_frame(volume, sod, theta)
+    axes, direction, center, scale, depth = _prost_frame(volume, sod, theta)
     back = axes @ so3_exp(theta[:, :3]).mT
     turn = back @ direction.mT
-    shift = sod - turn @ center - scale * (back @ theta[:, 3:, None]).squeeze(-1)
+    shift = depth - turn @ center - scale * (back @ theta[:, 3:, None]).squeeze(-1)
     return assemble(turn, shift[..., None])
 
 

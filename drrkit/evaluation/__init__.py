@@ -6,8 +6,14 @@ print(summarise(rows)["success"])
 """
 
 from drrkit.evaluation.appearance import is_inverted, shifted_appearance
-from drrkit.evaluation.landscapes import Landscape, landscape, local_minima, save_landscapes
-from drrkit.evaluation.methods import METHODS
+from drrkit.evaluation.landscapes import (
+    Landscape,
+    landscape,
+    landscapes_of,
+    local_minima,
+    save_landscapes,
+)
+from drrkit.evaluation.methods import METHODS, with_similarity
 from drrkit.evaluation.protocols import PROTOCOLS, Case, Protocol, Subject, moved_about
 from drrkit.evaluation.running import Row, evaluate, measure, read_rows, shard
 from drrkit.evaluation.summary import auroc, capture_range, recall_at, summarise, top_mean
@@ -25,6 +31,7 @@ __all__ = [
     "evaluate",
     "is_inverted",
     "landscape",
+    "landscapes_of",
     "local_minima",
     "measure",
     "moved_about",
@@ -35,4 +42,5 @@ __all__ = [
     "shifted_appearance",
     "summarise",
     "top_mean",
+    "with_similarity",
 ]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,11 +19,22 @@ from drrkit.evaluation.protocols import Case
 from drrkit.geometry import perturb, volume_center
 from drrkit.metrics import mtre
 from drrkit.registration import Stage
+from drrkit.registration.stages import Similarity
 from drrkit.registration.views import downsampling, make_views, objective
 
-__all__ = ["AXES", "Landscape", "landscape", "local_minima", "save_landscapes"]
+__all__ = [
+    "AXES",
+    "Landscape",
+    "landscape",
+    "landscapes_of",
+    "local_minima",
+    "save_landscapes",
+]
 
 AXES = ("turn x", "turn y", "turn z", "shift x", "shift y", "depth")
+
+WIDTHS = (30.0, 30.0, 30.0, 60.0, 60.0, 150.0)
+"""Of sweeps to each side of the truth: degrees about x, y, z, mm along them."""
 
 # Poses rendered in one call.
 _AT_ONCE = 64
@@ -60,7 +72,7 @@ def landscape(
     case: Case,
     stage: Stage,
     *,
-    widths: Sequence[float] = (30.0, 30.0, 30.0, 60.0, 60.0, 150.0),
+    widths: Sequence[float] = WIDTHS,
     count: int = 61,
     poses: int = 300,
     seed: int = 0,
@@ -77,6 +89,25 @@ def landscape(
     Raises:
         ValueError: count is even or below 3, poses below 2, or widths are not six.
     """
+    given = [stage.similarity]
+    return landscapes_of(case, given, stage, widths=widths, count=count, poses=poses, seed=seed)[0]
+
+
+def landscapes_of(
+    case: Case,
+    similarities: Sequence[str | Similarity],
+    stage: Stage,
+    *,
+    widths: Sequence[float] = WIDTHS,
+    count: int = 61,
+    poses: int = 300,
+    seed: int = 0,
+) -> list[Landscape]:
+    """The same for several similarities in place of the stage's, every pose rendered once.
+
+    Raises:
+        ValueError: as `landscape`; a similarity prepares its own scene and is not alone.
+    """
     if count < 3 or count % 2 == 0:
         raise ValueError(f"count: expected an odd number of at least 3, got {count!r}")
     if poses < 2 or len(widths) != 6:
@@ -91,10 +122,12 @@ def landscape(
     center = volume_center(case.subject.attenuation)
     truth = case.truth.to(center.device)
     moved = perturb(truth, torch.cat((on_axes, random)).to(center), center)
-    losses = _losses(case, stage, moved)
     distances = mtre(moved[-poses:].cpu(), case.truth, case.subject.points)
-    sweeps = losses[: 6 * count].reshape(6, count)
-    return Landscape(stage.name, offsets, sweeps, distances, losses[-poses:])
+    stages = [replace(stage, similarity=similarity) for similarity in similarities]
+    return [
+        Landscape(one.name, offsets, row[: 6 * count].reshape(6, count), distances, row[-poses:])
+        for one, row in zip(stages, _losses(case, stages, moved), strict=True)
+    ]
 
 
 def local_minima(sweep: Tensor) -> int:
@@ -132,13 +165,27 @@ def save_landscapes(landscapes: Sequence[Landscape], path: Path) -> None:
     figure.savefig(path)
 
 
-def _losses(case: Case, stage: Stage, world_to_camera: Tensor) -> Tensor:
-    """The stage's loss at poses [B, 4, 4]: [B] float64 on the CPU."""
+def _losses(case: Case, stages: Sequence[Stage], world_to_camera: Tensor) -> Tensor:
+    """Losses [S, B] float64 on the CPU of stages that differ by their similarity, at B poses."""
     volume = case.subject.attenuation
     like = torch.empty(0, dtype=torch.float32, device=volume.values.device)
     views = make_views(case.camera, case.xray, None, None, like)
-    factor = downsampling(stage, case.camera, case.protocol.sod)
-    measure = objective(volume, views, stage, factor, "joseph")
+    factor = downsampling(stages[0], case.camera, case.protocol.sod)
+    measures = [stage.measure for stage in stages]
+    together = stages[0]
+    if len(measures) > 1:
+        for stage, measure in zip(stages, measures, strict=True):
+            if hasattr(measure, "prepare"):
+                raise ValueError(
+                    f"similarities: expected {stage.name} alone, which prepares scenes"
+                )
+        together = replace(stages[0], similarity=partial(_stacked, measures))
+    measure = objective(volume, views, together, factor, "joseph")
     with torch.no_grad():
         parts = [measure(part) for part in world_to_camera.split(_AT_ONCE)]
-    return torch.cat(parts).double().cpu()
+    return torch.cat(parts, -1).double().cpu().reshape(len(stages), -1)
+
+
+def _stacked(measures: Sequence[Similarity], *images: Tensor | None) -> Tensor:
+    """What every similarity makes of the same images, [S, B]."""
+    return torch.stack([measure(*images) for measure in measures])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from drrkit.registration import AUTO, GLOBAL, Search, Stage
 
-__all__ = ["METHODS", "Stages"]
+__all__ = ["METHODS", "Stages", "with_similarity"]
 
 Stages = tuple[Stage | Search, ...]
 
@@ -46,3 +47,18 @@ _CMAES: Stages = (
 
 METHODS: dict[str, Stages] = {"auto": AUTO, "global": GLOBAL, "cmaes": _CMAES}
 """auto and global: the pipelines of `register`. cmaes: one CMA-ES with a bounded refinement."""
+
+
+def with_similarity(stages: Stages, similarity: str, *, all_stages: bool = False) -> Stages:
+    """The same stages with another similarity in the last one, or in all; a Search has its own.
+
+    Raises:
+        ValueError: similarity is no name in SIMILARITIES.
+    """
+    first = 0 if all_stages else len(stages) - 1
+    return tuple(
+        replace(stage, similarity=similarity)
+        if number >= first and isinstance(stage, Stage)
+        else stage
+        for number, stage in enumerate(stages)
+    )

@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -90,10 +91,15 @@ def evaluate(
         the rows of the folder, of all processes that have written there so far.
 
     Raises:
-        ValueError: cases is not positive.
+        ValueError: cases is not positive, or two protocols or subjects have one name.
+        KeyboardInterrupt: a registration was interrupted; its case is left for next time.
     """
     if cases < 1:
         raise ValueError(f"cases: expected a positive number, got {cases!r}")
+    for kind, named in (("protocols", protocols), ("subjects", subjects)):
+        names = [one.name for one in named]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{kind}: expected different names, got {names}")
     folder.mkdir(parents=True, exist_ok=True)
     rank, world = shard()
     done = {row.key for row in read_rows(folder)}
@@ -106,9 +112,12 @@ def evaluate(
         # One X-ray for all methods: simulating it takes longer than some of them.
         case = protocol.case(subject, number) if missing else None
         for name in missing:
-            rows.append(measure(name, methods[name], case))
+            row = measure(name, methods[name], case)
+            if row.stop_reason == "interrupted":  # `register` returns the best up to then
+                raise KeyboardInterrupt
+            rows.append(row)
             _write(own, rows)
-            progress(rows[-1])
+            progress(row)
     return read_rows(folder)
 
 
@@ -162,14 +171,17 @@ def read_rows(folder: Path) -> list[Row]:
 
 def _registered(case: Case, stages: Any) -> RegistrationResult:
     device = case.subject.attenuation.values.device
-    return register(
-        case.subject.attenuation,
-        case.camera,
-        case.xray,
-        case.start.to(device),
-        stages=stages,
-        seed=case.number,
-    )
+    with warnings.catch_warnings():
+        # A hundred times the same remark, which the translations along z say in numbers.
+        warnings.filterwarnings("ignore", message="depth is not observable")
+        return register(
+            case.subject.attenuation,
+            case.camera,
+            case.xray,
+            case.start.to(device),
+            stages=stages,
+            seed=case.number,
+        )
 
 
 def _error_components(found: Tensor, case: Case) -> tuple[list[float], list[float]]:

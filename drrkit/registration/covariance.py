@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from drrkit.registration.levenberg import Linearised
 
-__all__ = ["UNSEEN_MM", "pose_covariance"]
+__all__ = ["UNSEEN_MM", "dispersion", "pose_covariance"]
 
 # Residuals may depend on each other within square blocks: this many along the longer side, none
 # smaller than so many pixels.
@@ -45,18 +45,9 @@ def pose_covariance(
             gradient varies as the prior says, so that what images do not show keeps its variance.
         share: weight of the images' loss beside it.
     """
-    hessian = torch.zeros(len(units), len(units), dtype=torch.float64, device=units.device)
-    spread = torch.zeros_like(hessian)
-    count = 0
-    for part in parts:
-        hessian += part.matrix[0].double()
-        shares = _shares_of_blocks(part.moving[0], part.jacobian[0], part.slope[0])
-        spread += shares @ shares.mT
-        count += 1
-    # The loss is the mean over views; in mm of motion eigenvalues can be compared.
     both = units.double()[:, None] * units.double()
-    hessian = hessian * both * (share / count)
-    spread = spread * both * (share / count) ** 2
+    hessian, spread = _curvature_and_spread(parts, both)
+    hessian, spread = hessian * share, spread * share**2
     if added is not None:
         hessian = hessian + added * both
         spread = spread + added * both * (1.0 - share)
@@ -66,6 +57,36 @@ def pose_covariance(
     inverse = (vectors * inverse) @ vectors.mT
     unseen = vectors[:, ~seen]
     return (inverse @ spread @ inverse + UNSEEN_MM**2 * unseen @ unseen.mT) * both
+
+
+def dispersion(parts: Iterable[Linearised], units: Tensor) -> float:
+    """How much loss makes a unit of log-likelihood, at an optimum.
+
+    Were the loss phi times a negative log-likelihood, its gradient's covariance S would be phi
+    times its curvature H; phi is the mean of H^-1 S over the directions that images show, as in
+    quasi-likelihood (Wedderburn 1974). It is the weight at which a prior's logarithm belongs beside
+    the loss. Arguments as for `pose_covariance`.
+    """
+    both = units.double()[:, None] * units.double()
+    hessian, spread = _curvature_and_spread(parts, both)
+    values, vectors = torch.linalg.eigh(hessian)
+    seen = values > _UNSEEN * values[-1]
+    along = (vectors.mT @ spread @ vectors).diagonal()
+    return float((along[seen] / values[seen]).mean())
+
+
+def _curvature_and_spread(parts: Iterable[Linearised], both: Tensor) -> tuple[Tensor, Tensor]:
+    """Gauss-Newton matrix of the mean loss of views, and its gradient's covariance: [D, D] each.
+
+    both: [D, D] products of units: in mm of motion eigenvalues can be compared.
+    """
+    hessian, spread, count = torch.zeros_like(both), torch.zeros_like(both), 0
+    for part in parts:
+        hessian += part.matrix[0].double()
+        shares = _shares_of_blocks(part.moving[0], part.jacobian[0], part.slope[0])
+        spread += shares @ shares.mT
+        count += 1
+    return hessian * both / count, spread * both / count**2
 
 
 def _shares_of_blocks(moving: Tensor, jacobian: Tensor, slope: Tensor) -> Tensor:

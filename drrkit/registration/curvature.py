@@ -23,7 +23,7 @@ from torch.nn import functional
 from drrkit import losses
 from drrkit.registration.scaling import UnitRange
 
-__all__ = ["gauss_newton", "sobel"]
+__all__ = ["gauss_newton", "has_curvature", "sobel"]
 
 # A correlation below this says little about the curvature near the optimum.
 _LEAST_CORRELATION = 0.05
@@ -52,13 +52,10 @@ def gauss_newton(
         jacobian: [B, C, 6, rows, cols], the derivative of `moving` in the pose.
         mask: [1, 1, rows, cols] weights or None.
     """
+    name = _loss_of(similarity)
     if isinstance(similarity, UnitRange):
         moving, jacobian = similarity.linearised(moving, jacobian, mask)
         similarity = similarity.similarity
-    function = similarity.func if isinstance(similarity, partial) else similarity
-    name = getattr(function, "__name__", "")
-    if function is not getattr(losses, name, None):
-        name = ""
     weight = torch.ones_like(moving[:1, :1]) if mask is None else mask
     if name == "mse":
         return 2.0 * _gram(jacobian, weight / weight.sum()).mean(1)
@@ -76,6 +73,21 @@ def gauss_newton(
     if not name.endswith("ncc"):
         return matrix
     return matrix * (1.0 - loss).clamp_min(_LEAST_CORRELATION)[:, None, None]
+
+
+def has_curvature(similarity: Callable[..., Tensor]) -> bool:
+    """Whether `gauss_newton` knows how steep the similarity is, not only in which metric."""
+    name = _loss_of(similarity)
+    return name in ("mse", "soft_dice") or name.endswith("ncc")
+
+
+def _loss_of(similarity: Callable[..., Tensor]) -> str:
+    """The name of the loss of drrkit.losses that a similarity is made of, or nothing."""
+    if isinstance(similarity, UnitRange):
+        similarity = similarity.similarity
+    function = similarity.func if isinstance(similarity, partial) else similarity
+    name = getattr(function, "__name__", "")
+    return name if function is getattr(losses, name, None) else ""
 
 
 def sobel(image: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,10 +64,12 @@ def start_poses(init: Any, stages: Sequence[Stage | Search], camera: Camera, vol
     For a search without any, an AP view of the volume.
     """
     searched = isinstance(stages[0], Search)
-    if searched and isinstance(volume, Bodies):
+    if isinstance(volume, Bodies) and any(
+        isinstance(stage, Search) or stage.optimiser == "regressor" for stage in stages
+    ):
         raise ValueError(
-            "stages: expected no Search for Bodies, which have several poses; register a Volume of "
-            "all of them first"
+            "stages: expected no Search and no regressor for Bodies, as these find one pose; "
+            "register a Volume of all bodies first"
         )
     if isinstance(init, Landmarks):
         init = init.pose(camera)

@@ -23,8 +23,10 @@ COLUMNS = ("x", "y", "z", "row", "col")
 # Points that determine a pose without a start; a sample of them is tried at a time.
 _MINIMAL = 6
 
-# Most samples tried. With a quarter of outliers 0.75^6 of all samples are clean: 25 suffice.
+# Most samples tried; fewer where so many landmarks agree already that, to this probability, a
+# sample of right ones has been among them.
 _SAMPLES = 200
+_SURE = 0.999
 
 
 class LandmarkPose(NamedTuple):
@@ -124,8 +126,10 @@ class Landmarks:
         every = torch.ones(len(points), dtype=torch.bool)
         if len(points) <= _MINIMAL or _flat(points):
             return self._fitted(camera, points, pixels, every)
-        best, lowest = None, math.inf
-        for sample in _samples(len(points), self.seed):
+        best, lowest, enough = None, math.inf, _SAMPLES
+        for number, sample in enumerate(_samples(len(points), self.seed)):
+            if number >= enough:
+                break
             try:
                 pose = solve_pnp(camera, points[sample], pixels[sample])
             except ValueError:  # a degenerate sample
@@ -134,8 +138,7 @@ class Landmarks:
             cost = float(error.clamp_max(limit).square().sum())
             if cost < lowest:
                 best, lowest = error <= limit, cost
-            if bool((error <= limit).all()):
-                break
+                enough = _enough(int(best.sum()), len(points))
         if best is None or int(best.sum()) < _MINIMAL:
             raise ValueError(
                 f"landmarks: expected {_MINIMAL} that agree within {limit:g} px, found "
@@ -171,6 +174,14 @@ def _samples(count: int, seed: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randperm(count, generator=generator)[:_MINIMAL] for _ in range(_SAMPLES)]
     return [sample.tolist() for sample in drawn]
+
+
+def _enough(inliers: int, count: int) -> float:
+    """How many samples are to be tried when so many landmarks are right."""
+    clean = math.comb(inliers, _MINIMAL) / math.comb(count, _MINIMAL)
+    if clean in (0.0, 1.0):
+        return math.inf if clean == 0.0 else 1
+    return math.ceil(math.log(1.0 - _SURE) / math.log(1.0 - clean))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,15 @@ from drrkit.registration.stages import Stage
 from drrkit.registration.views import View, blurred, prepared, renderer, scaled_views
 from drrkit.volume import Volume
 
-__all__ = ["Expansion", "LevenbergMarquardt", "Linearised", "expansion", "linearised"]
+__all__ = [
+    "Expansion",
+    "LevenbergMarquardt",
+    "Linearised",
+    "expansion",
+    "linearised",
+    "linearised_view",
+    "view_jacobian",
+]
 
 # Share of the mean diagonal that damping adds to every element of it: directions that the image
 # hardly shows, such as depth, stay bounded.
@@ -176,29 +184,36 @@ def linearised(
     center: Tensor,
 ) -> Callable[[Tensor], Iterator[Linearised]]:
     """What `expansion` adds up, view by view. Arguments as there."""
-    similarity = stage.measure
-    scene = prepared(scene, similarity)
+    scene = prepared(scene, stage.measure)
     scaled = scaled_views(views, stage, factor)
-    drawn = [_with_jacobian(scene, view, stage, method, center) for view in scaled]
+    drawn = [view_jacobian(scene, view, stage, method, center) for view in scaled]
 
     def linearise(world_to_camera: Tensor) -> Iterator[Linearised]:
         for view, draw in zip(scaled, drawn, strict=True):
-            moving, jacobian = draw(world_to_camera)
-            moving = blurred(moving, view.mask, stage.blur).requires_grad_()
-            columns = jacobian.shape[1:3]
-            jacobian = blurred(jacobian.flatten(1, 2), view.mask, stage.blur)
-            jacobian = jacobian.unflatten(1, columns)
-            with torch.enable_grad():
-                loss = similarity(moving, view.xray, view.mask)
-                (slope,) = torch.autograd.grad(loss.sum(), moving)
-            loss, moving = loss.detach(), moving.detach()
-            matrix = gauss_newton(similarity, loss, moving, jacobian, view.mask)
-            yield Linearised(loss, matrix, moving, slope, jacobian)
+            yield linearised_view(view, stage, *draw(world_to_camera))
 
     return linearise
 
 
-def _with_jacobian(
+def linearised_view(view: View, stage: Stage, moving: Tensor, jacobian: Tensor) -> Linearised:
+    """One view's loss about poses, from its image [B, C, rows, cols] and Jacobian there.
+
+    Args:
+        view: at the stage's resolution and blur.
+        jacobian: [B, C, D, rows, cols] in any D unknowns.
+    """
+    moving = blurred(moving, view.mask, stage.blur).requires_grad_()
+    columns = jacobian.shape[1:3]
+    jacobian = blurred(jacobian.flatten(1, 2), view.mask, stage.blur).unflatten(1, columns)
+    with torch.enable_grad():
+        loss = stage.measure(moving, view.xray, view.mask)
+        (slope,) = torch.autograd.grad(loss.sum(), moving)
+    loss, moving = loss.detach(), moving.detach()
+    matrix = gauss_newton(stage.measure, loss, moving, jacobian, view.mask)
+    return Linearised(loss, matrix, moving, slope, jacobian)
+
+
+def view_jacobian(
     scene: Any, view: View, stage: Stage, method: str, center: Tensor
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """world_to_camera -> image [B, C, rows, cols] and Jacobian [B, C, D, rows, cols] of a view."""
@@ -233,7 +248,7 @@ def _of_bodies(
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """The same for bodies with poses [B, n, 4, 4]: images add, Jacobians stand side by side."""
     draws = [
-        _with_jacobian(body, view, stage, method, own)
+        view_jacobian(body, view, stage, method, own)
         for body, own in zip(scene.bodies, center, strict=True)
     ]
 

@@ -18,6 +18,7 @@ from drrkit.registration.candidates import distinct_poses
 from drrkit.registration.cmaes import CmaEs
 from drrkit.registration.confidence import agreement
 from drrkit.registration.covariance import pose_covariance
+from drrkit.registration.curvature import has_curvature
 from drrkit.registration.descent import PoseDescent
 from drrkit.registration.directions import DirectionDescent
 from drrkit.registration.inputs import check_scene, start_poses
@@ -29,6 +30,7 @@ from drrkit.registration.presets import resolve_stages
 from drrkit.registration.prior import PosePrior, PriorTerm
 from drrkit.registration.progress import count_steps, progress_bar, run
 from drrkit.registration.refine import TrustRegion
+from drrkit.registration.regression import PoseRegression, proposals
 from drrkit.registration.result import DEPTH_LIMIT_MM, RegistrationResult, StageRecord
 from drrkit.registration.search import GlobalSearch
 from drrkit.registration.stages import Search, Stage
@@ -100,7 +102,7 @@ def register(
     bar = progress_bar(resolved, progress)
     term = None if prior is None else prior.term(pose, middle)
     generator = torch.Generator().manual_seed(seed)
-    work = Registration(volume, views, middle, method, term, generator, bar)
+    work = Registration(volume, views, middle, method, generator, bar, term)
     try:
         found, confidence = work.until_trusted(resolved, Candidates.unjudged(pose))
     finally:
@@ -151,9 +153,9 @@ class Registration:
         views: Sequence[View],
         center: Tensor,
         method: str,
-        prior: PriorTerm | None,
         generator: torch.Generator,
         bar: Any,
+        prior: PriorTerm | None = None,
     ) -> None:
         self.scene, self.center, self.method, self.prior = scene, center, method, prior
         self.bodies = center.numel() // 3
@@ -194,6 +196,8 @@ class Registration:
         """Of one pose [1, 4, 4] that a stage found, where that stage has a Jacobian."""
         if isinstance(stage, Search) or stage.optimiser != "levenberg":
             return None
+        if not has_curvature(stage.measure):
+            return None
         scene = self._at_voxels(stage.voxel_mm)
         depth = mean_depth(pose, self.center)
         factors = downsamplings(stage, self.views, depth)
@@ -206,8 +210,7 @@ class Registration:
 
     def _confidence(self, found: Candidates) -> float:
         best = found.pose[int(found.loss.argmin())][None]
-        depth = mean_depth(best, self.center)
-        return agreement(self.scene, self.views, best, depth, self.method)
+        return agreement(self.scene, self.views, best, self.method)
 
     def through(self, stages: Sequence[Stage | Search], found: Candidates) -> Candidates:
         """What the stages make of the poses; after an interruption the best up to then."""
@@ -288,6 +291,9 @@ class Registration:
             return DirectionDescent(measure, pose, self.center, units, stage)
         if stage.optimiser == "trust_region":
             return TrustRegion(measure, pose, self.center, units, stage, self.generator)
+        if stage.optimiser == "regressor":
+            propose = proposals(self.scene, self.views, stage, pose, self.center, self.method)
+            return PoseRegression(measure, propose, pose, self.center, units, stage)
         self._evolution = CmaEs(
             measure, pose, self.center, units, stage, self.generator, self._evolution
         )

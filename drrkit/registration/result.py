@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = ["DEPTH_LIMIT_MM", "RegistrationResult", "StageRecord"]
@@ -44,16 +45,17 @@ class RegistrationResult:
         world_to_camera: [4, 4] float64, the pose of lowest loss in the last stage; [n, 4, 4] for
             Bodies.
         loss: its loss there, with the prior where there is one.
-        confidence: 0 to 1, the gradient correlation (1 - gradient_ncc, not below 0) of the X-ray
-            with the volume rendered at `world_to_camera`, on pixels of about 3.5 mm at the patient
-            and blurred, so that noise hardly counts; the mean over the views of several cameras.
-            A measure of agreement, not a probability. In simulated X-rays 0.8 separates right ends
-            from wrong ones; in X-rays that show more than the volume does, compare it between
-            registrations of the same kind, and distrust the outliers.
+        confidence: 0 to 1, how well the X-ray agrees with the volume rendered at
+            `world_to_camera`: the mean correlation of derivatives in patches a quarter of the X-ray
+            wide, on 64 pixels along it and blurred, so that noise hardly counts; the mean over the
+            views of several cameras. A measure of agreement, not a probability. In simulated X-rays
+            0.7 separates right ends from wrong ones; in X-rays that show more than the volume does,
+            compare it between registrations of the same kind, and distrust the outliers.
         covariance: [6, 6] float64 of xi (rad, mm) about the volume's centre, in camera axes, from
-            the last stage's residuals; None where its optimiser has no Jacobian. It knows noise
-            and what blocks of pixels get wrong on their own, not what all get wrong together. A
-            direction that changes no image has 10 m. [6 n, 6 n] for n bodies.
+            the last stage's residuals; None where its optimiser has no Jacobian, or its similarity
+            (other than mse, soft_dice and correlations) no known curvature. It knows noise and what
+            blocks of pixels get wrong on their own, not what all get wrong together. A direction
+            that changes no image has 10 m. [6 n, 6 n] for n bodies.
         history: one record a stage.
         seconds: wall time.
         stop_reason: of the last stage: "converged", "iterations", or "interrupted" when the user
@@ -106,10 +108,20 @@ class RegistrationResult:
                 {
                     "similarity": record.similarity,
                     "downsample": record.downsample,
+                    "optimiser": record.optimiser,
                     "steps": record.loss.shape[0],
+                    "best_loss": _best_so_far(record.loss),
                     "seconds": record.seconds,
                     "stop_reason": record.stop_reason,
                 }
                 for record in self.history
             ],
         }
+
+
+def _best_so_far(loss: Tensor) -> list[float]:
+    """The lowest loss of all poses up to each step of [steps, poses]."""
+    if loss.numel() == 0:
+        return []
+    lowest = loss.nan_to_num(nan=torch.inf).amin(1)
+    return lowest.cummin(0).values.tolist()

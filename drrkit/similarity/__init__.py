@@ -2,8 +2,11 @@
 
 `build` makes one by name, `save_similarity` and `load_similarity` keep it; `drrkit.register` takes
 it wherever a Stage takes a similarity. `SimilarityTask` is what `drrkit.training.train` trains.
+Pose regressors, which the learned similarities are compared with, are built and kept alike;
+`RegressorTask` trains them, and Stage(optimiser="regressor", regressor=...) uses them.
 """
 
+from drrkit.similarity.cdreg_training import CDRegTask
 from drrkit.similarity.configuration import Configuration
 from drrkit.similarity.geodesic import geodesic_gradient, geodesic_loss
 from drrkit.similarity.learned import LearnedSimilarity
@@ -17,6 +20,12 @@ from drrkit.similarity.objectives import (
 )
 from drrkit.similarity.poses import SAMPLINGS, PoseChart, PoseSampling
 from drrkit.similarity.registry import KINDS, NETWORKS, build, construct
+from drrkit.similarity.regressor import PoseRegressor
+from drrkit.similarity.regressor_training import (
+    REGRESSOR_RECIPES,
+    RegressorRecipe,
+    RegressorTask,
+)
 from drrkit.similarity.storage import load_similarity, save_similarity
 from drrkit.similarity.task import SimilarityTask, TrainingPatient, TrainingRecipe
 
@@ -24,11 +33,16 @@ __all__ = [
     "KINDS",
     "NETWORKS",
     "OBJECTIVES",
+    "REGRESSOR_RECIPES",
     "SAMPLINGS",
+    "CDRegTask",
     "Configuration",
     "LearnedSimilarity",
     "PoseChart",
+    "PoseRegressor",
     "PoseSampling",
+    "RegressorRecipe",
+    "RegressorTask",
     "SimilarityTask",
     "TrainingPatient",
     "TrainingRecipe",

@@ -21,6 +21,7 @@ from drrkit.similarity.invertible import InvertibleNetwork
 from drrkit.similarity.learned import CT_ENERGY_KEV, LearnedSimilarity
 from drrkit.similarity.norms import resized
 from drrkit.similarity.poolformer import PoolformerEncoder
+from drrkit.similarity.uncertainty import UncertaintyWeights
 from drrkit.volume import water_attenuation
 
 __all__ = ["KINDS", "NETWORKS", "CDReg", "Features", "GatedScore", "decomposition_loss"]
@@ -68,7 +69,8 @@ class CDReg(LearnedSimilarity):
 
     A 3D residual network makes channels of the volume. Projections and the X-ray go through one
     encoder, then through branches of their own for X-rays and for projections. The squared
-    differences Phi of global and of local features are scored.
+    differences Phi of global and of local features are scored. The weights of its training losses
+    (`cdreg_training`) are learned with the others and kept with them.
 
     Args:
         image: side of the square images that the encoder sees; others are resized.
@@ -110,6 +112,7 @@ class CDReg(LearnedSimilarity):
         self.local_moving, self.local_fixed = InvertibleNetwork(wide), InvertibleNetwork(wide)
         side = score_side or image // 2 ** (len(features) - 1)
         self.global_score, self.local_score = GatedScore(wide, side), GatedScore(wide, side)
+        self.uncertainty = UncertaintyWeights(2)
 
     def channels(self, values: Tensor) -> Tensor:
         # The network works on attenuation relative to water, which is of order one.

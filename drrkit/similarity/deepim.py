@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from drrkit.geometry import volume_center
 from drrkit.similarity.configuration import Configuration
 from drrkit.similarity.images import check_images, scaled
 from drrkit.similarity.norms import resized
@@ -94,8 +93,7 @@ class DeepIM(PoseRegressor):
 
     def loss(self, prediction: Tensor, pairs: Pairs) -> Tensor:
         """Point matching: the mean L1 distance of points at predicted and true poses, in 100 mm."""
-        center = volume_center(pairs.volume)
-        found = self.apply(prediction, pairs.world_to_camera, center)
+        found = self.apply(prediction, pairs.world_to_camera, pairs.center)
         difference = found - pairs.target
         apart = pairs.points @ difference[:, :3, :3].mT + difference[:, None, :3, 3]
         return apart.abs().sum(-1).mean() / UNIT_MM

@@ -1,4 +1,4 @@
-"""DMW: a regressor of the geodesic gradient between a rendering and an X-ray.
+"""DMW: a regressor of the Riemannian pose gradient between a rendering and an X-ray.
 
 Gu, Gao, Grupp et al., "Extended capture range of rigid 2D/3D registration by estimating Riemannian
 pose gradients", MLMI 2020, named DMW in the ProST paper (TMI 2024). Its sizes are not public:
@@ -12,11 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from drrkit.geometry import volume_center
 from drrkit.similarity.configuration import Configuration
 from drrkit.similarity.deepim import image_pair
 from drrkit.similarity.encoder import normalisation
-from drrkit.similarity.pose_updates import geodesic_gradient, geodesic_step
+from drrkit.similarity.pose_updates import riemannian_gradient, riemannian_step
 from drrkit.similarity.regressor import Pairs, PoseRegressor
 from drrkit.volume import Volume
 
@@ -44,7 +43,7 @@ class DenseBlock(nn.Module):
 
 
 class DMW(PoseRegressor):
-    """A DenseNet of both images together; a prediction is the geodesic gradient [B, 6].
+    """A DenseNet of both images together; a prediction is the Riemannian gradient [B, 6].
 
     That is (rad, mm / unit_mm) from the true pose to that of the rendering (`pose_updates`); the
     pose is moved against it. A fresh network predicts 0.
@@ -98,13 +97,14 @@ class DMW(PoseRegressor):
         return self.head(features.mean((2, 3)))
 
     def apply(self, prediction: Tensor, world_to_camera: Tensor, center: Tensor) -> Tensor:
-        return geodesic_step(world_to_camera, prediction.double(), center, self.unit_mm, self.step)
+        return riemannian_step(
+            world_to_camera, prediction.double(), center, self.unit_mm, self.step
+        )
 
     def loss(self, prediction: Tensor, pairs: Pairs) -> Tensor:
-        """Mean squared error of the geodesic gradient."""
-        center = volume_center(pairs.volume)
-        true = geodesic_gradient(pairs.world_to_camera, pairs.target, center, self.unit_mm)
-        return (prediction - true.to(prediction)).square().mean()
+        """Mean squared error of the Riemannian gradient."""
+        true = riemannian_gradient(pairs.world_to_camera, pairs.target, pairs.center, self.unit_mm)
+        return (prediction.double() - true).square().mean()
 
 
 def _transition(channels: int) -> list[nn.Module]:
@@ -120,6 +120,6 @@ KINDS: dict[str, type[nn.Module]] = {"dmw": DMW}
 
 NETWORKS: dict[str, Configuration] = {
     "dmw": Configuration("dmw", {}),
-    "dmw-small": Configuration("dmw", {"image": 64, "stem": 16, "layers": (3, 3, 3), "growth": 8}),
+    "dmw-small": Configuration("dmw", {"image": 64, "stem": 32, "layers": (4, 4, 4), "growth": 8}),
 }
 """dmw: for images of 128 x 128; -small: for two cores."""

@@ -29,10 +29,12 @@ class FourierUnit(nn.Module):
         self.norm = normalisation(norm, 2 * channels)
 
     def forward(self, image: Tensor) -> Tensor:
+        # There is no Fourier transform of what autocast makes of images.
+        image = image if image.dtype == torch.float64 else image.float()
         spectrum = torch.view_as_real(torch.fft.rfft2(image, norm="ortho"))
         parts = spectrum.movedim(-1, 2).flatten(1, 2)  # [B, 2 C, rows, cols // 2 + 1]
         parts = self.norm(self.mix(parts)).relu()
-        real, imaginary = parts.unflatten(1, (-1, 2)).unbind(2)
+        real, imaginary = parts.to(image).unflatten(1, (-1, 2)).unbind(2)
         mixed = torch.complex(real, imaginary)
         return torch.fft.irfft2(mixed, s=image.shape[-2:], norm="ortho")
 

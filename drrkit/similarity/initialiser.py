@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drrkit.geometry import so3_exp, volume_center
+from drrkit.geometry import so3_exp
 from drrkit.losses import gradient_difference
 from drrkit.projector import render
 from drrkit.similarity.configuration import Configuration
 from drrkit.similarity.images import scaled
 from drrkit.similarity.norms import resized
-from drrkit.similarity.pose_updates import geodesic_gradient, moved
+from drrkit.similarity.pose_updates import moved, riemannian_gradient
 from drrkit.similarity.regressor import Pairs, PoseRegressor
 from drrkit.similarity.splat import ConvolutionPair, SplitBottleneck
 from drrkit.volume import Volume
@@ -134,12 +134,11 @@ class PoseInitialiser(PoseRegressor):
 
     def loss(self, prediction: Tensor, pairs: Pairs) -> Tensor:
         """The weighted sum of the losses of images, parameters and poses."""
-        center = volume_center(pairs.volume)
-        true = self.parameters_between(pairs.world_to_camera, pairs.target, center)
-        found = self.apply(prediction, pairs.world_to_camera, center)
-        apart = geodesic_gradient(found, pairs.target, center, UNIT_MM)
+        true = self.parameters_between(pairs.world_to_camera, pairs.target, pairs.center)
+        found = self.apply(prediction, pairs.world_to_camera, pairs.center)
+        apart = riemannian_gradient(found, pairs.target, pairs.center, UNIT_MM)
         of_image, of_parameters, of_pose = self.weights
-        loss = of_parameters * (prediction - true.to(prediction)).square().mean()
+        loss = of_parameters * (prediction.double() - true).square().mean()
         loss = loss + of_pose * apart.square().sum(1).mean().to(loss)
         if of_image:
             image = render(pairs.volume, pairs.camera, found).to(loss)

@@ -8,7 +8,7 @@ into the numbers:
 
 They differ in how the shift is written. Untangled (Li et al., "DeepIM: deep iterative matching for
 6D pose estimation", ECCV 2018): as it is seen in the image, v_x = x'/z' - x/z, v_y = y'/z' - y/z,
-v_z = log(z / z'). Geodesic (Gu et al., MLMI 2020, "DMW" in the ProST paper): the gradient of half
+v_z = log(z / z'). Riemannian (Gu et al., MLMI 2020, "DMW" in the ProST paper): the gradient of half
 the squared distance in the product metric, -log, with millimetres in units of a length.
 """
 
@@ -21,10 +21,10 @@ from drrkit.geometry import so3_exp, so3_log
 from drrkit.geometry.se3 import assemble
 
 __all__ = [
-    "geodesic_gradient",
-    "geodesic_step",
     "moved",
     "quaternion_rotation",
+    "riemannian_gradient",
+    "riemannian_step",
     "rotation_quaternion",
     "untangled_step",
     "untangled_update",
@@ -82,10 +82,10 @@ def untangled_update(
     return rotation_quaternion(turn), torch.cat((goal - ray, torch.log(depth / farther)), 1)
 
 
-def geodesic_step(
+def riemannian_step(
     world_to_camera: Tensor, gradient: Tensor, center: Tensor, unit_mm: float, step: float = 1.0
 ) -> Tensor:
-    """The poses after a step against a geodesic gradient; step 1 follows a true one to its end.
+    """The poses after a step against a Riemannian gradient; step 1 follows a true one to its end.
 
     Args:
         world_to_camera: [B, 4, 4].
@@ -102,13 +102,13 @@ def geodesic_step(
     return moved(world_to_camera, so3_exp(xi[:, :3].contiguous()), place, center)
 
 
-def geodesic_gradient(
+def riemannian_gradient(
     world_to_camera: Tensor, target: Tensor, center: Tensor, unit_mm: float
 ) -> Tensor:
     """Gradient of half the squared product distance of poses to targets: [B, 6], the -log.
 
     (rotation vector, shift / unit_mm) from the target to the pose, in camera axes. Arguments as of
-    `geodesic_step`, which it is the inverse of.
+    `riemannian_step`, which it is the inverse of.
     """
     turn = so3_log((target[:, :3, :3] @ world_to_camera[:, :3, :3].mT).contiguous())
     shift = (_place(target, center) - _place(world_to_camera, center)) / unit_mm

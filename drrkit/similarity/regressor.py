@@ -34,6 +34,11 @@ class Pairs:
     target: Tensor
     points: Tensor
 
+    @property
+    def center(self) -> Tensor:
+        """The volume's centre, [3] world mm: what poses turn about."""
+        return volume_center(self.volume)
+
 
 class PoseRegressor(nn.Module):
     """A network that predicts better poses from renderings at poses and an X-ray.
@@ -62,9 +67,13 @@ class PoseRegressor(nn.Module):
         super().__init__()
         self._scenes = LearnedSimilarity(threshold_hu=threshold_hu, voxel_mm=voxel_mm)
 
+    def moving(self, scene: Volume) -> Volume:
+        """The volume to render: bone, [D, H, W]; arguments and errors of LearnedSimilarity's."""
+        return self._scenes.moving(scene)
+
     def prepare(self, scene: Volume) -> Volume:
-        """The volume to render, one channel; raises as LearnedSimilarity.moving."""
-        return self._scenes.prepare(scene)
+        """The same, by the name that registration uses."""
+        return self.moving(scene)
 
     def predict(self, moving: Tensor, fixed: Tensor, volume: Volume) -> Tensor:
         """What the network says: [B, n], differentiable.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from drrkit.similarity.registry import construct
+from drrkit.training import load_tensors
 
 __all__ = ["VERSION", "load_similarity", "save_similarity"]
 
@@ -62,7 +63,7 @@ def save_similarity(network: nn.Module, path: str | os.PathLike[str], /, **notes
 
 
 def load_similarity(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> nn.Module:
-    """The network of a file, in evaluation mode, its parameters frozen.
+    """The network of a file, in evaluation mode, its parameters frozen; `notes` is what was noted.
 
     Only tensors and plain values are read (weights_only): a file cannot run code.
 
@@ -71,10 +72,10 @@ def load_similarity(path: str | os.PathLike[str], device: torch.device | str = "
         device: where the weights go.
 
     Raises:
-        ValueError: another kind of file, a newer layout, or weights that do not fit.
+        ValueError: a damaged file, another kind, a newer layout, or weights that do not fit.
         OSError: the file cannot be read.
     """
-    content = torch.load(path, map_location=device, weights_only=True)
+    content = load_tensors(os.fspath(path), device)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"path: expected a file of {FORMAT}, got another one in {path}")
     if content["version"] > VERSION:
@@ -86,5 +87,6 @@ def load_similarity(path: str | os.PathLike[str], device: torch.device | str = "
         network.load_state_dict(content["state"])
     except RuntimeError as error:
         raise ValueError(f"path: weights do not fit {content['kind']} in {path}: {error}") from None
+    network.notes = content["notes"]
     network.to(device).eval().requires_grad_(False)
     return network

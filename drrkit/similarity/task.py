@@ -200,7 +200,13 @@ class SimilarityTask:
         return None
 
     def losses(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
-        """The objective of one batch as "loss", and the cosines of its gradients, for the log."""
+        """The objective of one batch as "loss"."""
+        patient, theta, target, xray = self.batch(step, rank)
+        similarity = self.similarity(patient, theta, xray)
+        return {"loss": objective_loss(self.recipe.objective, similarity, theta, target)}
+
+    def batch(self, step: int, rank: int) -> tuple[TrainingPatient, Tensor, Tensor, Tensor]:
+        """A patient, moving poses theta [B, 6] that require a gradient, true ones, their X-rays."""
         random = generator(self.recipe.seed, step, rank)
         patient = self.patients[_integer(random, len(self.patients))]
         theta, target = self.sampling.draw(patient.chart, self.recipe.batch, random)
@@ -208,9 +214,7 @@ class SimilarityTask:
         if self.randomise is not None:
             xray = self.randomise(xray, _integer(random, 2**31 - 1))
         theta = theta.to(xray.device).requires_grad_()
-        similarity = self.similarity(patient, theta, xray)
-        loss = objective_loss(self.recipe.objective, similarity, theta, target.to(theta))
-        return {"loss": loss}
+        return patient, theta, target.to(theta), xray
 
     def similarity(
         self, patient: TrainingPatient, theta: Tensor, xray: Tensor, values: Tensor | None = None
@@ -219,12 +223,17 @@ class SimilarityTask:
 
         values: the network's channels, if they are known.
         """
+        return self.model(self.projections(patient, theta, values), xray)
+
+    def projections(
+        self, patient: TrainingPatient, theta: Tensor, values: Tensor | None = None
+    ) -> Tensor:
+        """A patient's channels at poses theta [B, 6]: [B, C, rows, cols]; arguments as above."""
         if values is None:
             values = self.model.channels(patient.moving.values)
         pose = patient.chart.world_to_camera(theta)
         frames = view_frames(patient.grid, self.camera, pose, extend=True)
-        moving = project(values, frames, self.camera.size, spacing=patient.moving.spacing)
-        return self.model(moving, xray)
+        return project(values, frames, self.camera.size, spacing=patient.moving.spacing)
 
     def validate(self) -> dict[str, float]:
         """On held-out patients at fixed poses: how well pose gradients point.

@@ -4,7 +4,12 @@ The engine knows no network: it minimises what a Task says, on one processor or 
 machines (torchrun), and can be killed at any moment.
 """
 
-from drrkit.training.checkpoints import Checkpoint, find_checkpoint, load_checkpoint
+from drrkit.training.checkpoints import (
+    Checkpoint,
+    find_checkpoint,
+    load_checkpoint,
+    load_tensors,
+)
 from drrkit.training.distributed import Processes
 from drrkit.training.engine import TrainingResult, train
 from drrkit.training.folds import Split, k_folds, split
@@ -21,6 +26,7 @@ __all__ = [
     "generator",
     "k_folds",
     "load_checkpoint",
+    "load_tensors",
     "split",
     "train",
 ]

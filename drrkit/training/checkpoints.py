@@ -28,6 +28,7 @@ __all__ = [
     "find_checkpoint",
     "latest_checkpoint",
     "load_checkpoint",
+    "load_tensors",
     "reserved",
     "save_checkpoint",
     "write_whole",
@@ -117,12 +118,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
         ValueError: it is damaged, no checkpoint of drrkit, or of a newer version.
     """
     path = find_checkpoint(path)
-    _check_archive(path)
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds, some with advice to load code
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: expected a checkpoint of drrkit, got {reason}") from None
+    content = load_tensors(path, device)
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise ValueError(f"{path}: expected a checkpoint of drrkit, got another file of torch")
     version = content.get("schema_version")
@@ -133,6 +129,21 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
     if missing:
         raise ValueError(f"{path}: expected a whole checkpoint, {sorted(missing)} are missing")
     return Checkpoint(**{name: content[name] for name in names})
+
+
+def load_tensors(path: Path | str, device: torch.device | str = "cpu") -> Any:
+    """What torch.save wrote, if that is tensors and plain values and the file is sound.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, or holds code.
+    """
+    _check_archive(Path(path))
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds, some with advice to load code
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: expected tensors and plain values, got {reason}") from None
 
 
 def find_checkpoint(path: Path | str) -> Path:
@@ -223,9 +234,7 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
-        raise ValueError(
-            f"{path}: damaged or cut off (or no checkpoint of drrkit at all)"
-        ) from None
+        raise ValueError(f"{path}: damaged or cut off, or no file of torch at all") from None
     if damaged is not None:
         raise ValueError(f"{path}: damaged, the checksum of {damaged} is wrong")
 

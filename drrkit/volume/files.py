@@ -14,7 +14,14 @@ from torch import Tensor
 from drrkit.files import whole_file
 from drrkit.volume import dicom, nifti
 from drrkit.volume.data import AIR, Unit, Volume
-from drrkit.volume.itk import Raster, image_of, load_simpleitk, raster_of, readable_errors
+from drrkit.volume.itk import (
+    Raster,
+    checked_header,
+    image_of,
+    load_simpleitk,
+    raster_of,
+    readable_errors,
+)
 
 READ_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 WRITE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
@@ -99,8 +106,7 @@ def _read_raster(source: Path, series: str | None, dtype: type | None) -> Raster
     if series is not None:
         raise ValueError(f"series: {source} is a file; only a DICOM folder holds series")
     sitk = load_simpleitk()
-    is_nifti = source.name.lower().endswith((".nii", ".nii.gz"))
-    header = nifti.check(source) if is_nifti else None
+    header = checked_header(source)
     with readable_errors(source, "read"):
         image = sitk.ReadImage(os.fspath(source))
     raster = raster_of(image, source, dtype)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from drrkit.volume import nifti, textheaders
+
 
 class Raster(NamedTuple):
     """What an image file holds: pixels [z, y, x] or [c, z, y, x] and their place in LPS mm."""
@@ -60,6 +62,22 @@ def readable_errors(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
         detail = re.sub(r"\(0x[0-9a-f]+\)", "", " ".join(lines[-1].split()))[-200:]
         message = f"{os.fspath(path)}: cannot {doing} this file: {reason} (SimpleITK: {detail})"
         raise (OSError if doing == "write" else ValueError)(message) from error
+
+
+def checked_header(path: str | os.PathLike[str]) -> nifti.Header | None:
+    """Checks what ITK does not: the header of a NIfTI, MetaImage or NRRD file, by its name.
+
+    Raises:
+        OSError, ValueError: as nifti.check and textheaders.check_metaimage.
+    """
+    name = os.fspath(path).lower()
+    if name.endswith((".nii", ".nii.gz")):
+        return nifti.check(path)
+    if name.endswith((".mha", ".mhd")):
+        textheaders.check_metaimage(path)
+    elif name.endswith((".nrrd", ".nhdr")):
+        textheaders.check_nrrd(path)
+    return None
 
 
 def raster_of(image: Any, path: str | os.PathLike[str], dtype: Any = None) -> Raster:

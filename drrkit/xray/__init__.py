@@ -10,6 +10,7 @@ from drrkit.xray.materials import (
     mass_attenuation,
     tissue_materials,
 )
+from drrkit.xray.preprocessing import PreprocessedXray, bone_is_bright, preprocess_xray
 from drrkit.xray.randomisation import (
     CdregRandomisation,
     DomainRandomisation,
@@ -19,6 +20,7 @@ from drrkit.xray.randomisation import (
 )
 from drrkit.xray.reading import XRAY_KINDS, Xray, read_xray
 from drrkit.xray.synthesis import XrayModel, motion_path, synthesise_xray
+from drrkit.xray.targets import TargetSynthesis
 from drrkit.xray.tools import PlacedTool, Tool, k_wire, random_tool_pose, rod, screw
 from drrkit.xray.two_materials import (
     BONE_MU_PER_MM,
@@ -38,8 +40,10 @@ __all__ = [
     "DomainRandomisation",
     "MaterialVolume",
     "PlacedTool",
+    "PreprocessedXray",
     "Randomisation",
     "Signal",
+    "TargetSynthesis",
     "Tool",
     "Xray",
     "XrayModel",
@@ -47,6 +51,7 @@ __all__ = [
     "add_scatter",
     "beer_lambert",
     "bone_attenuation",
+    "bone_is_bright",
     "checked_spectrum",
     "gaussian_blur",
     "hu_to_density",
@@ -54,6 +59,7 @@ __all__ = [
     "mass_attenuation",
     "min_max",
     "motion_path",
+    "preprocess_xray",
     "random_tool_pose",
     "randomise",
     "read_xray",

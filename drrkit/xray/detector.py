@@ -61,7 +61,8 @@ def beer_lambert(
     ).to(area_densities)
     pixels = area_densities.movedim(1, -1).reshape(-1, len(materials))
     rows = max(1, CHUNK // len(energies))
-    sums = torch.cat([torch.exp(-(part @ table)) @ weights for part in pixels.split(rows)])
+    with torch.autocast(pixels.device.type, enabled=False):  # products of 8 bits are no exponents
+        sums = torch.cat([torch.exp(-(part @ table)) @ weights for part in pixels.split(rows)])
     shape = (area_densities.shape[0], 1, *area_densities.shape[2:])
     counts, energy, squares = (column.reshape(shape) for column in sums.unbind(-1))
     swank = float(mean**2 / square)
@@ -95,7 +96,8 @@ def add_scatter(signal: Signal, strength: float, width: float = 0.15) -> Signal:
     sigma = width * cols
     lost = -torch.xlogy(image, image)
     down, across = (_closed_gaussian(n, sigma, image) for n in (rows, cols))
-    scattered = strength * (down @ lost @ across)
+    with torch.autocast(image.device.type, enabled=False):
+        scattered = strength * (down @ lost @ across)
     # Scattered photons have about the energy of the others.
     share = 1.0 + scattered / image.clamp_min(torch.finfo(image.dtype).tiny)
     return Signal(image + scattered, signal.counts * share, signal.quanta * share)

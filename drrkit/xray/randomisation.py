@@ -40,8 +40,8 @@ class DomainRandomisation:
             published, these are drrkit's.
         box_side: their sides as a share of the image's, uniform, each of the two by itself.
         box_noise: standard deviation of the noise in them as a share of the image's range.
-        normalise: scale each image to [0, 1] before and after, as targets are given to networks;
-            False: keep the scale.
+        normalise: scale each image to [0, 1] before the first step and before the boxes, whose
+            noise is clipped to it: targets are given to networks like this. False: keep the scale.
 
     Raises:
         ValueError: a probability outside [0, 1] or a range that is not one.
@@ -73,9 +73,12 @@ class DomainRandomisation:
         images = torch.where(draw.happens(self.probability), noisy, images)
         bent = _gamma(images, draw.uniform(*self.gamma))
         images = torch.where(draw.happens(self.probability), bent, images)
+        if self.normalise:
+            images = min_max(images)
         corrupted = self._with_boxes(images, draw)
         images = torch.where(draw.happens(self.probability), corrupted, images)
-        return min_max(images) if self.normalise else images
+        # Scaling by the boxes' extremes would leave the anatomy next to no contrast.
+        return images.clamp(0.0, 1.0) if self.normalise else images
 
     def _with_boxes(self, images: Tensor, draw: _Draws) -> Tensor:
         noise = images + self.box_noise * _range(images) * draw.normal()

@@ -14,8 +14,7 @@ from torch import Tensor
 from drrkit.conversions import from_dicom_angles
 from drrkit.files import existing_file
 from drrkit.geometry import Camera, CArm
-from drrkit.volume import nifti
-from drrkit.volume.itk import load_simpleitk, readable_errors
+from drrkit.volume.itk import checked_header, load_simpleitk, readable_errors
 from drrkit.xray import dicom
 from drrkit.xray.calibration import read_calibration
 
@@ -201,7 +200,9 @@ def _checked(source: Path, pixels: np.ndarray) -> Tensor:
 def _read_npy(source: Path) -> np.ndarray:
     try:
         pixels = np.load(source, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # the header is Python, and so are its errors, of any kind
         raise ValueError(
             f"{source}: not a NumPy array file, or a truncated one ({error})"
         ) from error
@@ -213,8 +214,7 @@ def _read_npy(source: Path) -> np.ndarray:
 
 def _read_raster(source: Path) -> Xray:
     name = source.name.lower()
-    if name.endswith((".nii", ".nii.gz")):
-        nifti.check(source)  # ITK reads a truncated file as zeros
+    checked_header(source)
     pixels, image = _pixels(source)
     spacing = None
     if name.endswith(RASTER_SUFFIXES):

@@ -102,16 +102,32 @@ class Tool:
 
 @dataclass(frozen=True, eq=False)
 class PlacedTool:
-    """A tool and where it is: tool_to_world [4, 4], or [B, 4, 4] with one pose a view."""
+    """A tool and where it is.
+
+    tool_to_world  [4, 4], or [B, 4, 4] with one pose a view
+    present        [B], whether a view has it; None: all have
+    """
 
     tool: Tool
     tool_to_world: Tensor
+    present: Tensor | None = None
 
     def area_density(self, camera: Camera, world_to_camera: Tensor) -> Tensor:
         """Grams of its material a square centimetre along the rays: [B, 1, rows, cols]."""
         pose = self.tool_to_world.to(world_to_camera.device, torch.float64)
         chords = self.tool.chords(camera, world_to_camera.double() @ pose)
+        if self.present is not None:
+            chords = chords * self.present.to(chords).reshape(-1, 1, 1, 1)
         return CM_PER_MM * DENSITIES[self.tool.material] * chords
+
+    def for_steps(self, steps: int) -> PlacedTool:
+        """The same for views that are `steps` poses each: what is one a view, repeated."""
+        pose, present = self.tool_to_world, self.present
+        if pose.dim() == 3:
+            pose = pose.repeat_interleave(steps, dim=0)
+        if present is not None:
+            present = present.repeat_interleave(steps, dim=0)
+        return PlacedTool(self.tool, pose, present)
 
 
 def k_wire(diameter: float = 2.0, length: float = 150.0, material: str = "steel") -> Tool:

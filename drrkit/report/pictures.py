@@ -25,6 +25,8 @@ from drrkit.xray import gaussian_blur
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "checkerboard",
+    "difference",
     "edges",
     "line_to_absorption",
     "line_to_transmission",
@@ -132,6 +134,27 @@ def overlay_edges(picture: Tensor, edge: Tensor, *, color: tuple[int, int, int] 
     return colored
 
 
+def checkerboard(first: Tensor, second: Tensor, *, fields: int = 8) -> Tensor:
+    """Two pictures [rows, cols] uint8 in alternating fields: contours run on where they agree.
+
+    fields: along the shorter side. Raises ValueError when the shapes differ.
+    """
+    _check_same_shape(first, second)
+    side = max(1, min(first.shape) // fields)
+    row, col = (torch.arange(n) // side for n in first.shape)
+    even = (row[:, None] + col[None]) % 2 == 0
+    return torch.where(even, first, second)
+
+
+def difference(first: Tensor, second: Tensor) -> Tensor:
+    """The difference of two pictures [rows, cols] uint8: grey where equal, [rows, cols] uint8.
+
+    Raises ValueError when the shapes differ.
+    """
+    _check_same_shape(first, second)
+    return ((first.int() - second.int()) // 2 + 128).clamp(0, 255).to(torch.uint8)
+
+
 def pose_overlays(
     volume: Volume,
     camera: Camera,
@@ -207,6 +230,14 @@ def save_image(
             np.save(staged, pixels)
         else:
             _write_itk(pixels, staged, target, pixel_spacing)
+
+
+def _check_same_shape(first: Tensor, second: Tensor) -> None:
+    if first.shape != second.shape or first.dim() != 2:
+        raise ValueError(
+            f"second: expected the shape of the first picture, {tuple(first.shape)}, got "
+            f"{tuple(second.shape)}"
+        )
 
 
 def _plane(name: str, image: Any) -> Tensor:

@@ -1,0 +1,139 @@
+"""`drrkit doctor`: does this installation work, and what is missing for what."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import click
+import torch
+
+from drrkit.cli.info import describe
+from drrkit.geometry import CArm, view_carm, view_frames
+from drrkit.projector import backproject, project
+from drrkit.volume import Volume
+
+__all__ = ["doctor_command"]
+
+NEEDED_FOR = {
+    "SimpleITK": "reading and writing image files",
+    "cma": "CMA-ES registration",
+    "tqdm": "progress bars",
+    "matplotlib": "plots of benchmarks and landscapes",
+    "scipy": "masks of neural fields",
+}
+
+
+class Finding(NamedTuple):
+    """One check: how it went, in words."""
+
+    name: str
+    state: str  # "ok", "warning" or "problem"
+    text: str
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def doctor_command(ctx: click.Context, as_json: bool) -> None:
+    """Check the installation: kernels against known answers, devices, packages.
+
+    The exit code is 1 when something is broken; what is only missing is a warning.
+    """
+    findings = list(examine())
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            click.echo(f"{finding.state:8} {finding.name}: {finding.text}")
+    ctx.exit(1 if any(finding.state == "problem" for finding in findings) else 0)
+
+
+def examine() -> Iterator[Finding]:
+    """All findings, one after another; a check that fails is a finding, not an error."""
+    about = describe()
+    built = about["built_for"].get("torch")
+    same = built is not None and built.split("+")[0] == torch.__version__.split("+")[0]
+    yield Finding(
+        "build",
+        "ok" if same else "warning",
+        f"built with torch {built}, running on {torch.__version__}"
+        + ("" if same else "; a binary serves every torch from 2.10 on, a rebuild is safe"),
+    )
+    for device in _devices():
+        yield _checked(f"kernels on {device}", lambda device=device: _known_answers(device))
+    if about["torch_cuda"] and not about["cuda_kernels"]:
+        yield Finding(
+            "CUDA",
+            "warning",
+            "torch has CUDA, drrkit was built without: install nvcc of CUDA "
+            f"{about['torch_cuda'].split('.')[0]} and build again (DRRKIT_CUDA=1 insists)",
+        )
+    for package, purpose in NEEDED_FOR.items():
+        there = find_spec(package) is not None
+        text = "installed" if there else f"not installed, needed for {purpose}"
+        yield Finding(package, "ok" if there else "warning", text)
+    yield _threads()
+
+
+def _devices() -> list[torch.device]:
+    from drrkit import _C
+
+    cards = range(torch.cuda.device_count() if _C.has_cuda else 0)
+    return [torch.device("cpu"), *(torch.device("cuda", index) for index in cards)]
+
+
+def _checked(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, "ok", check())
+    except Exception as error:
+        return Finding(name, "problem", f"{type(error).__name__}: {error}")
+
+
+def _known_answers(device: torch.device) -> str:
+    """A slab seen along its axis has its thickness as integral; the adjoint is the adjoint."""
+    slab = Volume(torch.full((20, 30, 40), 0.02), (1.0, 2.0, 1.5), (0.0, 0.0, 0.0), unit="mu")
+    slab = slab.to(device)
+    camera = CArm(1000.0, (24, 24), 1.0)
+    pose = view_carm(slab, 500.0, 0.3, 0.2)
+    frames = view_frames(slab, camera, pose, extend=True).to(device)
+    began = time.perf_counter()
+    worst = 0.0
+    generator = torch.Generator().manual_seed(0)
+    for method in ("joseph", "siddon", "trilinear"):
+        along = torch.tensor([[[20.0, -400.0, 10.0], [19.5, 400.0, 9.5], [0, 0, 0], [0, 0, 0]]])
+        found = project(slab.values, along.to(device), (1, 1), spacing=slab.spacing, method=method)
+        if abs(float(found) - 0.02 * 60.0) > 0.02:
+            raise RuntimeError(f"{method}: expected an integral of 1.2, got {float(found):.4f}")
+        image = torch.rand(1, 1, 24, 24, generator=generator, dtype=torch.float64).to(device)
+        values = slab.values.double()
+        ahead = project(values, frames, camera.size, spacing=slab.spacing, method=method)
+        back = backproject(image, frames, values.shape, spacing=slab.spacing, method=method)
+        left, right = float((ahead * image).sum()), float((values * back).sum())
+        worst = max(worst, abs(left - right) / abs(left))
+    if worst > 1e-10:
+        raise RuntimeError(f"<A x, y> and <x, A* y> differ by {worst:.1e}")
+    return f"right in {1000 * (time.perf_counter() - began):.0f} ms, adjoint to {worst:.0e}"
+
+
+def _threads() -> Finding:
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    if threads > cores:
+        return Finding(
+            "threads",
+            "warning",
+            f"torch uses {threads} threads on {cores} cores: torch.set_num_threads({cores})",
+        )
+    load = os.getloadavg()[0]
+    if load > 1.5 * cores:
+        return Finding(
+            "threads",
+            "warning",
+            f"{threads} threads, but {load:.0f} busy processes on {cores} cores: small problems "
+            "slow down most; fewer threads help",
+        )
+    return Finding("threads", "ok", f"{threads} on {cores} cores")

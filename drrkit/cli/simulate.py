@@ -1,0 +1,254 @@
+"""`drrkit simulate`: an X-ray image of a CT as a detector would record it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import torch
+from torch import Tensor
+
+from drrkit.cli.arguments import Numbers, OutputFile, existing, refuse_overwriting
+from drrkit.cli.options import (
+    VIEWS,
+    CameraOptions,
+    CTOptions,
+    PoseOptions,
+    device_option,
+    grouped,
+    method_option,
+    orientation,
+)
+from drrkit.cli.poses import pixel_pitch, read_pose, write_pose
+from drrkit.geometry import Camera, volume_center
+from drrkit.report import IMAGE_SUFFIXES, save_image, to_display
+from drrkit.volume import Volume
+from drrkit.xray import (
+    DENSITIES,
+    SPECTRA,
+    PlacedTool,
+    XrayModel,
+    k_wire,
+    motion_path,
+    random_tool_pose,
+    randomise,
+    rod,
+    screw,
+    synthesise_xray,
+    tissue_materials,
+)
+
+__all__ = ["simulate_command"]
+
+SIZE, PIXEL_SPACING = (256, 256), (1.4, 1.4)
+TOOLS = {"k-wire": k_wire, "screw": screw, "rod": rod}
+RANDOMISATIONS = ("prost", "cdreg")
+
+
+class SpectrumOption(click.ParamType):
+    """A named spectrum, or one photon energy in keV."""
+
+    name = "SPECTRUM"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str | float:
+        if not isinstance(value, str) or value in SPECTRA:
+            return value
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"expected {', '.join(SPECTRA)} or keV, got {value!r}.", param, ctx)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Tube, detector and what is in the beam."""
+
+    spectrum: str | float
+    supersample: int
+    photons: float
+    photons_at: Literal["detector", "source"]
+    electronic_noise: float
+    scatter: float
+    blur: float
+    tools: tuple[str, ...]
+    metal: str | None
+    motion: tuple[float, float] | None
+    randomise: str | None
+    seed: int
+
+    OPTIONS = (
+        click.option(
+            "--spectrum",
+            type=SpectrumOption(),
+            default="90kV",
+            show_default=True,
+            help=f"{', '.join(SPECTRA)}, or one energy in keV.",
+        ),
+        click.option("--supersample", type=click.IntRange(1, 16), default=1, help="Rays a pixel."),
+        click.option(
+            "--photons",
+            type=click.FloatRange(0),
+            default=2e4,
+            show_default=True,
+            help="A pixel; 0 for an image without noise.",
+        ),
+        click.option(
+            "--photons-at",
+            type=click.Choice(["detector", "source"]),
+            default="detector",
+            show_default=True,
+            help="Where: on average over the image, or before the patient.",
+        ),
+        click.option(
+            "--electronic-noise",
+            type=click.FloatRange(0),
+            default=0.0,
+            show_default=True,
+            help="Standard deviation, photons.",
+        ),
+        click.option(
+            "--scatter",
+            type=click.FloatRange(0, 1),
+            default=0.1,
+            show_default=True,
+            help="Strength of scattered radiation.",
+        ),
+        click.option(
+            "--blur",
+            type=click.FloatRange(0),
+            default=0.5,
+            show_default=True,
+            help="Of the detector: standard deviation in pixels.",
+        ),
+        click.option(
+            "--tool",
+            "tools",
+            multiple=True,
+            type=click.Choice(list(TOOLS)),
+            help="Metal at a random place near the CT's centre; may be given several times.",
+        ),
+        click.option(
+            "--metal",
+            type=click.Choice([name for name, density in DENSITIES.items() if density > 4]),
+            help="What voxels above 2500 HU are.  [default: dense bone]",
+        ),
+        click.option(
+            "--motion",
+            type=Numbers("DEG,MM", (2,)),
+            help="Of the patient during the exposure: standard deviations of a random one.",
+        ),
+        click.option(
+            "--randomise",
+            type=click.Choice(RANDOMISATIONS),
+            help="Then change the image as in the training of these similarities.",
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Of noise, tools, motion and randomisation.",
+        ),
+    )
+
+    def model(self) -> XrayModel:
+        """Tube and detector."""
+        return XrayModel(
+            spectrum=self.spectrum,
+            supersample=self.supersample,
+            scatter=self.scatter,
+            photons=self.photons or None,
+            photons_at=self.photons_at,
+            electronic_noise=self.electronic_noise,
+            blur_sigma_px=self.blur,
+        )
+
+    def image(self, ct: Volume, camera: Camera, pose: Tensor, method: str) -> Tensor:
+        """The X-ray [1, 1, rows, cols], on the scale of line integrals unless randomised."""
+        generator = torch.Generator().manual_seed(self.seed)
+        placed = [
+            PlacedTool(TOOLS[name](), random_tool_pose(volume_center(ct).cpu(), generator)[0])
+            for name in self.tools
+        ]
+        if self.motion is not None:
+            degrees, millimetres = self.motion
+            path = {"rotation_sigma": degrees * torch.pi / 180, "translation_sigma": millimetres}
+            pose = motion_path(pose, ct, generator, **path, steps=9)
+        image = synthesise_xray(
+            tissue_materials(ct, metal=self.metal),
+            camera,
+            pose,
+            model=self.model(),
+            tools=placed,
+            seed=generator,
+            method=method,
+        )
+        if self.randomise is None:
+            return image
+        return randomise(image, self.randomise, seed=generator)
+
+
+@click.command("simulate", epilog="A geometry option overrides what the pose file says.")
+@click.argument("ct", type=existing)
+@click.option(
+    "--output",
+    "-o",
+    required=True,
+    type=OutputFile(*IMAGE_SUFFIXES),
+    help=".png: a display image. .npy, .tif, .nii.gz, .nrrd, .mha: minus log intensity, float32.",
+)
+@click.option(
+    "--view",
+    type=click.Choice(list(VIEWS), case_sensitive=False),
+    help="Named view.  [default: AP]",
+)
+@click.option("--pose", "pose_path", type=existing, help="Pose file (JSON), instead of --view.")
+@click.option("--save-pose", type=OutputFile(".json"), help="Write the complete geometry.")
+@grouped(PoseOptions, "placing")
+@grouped(CameraOptions, "detector")
+@grouped(ModelOptions, "exposure")
+@method_option
+@grouped(CTOptions, "reading")
+@device_option
+@click.option("--invert", is_flag=True, help="PNG only: bone dark.")
+def simulate_command(
+    ct: Path,
+    output: Path,
+    view: str | None,
+    pose_path: Path | None,
+    save_pose: Path | None,
+    placing: PoseOptions,
+    detector: CameraOptions,
+    exposure: ModelOptions,
+    method: str,
+    reading: CTOptions,
+    device: torch.device,
+    invert: bool,
+) -> None:
+    """Simulate a realistic X-ray of CT: materials, spectrum, scatter, noise, blur, metal tools.
+
+    CT is in Hounsfield units; bone is bright in what is written.
+    """
+    if reading.unit != "HU" or reading.energy is not None:
+        raise click.UsageError("--unit and --energy: simulate needs a CT in HU and a --spectrum.")
+    if view is not None and pose_path is not None:
+        raise click.UsageError("--view and --pose: give one of them.")
+    is_picture = output.name.lower().endswith(".png")
+    if invert and not is_picture:
+        raise click.UsageError(f"--invert makes pictures; {output.name} takes numbers.")
+    refuse_overwriting([output, save_pose], [ct, pose_path, reading.labels])
+    stored = None if pose_path is None else read_pose(pose_path)
+    camera = detector.camera(stored and stored.camera, SIZE, PIXEL_SPACING)
+    volume = reading.read(ct).to(device)
+    pose = placing.pose(volume, (view or "AP").upper(), stored and stored.world_to_camera)
+    image = exposure.image(volume, camera, pose, method)
+    picture = to_display(image, invert=invert) if is_picture else image
+    save_image(picture, output, pixel_spacing=pixel_pitch(camera))
+    if save_pose is not None:
+        write_pose(save_pose, pose, camera, ct=str(ct), spectrum=exposure.spectrum)
+    low, high = (float(value) for value in torch.aminmax(image))
+    rows, cols = camera.size
+    click.echo(f"{output}: {rows}x{cols} pixels, values {low:.3g} to {high:.3g}")
+    click.echo(orientation(pose))

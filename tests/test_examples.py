@@ -1,0 +1,38 @@
+"""The examples run, and do what they say."""
+
+import importlib.util
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_training_through_the_projection_learns_the_beam() -> None:
+    losses = example("train_through_projection").train(steps=40, spacing=14.0, size=32)
+    assert losses[-1] < 0.02 * losses[0]
+
+
+def test_cgls_reconstructs_the_torso() -> None:
+    error, residuals = example("reconstruct_cgls").reconstruct(views=30, iterations=10, spacing=16)
+    assert all(later < earlier for earlier, later in pairwise(residuals))
+    assert residuals[-1] < 0.02 * residuals[0]
+    assert error < 0.3
+
+
+@pytest.mark.io
+def test_two_views_know_more_than_one() -> None:
+    found = example("biplane").register_biplane(spacing=6.0, size=80)
+    assert max(found["mtre"]) < 0.5
+    one, two = found["depth sigma"]
+    assert two < 0.5 * one
