@@ -346,6 +346,28 @@ def test_a_search_whose_outcome_is_not_trusted_is_repeated_more_densely():
     assert register(attenuation(), CAMERA, xray, start, stages=never).confidence > 0.95
 
 
+@pytest.mark.parametrize(
+    "turn, shift, search",
+    [
+        ((75, -30, 20), (30, -20, 40), Search(rotation=math.radians(20), step=math.radians(10))),
+        ((10, 5, -80), (-20, 30, 0), Search(rotation=math.radians(25), step=math.radians(12))),
+        ((0, 12, -5), (20, 10, 30), Search(shift=15.0, rotation=math.radians(20))),
+    ],
+)
+def test_a_search_whose_range_is_too_small_says_so_by_its_confidence(turn, shift, search):
+    truth = turned(4.0, -6.0, 8.0, (120.0, -30.0, 15.0) if search.shift else (10.0, -15.0, 20.0))
+    start = turned(*turn, shift)
+    xray = simulate_xray(phantom(), CAMERA, truth, energy_kev=SPECTRUM_90KV)
+    stages = (replace(search, repeats=0, keep=5), *GLOBAL[1:])
+    wrong = register(attenuation(), CAMERA, xray, start, stages=stages)
+    assert error(wrong.world_to_camera, truth).item() > 50.0
+    assert wrong.confidence < search.trusted
+    # The same X-ray is no hard one where the range is as it should be.
+    wide = Search(shift=180.0) if search.shift else Search()
+    right = register(attenuation(), CAMERA, xray, start, stages=(wide, *GLOBAL[1:]))
+    assert error(right.world_to_camera, truth).item() < 4.0 and right.confidence > 0.9
+
+
 def test_an_interrupted_search_returns_the_start_or_the_best_candidate_up_to_then(monkeypatch):
     truth = turned(5.0, 5.0, 5.0, (0.0, 0.0, 0.0))
     xray = render(attenuation(), CAMERA, truth)

@@ -210,8 +210,7 @@ class Registration:
 
     def _confidence(self, found: Candidates) -> float:
         best = found.pose[int(found.loss.argmin())][None]
-        depth = mean_depth(best, self.center)
-        return agreement(self.scene, self.views, best, depth, self.method)
+        return agreement(self.scene, self.views, best, self.method)
 
     def through(self, stages: Sequence[Stage | Search], found: Candidates) -> Candidates:
         """What the stages make of the poses; after an interruption the best up to then."""
