@@ -26,6 +26,7 @@ check: test lint
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/ty check
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE) $(EMULATED)
 
 # The CPU kernels under the address and undefined-behaviour sanitizers, in a copy of the sources.

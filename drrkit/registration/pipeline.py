@@ -121,7 +121,7 @@ def register(
         all_world_to_camera=found.pose,
         all_loss=found.loss,
     )
-    if result.depth_observable is False:
+    if result.depth_observable is False and result.sigma is not None:
         warnings.warn(
             f"depth is not observable: standard deviation {float(result.sigma[5::6].max()):.3g} mm,"
             f" more than {DEPTH_LIMIT_MM:g} mm; a second view or a prior would tell it",

@@ -77,7 +77,8 @@ def progress_bar(stages: Sequence[Stage | Search], wanted: bool | Watcher) -> An
     except ImportError:
         return _NoBar()
 
-    class Bar(tqdm):
+    # tqdm.auto chooses the class by where it runs.
+    class Bar(tqdm):  # ty: ignore[unsupported-base]
         def add(self, steps: int) -> None:
             self.total += steps
             self.refresh()
