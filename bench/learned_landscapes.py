@@ -48,6 +48,7 @@ VIEWS = Protocol(
     seed=6,
 )
 CLASSICAL = ("gradient_ncc", "patch_gradient_ncc", "mi")
+WHOLE = (*CLASSICAL, "full-ct")  # compare with the whole CT
 LEARNED = ("direction", "direction-2020", "mse", "ablations/no-3d", "ablations/full-ct")
 WORDS = {
     "direction": "ProST (CrossViT)",
@@ -73,10 +74,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     similarities |= {name: name for name in CLASSICAL}
     found: dict[str, list[Landscape]] = {name: [] for name in similarities}
     for seed in small.TESTED[: options.subjects]:
-        case = VIEWS.case(Subject.of(f"pelvis {seed}", small.subject(seed, options.work)), 0)
+        ct = small.subject(seed, options.work)
+        case = VIEWS.case(Subject.of(f"pelvis {seed}", ct), 0)
+        # What moving volumes were made of in training.
+        bone = case.subject._replace(attenuation=ct.select(small.BONE).to_mu())
         for name, similarity in similarities.items():
+            seen = case.subject if name in WHOLE else bone
             stage = Stage(similarity)
-            one = landscape(case, stage, widths=WIDTHS, count=COUNT, poses=POSES, seed=seed)
+            one = landscape(
+                replace(case, subject=seen),
+                stage,
+                widths=WIDTHS,
+                count=COUNT,
+                poses=POSES,
+                seed=seed,
+            )
             found[name].append(replace(one, name=WORDS[name].replace(", ", "\n")))
         line = ", ".join(f"{name} {own[-1].correlation:.2f}" for name, own in found.items())
         print(f"pelvis {seed}: {line}", flush=True)

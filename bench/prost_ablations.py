@@ -18,7 +18,9 @@ thing each, with the same subjects, poses, steps and seed:
 
 A row of the table is a network (or none) and a kind of target. All rows of a kind share starts,
 targets and subjects, of which none was trained on; each network is followed down alone and then by
-CMA-ES with the same budget. Every part goes on from where it was stopped.
+CMA-ES with the same budget. The networks see the bone that they were trained with, the label of
+what moves as one piece; CMA-ES sees the CT. Rows of names with "+femurs" give the network all bones
+by a threshold, as train_prost.py does. Every part goes on from where it was stopped.
 """
 
 from __future__ import annotations
@@ -113,10 +115,19 @@ TARGETS = {
     "partial": Targets(aside_mm=70.0),
     "spine": Targets(anatomy="spine"),
 }
+FEMURS = "+femurs"
 NONE = "none"  # CMA-ES from the start
 PIXEL_MM = 2.176 * 2
 ROWS = {
-    "plain": (NONE, "direction", *RUNS, "mse", "direction-2020"),
+    "plain": (
+        NONE,
+        "direction",
+        *RUNS,
+        "mse",
+        "direction-2020",
+        f"direction{FEMURS}",
+        f"deepim{FEMURS}",
+    ),
     "tools": (NONE, "direction", "deepim", "randomised"),
     "partial": (NONE, "direction", "deepim", "randomised"),
     "realistic": (NONE, "direction", "randomised"),
@@ -262,6 +273,7 @@ def task_of(
 def network_of(name: str, work: Path) -> nn.Module | None:
     if name == NONE:
         return None
+    name = name.removesuffix(FEMURS)
     folder = work / "ablations" if name in RUNS else work
     return load_similarity(folder / f"{name}.pt")
 
@@ -277,15 +289,21 @@ def measured(row: str, options: argparse.Namespace) -> None:
     path = folder / f"{name}_{kind}.jsonl"
     done = {found["case"] for found in small.rows_of(path)}
     facts = folder / f"{name}_{kind}.json"
-    if network is not None and not isinstance(network, PoseRegressor) and not facts.exists():
+    gradients = not (network is None or isinstance(network, PoseRegressor) or FEMURS in name)
+    if gradients and not facts.exists():
         small.write(facts, tested_cosine(name, network, kind, options.work))
+    all_of = FEMURS in name or (name in RUNS and RUNS[name].whole)
     plain = network_of("direction", options.work)  # for the chart of poses only
     for case in range(options.cases):
         if case in done:
             continue
         seed = small.TESTED[case % len(small.TESTED)]
         (patient,) = patients([seed], plain, options.work, TARGETS[kind].anatomy, False)
-        found = {"case": case, "subject": patient.name, **outcome(patient, case, kind, network)}
+        found = {
+            "case": case,
+            "subject": patient.name,
+            **outcome(patient, case, kind, network, all_of),
+        }
         with path.open("a") as file:
             file.write(json.dumps(found) + "\n")
     print(row, len(small.rows_of(path)), "cases", flush=True)
@@ -312,17 +330,23 @@ def tested_cosine(name: str, network: Any, kind: str, work: Path) -> dict[str, f
     }
 
 
-def outcome(patient: TrainingPatient, case: int, kind: str, network: Any) -> dict[str, float]:
-    """One case: mm at the start, after the network alone, and after CMA-ES from there."""
+def outcome(
+    patient: TrainingPatient, case: int, kind: str, network: Any, all_of: bool
+) -> dict[str, float]:
+    """One case: mm at the start, after the network alone, and after CMA-ES from there.
+
+    all_of: the network is given the whole CT, and not only the bone that it is trained with.
+    """
     theta, xray, target = views(kind, patient, 1, 1 + case)
     start, truth = (patient.chart.world_to_camera(pose) for pose in (theta, target))
     points = small.targets(patient.ct)
-    scene = patient.ct.to_mu()
     reached = start
     if network is not None:
         stages = (first_stage(network),)
-        found = register(scene, small.CAMERA, xray, start, stages=stages, seed=case)
+        bone = (patient.ct if all_of else patient.ct.select(small.BONE)).to_mu()
+        found = register(bone, small.CAMERA, xray, start, stages=stages, seed=case)
         reached = found.world_to_camera
+    scene = patient.ct.to_mu()
     end = register(scene, small.CAMERA, xray, reached, stages=(small.CMAES,), seed=case)
     return {
         "start_mm": float(metrics.mtre(start, truth, points)),
