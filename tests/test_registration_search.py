@@ -227,6 +227,7 @@ def test_candidates_differ_and_come_best_first():
     search = Search(rotation=math.radians(50), depth=200.0, keep=12)
     grid = finished(searched(xray, turned(5, 5, 0, (0, 0, 0)), search))
     pose, loss = grid.candidates()
+    torch.testing.assert_close(grid.best_pose[0], pose[0])
     assert pose.shape == (12, 4, 4) and (loss.diff() >= 0).all()
     assert grid.trace[-1].item() == pytest.approx(loss[0].item())
     assert error(pose[:3], truth).min() < 40.0

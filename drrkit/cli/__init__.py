@@ -78,6 +78,7 @@ _COMMANDS = {
     "demo": ("demo:demo_command", "Simulate an X-ray of a phantom and register it."),
     "info": ("info:info_command", "Versions, devices; what a geometry looks like."),
     "doctor": ("doctor:doctor_command", "Check that this installation computes what it should."),
+    "view": ("view:view_command", "Look at CT and X-ray in the browser, and register them."),
     "bench": ("bench:bench_command", "Measure drrkit against other projectors."),
 }
 for _name, (_source, _summary) in _COMMANDS.items():
