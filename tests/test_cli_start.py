@@ -12,7 +12,7 @@ from commands import python, run, succeed
 from drrkit.cli import main
 
 # What only some commands need: networks, training with its processes, evaluation, pictures.
-NEEDED_BY_SOME = ("fields", "similarity", "training", "evaluation", "report", "bench")
+NEEDED_BY_SOME = ("fields", "similarity", "training", "evaluation", "report", "viewer", "bench")
 
 COMMANDS = sorted(main.commands)
 TRAININGS = ("similarity", "regressor", "nett", "mnerf")
