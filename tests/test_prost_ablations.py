@@ -91,18 +91,21 @@ def test_the_sign_test_counts_the_tails_of_the_binomial(
 
 
 def test_orders_say_what_is_chance() -> None:
-    good, bad = {"mtre_mm": 1.0}, {"mtre_mm": 50.0}
-    rows = {"direction:plain": [good] * 10, "no-3d:plain": [bad] * 10, "mse:plain": [good] * 10}
-    table = {
-        name: {"cmaes": {"success": sum(c is good for c in cases) / len(cases)}}
-        for name, cases in rows.items()
-    }
-    found = {order["order"]: order for order in tables.orders(table, rows)}
-    assert found["3D network above none"]["points"] == 100.0
-    assert found["3D network above none"]["p"] < 0.01
-    assert found["gradient objective above MSE"]["p"] == 1.0
-    assert found["gradient objective above MSE"]["published_points"] == [37.7, 44.4]
-    assert "undecided" in tables.order_line(found["gradient objective above MSE"])
+    good = {"mtre_mm": 1.0, "alone_mm": 20.0}
+    bad = {"mtre_mm": 50.0, "alone_mm": 10.0}
+    rows = {"direction:plain": [good] * 10, "no-3d:plain": [bad] * 9, "mse:plain": [good] * 10}
+    found = {order["order"]: order for order in tables.orders(rows)}
+    network = found["3D network above none"]
+    assert network["cases"] == 9 and network["points"] == 100.0
+    assert network["p"] == network["p_alone"] == 2 / 512
+    assert network["closer_alone"] == 0.0
+    assert "| the same | 0 % | 0.004 | the opposite |" in tables.order_line(network)
+    objective = found["gradient objective above MSE"]
+    assert objective["p"] == 1.0 and objective["published_points"] == [37.7, 44.4]
+    assert (
+        "| 37.7 / 44.4 | +0.0 | 1.000 | undecided | 0 % | 1.000 | undecided |"
+        in tables.order_line(objective)
+    )
 
 
 def test_no_subject_is_trained_on_and_tested() -> None:
