@@ -1,6 +1,7 @@
 // Grey pictures and what is laid over one another: no document, no socket.
 
 const LEAST_SIDE = 512; // small X-rays are enlarged: edges are thin then
+const SMOOTHING = 6; // passes of a binomial filter, before edges are looked for
 const EDGE = [64, 255, 120];
 
 /** A grey picture {rows, cols, grey: Uint8Array} as a canvas. */
@@ -33,7 +34,8 @@ export function resized(picture, { rows, cols }) {
 
 /** Ridges of the gradient, the stronger part of them: 1 where there is an edge. */
 export function edges({ rows, cols, grey }) {
-  const smooth = blurred(blurred(Float32Array.from(grey), rows, cols), rows, cols);
+  let smooth = Float32Array.from(grey);
+  for (let pass = 0; pass < SMOOTHING; pass++) smooth = blurred(smooth, cols);
   const size = rows * cols;
   const across = new Float32Array(size);
   const down = new Float32Array(size);
@@ -59,12 +61,12 @@ export function edges({ rows, cols, grey }) {
   }
   const found = new Uint8Array(size);
   const lengths = Float32Array.from(ridges, (i) => length[i]).sort();
-  const least = Math.max(1, lengths[Math.floor(0.7 * lengths.length)] ?? 0);
+  const least = Math.max(1, lengths[Math.floor(0.6 * lengths.length)] ?? 0);
   for (const i of ridges) if (length[i] >= least) found[i] = 1;
   return found;
 }
 
-function blurred(values, rows, cols) {
+function blurred(values, cols) {
   const along = new Float32Array(values.length);
   const both = new Float32Array(values.length);
   for (let i = 1; i < values.length - 1; i++) {

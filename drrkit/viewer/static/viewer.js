@@ -27,6 +27,7 @@ const shown = { xray: null, drr: null, mode: "blend", scale: 1, pixelMm: 1 };
 const opacity = { blend: 0.5, edges: 1, checkerboard: 1, difference: 1 };
 let socket = null;
 let kinds = [];
+let strategies = {};
 let running = false;
 let connected = false;
 
@@ -90,7 +91,9 @@ const RECEIVERS = {
     document.title = `${message.title} – drrkit view`;
     at("title").textContent = message.title;
     fill(at("similarity"), message.similarities.map((name) => [name, name]));
-    fill(at("strategy"), Object.entries(message.strategies).map(([name, text]) => [name, `${name}: ${text}`]));
+    fill(at("strategy"), Object.keys(message.strategies).map((name) => [name, name]));
+    strategies = message.strategies;
+    describeStrategy();
     at("save").hidden = !message.can_save;
     makeSlices(message.planes);
   },
@@ -208,7 +211,7 @@ const sliders = AXES.map(({ name, unit, reach, step }, axis) => {
 function place(axis, value) {
   if (!Number.isFinite(value) || running) return;
   sliders[axis].value = value;
-  sliders[axis].number.value = value.toFixed(2);
+  sliders[axis].number.value = fixed(value);
   sliders[axis].range.value = value;
   placed = sliders.map((slider) => slider.value);
   schedule();
@@ -218,7 +221,7 @@ function showPose(xi) {
   if (placed) return; // newer than what the server tells
   sliders.forEach((slider, axis) => {
     slider.value = xi[axis];
-    if (document.activeElement !== slider.number || running) slider.number.value = xi[axis].toFixed(2);
+    if (document.activeElement !== slider.number || running) slider.number.value = fixed(xi[axis]);
     if (!slider.range.matches(":active")) slider.range.value = xi[axis];
   });
 }
@@ -289,6 +292,15 @@ function fill(select, entries) {
   select.replaceChildren(...entries.map(([value, text]) => new Option(text, value)));
 }
 
+function describeStrategy() {
+  at("strategy-text").textContent = strategies[at("strategy").value];
+}
+
+/** A number as text, without the minus of what rounds to zero. */
+function fixed(value) {
+  return value.toFixed(2).replace(/^-(0\.00)$/, "$1");
+}
+
 const register = () => running || send({ type: "register", strategy: at("strategy").value });
 const stop = () => running && send({ type: "stop" });
 const reset = () => running || send({ type: "reset" });
@@ -299,6 +311,7 @@ at("stop").addEventListener("click", stop);
 at("reset").addEventListener("click", reset);
 at("save").addEventListener("click", save);
 at("similarity").addEventListener("change", () => send({ type: "choose", similarity: at("similarity").value }));
+at("strategy").addEventListener("change", describeStrategy);
 at("opacity").addEventListener("input", () => setOpacity(at("opacity").valueAsNumber));
 at("modes").append(...MODES.map((mode) => {
   const button = document.createElement("button");
