@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Peers whose images the converters' tests compare with; most of what they depend on is not needed.
-PEERS := nanodrr==0.1.7 diffdrr==0.6.1 fastcore==2.2.39 einops==0.8.2 jaxtyping==0.3.11 wadler-lindig==0.1.8
+PEERS := scipy==1.17.1 nanodrr==0.1.7 diffdrr==0.6.1 fastcore==2.2.39 einops==0.8.2 jaxtyping==0.3.11 wadler-lindig==0.1.8
 NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 EMULATED := $(shell find tests/cuda_emulation -name '*.h' -o -name '*.cpp')
 

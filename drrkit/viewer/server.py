@@ -149,9 +149,12 @@ class Connection:
             ended()
             for task in work:
                 task.cancel()
-            for outcome in await asyncio.gather(*work, return_exceptions=True):
-                if isinstance(outcome, Exception) and not isinstance(outcome, GONE):
-                    _log.error("the viewer's connection failed", exc_info=outcome)
+            # Not gather: cancelled itself, it raises its children's cancellation for its own.
+            await asyncio.wait(work)
+            for task in work:
+                error = None if task.cancelled() else task.exception()
+                if error is not None and not isinstance(error, GONE):
+                    _log.error("the viewer's connection failed", exc_info=error)
 
     async def _listen(self) -> None:
         """Follow the page's messages; one that is wrong gets an answer, nothing more."""
