@@ -395,9 +395,9 @@ def test_stages_and_regressors_that_do_not_fit_are_refused(ct: Volume) -> None:
 @pytest.mark.parametrize(
     "name, rate, share",
     [
-        ("deepim-small", 2e-3, 0.7),
-        ("dmw-small", 3e-3, 0.75),
-        ("sopi-initialiser-small", 2e-3, 0.4),
+        ("deepim-small", 2e-3, 0.85),
+        ("dmw-small", 3e-3, 0.85),
+        ("sopi-initialiser-small", 2e-3, 0.6),
     ],
 )
 def test_training_on_one_phantom_makes_unseen_poses_better(
