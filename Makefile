@@ -12,7 +12,7 @@ PEERS := nanodrr==0.1.7 diffdrr==0.6.1 fastcore==2.2.39 einops==0.8.2 jaxtyping=
 NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 EMULATED := $(shell find tests/cuda_emulation -name '*.h' -o -name '*.cpp')
 
-.PHONY: demo test check lint bench build clean
+.PHONY: demo test check lint sanitize bench build clean
 
 demo: $(READY)
 	$(BIN)/drrkit demo --out demo_out
@@ -27,6 +27,20 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE) $(EMULATED)
+
+# The CPU kernels under the address and undefined-behaviour sanitizers, in a copy of the sources.
+SANITIZED := build/sanitized
+SANITIZED_TESTS := tests/test_identities.py tests/test_second_order.py tests/test_tiles.py \
+	tests/test_tile_adjoints.py tests/test_bricks.py tests/test_ops.py tests/test_pose_maps.py \
+	tests/test_voxel_adjoint.py
+sanitize: $(READY)
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	cp -r csrc drrkit tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
+	rm -f $(SANITIZED)/drrkit/*.so
+	cd $(SANITIZED) && DRRKIT_SANITIZE=1 DRRKIT_CUDA=0 $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
+	cd $(SANITIZED) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=.:tests \
+	$(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider -m "not slow" $(SANITIZED_TESTS)
 
 bench: $(READY)
 	$(BIN)/python -m drrkit.bench --out bench/results

@@ -1,7 +1,8 @@
 """Builds drrkit._C: CPU kernels always, CUDA kernels where torch and nvcc have CUDA.
 
 DRRKIT_CUDA=0 builds without CUDA, DRRKIT_CUDA=1 insists on it; TORCH_CUDA_ARCH_LIST chooses the
-architectures. All metadata is in pyproject.toml.
+architectures; DRRKIT_SANITIZE=1 compiles for the address and undefined-behaviour sanitizers (make
+sanitize runs the tests that way). All metadata is in pyproject.toml.
 """
 
 import os
@@ -45,6 +46,11 @@ CXX_FLAGS = [
     "-Wno-psabi",
     "-DTORCH_TARGET_VERSION=0x020a000000000000",  # the stable ABI as of torch 2.10
 ]
+LINK_FLAGS = []
+if os.environ.get("DRRKIT_SANITIZE") == "1":
+    SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    CXX_FLAGS += ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZE]
+    LINK_FLAGS += SANITIZE
 
 
 def nvcc_version() -> str | None:
@@ -109,6 +115,7 @@ options = {
     "include_dirs": [pybind11.get_include()],
     "depends": headers,
     "extra_compile_args": {"cxx": CXX_FLAGS},
+    "extra_link_args": LINK_FLAGS,
 }
 if WITH_CUDA:
     # torch's own default asks the visible GPUs and fails on an empty list where there are none.

@@ -237,8 +237,10 @@ def methods(trained: dict[str, Any], cmaes: Stage) -> dict[str, Any]:
 
 
 def descent(network: Any) -> Stage:
-    """Down a learned similarity, as far as its directions lead."""
-    return Stage(network, optimiser="gradient", iterations=60, step=10.0, final_step=0.5)
+    """ProST's gradient phase: 0.1 rad and about as many mm at first, halved every 15 steps."""
+    return Stage(
+        network, optimiser="directions", step=10.0, patience=15, iterations=75, final_step=0.5
+    )
 
 
 def from_frontal(stages: tuple[Stage, ...]) -> Callable[[Case], RegistrationResult]:

@@ -114,24 +114,24 @@ def findings(found: dict[str, dict[str, Any]]) -> list[str]:
     rate = {name: 100 * of["success"]["rate"] for name, of in found.items()}
     error = {name: of["top"][1]["mean"] for name, of in found.items()}
     chains = {
-        "success with CMA-ES": (
+        "success with CMA-ES (%)": (
             rate,
             ("initial + cmaes", "prost + cmaes", "sopi + cmaes", "cdreg + cmaes"),
         ),
-        "mTRE of the best 75 % of networks alone": (
+        "mTRE of the best 75 %, networks alone (mm)": (
             {name: -value for name, value in error.items()},
             ("initial", "prost", "sopi", "cdreg"),
         ),
-        "success with CMA-ES, ProST's table": (
+        "success with CMA-ES (%), ProST's table": (
             rate,
             ("initial + cmaes", "deepim + cmaes", "prost + cmaes"),
         ),
-        "success with CMA-ES, DMW below ProST": (rate, ("dmw + cmaes", "prost + cmaes")),
+        "success with CMA-ES (%), DMW below ProST": (rate, ("dmw + cmaes", "prost + cmaes")),
     }
     said = []
     for title, (value, chain) in chains.items():
         for worse, better in pairwise(name for name in chain if name in value):
             gap = value[better] - value[worse]
             verdict = "as published" if gap > 0 else "not as published"
-            said.append(f"{title}: {better} better than {worse} by {gap:.1f}: {verdict}")
+            said.append(f"{title}: gain of {better} over {worse} {gap:+.1f}, {verdict}")
     return said

@@ -47,7 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number in range(options.cases):
             cases[name(angle)].append(case(subject, number, angle))
             print(name(angle), line(cases[name(angle)][-1]), flush=True)
-    record = {
+        record = recorded(cases, options, load)  # whole after every set-up
+        write(record, options.output)
+    print(json.dumps(record["summary"], indent=1))
+    return 0
+
+
+def recorded(
+    cases: dict[str, list[dict[str, Any]]], options: argparse.Namespace, load: Sequence[float]
+) -> dict[str, Any]:
+    return {
         "schema": SCHEMA,
         "command": " ".join(["python bench/registration_biplane.py", *described(options)]),
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -59,9 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "summary": {key: summary(rows) for key, rows in cases.items()},
         "cases": cases,
     }
-    write(record, options.output)
-    print(json.dumps(record["summary"], indent=1))
-    return 0
 
 
 def name(angle: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -43,7 +44,12 @@ class TwoChannels:
 
 def test_the_stages_are_learned_then_cmaes_then_levenberg() -> None:
     stages = hybrid(TwoChannels())
-    assert [stage.optimiser for stage in stages] == ["gradient", "cmaes", "levenberg", "levenberg"]
+    assert [stage.optimiser for stage in stages] == [
+        "directions",
+        "cmaes",
+        "levenberg",
+        "levenberg",
+    ]
     assert stages[2:] == AUTO[1:]
     assert (stages[0].pixel_mm, stages[0].voxel_mm) == (9.0, 8.0)  # as it was trained
     assert hybrid(TwoChannels(), pixel_mm=4.0)[0].pixel_mm == 4.0
@@ -101,6 +107,7 @@ def test_register_takes_the_file_of_a_similarity(network: Path, tmp_path: Path) 
 def test_evaluate_takes_similarities_by_name_and_by_file(network: Path, tmp_path: Path) -> None:
     drrkit.write_volume(small_ct(), tmp_path / "torso.nii.gz")
     arguments = ["--similarity", "ncc", "--similarity", network / "similarity.pt", "--cases", 1]
+    arguments += ["--registration", "auto"]
     succeed("evaluate", tmp_path / "torso.nii.gz", *arguments, "--out", tmp_path / "out", "-q")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     name = f"hybrid-{network.name}"
@@ -110,14 +117,25 @@ def test_evaluate_takes_similarities_by_name_and_by_file(network: Path, tmp_path
     assert all(math.isfinite(s["mtre"]["50 %"]) for s in summary.values())
 
 
+def test_evaluate_takes_the_file_of_a_regressor(tmp_path: Path) -> None:
+    save_similarity(build("dmw-small"), tmp_path / "regressor.pt", pixel_mm=9.0, voxel_mm=8.0)
+    drrkit.write_volume(small_ct(), tmp_path / "torso.nii.gz")
+    arguments = [tmp_path / "torso.nii.gz", "--similarity", tmp_path, "--cases", 1, "-q"]
+    succeed("evaluate", *arguments, "--out", tmp_path / "out")
+    described = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    stages = described["methods"][f"hybrid-{tmp_path.name}"]
+    assert stages[0]["regressor"] == "DMW" and stages[1]["optimiser"] == "cmaes"
+
+
 def test_what_is_no_similarity_is_told(network: Path, tmp_path: Path) -> None:
     result = run("evaluate", "--similarity", "nonsense", "--out", tmp_path)
     assert result.exit_code == 2 and "there is no nonsense" in result.stderr
     (tmp_path / "text.pt").write_text("nonsense")
     result = run("evaluate", "--similarity", tmp_path / "text.pt", "--out", tmp_path)
     assert result.exit_code == 2 and "text.pt" in result.stderr
-    twice = ["--similarity", network, "--similarity", network / "similarity.pt"]
-    result = run("evaluate", *twice, "--out", tmp_path)
+    shutil.copytree(network, tmp_path / network.name)
+    twice = ["--similarity", network, "--similarity", tmp_path / network.name]
+    result = run("evaluate", *twice, "--cases", 1, "--out", tmp_path)
     assert result.exit_code == 2 and "two are called" in result.stderr
 
 
@@ -144,7 +162,7 @@ def test_two_processes_train_and_evaluate_a_similarity(tmp_path: Path) -> None:
     two, one = (load_checkpoint(tmp_path / name / "last.pt").model for name in ("two", "one"))
     assert all(torch.allclose(two[name], one[name], atol=1e-5) for name in one)
     drrkit.write_volume(small_ct(), tmp_path / "torso.nii.gz")
-    evaluation = ["evaluate", tmp_path / "torso.nii.gz", "--registration", "auto"]
+    evaluation = ["evaluate", tmp_path / "torso.nii.gz"]
     evaluation += ["--similarity", tmp_path / "two", "--cases", 2, "--quiet", "--device", "cpu"]
     told = torchrun(*evaluation, "--out", tmp_path / "by-two")
     assert "hybrid-two narrow torso: 2 cases" in told

@@ -199,7 +199,9 @@ def test_mixed_precision_trains_and_resumes(precision: str, tmp_path: Path) -> N
     assert sum(losses[-8:]) < sum(losses[:8])
 
 
-@pytest.mark.parametrize("how, least", [("kill", 3), ("calls", 15)])
+@pytest.mark.parametrize(
+    "how, least", [("kill", 3), pytest.param("calls", 15, marks=pytest.mark.slow)]
+)
 def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(
     how: str, least: int, tmp_path: Path
 ) -> None:

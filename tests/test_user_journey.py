@@ -66,11 +66,36 @@ def test_the_pose_is_found(answers: Path) -> None:
     assert float(error) < 1.0
 
 
+def test_a_raw_detector_image_is_preprocessed(hospital: Path, tmp_path: Path) -> None:
+    import SimpleITK as sitk
+
+    pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(hospital / "xray.dcm")))[0]
+    raw = pixels.astype(np.float32)
+    raw[:, :7] = raw[:, -7:] = 3.0  # behind a collimator
+    tags = carm_tags(
+        DistanceSourceToPatient="780",
+        ImagerPixelSpacing=["3.6", "3.6"],
+        PositionerPrimaryAngle="20",
+        PositionerSecondaryAngle="5",
+    )
+    write_dicom(tmp_path / "raw.dcm", raw.astype(np.uint16), **tags)
+    command = ["register", hospital / "ct", tmp_path / "raw.dcm", "-o", tmp_path / "r.json", "-q"]
+    succeed(*command, "--preprocess", "--xray-kind", "intensity")
+    found = torch.tensor(json.loads((tmp_path / "r.json").read_text())["world_to_camera"])
+    truth = torch.load(hospital / "truth.pt", weights_only=True)
+    points = (
+        drrkit.volume_center(drrkit.read_volume(hospital / "ct")) + 60.0 * torch.eye(3).double()
+    )
+    assert float(drrkit.metrics.mtre(found.double()[None], truth, points)) < 1.5
+    succeed("report", tmp_path / "r.json", "-o", tmp_path / "r.html")
+
+
 def test_the_page_stands_alone(answers: Path) -> None:
     page = (answers / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 7
     assert "accepted" in page
     assert "source is" in page
+    assert page.count("<polyline") == 3  # the stages of auto
     addresses = set(re.findall(r"https?://[^\"'\s<>]+", page))
     assert addresses <= {"http://www.w3.org/2000/svg"}
     assert not re.search(r"<(link|script[^>]+src|iframe)", page)

@@ -216,6 +216,20 @@ def test_a_seed_repeats_and_a_generator_goes_on(subject: Volume) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_view_with_a_seed_of_its_own_is_the_same_in_every_batch(subject: Volume) -> None:
+    views = torch.cat([view_ap(subject, 800.0), view_ap(subject, 700.0)])
+    model = XrayModel(electronic_noise=3.0, scatter=0.1)
+    both = synthesise_xray(subject, camera(), views, model=model, seed=[4, 9])
+    for k, seed in enumerate((4, 9)):
+        for alone in (seed, (seed,)):
+            found = synthesise_xray(subject, camera(), views[k], model=model, seed=alone)
+            torch.testing.assert_close(found, both[k : k + 1])
+    turned = synthesise_xray(subject, camera(), views.flip(0), model=model, seed=[9, 4])
+    torch.testing.assert_close(turned.flip(0), both)
+    with pytest.raises(ValueError, match="seed: expected 2 integers"):
+        synthesise_xray(subject, camera(), views, seed=[1])
+
+
 def test_views_of_a_batch_are_the_views_by_themselves(subject: Volume) -> None:
     views = torch.stack([view_ap(subject, 800.0), view_ap(subject, 700.0)])
     model = XrayModel(scatter=0.2, photons=None)

@@ -19,6 +19,7 @@ from drrkit.cli.similarities import (
     REGRESSOR_FILE,
     SIMILARITY_FILE,
     SimilarityName,
+    plain_stages,
     similarity_stages,
 )
 from drrkit.evaluation import (
@@ -208,10 +209,7 @@ def _described(
         "processes": shard()[1],
         "cases": cases,
         "protocols": [vars(protocol) for protocol in protocols],
-        "methods": {
-            name: [{**vars(stage), "similarity": stage.name} for stage in stages]
-            for name, stages in methods.items()
-        },
+        "methods": {name: plain_stages(stages) for name, stages in methods.items()},
         "subjects": {
             subject.name: {
                 "size_xyz": subject.ct.shape_xyz,

@@ -30,7 +30,7 @@ from drrkit.cli.options import (
     method_option,
 )
 from drrkit.cli.poses import PoseFile, camera_as_dict, pixel_pitch, read_pose, write_json
-from drrkit.cli.similarities import SimilarityName, similarity_stages
+from drrkit.cli.similarities import SimilarityName, plain_stages, similarity_stages
 from drrkit.geometry import Camera, se3_log, volume_center
 from drrkit.registration import (
     AUTO,
@@ -42,7 +42,7 @@ from drrkit.registration import (
 )
 from drrkit.report import pose_overlays, save_image
 from drrkit.volume import Volume
-from drrkit.xray import XRAY_KINDS, Xray, read_xray
+from drrkit.xray import XRAY_KINDS, Xray, preprocess_xray, read_xray
 
 __all__ = ["move_between", "register_command"]
 
@@ -102,6 +102,7 @@ class XrayOptions:
     mask: Path | None
     frame: int | None
     calibration: Path | None
+    preprocess: bool = False
 
     OPTIONS = (
         click.option(
@@ -120,6 +121,11 @@ class XrayOptions:
             "--calibration",
             type=existing,
             help="Camera and start from MayaCam (.txt, with --sdd) or OpenCV's K, R, t (.json).",
+        ),
+        click.option(
+            "--preprocess",
+            is_flag=True,
+            help="A detector's raw image: find polarity, I0, collimator and vignette, take -log.",
         ),
     )
 
@@ -149,6 +155,22 @@ class XrayOptions:
         if xray.mask is not None:
             weights = xray.mask if weights is None else weights * xray.mask
         return Seen(line.to(device), None if weights is None else weights.to(device), xray)
+
+    def prepared(self, seen: Seen, camera: Camera) -> Seen:
+        """The X-ray preprocessed, if that is wanted; on the whole detector, masked, not cropped."""
+        if not self.preprocess:
+            return seen
+        kind = self.xray_kind or seen.file.kind or "auto"
+        raw = preprocess_xray(
+            seen.file.image,
+            camera,
+            kind="line" if kind == "display" else kind,
+            i0=self.i0,
+            crop=False,
+        )
+        mask = raw.mask.to(seen.line)
+        weights = mask if seen.weights is None else seen.weights * mask
+        return Seen(raw.image.to(seen.line), weights, seen.file)
 
 
 @click.command("register", epilog="A geometry option overrides what the pose file says.")
@@ -226,8 +248,9 @@ def register_command(
     view, stored = ("", None) if landmarks else _start(init, seen.file, stages)
     inputs = [ct, xray, seeing.mask, seeing.calibration, reading.labels, landmarks]
     refuse_overwriting([output, overlay], [*inputs, None if not stored else Path(init or "")])
-    line = seen.line
     camera = _camera(detector, stored, xray, seen.file)
+    seen = seeing.prepared(seen, camera)
+    line = seen.line
     volume = reading.load(ct, device)
     if landmarks:
         start = landmark_start(landmarks, camera, init, placing).to(device)
@@ -381,6 +404,7 @@ def _inputs(
         "frame": seeing.frame,
         "calibration": None if seeing.calibration is None else str(seeing.calibration),
         "i0": seeing.i0,
+        "preprocess": seeing.preprocess,
         "energy_kev": reading.energy_kev if reading.unit == "HU" else None,
         "labels": None if reading.labels is None else str(reading.labels),
         "select": reading.select,
@@ -392,11 +416,7 @@ def _settings(
     method: str, device: torch.device, stages: tuple[Stage | Search, ...]
 ) -> dict[str, Any]:
     """How the registration was run, for the result."""
-    plain = [{**vars(stage), "similarity": stage.name} for stage in stages]
-    for stage in plain:
-        if stage.get("regressor") is not None:
-            stage["regressor"] = type(stage["regressor"]).__name__
-    return {"method": method, "device": str(device), "stages": plain}
+    return {"method": method, "device": str(device), "stages": plain_stages(stages)}
 
 
 def _judged(

@@ -41,7 +41,9 @@ def report_command(
     ct, xray = ct or _there(result, inputs, "ct"), xray or _there(result, inputs, "xray")
     refuse_overwriting([output], [result, ct, xray])
     volume = _ct_options(inputs).load(ct, device)
-    seen = _xray_options(inputs).load(xray, float(stored.camera.sdd), device)
+    options = _xray_options(inputs)
+    seen = options.load(xray, float(stored.camera.sdd), device)
+    seen = options.prepared(seen, stored.camera)
     save_page(registration_page(volume, stored.camera, seen.line, content), output)
 
 
@@ -72,4 +74,5 @@ def _xray_options(inputs: dict[str, Any]) -> XrayOptions:
         None if mask is None else Path(mask),
         inputs.get("frame"),
         None if calibration is None else Path(calibration),
+        bool(inputs.get("preprocess")),
     )

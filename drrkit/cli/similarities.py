@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,16 @@ from typing import Any
 import click
 import torch
 
-from drrkit.registration import AUTO, SIMILARITIES, Stage, hybrid
+from drrkit.registration import AUTO, SIMILARITIES, Search, Stage, hybrid
 from drrkit.similarity import load_similarity
 
-__all__ = ["REGRESSOR_FILE", "SIMILARITY_FILE", "SimilarityName", "similarity_stages"]
+__all__ = [
+    "REGRESSOR_FILE",
+    "SIMILARITY_FILE",
+    "SimilarityName",
+    "plain_stages",
+    "similarity_stages",
+]
 
 SIMILARITY_FILE, REGRESSOR_FILE = "similarity.pt", "regressor.pt"
 """What drrkit train writes into its folder."""
@@ -45,3 +52,12 @@ def similarity_stages(similarity: str | Path, device: torch.device) -> tuple[Sta
     if isinstance(similarity, str):
         return tuple(replace(stage, similarity=similarity) for stage in AUTO)
     return hybrid(load_similarity(similarity, device))
+
+
+def plain_stages(stages: Sequence[Stage | Search]) -> list[dict[str, Any]]:
+    """Stages as JSON has them, networks by their names."""
+    plain = [{**vars(stage), "similarity": stage.name} for stage in stages]
+    for stage in plain:
+        if stage.get("regressor") is not None:
+            stage["regressor"] = type(stage["regressor"]).__name__
+    return plain

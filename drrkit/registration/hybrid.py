@@ -11,6 +11,7 @@ from drrkit.registration.stages import Similarity, Stage
 __all__ = ["hybrid"]
 
 PIXEL_MM = 3.5
+PATIENCE = 15  # steps after which they halve, as published
 
 
 def hybrid(
@@ -18,24 +19,27 @@ def hybrid(
     *,
     pixel_mm: float | None = None,
     voxel_mm: float | None = None,
-    iterations: int = 60,
-    step: float = 8.0,
+    iterations: int = 75,
+    step: float = 10.0,
     spread: tuple[float, ...] = (math.radians(15.0), 40.0),
     population: int = 50,
     generations: int = 30,
 ) -> tuple[Stage, ...]:
     """Stages learned -> CMA-ES -> Levenberg-Marquardt, for starts that are far off.
 
-    The learned similarity's gradient, or a regressor, brings the pose into the reach of a CMA-ES on
+    A learned similarity's gradient, or a regressor, brings the pose into the reach of a CMA-ES on
     patch gradient NCC, as in Gao et al., IEEE TMI 2024; what `register` does by default ends it.
 
     Args:
-        learned: a LearnedSimilarity or PoseRegressor, or any similarity with a wide basin.
+        learned: a LearnedSimilarity (anything with its `prepare`), whose gradient's directions are
+            followed; a PoseRegressor (anything with its `update`); or any other similarity, which
+            is descended.
         pixel_mm: pixels at the patient that it sees; default those that it was trained with
             (`notes["pixel_mm"]` of a loaded one), or 3.5.
         voxel_mm: voxels of the volume that it sees; default likewise, or the volume's own.
         iterations: most steps with it.
-        step: the first one along its gradient, mm of motion.
+        step: length of the first step along its gradient, mm of motion; directions are followed in
+            steps that halve every 15.
         spread: first standard deviations of the CMA-ES, as in Stage.
         population, generations: of the CMA-ES; 0 generations leave it out.
 
@@ -50,8 +54,11 @@ def hybrid(
     }
     if callable(getattr(learned, "update", None)):
         first = Stage(optimiser="regressor", regressor=learned, final_step=0.5, **scale)
+    elif callable(getattr(learned, "prepare", None)):
+        lengths = {"step": step, "patience": PATIENCE, "final_step": step / 20}
+        first = Stage(learned, optimiser="directions", **lengths, **scale)
     else:
-        first = Stage(learned, optimiser="gradient", step=step, final_step=step / 16, **scale)
+        first = Stage(learned, optimiser="gradient", step=step, final_step=step / 20, **scale)
     if generations == 0:
         return (first, *AUTO[1:])
     evolution = Stage(

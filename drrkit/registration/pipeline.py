@@ -102,7 +102,7 @@ def register(
     bar = progress_bar(resolved, progress)
     term = None if prior is None else prior.term(pose, middle)
     generator = torch.Generator().manual_seed(seed)
-    work = Registration(volume, views, middle, method, term, generator, bar)
+    work = Registration(volume, views, middle, method, generator, bar, term)
     try:
         found, confidence = work.until_trusted(resolved, Candidates.unjudged(pose))
     finally:
@@ -153,9 +153,9 @@ class Registration:
         views: Sequence[View],
         center: Tensor,
         method: str,
-        prior: PriorTerm | None,
         generator: torch.Generator,
         bar: Any,
+        prior: PriorTerm | None = None,
     ) -> None:
         self.scene, self.center, self.method, self.prior = scene, center, method, prior
         self.bodies = center.numel() // 3

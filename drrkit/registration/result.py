@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = ["DEPTH_LIMIT_MM", "RegistrationResult", "StageRecord"]
@@ -107,10 +108,20 @@ class RegistrationResult:
                 {
                     "similarity": record.similarity,
                     "downsample": record.downsample,
+                    "optimiser": record.optimiser,
                     "steps": record.loss.shape[0],
+                    "best_loss": _best_so_far(record.loss),
                     "seconds": record.seconds,
                     "stop_reason": record.stop_reason,
                 }
                 for record in self.history
             ],
         }
+
+
+def _best_so_far(loss: Tensor) -> list[float]:
+    """The lowest loss of all poses up to each step of [steps, poses]."""
+    if loss.numel() == 0:
+        return []
+    lowest = loss.nan_to_num(nan=torch.inf).amin(1)
+    return lowest.cummin(0).values.tolist()

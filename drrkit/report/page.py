@@ -200,7 +200,27 @@ def _stages(stages: Any) -> str:
         cells = (stage.get(key, "") for key in keys)
         texts = (f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells)
         rows += "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in texts) + "</tr>"
-    return f"<h2>Stages</h2><table><tr>{head}</tr>{rows}</table>"
+    curves = "".join(
+        f"<figure>{_curve(stage['best_loss'])}<figcaption>Stage {number}: "
+        f"{html.escape(str(stage.get('similarity', '')))}</figcaption></figure>"
+        for number, stage in enumerate(stages, 1)
+        if sum(loss is not None for loss in stage.get("best_loss") or ()) > 1
+    )
+    return f"<h2>Stages</h2><table><tr>{head}</tr>{rows}</table>{curves}"
+
+
+def _curve(losses: Sequence[float]) -> str:
+    """The lowest loss so far over the steps, as an SVG drawing with its ends in numbers."""
+    known = [(step, loss) for step, loss in enumerate(losses) if loss is not None]
+    low, high = min(loss for _, loss in known), max(loss for _, loss in known)
+    across, tall = 220 / max(1, len(losses) - 1), 90 / ((high - low) or 1.0)
+    points = " ".join(f"{30 + s * across:.1f},{105 - (v - low) * tall:.1f}" for s, v in known)
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 270 125" width="270" role="img" '
+        f'aria-label="loss"><polyline points="{points}" fill="none" stroke="#2a7ae2" '
+        f'stroke-width="1.5"/><text x="30" y="11" font-size="10">{high:.4g}</text>'
+        f'<text x="30" y="120" font-size="10">{low:.4g} after {len(losses)} steps</text></svg>'
+    )
 
 
 def _table(rows: dict[str, str]) -> str:

@@ -82,7 +82,7 @@ def synthesise_xray(
     *,
     model: XrayModel | None = None,
     tools: Sequence[PlacedTool] = (),
-    seed: int | torch.Generator = 0,
+    seed: int | torch.Generator | Sequence[int] = 0,
     output: Literal["line", "intensity"] = "line",
     method: str = "joseph",
 ) -> Tensor:
@@ -98,7 +98,8 @@ def synthesise_xray(
         tools: metal in the beam, added to the materials before attenuation. One pose a tool, or
             one a view.
         seed: of the noise; an integer, or a generator, on whose device the noise is drawn and
-            which is advanced. An integer is one generator on the scene's device.
+            which is advanced. An integer is one generator on the scene's device. B integers, one a
+            view: each view's noise is then the same in whatever batch it is.
         output: "line": minus the logarithm of the intensity, the scale of line integrals;
             "intensity": the share of an unattenuated pixel's, from 0, 1 in air.
         method: projector method, as in `render`.
@@ -114,7 +115,7 @@ def synthesise_xray(
     model = XrayModel() if model is None else model
     materials = scene if isinstance(scene, MaterialVolume) else tissue_materials(scene)
     poses, steps = _flat_poses(world_to_camera)
-    generator = _generator(seed, materials.densities.values.device)
+    generators = _generators(seed, materials.densities.values.device, len(poses) // steps)
     fine = camera if model.supersample == 1 else camera.rescale(1.0 / model.supersample)
     areas = materials.area_densities(fine, poses, method=method)
     names = materials.materials
@@ -123,7 +124,7 @@ def synthesise_xray(
     signal = beer_lambert(areas, names, model.spectrum)
     signal = Signal(*(_averaged(part, model.supersample, steps) for part in signal))
     signal = add_scatter(signal, model.scatter, model.scatter_width)
-    image, floor = _detected(signal, model, generator)
+    image, floor = _detected(signal, model, generators)
     return image.clamp_min(0.0) if output == "intensity" else -torch.maximum(image, floor).log()
 
 
@@ -181,12 +182,20 @@ def _flat_poses(world_to_camera: Tensor) -> tuple[Tensor, int]:
     return world_to_camera.reshape(-1, 4, 4), steps
 
 
-def _generator(seed: int | torch.Generator, device: torch.device) -> torch.Generator:
+def _generators(
+    seed: int | torch.Generator | Sequence[int], device: torch.device, views: int
+) -> list[torch.Generator]:
+    """One generator for all views, or one each."""
     if isinstance(seed, torch.Generator):
-        return seed
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed: expected an integer or a torch.Generator, got {seed!r}")
-    return torch.Generator(device).manual_seed(seed)
+        return [seed]
+    seeds = [seed] if isinstance(seed, int) else list(seed) if isinstance(seed, Sequence) else []
+    if not seeds or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
+        raise TypeError(
+            f"seed: expected an integer, one a view, or a torch.Generator, got {seed!r}"
+        )
+    if not isinstance(seed, int) and len(seeds) != views:
+        raise ValueError(f"seed: expected {views} integers, one a view, got {len(seeds)}")
+    return [torch.Generator(device).manual_seed(s) for s in seeds]
 
 
 def _with_tool(
@@ -215,7 +224,7 @@ def _averaged(part: Tensor, supersample: int, steps: int) -> Tensor:
 
 
 def _detected(
-    signal: Signal, model: XrayModel, generator: torch.Generator
+    signal: Signal, model: XrayModel, generators: list[torch.Generator]
 ) -> tuple[Tensor, Tensor]:
     """The image with noise and blur, and the intensity of half a photon."""
     image = signal.energy
@@ -224,8 +233,12 @@ def _detected(
         emitted = torch.full_like(floor, model.photons)
         if model.photons_at == "detector":
             emitted = emitted / signal.counts.mean(dim=(-1, -2), keepdim=True).clamp_min(1e-12)
-        image = add_noise(signal, emitted, generator, electronic=model.electronic_noise)
-        floor = 0.5 / emitted
+        views = zip(*(part.chunk(len(generators)) for part in (*signal, emitted)), strict=True)
+        noisy = [
+            add_noise(Signal(*parts[:3]), parts[3], generator, electronic=model.electronic_noise)
+            for parts, generator in zip(views, generators, strict=True)
+        ]
+        image, floor = torch.cat(noisy), 0.5 / emitted
     if model.blur_sigma_px > 0:
         with torch.autocast(image.device.type, enabled=False):
             image = gaussian_blur(image, model.blur_sigma_px)
