@@ -12,7 +12,7 @@ PEERS := nanodrr==0.1.7 diffdrr==0.6.1 fastcore==2.2.39 einops==0.8.2 jaxtyping=
 NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 EMULATED := $(shell find tests/cuda_emulation -name '*.h' -o -name '*.cpp')
 
-.PHONY: demo test check lint sanitize bench build clean
+.PHONY: demo test check lint sanitize bench build dist clean
 
 demo: $(READY)
 	$(BIN)/drrkit demo --out demo_out
@@ -26,6 +26,7 @@ check: test lint
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/ty check
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE) $(EMULATED)
 
 # The CPU kernels under the address and undefined-behaviour sanitizers, in a copy of the sources.
@@ -47,6 +48,11 @@ bench: $(READY)
 	$(BIN)/python bench/readme_table.py
 
 build: $(READY)
+
+# sdist and wheel into dist/, for this Python and this torch's CUDA (docs/install.md), and what is in them.
+dist: $(READY)
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python packaging/check_distributions.py dist
 
 # torch comes first, on its own: whatever is installed after it must not choose another one.
 $(VENV)/.torch:

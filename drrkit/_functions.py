@@ -18,10 +18,10 @@ from torch._compile import _disable_dynamo
 from torch.autograd import Function, forward_ad
 
 
-def complete(function: type[Function], jvp: Callable, vmap: Callable) -> None:
+def complete(function: Any, jvp: Callable, vmap: Callable) -> None:
     """Give a Function its other forms: `eager` with a jvp, and `undivided`, the same in one piece.
 
-    function  with forward, setup_context and backward
+    function  a Function with forward, setup_context and backward; gains attributes
     vmap      (function, info, in_dims, *args) -> (outputs, out_dims)
     """
 
@@ -41,11 +41,11 @@ def complete(function: type[Function], jvp: Callable, vmap: Callable) -> None:
 
 
 @_disable_dynamo  # unlike torch._dynamo.disable it does not import dynamo: two seconds
-def _eagerly(function: type[Function], *args: Any):
+def _eagerly(function: Any, *args: Any):
     return function.eager.apply(*args)
 
 
-def call(function: type[Function], *args: Any):
+def call(function: Any, *args: Any):
     """Apply a Function in the form that the surrounding transforms can digest, if any watches."""
     transformed = torch._C._are_functorch_transforms_active()
     if torch.compiler.is_compiling():

@@ -298,7 +298,8 @@ def _vmap(product: type[_Product], info: Any, in_dims: tuple, *args: Any):
     View b reads volume b // (B / N), so inside the views one set of volumes serves every slice.
     """
     size = info.batch_size
-    outside = product.count is not None or in_dims[product.volume] is not None
+    mapped = product.volume is not None and in_dims[product.volume] is not None
+    outside = product.count is not None or mapped
     axis = 0 if outside else 1
     folded = []
     for position, (arg, dim) in enumerate(zip(args, in_dims, strict=True)):

@@ -221,6 +221,7 @@ if NVCC:  # where there is no nvcc, nothing is promised: these are not tests tha
 
 def test_importing_drrkit_loads_torch_and_numpy_only() -> None:
     heavy = ["SimpleITK", "cma", "matplotlib", "scipy", "PIL", "h5py", "tqdm", "click", "roma"]
+    heavy += ["starlette", "uvicorn", "websockets"]
     code = f"import sys, json, drrkit; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
     without = (
         f"import sys, json, torch; print(json.dumps([m for m in {heavy} if m in sys.modules]))"

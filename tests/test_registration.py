@@ -388,6 +388,21 @@ def test_progress_is_shown_when_wanted_and_when_tqdm_is_there(capsys, monkeypatc
     assert capsys.readouterr().err == ""
 
 
+def test_a_watcher_is_told_every_step_and_may_end_the_registration():
+    start, told = off(6.0, 10.0, seed=12), []
+
+    def watch(world_to_camera: Tensor, loss: float) -> None:
+        told.append((world_to_camera, loss))
+        if len(told) == 9:
+            raise KeyboardInterrupt
+
+    result = register(attenuation(), CAMERA, target(), start, stages=QUICK[0], progress=watch)
+    assert result.stop_reason == "interrupted" and len(told) == 9 == len(result.history[0].loss)
+    assert torch.equal(result.world_to_camera, told[-1][0]) and result.loss == told[-1][1]
+    losses_told = [loss for _, loss in told]
+    assert losses_told == sorted(losses_told, reverse=True) and losses_told[-1] < losses_told[0]
+
+
 # ---- bad input
 
 

@@ -227,6 +227,7 @@ def test_candidates_differ_and_come_best_first():
     search = Search(rotation=math.radians(50), depth=200.0, keep=12)
     grid = finished(searched(xray, turned(5, 5, 0, (0, 0, 0)), search))
     pose, loss = grid.candidates()
+    torch.testing.assert_close(grid.best_pose[0], pose[0])
     assert pose.shape == (12, 4, 4) and (loss.diff() >= 0).all()
     assert grid.trace[-1].item() == pytest.approx(loss[0].item())
     assert error(pose[:3], truth).min() < 40.0
@@ -344,6 +345,28 @@ def test_a_search_whose_outcome_is_not_trusted_is_repeated_more_densely():
     # A bar of trust that nothing reaches: the better of the two outcomes is returned.
     never = (replace(starved, trusted=1.0), *GLOBAL[1:])
     assert register(attenuation(), CAMERA, xray, start, stages=never).confidence > 0.95
+
+
+@pytest.mark.parametrize(
+    "turn, shift, search",
+    [
+        ((75, -30, 20), (30, -20, 40), Search(rotation=math.radians(20), step=math.radians(10))),
+        ((10, 5, -80), (-20, 30, 0), Search(rotation=math.radians(25), step=math.radians(12))),
+        ((0, 12, -5), (20, 10, 30), Search(shift=15.0, rotation=math.radians(20))),
+    ],
+)
+def test_a_search_whose_range_is_too_small_says_so_by_its_confidence(turn, shift, search):
+    truth = turned(4.0, -6.0, 8.0, (120.0, -30.0, 15.0) if search.shift else (10.0, -15.0, 20.0))
+    start = turned(*turn, shift)
+    xray = simulate_xray(phantom(), CAMERA, truth, energy_kev=SPECTRUM_90KV)
+    stages = (replace(search, repeats=0, keep=5), *GLOBAL[1:])
+    wrong = register(attenuation(), CAMERA, xray, start, stages=stages)
+    assert error(wrong.world_to_camera, truth).item() > 50.0
+    assert wrong.confidence < search.trusted
+    # The same X-ray is no hard one where the range is as it should be.
+    wide = Search(shift=180.0) if search.shift else Search()
+    right = register(attenuation(), CAMERA, xray, start, stages=(wide, *GLOBAL[1:]))
+    assert error(right.world_to_camera, truth).item() < 4.0 and right.confidence > 0.9
 
 
 def test_an_interrupted_search_returns_the_start_or_the_best_candidate_up_to_then(monkeypatch):

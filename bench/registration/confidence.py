@@ -1,6 +1,6 @@
 """Does a registration's confidence tell right ends from wrong ones? Failures by a starved budget.
 
-    python bench/registration/confidence.py [--cases 20] [--threads 1] --rows FOLDER
+    python bench/registration/confidence.py [--again] [--cases 14] --rows FOLDER
     RANK=0 WORLD_SIZE=2 python bench/registration/confidence.py ...    # one of two processes
 
 Far too little is spent on purpose, in good and in photon-starved X-rays of the subjects of
@@ -12,7 +12,8 @@ Far too little is spent on purpose, in good and in photon-starved X-rays of the 
     narrow    a range of 25 degrees and 80 mm of depth, which the truth is mostly outside
 
 All ends are optimised poses, local optima of what the confidence is made of: no random ones.
-`report.py` says how well they are told apart.
+`report.py` says how well they are told apart. And the same once more, as pipelines do by themselves
+when they do not trust their end: "coarse-again" and "narrow-again" search again more densely.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from protocols import SUBJECTS, subjects, tell, warm_up
 
 from drrkit.evaluation import PROTOCOLS, evaluate
 from drrkit.registration import AUTO, GLOBAL, Search
+
+# Of cases that no other experiment has seen.
+SEED = 1000
 
 STARVED = {
     "descent": AUTO,
@@ -49,11 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name: (first, *GLOBAL[1:]) if isinstance(first, Search) else first
         for name, first in STARVED.items()
     }
-    # Cases that no other experiment has seen.
-    protocol = replace(PROTOCOLS["prost"], seed=1000)
+    protocol = replace(PROTOCOLS["prost"], seed=SEED)
+    if options.again:
+        methods = {
+            f"{name}-again": (replace(methods[name][0], repeats=2), *GLOBAL[1:])
+            for name in ("coarse", "narrow")
+        }
     evaluate(
         methods,
-        [protocol, protocol.starved()],
+        [protocol.starved(), protocol],
         patients,
         options.cases,
         options.rows,
@@ -65,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=SUBJECTS)
-    parser.add_argument("--cases", type=int, default=20, help="of every subject (default 20)")
+    parser.add_argument("--cases", type=int, default=14, help="of every subject (default 14)")
+    parser.add_argument("--again", action="store_true", help="the searches that repeat themselves")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--rows", type=Path, required=True, help="folder for cases.*.csv")
     return parser.parse_args(arguments)

@@ -109,11 +109,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     patients = subjects(options.subjects)
     warm_up(patients[0])
+    options.rows.mkdir(parents=True, exist_ok=True)
+    for patient in patients:
+        write_targets(options.rows / f"targets.{patient.name}.csv", patient)
     for name in options.experiments:
         method, protocol = experiment(name)
         stages = {method: METHODS[method]}
         evaluate(stages, [protocol], patients, options.cases, options.rows, progress=tell)
     return 0
+
+
+def write_targets(path: Path, patient: Subject) -> None:
+    """The points whose mean distance is the error: world x, y, z in mm."""
+    if not path.exists():
+        lines = [",".join(f"{value:.3f}" for value in point) for point in patient.points.tolist()]
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary.write_text("\n".join(["x,y,z", *lines, ""]), encoding="utf-8")
+        temporary.replace(path)
 
 
 def tell(row: Row) -> None:

@@ -166,6 +166,7 @@ def _roll_call(
     absent: dict[str, str] = {}
     known: dict[str, str] = {}
     for worker in workers:
+        answer: dict[str, Any]
         try:
             answer = worker.ask(START_TIMEOUT, "describe")
         except (Failed, Declined) as reason:

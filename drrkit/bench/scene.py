@@ -137,9 +137,14 @@ def load_scene(folder: Path, device: torch.device | str = "cpu") -> Scene:
     values = torch.from_numpy(np.load(folder / "values.npy")).to(device)
     with np.load(folder / "place.npz") as stored:
         geometry, name = stored["geometry"], str(stored["name"])
-    spacing, origin = (tuple(float(x) for x in row) for row in geometry[:2])
+    spacing, origin = (_xyz(row) for row in geometry[:2])
     direction = torch.from_numpy(geometry[2:].copy())
-    return Scene(Volume(values, spacing, origin, direction, "mu"), name)  # type: ignore[arg-type]
+    return Scene(Volume(values, spacing, origin, direction, "mu"), name)
+
+
+def _xyz(numbers: np.ndarray) -> tuple[float, float, float]:
+    x, y, z = (float(number) for number in numbers)
+    return x, y, z
 
 
 def find_scene(path: Path | None) -> Scene:
@@ -237,7 +242,7 @@ def plain_nifti(path: Path) -> Volume:
     spacing = np.linalg.norm(affine[:, :3], axis=0)
     return Volume(
         torch.from_numpy(voxels.reshape(header.shape[::-1])),
-        tuple(float(s) for s in spacing),  # type: ignore[arg-type]
-        tuple(float(x) for x in affine[:, 3]),  # type: ignore[arg-type]
+        _xyz(spacing),
+        _xyz(affine[:, 3]),
         torch.from_numpy(affine[:, :3] / spacing),
     )

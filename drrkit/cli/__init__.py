@@ -11,18 +11,7 @@ from typing import Any
 import click
 
 from drrkit import __version__
-from drrkit.cli.bench import bench_command
-from drrkit.cli.convert import convert_command
-from drrkit.cli.demo import demo_command
-from drrkit.cli.doctor import doctor_command
-from drrkit.cli.evaluate import evaluate_command
-from drrkit.cli.info import info_command
-from drrkit.cli.register import register_command
-from drrkit.cli.render import render_command
-from drrkit.cli.report import report_command
-from drrkit.cli.simulate import simulate_command
-from drrkit.cli.train import train_group
-from drrkit.cli.train_fields import mnerf_command, nett_command
+from drrkit.cli.deferred import DeferringGroup
 
 __all__ = ["main"]
 
@@ -35,10 +24,11 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
-        self.exit_code = code  # type: ignore[misc]
+        # click reads it from the object, whatever its annotation says.
+        self.exit_code = code  # ty: ignore[invalid-attribute-access]
 
 
-class Commands(click.Group):
+class Commands(DeferringGroup):
     """Turns the library's errors into one sentence on stderr and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -77,19 +67,19 @@ def main(debug: bool) -> None:
     """
 
 
-for _command in (
-    render_command,
-    simulate_command,
-    register_command,
-    evaluate_command,
-    report_command,
-    convert_command,
-    train_group,
-    demo_command,
-    info_command,
-    doctor_command,
-    bench_command,
-):
-    main.add_command(_command)
-for _command in (nett_command, mnerf_command):
-    train_group.add_command(_command)
+_COMMANDS = {
+    "render": ("render:render_command", "Render an X-ray image (DRR) of a CT."),
+    "simulate": ("simulate:simulate_command", "Simulate a realistic X-ray of a CT."),
+    "register": ("register:register_command", "Find the pose of a CT in X-rays."),
+    "evaluate": ("evaluate:evaluate_command", "Measure registrations of simulated X-rays."),
+    "report": ("report:report_command", "Write the result of a registration as a page."),
+    "convert": ("convert:convert_command", "Convert a pose to another program's, or from it."),
+    "train": ("train:train_group", "Train networks for registration."),
+    "demo": ("demo:demo_command", "Simulate an X-ray of a phantom and register it."),
+    "info": ("info:info_command", "Versions, devices; what a geometry looks like."),
+    "doctor": ("doctor:doctor_command", "Check that this installation computes what it should."),
+    "view": ("view:view_command", "Look at CT and X-ray in the browser, and register them."),
+    "bench": ("bench:bench_command", "Measure drrkit against other projectors."),
+}
+for _name, (_source, _summary) in _COMMANDS.items():
+    main.defer(_name, f"drrkit.cli.{_source}", _summary)

@@ -44,10 +44,17 @@ from drrkit.report import pose_overlays, save_image
 from drrkit.volume import Volume
 from drrkit.xray import XRAY_KINDS, Xray, preprocess_xray, read_xray
 
-__all__ = ["move_between", "register_command"]
+__all__ = [
+    "FROM_FILE",
+    "XrayOptions",
+    "known_start",
+    "move_between",
+    "register_command",
+    "xray_camera",
+]
 
 INTERRUPTED = 130
-MIN_CONFIDENCE = 0.1
+MIN_CONFIDENCE = 0.5
 FROM_FILE = "from the X-ray's file"
 FAR_DEG, FAR_MM = 45.0, 150.0  # beyond what a local optimiser is started from
 
@@ -206,7 +213,7 @@ class XrayOptions:
     type=click.FloatRange(0, 1),
     default=MIN_CONFIDENCE,
     show_default=True,
-    help="Gradient correlation below which the result is not accepted (exit code 1).",
+    help="Confidence below which the result is not accepted (exit code 1).",
 )
 @grouped(PoseOptions, "placing")
 @grouped(CameraOptions, "detector")
@@ -245,10 +252,10 @@ def register_command(
     seeing.check()
     stages = _with_similarity(stages, similarity, device)
     seen = seeing.load(xray, detector.sdd, device)
-    view, stored = ("", None) if landmarks else _start(init, seen.file, stages)
+    view, stored = ("", None) if landmarks else known_start(init, seen.file, stages)
     inputs = [ct, xray, seeing.mask, seeing.calibration, reading.labels, landmarks]
     refuse_overwriting([output, overlay], [*inputs, None if not stored else Path(init or "")])
-    camera = _camera(detector, stored, xray, seen.file)
+    camera = xray_camera(detector, stored, xray, seen.file)
     seen = seeing.prepared(seen, camera)
     line = seen.line
     volume = reading.load(ct, device)
@@ -331,7 +338,7 @@ def _with_similarity(
     return similarity_stages(similarity, device)
 
 
-def _start(
+def known_start(
     init: str | None, xray: Xray, stages: tuple[Stage | Search, ...]
 ) -> tuple[str, PoseFile | None]:
     """A view's name or FROM_FILE, or a pose file."""
@@ -357,7 +364,7 @@ def _start(
     return "", read_pose(path)
 
 
-def _camera(detector: CameraOptions, stored: PoseFile | None, xray: Path, file: Xray) -> Camera:
+def xray_camera(detector: CameraOptions, stored: PoseFile | None, xray: Path, file: Xray) -> Camera:
     """The X-ray's camera, or an error that says what is not known or does not fit."""
     size = (int(file.image.shape[-2]), int(file.image.shape[-1]))
     spacing = file.pixel_spacing

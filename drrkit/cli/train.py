@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from drrkit.cli.deferred import DeferringGroup
 from drrkit.cli.options import grouped
 from drrkit.cli.similarities import REGRESSOR_FILE, SIMILARITY_FILE
 from drrkit.cli.subjects import Scan, SubjectOptions
@@ -35,12 +36,24 @@ from drrkit.training import TrainingResult, load_checkpoint
 __all__ = ["train_group"]
 
 
-@click.group("train")
+@click.group("train", cls=DeferringGroup)
 def train_group() -> None:
     """Train networks for registration; a training that was killed resumes where it was.
 
     Under torchrun, processes and machines train one network together.
     """
+
+
+train_group.defer(
+    "nett",
+    "drrkit.cli.train_fields:nett_command",
+    "Train NeTT, which tunes CTs until DRRs look like X-rays.",
+)
+train_group.defer(
+    "mnerf",
+    "drrkit.cli.train_fields:mnerf_command",
+    "Train mNeRF, a field of one subject's attenuation.",
+)
 
 
 def names_of(family: type) -> list[str]:

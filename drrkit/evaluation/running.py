@@ -109,8 +109,10 @@ def evaluate(
     for protocol, number, subject in drawn[rank::world]:
         key = protocol.name, subject.name, number
         missing = [name for name in methods if (name, *key) not in done]
+        if not missing:
+            continue
         # One X-ray for all methods: simulating it takes longer than some of them.
-        case = protocol.case(subject, number) if missing else None
+        case = protocol.case(subject, number)
         for name in missing:
             row = measure(name, methods[name], case)
             if row.stop_reason == "interrupted":  # `register` returns the best up to then
@@ -202,7 +204,7 @@ def _image_difference(found: Tensor, case: Case) -> float:
 
 
 def _read(file: Path) -> Iterator[Row]:
-    kinds = {"str": str, "int": int, "float": float}
+    kinds: dict[str, Any] = {"str": str, "int": int, "float": float}
     with open(file, newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
         wanted = [field.name for field in fields(Row)]

@@ -157,7 +157,7 @@ def _write(path: Path, found: Sequence[FoldResult]) -> None:
 
 def _read(path: Path, split: Split) -> list[FoldResult]:
     found = [
-        FoldResult(**{**one, "trained_on": tuple(one["trained_on"])})
+        FoldResult(**(one | {"trained_on": tuple(one["trained_on"])}))
         for one in json.loads(path.read_text())
     ]
     if any(one.trained_on != split.train or one.subject not in split.test for one in found):

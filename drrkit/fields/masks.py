@@ -45,8 +45,8 @@ def body_mask(volume: Volume, threshold: float | None = None, margin_mm: float =
             f"{float(volume.values.max()):g}"
         )
     mask = _largest_filled(above.cpu()).to(above.device)
-    steps = tuple(math.ceil(margin_mm / side - 1e-9) for side in volume.spacing)
-    return dilated(mask, steps)
+    x, y, z = (math.ceil(margin_mm / side - 1e-9) for side in volume.spacing)
+    return dilated(mask, (x, y, z))
 
 
 def dilated(mask: Tensor, voxels: tuple[int, int, int]) -> Tensor:

@@ -47,6 +47,10 @@ class MNeRF(nn.Module):
             hold anything after erosion by a voxel, or a number makes no sense.
     """
 
+    mask: Tensor
+    core: Tensor
+    occupied: Tensor
+
     def __init__(
         self,
         mask: Tensor,

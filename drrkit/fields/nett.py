@@ -143,7 +143,7 @@ class NeTT(nn.Module):
         )
         flat, parts = padded.flatten(), []
         for chunk in base.split(at_once):
-            run = (flat, chunk, tuple(strides[1:]), volume.spacing)
+            run = (flat, chunk, (strides[1], strides[2], strides[3]), volume.spacing)
             if torch.is_grad_enabled() and base.numel() > at_once:
                 parts.append(checkpoint(self._exponent, *run, use_reentrant=False))
             else:

@@ -53,9 +53,10 @@ class Perceptron(nn.Module):
         sizes = [inputs] + [width] * (depth - 1)
         if skip is not None:
             sizes[skip] += inputs
-        self.hidden = nn.ModuleList(nn.Linear(size, width) for size in sizes)
+        hidden = [nn.Linear(size, width) for size in sizes]
+        self.hidden = nn.ModuleList(hidden)
         self.last = nn.Linear(width, 1)
-        for layer in self.hidden:
+        for layer in hidden:
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 

@@ -97,7 +97,8 @@ class _Recomputed(Function):
                 for tensor, need in zip(ctx.saved_tensors, needed, strict=True)
             ]
             value = ctx.compare(*inputs)
-            wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
+            pairs = zip(inputs, needed, strict=True)
+            wanted = [tensor for tensor, need in pairs if need and tensor is not None]
             found = iter(
                 torch.autograd.grad(value, wanted, grad, create_graph=higher, allow_unused=True)
             )

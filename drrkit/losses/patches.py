@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -284,7 +284,8 @@ def _correlations(gradients: Tensor, given: _Fixed, options: _Options) -> Tensor
     return products * torch.rsqrt(moving.variance) * given.inverse
 
 
-def _patch_loss(moving: Tensor, *fixed_part: Tensor | None, options: _Options) -> Tensor:
+def _patch_loss(moving: Tensor, *fixed_part: Any, options: _Options) -> Tensor:
+    """`fixed_part`: the fields of _Fixed."""
     given = _Fixed(*fixed_part)
     gradients = _gradients(moving, options.blur)
     correlation = _correlations(gradients, given, options)

@@ -71,7 +71,7 @@ class _Correlate(Function):
         return correlate(tangent, *ctx.taps)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], image: Tensor, *taps: Taps):
+    def vmap(info: Any, in_dims: tuple[int, None, None], image: Tensor, *taps: Taps):
         return correlate(image.movedim(in_dims[0], 0), *taps), 0
 
 

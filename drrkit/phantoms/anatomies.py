@@ -46,7 +46,8 @@ class Draw:
 
     def near(self, point: Point, reach: float = 3.0) -> Point:
         """A point within `reach` mm along every axis."""
-        return tuple(c + self.between(-reach, reach) for c in point)
+        x, y, z = (c + self.between(-reach, reach) for c in point)
+        return x, y, z
 
     def integer(self) -> int:
         """A seed for what draws its own numbers."""
@@ -132,11 +133,11 @@ def _hip_and_femur(draw: Draw, side: int) -> list[Bone]:
         *_rods(draw, [place(72, 4, -48), place(66, 16, -72), ischium], [16.0, 13.0, 14.0]),
         *_rods(draw, [ischium, ramus, body], [10.0, 7.0, 8.0]),
     ]
-    socket = ellipsoid(hip, (head + 3.5,) * 3)
+    socket = ellipsoid(hip, _alike(head + 3.5))
     neck, trochanter = place(107, -12, -56), place(124, -6, -66)
     knee = place(112, -10, -230)
     femur = [
-        ellipsoid(hip, (head,) * 3),
+        ellipsoid(hip, _alike(head)),
         *_rods(draw, [hip, neck, trochanter], [15.0, 14.0, 17.0]),
         ellipsoid(place(130, 0, -58), (11.0, 14.0, draw.about(17.0))),
         ellipsoid(place(105, 10, -97), (8.0, 9.0, 11.0)),
@@ -208,7 +209,7 @@ def _tilted(shape: Shape, pivot: Point, angle: float) -> Shape:
     """`Shape.tilted` with the tight box: small boxes are what makes a subject quick to paint."""
     turned = Placement(shift=pivot, tilt=angle)
     corners = product(*zip(shape.low, shape.high, strict=True))
-    offsets = (tuple(c - p for c, p in zip(corner, pivot, strict=True)) for corner in corners)
+    offsets = ((x - pivot[0], y - pivot[1], z - pivot[2]) for x, y, z in corners)
     xs, ys, zs = zip(*(turned.to_world(offset) for offset in offsets), strict=True)
     tight = Shape((min(xs), min(ys), min(zs)), (max(xs), max(ys), max(zs)), shape.distance)
     return tight._replace(distance=shape.tilted(pivot, angle).distance)
@@ -287,6 +288,10 @@ def skull(draw: Draw) -> Anatomy:
     return Anatomy(outline, bones, airway)
 
 
+def _alike(radius: float) -> Point:
+    return radius, radius, radius
+
+
 def _joined(shapes: list[Shape], blend: float) -> Shape:
     """One shape out of several, their seams rounded over `blend` mm."""
 
@@ -296,14 +301,16 @@ def _joined(shapes: list[Shape], blend: float) -> Shape:
             field = smooth_min(field, shape.distance(x, y, z), blend)
         return field
 
-    low = tuple(min(shape.low[axis] for shape in shapes) - blend for axis in range(3))
-    high = tuple(max(shape.high[axis] for shape in shapes) + blend for axis in range(3))
-    return Shape(low, high, distance)
+    low_x, low_y, low_z = (min(shape.low[axis] for shape in shapes) - blend for axis in range(3))
+    high_x, high_y, high_z = (
+        max(shape.high[axis] for shape in shapes) + blend for axis in range(3)
+    )
+    return Shape((low_x, low_y, low_z), (high_x, high_y, high_z), distance)
 
 
 def _cranium(draw: Draw, vault: Point, half: Point, wall: float) -> Bone:
     """A shell of bone, thicker at the back, with the bones of its base."""
-    inner = tuple(r - wall for r in half)
+    inner = half[0] - wall, half[1] - wall, half[2] - wall
     base = draw.about(-14.0, 0.2)
     shapes = [
         ellipsoid(vault, half),

@@ -237,7 +237,9 @@ class Ellipsoids:
             raise ValueError(f"shape must be three positive numbers (D, H, W), got {shape}")
         if supersample < 1:
             raise ValueError(f"supersample must be at least 1, got {supersample}")
-        pitch = spacing if isinstance(spacing, tuple) else (float(spacing),) * 3
+        if not isinstance(spacing, tuple):
+            spacing = (float(spacing), float(spacing), float(spacing))
+        pitch = spacing
         columns = torch.eye(3) if direction is None else direction
         axes = columns.to(torch.float64) * torch.tensor(pitch, dtype=torch.float64)
         if origin is None:

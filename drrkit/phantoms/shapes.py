@@ -303,12 +303,12 @@ class Canvas:
     ) -> tuple[Box, Tensor]:
         """Distance to the union of the shapes, in the smallest region that holds it."""
         margin = 2.0 * self.blur + blend
+        reach = margin, margin, margin
         boxes = []
         for shape in shapes:
             corners = product(*zip(shape.low, shape.high, strict=True))
             low, high = _bounds([placement.to_world((x, y, z)) for x, y, z in corners])
-            grown = _around(low, (margin,) * 3)[0], _around(high, (margin,) * 3)[1]
-            boxes.append(grown)
+            boxes.append((_around(low, reach)[0], _around(high, reach)[1]))
         low, high = _bounds([corner for box in boxes for corner in box])
         whole = self.region(low, high)
         field = self.hu.new_full([part.stop - part.start for part in whole], 1e3)

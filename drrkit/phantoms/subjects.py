@@ -72,7 +72,8 @@ def random_anatomy(
     counts, pitch = _checked_grid(kind, seed, shape, spacing, texture)
     generator = torch.Generator().manual_seed(len(_STREAMS) * seed + _STREAMS[kind])
     draw = Draw(generator)
-    canvas = Canvas(tuple(n * p for n, p in zip(counts, pitch, strict=True)), pitch)
+    width, height, depth = (n * p for n, p in zip(counts, pitch, strict=True))
+    canvas = Canvas((width, height, depth), pitch)
     body = Body(canvas, draw)
     fine = texture * canvas.noise(draw.integer(), waves=24, shortest=9.0, longest=25.0)
     coarse = texture * canvas.noise(draw.integer(), waves=12, shortest=30.0, longest=90.0)
@@ -121,10 +122,11 @@ class Body:
     def union(self, shapes: Sequence[Shape], blend: float = 0.0) -> tuple[Box, Tensor]:
         """Distance to the union of the shapes, in the smallest box of voxels that holds it."""
         boxes = [self._box(shape, 2.0 * self.canvas.blur + blend) for shape in shapes]
-        whole = tuple(
+        depth, height, width = (
             slice(min(part.start for part in parts), max(part.stop for part in parts))
             for parts in zip(*boxes, strict=True)
         )
+        whole = depth, height, width
         field = self.canvas.hu.new_full([part.stop - part.start for part in whole], 1e3)
         for shape, box in zip(shapes, boxes, strict=True):
             if any(b.start >= b.stop for b in box):

@@ -7,37 +7,53 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from drrkit import losses
-from drrkit.registration.stages import Stage
-from drrkit.registration.views import View, blurred, downsampling, renderer
+from drrkit.registration.views import View, blurred, renderer
 
 __all__ = ["agreement"]
 
-# Fine enough to tell poses apart, coarse enough that photon noise hardly lowers the correlation.
-_SCALE = Stage(losses.gradient_ncc, pixel_mm=3.5, blur=1.5)
+# Pixels along the X-ray's longer side: fine enough to tell poses apart, coarse enough that photon
+# noise hardly lowers the correlation. A share of the X-ray and not of the patient at the pose: a
+# wrong pose near the source would choose pixels so coarse that nothing much is left to differ.
+_PIXELS = 64
+
+# Standard deviation of the blur and half the side of a patch, in these.
+_BLUR, _RADIUS = 2.75, 8
 
 
 def agreement(
-    scene: Any, views: Sequence[View], world_to_camera: Tensor, depth: float, method: str
+    scene: Any, views: Sequence[View], world_to_camera: Tensor, method: str = "joseph"
 ) -> float:
-    """Gradient correlation of the X-rays with the scene at one pose [1, 4, 4], 0 to 1.
+    """How well the X-rays' patches agree with the scene at one pose [1, 4, 4], 0 to 1.
 
-    The mean over the views of the correlation at pixels of about 3.5 mm at the patient, after a
-    blur by 1.5 of them.
+    The mean over patches of the correlation of image derivatives (`patch_gradient_ncc`), on about
+    64 pixels along an X-ray's longer side, after a blur by 2.75 of them, in patches of 17 x 17; of
+    several views the mean. In patches, because one outline that is matched well would outweigh
+    everything else in a correlation of whole images.
 
     Args:
         scene: a Volume in mu, or anything that renders itself.
-        depth: of the patient, mm from the source.
         method: projector method.
     """
-    factor = downsampling(_SCALE, views[0].camera, depth)
-    total = 0.0
     with torch.no_grad():
-        for view in views:
-            seen = view.downsampled(factor).blurred(_SCALE.blur)
-            draw = renderer(scene, seen.camera, 1, method)
-            moving = draw(seen.pose(world_to_camera)).sum(dim=1, keepdim=True)
-            moving = blurred(moving, seen.mask, _SCALE.blur)
-            total += 1.0 - float(losses.gradient_ncc(moving, seen.xray, seen.mask))
-    return min(max(total / len(views), 0.0), 1.0)
+        found = [_agreement(scene, view, world_to_camera, method) for view in views]
+    return min(max(sum(found) / len(found), 0.0), 1.0)
+
+
+def _agreement(scene: Any, view: View, world_to_camera: Tensor, method: str) -> float:
+    longer, shorter = max(view.camera.size), min(view.camera.size)
+    factor = min(max(1, round(longer / _PIXELS)), shorter)
+    share = longer / factor / _PIXELS
+    seen = view.downsampled(factor).blurred(_BLUR * share)
+    moving = renderer(scene, seen.camera, 1, method)(seen.pose(world_to_camera))
+    moving = blurred(moving.sum(dim=1, keepdim=True), seen.mask, _BLUR * share)
+    radius = max(1, min(round(_RADIUS * share), (shorter // factor - 3) // 2))
+    mask = seen.mask
+    if mask is not None:  # a derivative next to what is left out is none of the patient's
+        mask = -functional.max_pool2d(-mask, 3, stride=1, padding=1)
+    loss = losses.patch_gradient_ncc(
+        moving, seen.xray, mask, radius=radius, stride=2, blur=0, masked_statistics=True
+    )
+    return 1.0 - float(loss)

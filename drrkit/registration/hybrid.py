@@ -47,7 +47,7 @@ def hybrid(
         TypeError, ValueError: as Stage.
     """
     notes: dict[str, Any] = getattr(learned, "notes", {})
-    scale = {
+    scale: dict[str, Any] = {
         "pixel_mm": pixel_mm or notes.get("pixel_mm", PIXEL_MM),
         "voxel_mm": voxel_mm or notes.get("voxel_mm"),
         "iterations": iterations,
@@ -55,7 +55,7 @@ def hybrid(
     if callable(getattr(learned, "update", None)):
         first = Stage(optimiser="regressor", regressor=learned, final_step=0.5, **scale)
     elif callable(getattr(learned, "prepare", None)):
-        lengths = {"step": step, "patience": PATIENCE, "final_step": step / 20}
+        lengths: dict[str, Any] = {"step": step, "patience": PATIENCE, "final_step": step / 20}
         first = Stage(learned, optimiser="directions", **lengths, **scale)
     else:
         first = Stage(learned, optimiser="gradient", step=step, final_step=step / 20, **scale)

@@ -28,7 +28,7 @@ from drrkit.registration.motion import mean_depth, motion_units, moved
 from drrkit.registration.optimiser import PoseOptimiser
 from drrkit.registration.presets import resolve_stages
 from drrkit.registration.prior import PosePrior, PriorTerm
-from drrkit.registration.progress import count_steps, progress_bar, run
+from drrkit.registration.progress import Watcher, count_steps, progress_bar, run
 from drrkit.registration.refine import TrustRegion
 from drrkit.registration.regression import PoseRegression, proposals
 from drrkit.registration.result import DEPTH_LIMIT_MM, RegistrationResult, StageRecord
@@ -53,7 +53,7 @@ def register(
     center: Tensor | None = None,
     method: str = "joseph",
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | Watcher = False,
 ) -> RegistrationResult:
     """Find the pose at which a rendered volume agrees with an X-ray image.
 
@@ -83,7 +83,9 @@ def register(
             the scene's `center`. [n, 3] for n bodies.
         method: projector method, as in `render`.
         seed: of the starts that stages with several draw; the same seed gives the same result.
-        progress: show a progress bar (needs tqdm; silently none without it).
+        progress: show a progress bar (needs tqdm; silently none without it); or a function that is
+            told the best pose so far, [4, 4] ([n, 4, 4] for n bodies), and its loss in the current
+            stage after every step, and may raise KeyboardInterrupt to end with that pose.
 
     Returns:
         a RegistrationResult; with a UserWarning where the images do not show the depth.
@@ -119,7 +121,7 @@ def register(
         all_world_to_camera=found.pose,
         all_loss=found.loss,
     )
-    if result.depth_observable is False:
+    if result.depth_observable is False and result.sigma is not None:
         warnings.warn(
             f"depth is not observable: standard deviation {float(result.sigma[5::6].max()):.3g} mm,"
             f" more than {DEPTH_LIMIT_MM:g} mm; a second view or a prior would tell it",
@@ -210,8 +212,7 @@ class Registration:
 
     def _confidence(self, found: Candidates) -> float:
         best = found.pose[int(found.loss.argmin())][None]
-        depth = mean_depth(best, self.center)
-        return agreement(self.scene, self.views, best, depth, self.method)
+        return agreement(self.scene, self.views, best, self.method)
 
     def through(self, stages: Sequence[Stage | Search], found: Candidates) -> Candidates:
         """What the stages make of the poses; after an interruption the best up to then."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from drrkit.registration.stages import Search, Stage
 
-__all__ = ["count_steps", "progress_bar", "run"]
+__all__ = ["Watcher", "count_steps", "progress_bar", "run"]
+
+Watcher = Callable[[Tensor, float], None]
+"""Is told the best pose so far ([4, 4], or [n, 4, 4] for n bodies) and its loss after every step.
+Raising KeyboardInterrupt ends the work as Ctrl-C does."""
 
 
 class Steps(Protocol):
@@ -21,6 +25,8 @@ class Steps(Protocol):
     def stop_reason(self) -> str: ...
     @property
     def best_loss(self) -> Tensor: ...
+    @property
+    def best_pose(self) -> Tensor: ...
     def step(self) -> None: ...
 
 
@@ -30,7 +36,7 @@ def run(work: Steps, bar: Any) -> str:
         while not work.finished:
             work.step()
             bar.update(1)
-            bar.set_postfix(loss=f"{float(work.best_loss.min()):.4f}", refresh=False)
+            bar.show(work)
     except KeyboardInterrupt:
         return "interrupted"
     return work.stop_reason
@@ -40,14 +46,30 @@ class _NoBar:
     """Stands in for a progress bar."""
 
     def set_description(self, text: str) -> None: ...
-    def set_postfix(self, **values: Any) -> None: ...
+    def show(self, work: Steps) -> None: ...
     def update(self, steps: int) -> None: ...
     def add(self, steps: int) -> None: ...
     def close(self) -> None: ...
 
 
-def progress_bar(stages: Sequence[Stage | Search], wanted: bool) -> Any:
-    """A bar over the steps of the stages; those of a search are added when it begins."""
+class _Told(_NoBar):
+    """Tells a watcher instead of drawing a bar."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
+
+    def show(self, work: Steps) -> None:
+        best = int(work.best_loss.argmin())
+        self.watcher(work.best_pose[best].detach().clone(), float(work.best_loss[best]))
+
+
+def progress_bar(stages: Sequence[Stage | Search], wanted: bool | Watcher) -> Any:
+    """A bar over the steps of the stages; those of a search are added when it begins.
+
+    Where a watcher is given, what tells it of every step.
+    """
+    if callable(wanted):
+        return _Told(wanted)
     if not wanted:
         return _NoBar()
     try:
@@ -55,10 +77,14 @@ def progress_bar(stages: Sequence[Stage | Search], wanted: bool) -> Any:
     except ImportError:
         return _NoBar()
 
-    class Bar(tqdm):
+    # tqdm.auto chooses the class by where it runs.
+    class Bar(tqdm):  # ty: ignore[unsupported-base]
         def add(self, steps: int) -> None:
             self.total += steps
             self.refresh()
+
+        def show(self, work: Steps) -> None:
+            self.set_postfix(loss=f"{float(work.best_loss.min()):.4f}", refresh=False)
 
     return Bar(total=count_steps(stages), unit="step")
 

@@ -45,12 +45,12 @@ class RegistrationResult:
         world_to_camera: [4, 4] float64, the pose of lowest loss in the last stage; [n, 4, 4] for
             Bodies.
         loss: its loss there, with the prior where there is one.
-        confidence: 0 to 1, the gradient correlation (1 - gradient_ncc, not below 0) of the X-ray
-            with the volume rendered at `world_to_camera`, on pixels of about 3.5 mm at the patient
-            and blurred, so that noise hardly counts; the mean over the views of several cameras.
-            A measure of agreement, not a probability. In simulated X-rays 0.8 separates right ends
-            from wrong ones; in X-rays that show more than the volume does, compare it between
-            registrations of the same kind, and distrust the outliers.
+        confidence: 0 to 1, how well the X-ray agrees with the volume rendered at
+            `world_to_camera`: the mean correlation of derivatives in patches a quarter of the X-ray
+            wide, on 64 pixels along it and blurred, so that noise hardly counts; the mean over the
+            views of several cameras. A measure of agreement, not a probability. In simulated X-rays
+            0.7 separates right ends from wrong ones; in X-rays that show more than the volume does,
+            compare it between registrations of the same kind, and distrust the outliers.
         covariance: [6, 6] float64 of xi (rad, mm) about the volume's centre, in camera axes, from
             the last stage's residuals; None where its optimiser has no Jacobian, or its similarity
             (other than mse, soft_dice and correlations) no known curvature. It knows noise and what

@@ -96,6 +96,13 @@ class GlobalSearch:
         """[1] one minus the best score so far."""
         return self.trace[-1] if self.trace else self.start.new_full((1,), torch.inf)
 
+    @property
+    def best_pose(self) -> Tensor:
+        """[1, 4, 4] the pose of the best match so far, the start before there is one."""
+        if self.peaks is None or self.peaks.score.numel() == 0:
+            return self.start[None]
+        return self._poses(self.peaks.best(1))
+
     def step(self) -> None:
         """Render a batch of wide images and match the templates with them."""
         batch = self.batches[self.steps]

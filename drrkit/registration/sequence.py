@@ -155,6 +155,7 @@ class _Track:
                 best = result
             if stopped or not self._is_lost(best):
                 break
+        assert best is not None  # there is at least one pipeline
         lost = self._is_lost(best)
         self.frames.append(best)
         self.attempts.append(attempt)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor
 
-from drrkit.similarity.cdreg import decomposition_loss
+from drrkit.similarity.cdreg import CDReg, decomposition_loss
 from drrkit.similarity.objectives import objective_loss
 from drrkit.similarity.task import SimilarityTask
 
@@ -21,9 +23,10 @@ class CDRegTask(SimilarityTask):
     def losses(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         """ "loss", the weighted sum of "approach" and "decomposition", and these."""
         patient, theta, target, xray = self.batch(step, rank)
-        features = self.model.features(self.projections(patient, theta), xray)
-        similarity = self.model.score(features)
+        model = cast(CDReg, self.model)
+        features = model.features(self.projections(patient, theta), xray)
+        similarity = model.score(features)
         approach = objective_loss(self.recipe.objective, similarity, theta, target)
         decomposition = decomposition_loss(features).to(approach)
-        loss = self.model.uncertainty(approach, decomposition)
+        loss = model.uncertainty(approach, decomposition)
         return {"loss": loss, "approach": approach, "decomposition": decomposition}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class VolumeExpansion(nn.Module):
         features = values[None, None]
         for layer in self.layers:
             # Not in place: the sum below, and second derivatives, read these tensors.
-            features = torch.relu(_convolved(layer, features))
+            features = torch.relu(_convolved(cast(nn.Conv3d, layer), features))
         return repeated + features[0]
 
 

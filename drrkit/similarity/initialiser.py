@@ -54,6 +54,8 @@ class PoseInitialiser(PoseRegressor):
         threshold_hu, voxel_mm: as of every PoseRegressor.
     """
 
+    span: Tensor
+
     def __init__(
         self,
         *,
@@ -103,8 +105,9 @@ class PoseInitialiser(PoseRegressor):
         for outside in hidden:
             layers += [nn.Linear(wide, outside), nn.ReLU()]
             wide = outside
-        self.pose = nn.Sequential(*layers, nn.Linear(wide, 6))
-        nn.init.constant_(self.pose[-1].bias, 3.0)
+        last = nn.Linear(wide, 6)
+        nn.init.constant_(last.bias, 3.0)
+        self.pose = nn.Sequential(*layers, last)
 
     def predict(self, moving: Tensor, fixed: Tensor, volume: Volume) -> Tensor:
         """theta [B, 6] in [-1, 1], B that of `fixed` or, for one X-ray, of `moving`."""
@@ -150,7 +153,7 @@ class PoseInitialiser(PoseRegressor):
         """The volume's values [1, 1, side, side, side], the largest one 1."""
         values = volume.values.reshape(1, 1, *volume.values.shape[-3:])
         values = values / values.amax().clamp_min(1e-6)
-        size = (self.cube,) * 3
+        size = self.cube, self.cube, self.cube
         if min(values.shape[-3:]) >= self.cube:
             return functional.adaptive_avg_pool3d(values, size)
         return functional.interpolate(values, size, mode="trilinear", align_corners=False)

@@ -6,6 +6,8 @@ in the form of CDDFuse's detail branch (Zhao et al., CVPR 2023), which CDreg use
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -52,7 +54,8 @@ class CouplingStep(nn.Module):
         first, second = image.chunk(2, 1)
         first = (first - self.eta(second)) * (-self.rho(second)).exp()
         second = second - self.phi(first)
-        mixed = torch.cat((first, second), 1) - self.shuffle.bias[:, None, None]
+        bias = cast(Tensor, self.shuffle.bias)
+        mixed = torch.cat((first, second), 1) - bias[:, None, None]
         weight = torch.linalg.inv(self.shuffle.weight[:, :, 0, 0])
         return functional.conv2d(mixed, weight[:, :, None, None])
 
@@ -79,5 +82,5 @@ class InvertibleNetwork(nn.Module):
     def inverse(self, image: Tensor) -> Tensor:
         """The input that `forward` makes this image of."""
         for step in reversed(self.steps):
-            image = step.inverse(image)
+            image = cast(CouplingStep, step).inverse(image)
         return image

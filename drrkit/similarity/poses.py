@@ -129,7 +129,7 @@ class PoseSampling:
         self, widths: tuple[float, ...], normal: bool, count: int, generator: Any
     ) -> tuple[Tensor, Tensor]:
         """Rotations [count, 3, 3] and shifts [count, 3]."""
-        options = {"generator": generator, "dtype": torch.float64}
+        options: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
         drawn = torch.randn(count, 6, **options) if normal else _uniform(count, options)
         drawn = drawn * torch.tensor(widths, dtype=torch.float64)
         angles = torch.deg2rad(drawn[:, :3])

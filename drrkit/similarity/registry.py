@@ -59,5 +59,6 @@ def construct(kind: str, settings: Mapping[str, Any]) -> nn.Module:
         names = ", ".join(repr(known) for known in KINDS)
         raise ValueError(f"kind: expected one of {names}, got {kind!r}")
     network = KINDS[kind](**settings)
-    network.kind, network.settings = kind, dict(settings)
+    # torch's annotation knows tensors and modules only.
+    network.kind, network.settings = kind, dict(settings)  # ty: ignore[invalid-assignment]
     return network

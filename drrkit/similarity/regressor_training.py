@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -183,7 +184,7 @@ class RegressorTask:
 
     def _rounds(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """The mean of the rounds' losses, and the poses [B, 4, 4] where they end."""
-        model, total = self.model, pairs.fixed.new_zeros(())
+        model, total = cast(PoseRegressor, self.model), pairs.fixed.new_zeros(())
         for _ in range(self.recipe.rounds):
             with torch.no_grad():
                 moving = render(pairs.volume, self.camera, pairs.world_to_camera)

@@ -19,7 +19,7 @@ VERSION = 1
 """Of the file's layout; a reader refuses a newer one."""
 
 
-def save_similarity(network: nn.Module, path: str | os.PathLike[str], **notes: Any) -> None:
+def save_similarity(network: nn.Module, path: str | os.PathLike[str], /, **notes: Any) -> None:
     """Write a network that `build`, `construct` or `load_similarity` made.
 
     The file appears under its name only once it is complete, and replaces one of the same name in

@@ -172,7 +172,7 @@ class Volume:
         """Boolean [D, H, W]: where the label map has one of ``labels``."""
         if self.labels is None:
             raise ValueError("labels: this volume has no label map to select from")
-        wanted = [labels] if isinstance(labels, numbers.Integral) else list(labels)  # type: ignore[arg-type]
+        wanted = [labels] if isinstance(labels, (int, numbers.Integral)) else list(labels)
         if not wanted:
             raise ValueError("labels: expected at least one label, got none")
         mask = torch.zeros_like(self.labels, dtype=torch.bool)

@@ -151,7 +151,7 @@ def _open_field(image: Tensor, kind: str, level: float | str | None, border: int
     everything = torch.ones_like(image, dtype=torch.bool)
     if level is None:
         return everything
-    levels = AUTO_LEVELS if level == "auto" else (level,)
+    levels = AUTO_LEVELS if isinstance(level, str) else (level,)
     for share in levels:
         depth = _depth_of_the_open(image, kind, share)
         if int((depth < 0).sum()) < 0.005 * depth.numel():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -227,7 +227,11 @@ class _Draws:
                 raise TypeError(f"seed: expected an integer or a torch.Generator, got {seed!r}")
             seed = torch.Generator(images.device).manual_seed(seed)
         self._images = images
-        self._options = {"generator": seed, "device": seed.device, "dtype": images.dtype}
+        self._options: dict[str, Any] = {
+            "generator": seed,
+            "device": seed.device,
+            "dtype": images.dtype,
+        }
         self.size = (int(images.shape[-2]), int(images.shape[-1]))
 
     def uniform(self, low: float, high: float) -> Tensor:

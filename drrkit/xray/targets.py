@@ -103,13 +103,14 @@ class TargetSynthesis:
     def _model(self, generator: torch.Generator) -> XrayModel:
         which, *units = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
         photons, scatter, noise, blur = units
+        fewest, most = self.photons
 
         def at(unit: float, limits: Range) -> float:
             return limits[0] + (limits[1] - limits[0]) * unit
 
         return XrayModel(
             spectrum=self.spectra[int(which * len(self.spectra))],
-            photons=math.exp(at(photons, tuple(math.log(n) for n in self.photons))),
+            photons=math.exp(at(photons, (math.log(fewest), math.log(most)))),
             scatter=at(scatter, self.scatter),
             electronic_noise=at(noise, self.electronic_noise),
             blur_sigma_px=at(blur, self.blur_sigma_px),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -171,7 +172,11 @@ def random_tool_pose(
     The direction is uniform on the sphere; the tip lies N(0, spread_mm) along every axis around
     `center` [3] (world mm), and up to depth_mm further along the tool. On the generator's device.
     """
-    options = {"generator": generator, "device": generator.device, "dtype": torch.float64}
+    options: dict[str, Any] = {
+        "generator": generator,
+        "device": generator.device,
+        "dtype": torch.float64,
+    }
     axis = torch.nn.functional.normalize(torch.randn(count, 3, **options), dim=-1)
     tip = center.to(axis) + spread_mm * torch.randn(count, 3, **options)
     tip = tip - depth_mm * torch.rand(count, 1, **options) * axis

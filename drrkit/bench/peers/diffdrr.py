@@ -70,8 +70,8 @@ class DiffDRR(TorchPeer):
             sdd=float(camera.sdd),
             height=rows,
             width=cols,
-            delx=col_pitch,
-            dely=row_pitch,
+            delx=float(col_pitch),
+            dely=float(row_pitch),
             renderer=self.method,
             reverse_x_axis=False,
         ).to(self.device)

@@ -71,7 +71,7 @@ class Plastimatch(Peer):
         return 10.0 * result  # it divides by 10 on the way out
 
     def _command(self, seen: Viewpoint, camera: Camera) -> list[str]:
-        (rows, cols), (row_pitch, col_pitch) = camera.size, camera.pixel_spacing
+        (rows, cols), (row_pitch, col_pitch) = camera.size, map(float, camera.pixel_spacing)
         isocenter = seen.source + self.sod * seen.towards
 
         def numbers(*values: float) -> str:

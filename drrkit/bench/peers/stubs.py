@@ -18,7 +18,8 @@ class Stub(types.ModuleType):
     classes stand in annotations and as bases.
     """
 
-    __path__: ClassVar[list[str]] = []  # a package: submodules are stubs, too
+    # A package: submodules are stubs, too. In the class, as __getattr__ answers for objects.
+    __path__: ClassVar[list[str]] = []  # ty: ignore[incompatible-attribute-override]
     importing = 0
 
     def __getattr__(self, name: str) -> Any:

@@ -1,0 +1,422 @@
+"""The ablations of the ProST paper at the scale of bench/train_prost.py.
+
+    python bench/prost_ablations.py all --work FOLDER [--cases 40] [--steps 1000]
+    python bench/prost_ablations.py train --run no-3d        one network
+    python bench/prost_ablations.py register --row no-3d:plain   one row of the table
+    python bench/prost_ablations.py report
+
+FOLDER is that of train_prost.py: its networks (the baseline "direction", "mse" and
+"direction-2020") are used as they are, and what is trained here differs from the baseline in one
+thing each, with the same subjects, poses, steps and seed:
+
+    no-3d        three copies of the volume instead of the 3D network's channels
+    full-ct      the whole CT as moving volume instead of bone
+    randomised   the paper's domain randomisation of the training X-rays (the baseline has none)
+    deepim, dmw  regressors instead of a similarity; three times the steps, so that they train for
+                 about as long, as theirs need no double backward pass
+    spine        the baseline, trained on another anatomy
+
+A row of the table is a network (or none) and a kind of target. All rows of a kind share starts,
+targets and subjects, of which none was trained on; each network is followed down alone and then by
+CMA-ES with the same budget. The networks see the bone that they were trained with, the label of
+what moves as one piece; CMA-ES sees the CT. Rows of names with "+femurs" give the network all bones
+by a threshold, as train_prost.py does. Every part goes on from where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import train_prost as small
+from prost_ablations_report import report
+from torch import Tensor, nn
+
+from drrkit import Stage, Volume, metrics, register
+from drrkit.phantoms import random_anatomy
+from drrkit.similarity import (
+    NETWORKS,
+    REGRESSOR_RECIPES,
+    Configuration,
+    PoseRegressor,
+    RegressorTask,
+    SimilarityTask,
+    TrainingPatient,
+    TrainingRecipe,
+    construct,
+    cosines,
+    geodesic_gradient,
+    load_similarity,
+    pose_gradient,
+    save_similarity,
+)
+from drrkit.similarity.task import Synthesis, simulated
+from drrkit.training import generator, load_checkpoint, train
+from drrkit.xray import TargetSynthesis, randomise
+
+BASELINE = NETWORKS[small.NETWORK]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A network that is trained here: how it differs from the baseline.
+
+    whole: the moving volume is the CT and not the bone.
+    randomised: training X-rays are.
+    """
+
+    network: Configuration = BASELINE
+    anatomy: str = "pelvis"
+    whole: bool = False
+    randomised: bool = False
+
+
+RUNS = {
+    "no-3d": Run(BASELINE.but(expansion=(3,))),
+    "full-ct": Run(BASELINE.but(threshold_hu=None), whole=True),
+    "randomised": Run(randomised=True),
+    "deepim": Run(NETWORKS["deepim-small"]),
+    "dmw": Run(NETWORKS["dmw-small"]),
+    "spine": Run(anatomy="spine"),
+}
+REGRESSORS = ("deepim", "dmw")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The X-rays that are registered.
+
+    randomised: by the paper's domain randomisation, which they were not trained for; their polarity
+        is then righted, as it is known of real X-rays.
+    aside_mm: how far the volume's centre is from the beam's axis, in any direction across it.
+    """
+
+    synthesise: Synthesis = simulated
+    anatomy: str = "pelvis"
+    randomised: bool = False
+    aside_mm: float = 0.0
+
+
+TARGETS = {
+    "plain": Targets(),
+    "realistic": Targets(TargetSynthesis()),
+    "corrupted": Targets(TargetSynthesis(), randomised=True),
+    "tools": Targets(TargetSynthesis(tool_probability=1.0)),
+    "partial": Targets(aside_mm=70.0),
+    "spine": Targets(anatomy="spine"),
+}
+FEMURS = "+femurs"
+NONE = "none"  # CMA-ES from the start
+PIXEL_MM = 2.176 * 2
+ROWS = {
+    "plain": (
+        NONE,
+        "direction",
+        *RUNS,
+        "mse",
+        "direction-2020",
+        f"direction{FEMURS}",
+        f"deepim{FEMURS}",
+    ),
+    "tools": (NONE, "direction", "deepim", "randomised"),
+    "partial": (NONE, "direction", "deepim", "randomised"),
+    "realistic": (NONE, "direction", "randomised"),
+    "corrupted": (NONE, "direction", "randomised"),
+    "spine": (NONE, "direction", "spine"),
+}
+TABLE = [
+    f"{run}:{kind}"
+    for kind, runs in ROWS.items()
+    for run in runs
+    if (run, kind) != ("spine", "plain")
+]
+REGRESSOR_STEPS = 3  # for each of a similarity
+REGRESSOR_UPDATES = 4  # as many as DeepIM is trained for
+
+
+# ---- subjects and views
+
+
+def subject(anatomy: str, seed: int, work: Path) -> Volume:
+    """A subject of either anatomy in HU with labels; drawn once."""
+    if anatomy == "pelvis":
+        return small.subject(seed, work)
+    path = work / "subjects" / f"{anatomy}_{seed}.pt"
+    if not path.exists():
+        ct = random_anatomy(anatomy, seed, shape=48)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        torch.save((ct.values, ct.labels, ct.spacing, ct.origin), part)
+        part.replace(path)
+    values, labels, spacing, origin = torch.load(path, weights_only=True)
+    return Volume(values, spacing, origin, unit="HU", labels=labels)
+
+
+def patients(
+    seeds: Sequence[int], network: Any, work: Path, anatomy: str, whole: bool
+) -> list[TrainingPatient]:
+    bones = None if whole else small.BONE
+    return [
+        TrainingPatient.of(f"{anatomy} {seed}", subject(anatomy, seed, work), network, bones=bones)
+        for seed in seeds
+    ]
+
+
+def views(
+    kind: str, patient: TrainingPatient, count: int, number: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Starts theta, X-rays and true theta; of "plain" those of train_prost.py."""
+    targets = TARGETS[kind]
+    random = generator(99, int(patient.name.split()[-1]), number)
+    theta, target = small.SAMPLING.draw(patient.chart, count, random)
+    seed = int(torch.randint(2**31 - 1, (), generator=random))
+    if targets.aside_mm:
+        angle = 2 * math.pi * torch.rand(count, generator=random, dtype=torch.float64)
+        shift = torch.stack((angle.cos(), angle.sin()), 1) * targets.aside_mm / patient.chart.unit
+        for pose in (theta, target):
+            pose[:, 3:5] += shift
+    with torch.no_grad():
+        pose = patient.chart.world_to_camera(target)
+        xray = targets.synthesise(patient.ct, small.CAMERA, pose, seed).float()
+        if targets.randomised:
+            xray = righted(paper_randomised(xray, seed), xray)
+    return theta, xray, target
+
+
+def paper_randomised(images: Tensor, seed: int) -> Tensor:
+    return randomise(images, "prost", seed=seed)
+
+
+def righted(changed: Tensor, plain: Tensor) -> Tensor:
+    """Images [B, 1, r, c] turned bright to dark where they are so against `plain`."""
+    both = (image - image.mean((-1, -2), keepdim=True) for image in (changed, plain))
+    against = math.prod(both).sum((-1, -2), keepdim=True) < 0
+    return torch.where(against, changed.amax((-1, -2), keepdim=True) - changed, changed)
+
+
+# ---- training
+
+
+def trained(name: str, options: argparse.Namespace) -> None:
+    """Train one of RUNS, or go on with it; leaves its best validation in FOLDER/ablations."""
+    run, work = RUNS[name], options.work
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = construct(run.network.kind, run.network.settings)
+    steps = options.steps * (REGRESSOR_STEPS if isinstance(network, PoseRegressor) else 1)
+    task, watch, mode = task_of(run, network, steps, options)
+    result = train(
+        task,
+        work / "ablations" / name,
+        steps=steps,
+        validate_every=100,
+        save_every=25,
+        clip_norm=10.0,
+        config={"name": name, "steps": steps, "batch": task.recipe.batch},
+        watch=watch,
+        mode=mode,
+        progress=False,
+    )
+    if result.interrupted:
+        raise SystemExit(f"{name}: interrupted at step {result.step}")
+    network.load_state_dict(load_checkpoint(result.best).model)
+    save_similarity(network, work / "ablations" / f"{name}.pt", step=result.best_step)
+    facts = {
+        "steps": result.step,
+        "step": result.best_step,
+        "batch": task.recipe.batch,
+        "seconds": result.seconds,
+        "watched": watch,
+        "validation": result.best_value,
+        "weights": sum(p.numel() for p in network.parameters()),
+        "load_average": os.getloadavg(),
+    }
+    small.write(work / "ablations" / f"{name}.json", facts)
+    print(name, json.dumps(facts), flush=True)
+
+
+def task_of(
+    run: Run, network: Any, steps: int, options: argparse.Namespace
+) -> tuple[Any, str, str]:
+    """The task, what its validation watches, and whether that is to be small or large."""
+    groups = [
+        patients(seeds, network, options.work, run.anatomy, run.whole)
+        for seeds in (small.TRAINED, small.HELD_OUT)
+    ]
+    changed = (
+        (lambda images, seed: randomise(images, "prost", seed=seed)) if run.randomised else None
+    )
+    if isinstance(network, PoseRegressor):
+        published = REGRESSOR_RECIPES[network.kind]
+        falls = {"rate": 1e-3, "every": max(1, steps // 10), "factor": 0.7}
+        recipe = replace(published, sampling=small.SAMPLING, **falls)
+        return (
+            RegressorTask(network, *groups, small.CAMERA, recipe, randomise=changed),
+            "mtre",
+            "min",
+        )
+    recipe = TrainingRecipe(batch=options.batch, rate=1e-3, steps=steps)
+    task = SimilarityTask(network, *groups, small.CAMERA, small.SAMPLING, recipe, randomise=changed)
+    return task, "cosine", "max"
+
+
+def network_of(name: str, work: Path) -> nn.Module | None:
+    if name == NONE:
+        return None
+    name = name.removesuffix(FEMURS)
+    folder = work / "ablations" if name in RUNS else work
+    return load_similarity(folder / f"{name}.pt")
+
+
+# ---- rows of the table
+
+
+def measured(row: str, options: argparse.Namespace) -> None:
+    """The cosine and all registrations of a row, in FOLDER/ablations/RUN_KIND.json and .jsonl."""
+    name, kind = row.split(":")
+    network = network_of(name, options.work)
+    folder = options.work / "ablations"
+    path = folder / f"{name}_{kind}.jsonl"
+    done = {found["case"] for found in small.rows_of(path)}
+    facts = folder / f"{name}_{kind}.json"
+    gradients = not (network is None or isinstance(network, PoseRegressor) or FEMURS in name)
+    if gradients and not facts.exists():
+        small.write(facts, tested_cosine(name, network, kind, options.work))
+    all_of = FEMURS in name or (name in RUNS and RUNS[name].whole)
+    plain = network_of("direction", options.work)  # for the chart of poses only
+    for case in range(options.cases):
+        if case in done:
+            continue
+        seed = small.TESTED[case % len(small.TESTED)]
+        (patient,) = patients([seed], plain, options.work, TARGETS[kind].anatomy, False)
+        found = {
+            "case": case,
+            "subject": patient.name,
+            **outcome(patient, case, kind, network, all_of),
+        }
+        with path.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+    print(row, len(small.rows_of(path)), "cases", flush=True)
+
+
+def tested_cosine(name: str, network: Any, kind: str, work: Path) -> dict[str, float]:
+    """Cosines of pose gradients with the geodesic one's, on subjects never trained on."""
+    whole = name in RUNS and RUNS[name].whole
+    found, wanted = [], []
+    for patient in patients(small.TESTED, network, work, TARGETS[kind].anatomy, whole):
+        task = SimilarityTask(
+            network, [patient], [], small.CAMERA, small.SAMPLING, TrainingRecipe()
+        )
+        theta, xray, target = views(kind, patient, 16, 0)
+        theta.requires_grad_()
+        found.append(pose_gradient(task.similarity(patient, theta, xray), theta))
+        wanted.append(geodesic_gradient(theta.detach(), target))
+    rotation, translation = cosines(torch.cat(found), torch.cat(wanted))
+    return {
+        "cosine": float((rotation + translation).mean() / 2),
+        "cosine_rotation": float(rotation.mean()),
+        "cosine_translation": float(translation.mean()),
+        "pairs": rotation.numel(),
+    }
+
+
+def outcome(
+    patient: TrainingPatient, case: int, kind: str, network: Any, all_of: bool
+) -> dict[str, float]:
+    """One case: mm at the start, after the network alone, and after CMA-ES from there.
+
+    all_of: the network is given the whole CT, and not only the bone that it is trained with.
+    """
+    theta, xray, target = views(kind, patient, 1, 1 + case)
+    start, truth = (patient.chart.world_to_camera(pose) for pose in (theta, target))
+    points = small.targets(patient.ct)
+    reached = start
+    if network is not None:
+        stages = (first_stage(network),)
+        bone = (patient.ct if all_of else patient.ct.select(small.BONE)).to_mu()
+        found = register(bone, small.CAMERA, xray, start, stages=stages, seed=case)
+        reached = found.world_to_camera
+    scene = patient.ct.to_mu()
+    end = register(scene, small.CAMERA, xray, reached, stages=(small.CMAES,), seed=case)
+    return {
+        "start_mm": float(metrics.mtre(start, truth, points)),
+        "alone_mm": float(metrics.mtre(reached, truth, points)),
+        "mtre_mm": float(metrics.mtre(end.world_to_camera, truth, points)),
+        "rotation_deg": math.degrees(float(metrics.rotation_error(end.world_to_camera, truth))),
+        "visible": visible_share(truth, points),
+    }
+
+
+def first_stage(network: Any) -> Stage:
+    if isinstance(network, PoseRegressor):
+        return Stage(optimiser="regressor", regressor=network, iterations=REGRESSOR_UPDATES)
+    return small.descent(network)
+
+
+def visible_share(truth: Tensor, points: Tensor) -> float:
+    """How much of the bone the X-ray shows."""
+    pose = truth.reshape(4, 4).double()
+    x, y, z = (points @ pose[:3, :3].T + pose[:3, 3]).unbind(-1)
+    rows, cols = small.CAMERA.size
+    half = torch.tensor((cols, rows), dtype=torch.float64) * PIXEL_MM / 2
+    across = 1020.0 * torch.stack((x, y), -1) / z[:, None]
+    return float((across.abs() <= half).all(-1).double().mean())
+
+
+# ---- the script
+
+
+def everything(options: argparse.Namespace) -> None:
+    """All parts, two processes of one thread at a time."""
+    shared = ["--work", str(options.work), "--cases", str(options.cases)]
+    shared += ["--steps", str(options.steps), "--batch", str(options.batch)]
+
+    def part(words: Sequence[str]) -> None:
+        subprocess.run([sys.executable, __file__, *words, *shared], check=True)
+
+    for parts in ([["train", "--run", n] for n in RUNS], [["register", "--row", r] for r in TABLE]):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(part, parts))
+    report(options)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("part", choices=("all", "train", "register", "report"))
+    parser.add_argument("--run", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--row", nargs="+", choices=TABLE, default=TABLE, metavar="RUN:TARGETS")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps (1000)")
+    parser.add_argument("--batch", type=int, default=8, help="image pairs a step (8)")
+    parser.add_argument("--cases", type=int, default=40, help="registrations a row (40)")
+    parser.add_argument("--work", type=Path, default=Path("build/prost_small"))
+    default = Path(__file__).parent / "results" / "prost_ablations"
+    parser.add_argument("--output", type=Path, default=default, help="folder of the tables")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    torch.set_num_threads(1)
+    parts: dict[str, Callable[[argparse.Namespace], Any]] = {
+        "all": everything,
+        "train": lambda o: [trained(name, o) for name in o.run],
+        "register": lambda o: [measured(row, o) for row in o.row],
+        "report": report,
+    }
+    (options.work / "ablations").mkdir(parents=True, exist_ok=True)
+    parts[options.part](options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,407 @@
+"""What the viewer knows and does, without any web: pose, picture, loss, registration."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from drrkit.geometry import Camera, perturb, volume_center
+from drrkit.projector import Projector
+from drrkit.registration import AUTO, GLOBAL, SIMILARITIES, Search, Stage, register
+from drrkit.registration.motion import mean_depth, motion_of
+from drrkit.registration.views import View, make_views, pixel_at
+from drrkit.report import to_display
+from drrkit.report.scene import describe_geometry, scene_svg
+from drrkit.viewer.slices import Picture, Slices
+from drrkit.volume import Volume
+
+__all__ = ["STRATEGIES", "Look", "Session", "strategy_stages"]
+
+STRATEGIES = {
+    "auto": "coarse to fine; the chosen loss finishes",
+    "throughout": "coarse to fine with the chosen loss only",
+    "global": "search all around first; the chosen loss finishes",
+}
+"""How to register, and what that means."""
+
+PREVIEW_PIXELS, FINE_PIXELS = 256, 1024  # along the longer side
+FARTHEST_MM = 5000.0
+DEFAULT_SIMILARITY = "gradient_ncc"
+
+
+def strategy_stages(strategy: str, similarity: str) -> tuple[Stage | Search, ...]:
+    """The stages of a registration as the viewer offers it.
+
+    Args:
+        strategy: of STRATEGIES.
+        similarity: a name in drrkit.registration.SIMILARITIES.
+
+    Raises:
+        ValueError: unknown names.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
+    if strategy == "throughout":
+        return tuple(replace(stage, similarity=similarity) for stage in AUTO)
+    first = GLOBAL if strategy == "global" else AUTO
+    return (*first[:-1], replace(AUTO[-1], similarity=similarity))
+
+
+@dataclass(frozen=True)
+class Look:
+    """The scene at one moment.
+
+    Attributes:
+        version: counts the session's changes; a look of a lower version is outdated.
+        pose_version: counts the pose's changes only.
+        picture: the DRR.
+        fine: whether the DRR has all its pixels and the geometry is told, not a preview only.
+        xi: [6] the way from the start, rad and mm, in camera axes about the volume's centre.
+        loss: of the chosen similarity on the preview's pixels; None where it cannot be computed.
+        running: whether a registration is under way.
+        steps: how many steps it has made.
+        message: what happened last.
+        geometry: where source and detector stand, in a sentence; None in a preview.
+        drawing: the same as an SVG picture; None in a preview.
+    """
+
+    version: int
+    pose_version: int
+    picture: Picture
+    fine: bool
+    xi: tuple[float, ...]
+    loss: float | None
+    similarity: str
+    running: bool
+    steps: int
+    message: str
+    world_to_camera: tuple[tuple[float, ...], ...]
+    geometry: str | None
+    drawing: str | None
+
+
+class Session:
+    """A CT, an X-ray and a pose between them that is moved, registered, reset and saved.
+
+    Methods may be called from any thread; those that change something tell the listeners.
+
+    Args:
+        volume: in mu.
+        camera: the X-ray's.
+        xray: [1, 1, rows, cols] or [rows, cols], bone bright.
+        start: [4, 4] or [1, 4, 4] world_to_camera.
+        mask: float weights of the X-ray's shape, or None.
+        method: projector method, as in `render`.
+        save: is called with world_to_camera [4, 4] and what is known about it when the pose is to
+            be saved; None where nothing can be.
+
+    Raises:
+        TypeError, ValueError: an argument is not what is described here.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        camera: Camera,
+        xray: Tensor,
+        start: Tensor,
+        *,
+        mask: Tensor | None = None,
+        method: str = "joseph",
+        save: Callable[[Tensor, dict[str, Any]], str] | None = None,
+    ) -> None:
+        if volume.unit != "mu":
+            raise ValueError(f"volume: expected mu (convert with to_mu), got unit {volume.unit!r}")
+        if volume.values.dim() != 3:
+            raise ValueError(f"volume: expected one value a voxel, got {volume.values.shape[0]}")
+        if start.numel() != 16:
+            raise ValueError(f"start: expected one pose [4, 4], got {tuple(start.shape)}")
+        self.volume, self.camera, self.method, self._save = volume, camera, method, save
+        self.center = volume_center(volume)
+        self.start = start.detach().reshape(4, 4).to(self.center)
+        self.slices = Slices(volume)
+        view = make_views(camera, xray, mask, None, volume.values)[0]
+        self._xray, self._mask = view.xray, view.mask
+        factors = [-(-max(camera.size) // pixels) for pixels in (PREVIEW_PIXELS, FINE_PIXELS)]
+        self._preview = _averaged(view, factors[0])
+        self.has_preview = factors[0] != factors[1]
+        fine = _averaged(view, factors[1]) if self.has_preview else self._preview
+        self.xray = Picture(to_display(fine.xray))
+        self._coarse = Projector(volume, self._preview.camera, method=method)
+        self._fine = Projector(volume, fine.camera, method=method)
+        self._lock, self._drawing = threading.RLock(), threading.Lock()
+        self._listeners: list[Callable[[], None]] = []
+        self._pose, self._similarity = self.start.clone(), DEFAULT_SIMILARITY
+        self._version = self._pose_version = 0
+        self._cache: dict[bool, tuple[int, Picture]] = {}
+        self._drr: tuple[int, Tensor] | None = None  # of the preview, for the loss
+        self._losses: dict[str, tuple[int, float | None]] = {}
+        self._worker: threading.Thread | None = None
+        self._stopping, self._running, self._steps, self._message = False, False, 0, ""
+
+    # ---- what is shown
+
+    @property
+    def version(self) -> int:
+        """Counts the changes of everything that a look shows."""
+        return self._version
+
+    @property
+    def running(self) -> bool:
+        """Whether a registration is under way."""
+        return self._running
+
+    @property
+    def can_save(self) -> bool:
+        """Whether a place to save the pose was named."""
+        return self._save is not None
+
+    @property
+    def world_to_camera(self) -> Tensor:
+        """The pose, [4, 4] float64."""
+        with self._lock:
+            return self._pose.clone()
+
+    @property
+    def xi(self) -> Tensor:
+        """[6] float64, rad and mm: the way from the start to the pose, as `perturb` takes it."""
+        return motion_of(self.start, self.world_to_camera[None], self.center)[0]
+
+    @property
+    def pixel_mm(self) -> float:
+        """The width of the shown X-ray's pixels at the volume's centre."""
+        depth = mean_depth(self.world_to_camera[None], self.center)
+        return pixel_at(self.camera, depth) * max(self.camera.size) / max(self.xray.pixels.shape)
+
+    def look(self, fine: bool = True) -> Look:
+        """The scene now; fine: with all pixels and the drawing, not only a preview's."""
+        with self._drawing:  # one at a time: two would only share the cores
+            with self._lock:
+                version, pose_version, pose = self._version, self._pose_version, self._pose
+                similarity, running = self._similarity, self._running
+                steps, message = self._steps, self._message
+            picture = self._rendered(pose, pose_version, fine and self.has_preview)
+            loss = self._loss(similarity, pose, pose_version)
+            svg = sentence = None
+            if fine:
+                svg = scene_svg(self.volume, self.camera, [self.start.cpu(), pose.cpu()])
+                sentence = describe_geometry(self.volume, self.camera, pose)
+        xi = motion_of(self.start, pose[None], self.center)[0]
+        return Look(
+            version=version,
+            pose_version=pose_version,
+            picture=picture,
+            fine=fine,
+            xi=tuple(xi.tolist()),
+            loss=loss,
+            similarity=similarity,
+            running=running,
+            steps=steps,
+            message=message,
+            world_to_camera=tuple(tuple(row) for row in pose.tolist()),
+            geometry=sentence,
+            drawing=svg,
+        )
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Calls a function after every change, from any thread; what is returned ends that."""
+        with self._lock:
+            self._listeners.append(listener)
+
+        def end() -> None:
+            with self._lock:
+                if listener in self._listeners:
+                    self._listeners.remove(listener)
+
+        return end
+
+    # ---- what is done
+
+    def place(self, xi: Tensor) -> None:
+        """Put the patient xi [6] (rad, mm) away from the start. Raises ValueError: out of reach."""
+        self._move(perturb(self.start, self._checked(xi), self.center)[0])
+
+    def nudge(self, xi: Tensor) -> None:
+        """Move the patient on by xi [6] (rad, mm, camera axes). Raises ValueError: out of reach."""
+        with self._lock:
+            self._move(perturb(self._pose, self._checked(xi), self.center)[0])
+
+    def reset(self) -> None:
+        """Back to the start."""
+        self._move(self.start.clone())
+
+    def choose(self, similarity: str) -> None:
+        """The loss to show and to register with. Raises ValueError: an unknown name."""
+        if similarity not in SIMILARITIES:
+            raise ValueError(
+                f"similarity: expected one of {', '.join(SIMILARITIES)}, got {similarity!r}"
+            )
+        with self._lock:
+            self._refuse_while_running()
+            self._similarity = similarity
+        self._changed()
+
+    def register(self, strategy: str = "auto") -> None:
+        """Register from the pose as it is; returns at once, `wait` waits for the end.
+
+        Raises ValueError: an unknown strategy, or a registration is under way.
+        """
+        with self._lock:
+            self._refuse_while_running()
+            stages = strategy_stages(strategy, self._similarity)
+            self._stopping, self._running, self._steps = False, True, 0
+            self._message = "registering"
+            arguments = (stages, self._pose.clone())
+            self._worker = threading.Thread(target=self._register, args=arguments, daemon=True)
+            self._worker.start()
+        self._changed()
+
+    def stop(self) -> None:
+        """End a registration after its present step; the best pose so far stays."""
+        with self._lock:
+            self._stopping = True
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the end of a registration, seconds at most; whether none is under way."""
+        worker = self._worker
+        if worker is not None:
+            worker.join(timeout)
+        return not self._running
+
+    def save(self) -> str:
+        """Saves the pose; where to.
+
+        Raises:
+            ValueError: no place was named.
+            OSError: it cannot be written to.
+        """
+        if self._save is None:
+            raise ValueError("nothing to save into: start drrkit view with --output FILE.json")
+        look = self.look(fine=False)
+        pose = torch.tensor(look.world_to_camera, dtype=torch.float64)
+        place = self._save(pose, {"similarity": look.similarity, "loss": look.loss})
+        self._tell(f"saved {place}")
+        return place
+
+    # ---- inside
+
+    def _move(self, pose: Tensor) -> None:
+        middle = pose[:3, :3] @ self.center + pose[:3, 3]
+        if not bool(pose.isfinite().all()) or float(middle.norm()) > 2 * FARTHEST_MM:
+            raise ValueError(f"xi: expected a pose within {2 * FARTHEST_MM:g} mm of the source")
+        with self._lock:
+            self._refuse_while_running()
+            self._pose, self._message = pose, ""
+            self._pose_version += 1
+        self._changed()
+
+    def _checked(self, xi: Tensor) -> Tensor:
+        xi = torch.as_tensor(xi, dtype=torch.float64, device=self.center.device)
+        if xi.shape != (6,):
+            raise ValueError(f"xi: expected six numbers, got shape {tuple(xi.shape)}")
+        if not bool(xi.isfinite().all()) or float(xi[:3].abs().max()) > 2 * math.pi:
+            raise ValueError(f"xi: expected turns within a full one, got {xi.tolist()}")
+        if float(xi[3:].abs().max()) > FARTHEST_MM:
+            raise ValueError(f"xi: expected shifts within {FARTHEST_MM:g} mm, got {xi.tolist()}")
+        return xi
+
+    def _refuse_while_running(self) -> None:
+        if self._running:
+            raise ValueError("a registration is running: stop it first")
+
+    def _changed(self) -> None:
+        with self._lock:
+            self._version += 1
+            listeners = tuple(self._listeners)
+        for listener in listeners:
+            listener()
+
+    def _tell(self, message: str) -> None:
+        with self._lock:
+            self._message = message
+        self._changed()
+
+    def _rendered(self, pose: Tensor, pose_version: int, fine: bool) -> Picture:
+        known = self._cache.get(fine)
+        if known is None or known[0] != pose_version:
+            if fine:
+                with torch.no_grad():
+                    drr = self._fine(pose[None])
+            else:
+                drr = self._previewed(pose, pose_version)
+            known = self._cache[fine] = pose_version, Picture(to_display(drr))
+        return known[1]
+
+    def _previewed(self, pose: Tensor, pose_version: int) -> Tensor:
+        """The DRR [1, 1, rows, cols] on the preview's pixels; the loss is computed on it, too."""
+        if self._drr is None or self._drr[0] != pose_version:
+            with torch.no_grad():
+                self._drr = pose_version, self._coarse(pose[None])
+        return self._drr[1]
+
+    def _loss(self, similarity: str, pose: Tensor, pose_version: int) -> float | None:
+        known = self._losses.get(similarity)
+        if known is None or known[0] != pose_version:
+            drr, view = self._previewed(pose, pose_version), self._preview
+            try:
+                with torch.no_grad():
+                    loss = float(SIMILARITIES[similarity](drr, view.xray, view.mask))
+            except (ValueError, RuntimeError):  # an image too small for its windows, for example
+                loss = math.nan
+            known = self._losses[similarity] = pose_version, loss if math.isfinite(loss) else None
+        return known[1]
+
+    def _register(self, stages: tuple[Stage | Search, ...], start: Tensor) -> None:
+        try:
+            result = register(
+                self.volume,
+                self.camera,
+                self._xray,
+                start,
+                stages=stages,
+                mask=self._mask,
+                method=self.method,
+                progress=self._watch,
+            )
+            message = (
+                f"{result.stop_reason} after {result.seconds:.1f} s, confidence "
+                f"{result.confidence:.3f}"
+            )
+            if result.depth_observable is False:
+                message += "; the image hardly shows the depth"
+            self._follow(result.world_to_camera)
+        except Exception as error:
+            message = f"the registration failed: {error}"
+        with self._lock:
+            self._running = False
+        self._tell(message)
+
+    def _watch(self, world_to_camera: Tensor, loss: float) -> None:
+        if self._stopping:
+            raise KeyboardInterrupt
+        with self._lock:
+            self._steps += 1
+        self._follow(world_to_camera)
+
+    def _follow(self, world_to_camera: Tensor) -> None:
+        with self._lock:
+            self._pose = world_to_camera.detach().reshape(4, 4).to(self.center)
+            self._pose_version += 1
+        self._changed()
+
+
+def _averaged(view: View, factor: int) -> View:
+    """The view with pixels factor times larger; those outside the mask do not count."""
+    if factor == 1 or view.mask is None:
+        return view.downsampled(factor)
+    weight = functional.avg_pool2d(view.mask, factor)
+    xray = functional.avg_pool2d(view.xray * view.mask, factor) / weight.clamp_min(1e-6)
+    plain = functional.avg_pool2d(view.xray, factor)
+    return replace(view.downsampled(factor), xray=torch.where(weight > 0, xray, plain), mask=weight)
