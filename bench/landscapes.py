@@ -113,9 +113,19 @@ def numbers(
         "minima": [round(float(count), 2) for count in minima.mean(0)],
         "minima_mean": round(float(minima.mean()), 3),
         "lowest_off_deg_mm": [round(float(v), 2) for v in torch.cat(lowest, 1).abs().mean(1)],
-        "correlation": round(statistics.mean(found.correlation for found in wide), 4),
-        "correlation_near": round(statistics.mean(found.correlation for found in near), 4),
+        "correlation": correlation(wide),
+        "correlation_near": correlation(near),
     }
+
+
+def correlation(found: Sequence[Landscape]) -> float | None:
+    """Mean over cases; None where a loss is the same everywhere."""
+    mean = statistics.mean(one.correlation for one in found)
+    return None if math.isnan(mean) else round(mean, 4)
+
+
+def written(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def draw(landscapes: Sequence[Landscape], path: Path, name: str, shift: str) -> None:
@@ -154,7 +164,7 @@ def line(row: dict[str, Any]) -> str:
     minima = ", ".join(f"{count:.1f}" for count in row["minima"])
     return (
         f"{row['subject']} {row['shift']} {row['loss']}: minima {minima}; correlation "
-        f"{row['correlation']:.2f}, near {row['correlation_near']:.2f}"
+        f"{written(row['correlation'])}, near {written(row['correlation_near'])}"
     )
 
 
@@ -171,7 +181,7 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
         count = [f"{value:.1f}" for value in row["minima"]]
         columns = [row["loss"], f"{row['minima_mean']:.2f}", ", ".join(count[:3])]
         columns += [", ".join(count[3:5]), count[5]]
-        columns += [f"{row['correlation']:.2f}", f"{row['correlation_near']:.2f}"]
+        columns += [written(row["correlation"]), written(row["correlation_near"])]
         lines.append("| " + " | ".join(columns) + " |")
     return "\n".join(lines) + "\n"
 
