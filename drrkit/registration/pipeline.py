@@ -235,10 +235,11 @@ class Registration:
         self.views = negatives(self.given_views) if stage.inverted else self.given_views
         scene, view = self._at_voxels(stage.voxel_mm), self.views[0]
         searches: list[GlobalSearch] = []
+        path: list[Tensor] = []
         for start in found.pose:
             search = GlobalSearch(scene, view, start, self.center, units, stage, self.method)
             self.bar.add(len(search.batches))
-            reason = run(search, self.bar)
+            reason = run(search, self.bar, path)
             searches += [search] if search.steps else []
             if reason == "interrupted":
                 break
@@ -246,7 +247,10 @@ class Registration:
         trace = torch.cat(traces) if traces else units.new_empty(0, 1)
         factor = max(1, round(max(view.camera.size) / stage.pixels))
         seconds = time.perf_counter() - began
-        self.history.append(StageRecord("search", factor, trace.cpu(), seconds, reason, "search"))
+        visited = _stacked(path, found.pose)
+        self.history.append(
+            StageRecord("search", factor, trace.cpu(), seconds, reason, "search", visited)
+        )
         if not searches:
             return found
         inverted = min(searches, key=lambda search: float(search.best_loss)).inverted
@@ -263,9 +267,11 @@ class Registration:
         factors = downsamplings(stage, self.views, depth)
         cloud = _neighbours(found.pose, stage, self.center, self.generator)
         optimiser = self._optimiser(stage, cloud, units, factors)
-        reason = run(optimiser, self.bar)
+        path: list[Tensor] = []
+        reason = run(optimiser, self.bar, path)
         self.bar.update(stage.iterations - optimiser.steps)
-        self.history.append(_record(optimiser, factors[0], reason, time.perf_counter() - began))
+        seconds = time.perf_counter() - began
+        self.history.append(_record(optimiser, factors[0], reason, seconds, path))
         if optimiser.steps == 0:
             return found
         if stage.keep is None:
@@ -343,9 +349,17 @@ def _best_of_each(optimiser: PoseOptimiser, starts: int) -> Candidates:
     return Candidates(optimiser.best_pose.unflatten(0, (-1, starts))[row, best], loss[row, best])
 
 
-def _record(optimiser: PoseOptimiser, factor: int, reason: str, seconds: float) -> StageRecord:
+def _stacked(path: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Poses as one tensor [steps, ...] on the CPU; `like` [K, ...] says their shape."""
+    return torch.stack(list(path)).cpu() if path else like[:0].cpu()
+
+
+def _record(
+    optimiser: PoseOptimiser, factor: int, reason: str, seconds: float, path: Sequence[Tensor]
+) -> StageRecord:
     stage, count = optimiser.stage, optimiser.best_loss.shape[0]
     trace = optimiser.best_loss.new_empty(0, count)
     if optimiser.trace:
         trace = torch.stack(optimiser.trace)
-    return StageRecord(stage.name, factor, trace.cpu(), seconds, reason, stage.optimiser)
+    visited = _stacked(path, optimiser.best_pose)
+    return StageRecord(stage.name, factor, trace.cpu(), seconds, reason, stage.optimiser, visited)
