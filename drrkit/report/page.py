@@ -62,7 +62,7 @@ def registration_page(
         camera: the X-ray's.
         xray: [rows, cols], or with leading dimensions of size 1, bone bright.
         result: what `drrkit register` writes: world_to_camera and, where known,
-            initial_world_to_camera, loss, confidence, accepted, covariance, stages, inputs, ...
+            initial_world_to_camera, loss, confidence, accepted, covariance, stages, run, ...
         method: projector method.
 
     Raises:
@@ -74,6 +74,7 @@ def registration_page(
     start = result.get("initial_world_to_camera")
     poses = [found] if start is None else [torch.tensor(start, dtype=torch.float64), found]
     pictures = _pictures(volume, camera, xray, poses, method)
+    run = result.get("run") or {}
     parts = [
         f"<h1>Registration {_verdict(result)}</h1>",
         f"<p>{html.escape(describe_geometry(volume, camera, found))}</p>",
@@ -88,7 +89,7 @@ def registration_page(
         f"<pre>{_matrix(found)}</pre><p>world_to_camera: patient LPS mm to camera mm.</p>",
         _stages(result.get("stages")),
         "<h2>How it was made</h2>",
-        _table({**_flat(result.get("inputs")), **_flat(result.get("versions"))}),
+        _table({**_flat(run.get("options")), **_flat(run.get("versions"))}),
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
