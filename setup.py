@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.egg_info import egg_info
 
 try:
     import torch
@@ -88,6 +89,18 @@ def choose_cuda() -> bool:
     return wanted != "0" and not missing
 
 
+class NameWithCuda(egg_info):
+    """Appends +cu13 to the version of what is built with CUDA 13: a CPU build has no such label.
+
+    An sdist has none either: it holds no binary.
+    """
+
+    def finalize_options(self) -> None:
+        if WITH_CUDA and "sdist" not in sys.argv:
+            self.tag_build = f"+cu{torch.version.cuda.split('.')[0]}"
+        super().finalize_options()
+
+
 class BuildWithRecord(cpp_extension.BuildExtension):
     """Leaves drrkit/_build.py beside the binary: what it was built for, loadable or not."""
 
@@ -128,4 +141,7 @@ if WITH_CUDA:
 else:
     extension = cpp_extension.CppExtension("drrkit._C", sources, **options)
 
-setup(ext_modules=[extension], cmdclass={"build_ext": BuildWithRecord})
+setup(
+    ext_modules=[extension],
+    cmdclass={"build_ext": BuildWithRecord, "egg_info": NameWithCuda},
+)

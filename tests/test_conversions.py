@@ -101,7 +101,13 @@ def test_a_view_comes_back_exactly(tool: str) -> None:
 
 @pytest.mark.parametrize(
     ("tool", "flip"),
-    [("leap", (-2,)), ("tigre", (-2,)), ("rtk", (-2,)), ("xreg detector_negative_z", (-1,))],
+    [
+        ("leap", (-2,)),
+        ("tigre", (-2,)),
+        ("rtk", (-2,)),
+        ("xreg detector_negative_z", (-1,)),
+        ("xreg origin_on_detector", (-1,)),
+    ],
 )
 def test_flipped_detectors_say_so(tool: str, flip: tuple[int, ...]) -> None:
     assert there_and_back()[tool]().flip == flip
@@ -261,6 +267,39 @@ def test_deepfluoro_views_project_as_their_own_matrices() -> None:
     torch.testing.assert_close(seen[:, 0], row)
     torch.testing.assert_close(seen[:, 1], size[1] - 1 - col)
     assert torch.linalg.det(found.world_to_camera[0, :3, :3]) > 0
+
+
+@pytest.mark.parametrize(
+    ("frame", "source_z", "forward"),
+    [
+        ("detector_positive_z", 0.0, 1.0),
+        ("detector_negative_z", 0.0, -1.0),
+        ("origin_on_detector", 1020.0, -1.0),
+    ],
+)
+def test_xregs_frames_project_as_its_own_formulas(
+    frame: str, source_z: float, forward: float
+) -> None:
+    """K p, or K (x, y, f - z) with the origin on the detector; the source where xreg puts it."""
+    view, flip = conversions.to_xreg(camera(), poses(), frame)
+    assert torch.allclose(torch.linalg.det(view.extrinsic[:, :3, :3]), torch.ones(3).double())
+    points = drrkit.volume_center(volume()) + 20 * torch.randn(
+        5, 3, generator=torch.Generator().manual_seed(3)
+    )
+    own = points @ view.extrinsic[:, :3, :3].mT + view.extrinsic[:, None, :3, 3]
+    z = own[..., 2] if source_z == 0.0 else view.focal_length[:, None] - own[..., 2]
+    pixel = torch.cat((own[..., :2], z[..., None]), -1) @ view.intrinsic.mT
+    col, row = pixel[..., 0] / pixel[..., 2], pixel[..., 1] / pixel[..., 2]
+    seen = drrkit.project_points(camera(), poses(), points)
+    torch.testing.assert_close(row, seen[..., 0])
+    torch.testing.assert_close(col, SIZE[1] - 1 - seen[..., 1] if flip else seen[..., 1])
+    source = -(poses()[:, :3, :3].mT @ poses()[:, :3, 3:])
+    at = view.extrinsic[:, :3, :3] @ source + view.extrinsic[:, :3, 3:]
+    torch.testing.assert_close(
+        at[..., 0], torch.tensor([[0.0, 0.0, source_z]]).double().expand(3, 3), atol=1e-9, rtol=0
+    )
+    # From the source towards the patient.
+    assert bool(((own[..., 2] - source_z) * forward > 0).all())
 
 
 def test_nanodrr_reflections_mirror_the_columns() -> None:

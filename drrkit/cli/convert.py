@@ -14,10 +14,12 @@ from torch import Tensor
 
 from drrkit import conversions as to
 from drrkit.cli.arguments import Numbers, Size, existing, refuse_overwriting
+from drrkit.cli.deepfluoro import extract_deepfluoro
 from drrkit.cli.poses import read_pose, write_json, write_pose
 from drrkit.conversions import CameraView
 from drrkit.geometry import Camera, CArm, volume_center
 from drrkit.volume import read_volume
+from drrkit.xray import DEEPFLUORO_BONES
 
 __all__ = ["convert_command"]
 
@@ -149,20 +151,35 @@ OPTIONS = {
     "sod": "--sod",
     "pixel_spacing": "--pixel-spacing",
 }
+DATA_SET = "deepfluoro"
 FILES = ("slicer", "mayacam")
 """Formats with files of their own: .tfm and .txt; the others are JSON here."""
 
 
 @click.command("convert")
 @click.argument("view", type=existing)
-@click.option("--from", "source", type=click.Choice([*TOOLS, *FILES]), help="What VIEW is.")
+@click.option(
+    "--from", "source", type=click.Choice([*TOOLS, *FILES, DATA_SET]), help="What VIEW is."
+)
 @click.option("--to", "target", type=click.Choice([*TOOLS, *FILES]), help="What to write.")
-@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The file.")
+@click.option(
+    "--output", "-o", required=True, type=click.Path(path_type=Path), help="The file, or folder."
+)
 @click.option("--ct", type=existing, help="The CT, for tools whose world is the volume's.")
 @click.option("--size", type=Size(), help="Of the image, where the format does not say it.")
 @click.option("--pixel-spacing", type=Numbers("MM[,MM]", (1, 2), positive=True))
 @click.option("--sdd", type=click.FloatRange(0, min_open=True), help="Source to detector, mm.")
 @click.option("--sod", type=click.FloatRange(0, min_open=True), help="Source to isocentre, mm.")
+@click.option("--specimen", help="Of DeepFluoro's file, such as 17-1882.")
+@click.option("--projection", type=click.IntRange(0), help="Its number, from 0.")
+@click.option("--bone", type=click.Choice(DEEPFLUORO_BONES), default="pelvis", show_default=True)
+@click.option(
+    "--border",
+    type=click.IntRange(0),
+    default=50,
+    show_default=True,
+    help="Pixels of DeepFluoro's images cut off all around.",
+)
 def convert_command(
     view: Path,
     source: str | None,
@@ -173,13 +190,25 @@ def convert_command(
     pixel_spacing: tuple[float, ...] | None,
     sdd: float | None,
     sod: float | None,
+    specimen: str | None,
+    projection: int | None,
+    bone: str,
+    border: int,
 ) -> None:
     """Convert VIEW, a pose file or result of register, to another tool's words, or from them.
 
     Without --from, VIEW is a drrkit pose file; without --to, one is written. slicer writes an ITK
     transform (.tfm) that places the CT in the C-arm's coordinates in 3D Slicer; mayacam writes a
     calibration for XMALab and Autoscoper; all others are JSON with the names that the tool uses.
+
+    --from deepfluoro takes the data set's HDF5 file and writes a folder: ct.nii.gz, labels.nii.gz,
+    xray.mha (line integrals, patient head up), landmarks.csv, and pose.json with the true pose.
     """
+    if source == DATA_SET:
+        if target is not None:
+            raise click.UsageError("--from deepfluoro writes files; convert its pose.json after.")
+        extract_deepfluoro(view, specimen, projection, output, bone=bone, border=border)
+        return
     if source == target:
         raise click.UsageError("give --from or --to: a pose file stays a pose file.")
     refuse_overwriting([output], [view, ct])

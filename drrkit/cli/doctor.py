@@ -19,12 +19,15 @@ from drrkit.volume import Volume
 
 __all__ = ["doctor_command"]
 
+OLDEST_TORCH = (2, 10)
 NEEDED_FOR = {
     "SimpleITK": "reading and writing image files",
     "cma": "CMA-ES registration",
     "tqdm": "progress bars",
-    "matplotlib": "plots of benchmarks and landscapes",
-    "scipy": "masks of neural fields",
+    "matplotlib": "plots of benchmarks and landscapes: pip install 'drrkit[plots]'",
+    "starlette": "drrkit view: pip install 'drrkit[view]'",
+    "uvicorn": "drrkit view: pip install 'drrkit[view]'",
+    "websockets": "drrkit view: pip install 'drrkit[view]'",
 }
 
 
@@ -56,28 +59,30 @@ def doctor_command(ctx: click.Context, as_json: bool) -> None:
 def examine() -> Iterator[Finding]:
     """All findings, one after another; a check that fails is a finding, not an error."""
     about = describe()
-    built = about["built_for"].get("torch")
-    same = built is not None and built.split("+")[0] == torch.__version__.split("+")[0]
-    yield Finding(
-        "build",
-        "ok" if same else "warning",
-        f"built with torch {built}, running on {torch.__version__}"
-        + ("" if same else "; a binary serves every torch from 2.10 on, a rebuild is safe"),
-    )
+    yield _build(about["built_for"].get("torch"))
     for device in _devices():
         yield _checked(f"kernels on {device}", lambda device=device: _known_answers(device))
-    if about["torch_cuda"] and not about["cuda_kernels"]:
+    if torch.cuda.is_available() and not about["cuda_kernels"]:
         yield Finding(
             "CUDA",
             "warning",
-            "torch has CUDA, drrkit was built without: install nvcc of CUDA "
-            f"{about['torch_cuda'].split('.')[0]} and build again (DRRKIT_CUDA=1 insists)",
+            "there is a GPU, but drrkit was built without CUDA: install its build for CUDA "
+            f"{about['torch_cuda'].split('.')[0]}, or build with that nvcc (DRRKIT_CUDA=1 insists)",
         )
     for package, purpose in NEEDED_FOR.items():
         there = find_spec(package) is not None
         text = "installed" if there else f"not installed, needed for {purpose}"
         yield Finding(package, "ok" if there else "warning", text)
     yield _threads()
+
+
+def _build(built: str | None) -> Finding:
+    """One binary serves every torch from the oldest on; below that the kernels may not load."""
+    here = torch.__version__
+    text = f"built with torch {built or 'unknown'}, running on {here}"
+    if tuple(int(part) for part in here.split(".")[:2]) < OLDEST_TORCH:
+        return Finding("build", "problem", f"{text}; drrkit needs torch 2.10 or newer")
+    return Finding("build", "ok", f"{text}: one build serves every torch from 2.10 on")
 
 
 def _devices() -> list[torch.device]:

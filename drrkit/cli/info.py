@@ -81,8 +81,16 @@ def describe() -> dict[str, Any]:
 def info_command(pose: Path | None, ct: Path | None, scene: Path | None, as_json: bool) -> None:
     """Versions, what drrkit was compiled for, and the devices it can use.
 
-    With POSE, a pose file or a result of register, and --ct: what that geometry looks like.
+    With POSE, a pose file or a result of register, and --ct: what that geometry looks like. With
+    DeepFluoro's HDF5 file: its specimens.
     """
+    if pose is not None and pose.suffix.lower() in (".h5", ".hdf5"):
+        from drrkit.cli.deepfluoro import deepfluoro_listing
+
+        listing = deepfluoro_listing(pose)
+        lines = [f"{name}  {count} projections" for name, count in listing.items()]
+        click.echo(json.dumps(listing) if as_json else "\n".join(lines))
+        return
     if pose is not None:
         _show_geometry(pose, ct, scene, as_json)
         return

@@ -1,4 +1,4 @@
-"""`drrkit report`: a registration as one HTML page."""
+"""`drrkit report`: a registration as one HTML page, and as a film."""
 
 from __future__ import annotations
 
@@ -14,37 +14,61 @@ from drrkit.cli.arguments import OutputFile, existing, refuse_overwriting
 from drrkit.cli.options import CTOptions, device_option
 from drrkit.cli.poses import read_pose
 from drrkit.cli.register import XrayOptions
-from drrkit.report import registration_page, save_page
+from drrkit.report import FILM_SUFFIXES, registration_page, save_film, save_page
 
 __all__ = ["report_command"]
 
 
 @click.command("report")
 @click.argument("result", type=existing)
-@click.option("--output", "-o", required=True, type=OutputFile(".html"), help="The page.")
+@click.option("--output", "-o", type=OutputFile(".html"), help="The page.")
+@click.option(
+    "--film",
+    type=OutputFile(*FILM_SUFFIXES),
+    help="The way from the start to the result, step by step: .gif, or .mp4 where there is ffmpeg.",
+)
+@click.option(
+    "--truth", type=existing, help="Pose file of the right pose: --film tells errors (mTRE)."
+)
 @click.option("--ct", type=existing, help="Where the CT is now.  [default: where it was]")
 @click.option("--xray", type=existing, help="Where the X-ray is now.  [default: where it was]")
 @device_option
 def report_command(
-    result: Path, output: Path, ct: Path | None, xray: Path | None, device: torch.device
+    result: Path,
+    output: Path | None,
+    film: Path | None,
+    truth: Path | None,
+    ct: Path | None,
+    xray: Path | None,
+    device: torch.device,
 ) -> None:
     """Write RESULT, what register wrote, as a page: images, overlays, numbers, geometry.
 
     The page holds everything in one file and needs neither a server nor a network. CT and X-ray are
     read again, from where the registration found them, relative to the current folder.
     """
+    if output is None and film is None:
+        raise click.UsageError("--output or --film is missing: what is to be written?")
+    if truth is not None and film is None:
+        raise click.UsageError("--truth belongs to --film.")
     stored = read_pose(result)
     content = json.loads(result.read_text(encoding="utf-8"))
     inputs = content.get("inputs") if isinstance(content, dict) else None
     if not isinstance(inputs, dict) or stored.camera is None:
         raise ValueError(f"{result}: expected a result of drrkit register, got a bare pose file")
     ct, xray = ct or _there(result, inputs, "ct"), xray or _there(result, inputs, "xray")
-    refuse_overwriting([output], [result, ct, xray])
+    refuse_overwriting([output, film], [result, ct, xray, truth])
     volume = _ct_options(inputs).load(ct, device)
     options = _xray_options(inputs)
     seen = options.load(xray, float(stored.camera.sdd), device)
     seen = options.prepared(seen, stored.camera)
-    save_page(registration_page(volume, stored.camera, seen.line, content), output)
+    scene = (volume, stored.camera, seen.line, content)
+    method = _method(content)
+    if output is not None:
+        save_page(registration_page(*scene, method=method), output)
+    if film is not None:
+        right = None if truth is None else read_pose(truth).world_to_camera
+        save_film(*scene, film, truth=right, method=method)
 
 
 def _there(result: Path, inputs: dict[str, Any], name: str) -> Path:
@@ -55,6 +79,12 @@ def _there(result: Path, inputs: dict[str, Any], name: str) -> Path:
         if place.exists():
             return place
     raise FileNotFoundError(f"{inputs[name]}: not there any more; --{name} says where it is now")
+
+
+def _method(content: dict[str, Any]) -> str:
+    """The projector method of a registration; joseph where its result does not say."""
+    settings = content.get("settings")
+    return str(settings.get("method") or "joseph") if isinstance(settings, dict) else "joseph"
 
 
 def _ct_options(inputs: dict[str, Any]) -> CTOptions:

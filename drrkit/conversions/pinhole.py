@@ -125,10 +125,11 @@ def to_xreg(
 ) -> tuple[XregView, tuple[int, ...]]:
     """xreg's camera model in one of its three frames, and the flips between the images.
 
-    frame  "detector_positive_z": drrkit's own; "origin_on_detector": that moved by the focal
-           length along z; "detector_negative_z" (DeepFluoro, and xreg's default): z points back
-           to the source and x along the columns, so with a proper rotation the columns run as
-           seen from behind the detector, (-1,) is flipped
+    frame  "detector_positive_z": drrkit's own; "detector_negative_z" (DeepFluoro, and xreg's
+           default): z points back to the source and x along the columns, so with a proper
+           rotation the columns run as seen from behind the detector, (-1,) is flipped;
+           "origin_on_detector": so, too, but with the origin at the foot of the source and K's
+           focal terms positive
 
     Returns (view, flip), flip as in CameraView.
     """
@@ -138,11 +139,12 @@ def to_xreg(
     matrix = camera.K.double().to(pose.device).expand(len(pose), 3, 3)
     if frame == "detector_positive_z":
         return XregView(matrix, pose, sdd), ()
-    if frame == "origin_on_detector":
-        return XregView(matrix, _moved_along_z(pose, -sdd), sdd), ()
     turn = torch.diag(pose.new_tensor((-1.0, 1.0, -1.0, 1.0)))
-    matrix = -_mirrored(matrix, camera.size[1]) @ turn[:3, :3]
-    return XregView(matrix, turn @ pose, sdd), (-1,)
+    pose, matrix = turn @ pose, _mirrored(matrix, camera.size[1])
+    if frame == "detector_negative_z":
+        return XregView(-matrix @ turn[:3, :3], pose, sdd), (-1,)
+    mirror = turn[:3, :3] * matrix.new_tensor((1.0, 1.0, -1.0))
+    return XregView(matrix @ mirror, _moved_along_z(pose, sdd), sdd), (-1,)
 
 
 def from_xreg(
@@ -153,10 +155,10 @@ def from_xreg(
     matrix = batched("intrinsic", view.intrinsic, (3, 3)).double()
     pose = batched("extrinsic", view.extrinsic, (4, 4)).double()
     length = torch.as_tensor(view.focal_length, dtype=torch.float64).to(pose.device)
+    back = torch.diag(pose.new_tensor((1.0, 1.0, -1.0, 1.0)))
     if frame == "origin_on_detector":
-        pose = _moved_along_z(pose, length)
+        pose = back @ _moved_along_z(pose, -length)
     elif frame == "detector_negative_z":
-        back = torch.diag(pose.new_tensor((1.0, 1.0, -1.0, 1.0)))
         matrix, pose = -matrix @ back[:3, :3], back @ pose
     return _from_matrices(matrix, pose, size, length)
 
@@ -201,7 +203,7 @@ def _from_matrices(
         flip = (-1,)
     if isinstance(sdd, Tensor) and sdd.dim():
         sdd = sdd.double().expand(len(pose))
-    return CameraView(*shared(Camera(matrix, size, sdd)), pose, flip)
+    return CameraView(shared(Camera(matrix, size, sdd)), pose, flip)
 
 
 def _mirrored(matrix: Tensor, cols: int) -> Tensor:

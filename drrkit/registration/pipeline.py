@@ -234,12 +234,16 @@ class Registration:
         """The candidates of a search about every pose; from here on the views are no negatives."""
         began = time.perf_counter()
         self.views = negatives(self.given_views) if stage.inverted else self.given_views
-        searches, reason = self._searches(stage, found, units)
+        path: list[Tensor] = []
+        searches, reason = self._searches(stage, found, units, path)
         traces = [torch.stack(search.trace) for search in searches]
         trace = torch.cat(traces) if traces else units.new_empty(0, 1)
         factor = max(1, round(max(self.views[0].camera.size) / stage.pixels))
         seconds = time.perf_counter() - began
-        self.history.append(StageRecord("search", factor, trace.cpu(), seconds, reason, "search"))
+        visited = _stacked(path, found.pose)
+        self.history.append(
+            StageRecord("search", factor, trace.cpu(), seconds, reason, "search", visited)
+        )
         if not searches:
             return found
         pose, loss, inverted = _matched(searches)
@@ -249,7 +253,7 @@ class Registration:
         return Candidates(pose[chosen], loss[chosen])
 
     def _searches(
-        self, stage: Search, found: Candidates, units: Tensor
+        self, stage: Search, found: Candidates, units: Tensor, path: list[Tensor]
     ) -> tuple[list[GlobalSearch], str]:
         """The searches in every view about every pose that have begun, and why they ended.
 
@@ -264,7 +268,7 @@ class Registration:
                 problem = problem or error
                 continue
             self.bar.add(len(search.batches))
-            reason = run(search, self.bar)
+            reason = run(search, self.bar, path)
             searches += [search] if search.steps else []
             if reason == "interrupted":
                 return searches, reason
@@ -278,9 +282,11 @@ class Registration:
         factors = downsamplings(stage, self.views, depth)
         cloud = _neighbours(found.pose, stage, self.center, self.generator)
         optimiser = self._optimiser(stage, cloud, units, factors)
-        reason = run(optimiser, self.bar)
+        path: list[Tensor] = []
+        reason = run(optimiser, self.bar, path)
         self.bar.update(stage.iterations - optimiser.steps)
-        self.history.append(_record(optimiser, factors[0], reason, time.perf_counter() - began))
+        seconds = time.perf_counter() - began
+        self.history.append(_record(optimiser, factors[0], reason, seconds, path))
         if optimiser.steps == 0:
             return found
         if stage.keep is None:
@@ -370,9 +376,17 @@ def _best_of_each(optimiser: PoseOptimiser, starts: int) -> Candidates:
     return Candidates(optimiser.best_pose.unflatten(0, (-1, starts))[row, best], loss[row, best])
 
 
-def _record(optimiser: PoseOptimiser, factor: int, reason: str, seconds: float) -> StageRecord:
+def _stacked(path: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Poses as one tensor [steps, ...] on the CPU; `like` [K, ...] says their shape."""
+    return torch.stack(list(path)).cpu() if path else like[:0].cpu()
+
+
+def _record(
+    optimiser: PoseOptimiser, factor: int, reason: str, seconds: float, path: Sequence[Tensor]
+) -> StageRecord:
     stage, count = optimiser.stage, optimiser.best_loss.shape[0]
     trace = optimiser.best_loss.new_empty(0, count)
     if optimiser.trace:
         trace = torch.stack(optimiser.trace)
-    return StageRecord(stage.name, factor, trace.cpu(), seconds, reason, stage.optimiser)
+    visited = _stacked(path, optimiser.best_pose)
+    return StageRecord(stage.name, factor, trace.cpu(), seconds, reason, stage.optimiser, visited)

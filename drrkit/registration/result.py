@@ -27,6 +27,8 @@ class StageRecord:
             start side by side; NaN for a pose that rested.
         seconds: wall time.
         stop_reason: "converged", "iterations" or "interrupted".
+        path: [steps, 4, 4] float64, the best pose so far after every step, [steps, n, 4, 4] of n
+            bodies; of a search about several starts or in several views, in each in turn.
     """
 
     similarity: str
@@ -35,6 +37,7 @@ class StageRecord:
     seconds: float
     stop_reason: str
     optimiser: str = "gradient"
+    path: Tensor = field(default_factory=lambda: torch.empty(0, 4, 4, dtype=torch.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +114,7 @@ class RegistrationResult:
                     "optimiser": record.optimiser,
                     "steps": record.loss.shape[0],
                     "best_loss": _best_so_far(record.loss),
+                    "best_world_to_camera": record.path.tolist(),
                     "seconds": record.seconds,
                     "stop_reason": record.stop_reason,
                 }
