@@ -35,7 +35,7 @@ class StageRecord:
         seconds: wall time.
         stop_reason: "converged", "iterations" or "interrupted".
         path: [steps, 4, 4] float64, the best pose so far after every step, [steps, n, 4, 4] of n
-            bodies; of a search about several starts, about each in turn.
+            bodies; of a search about several starts or in several views, in each in turn.
     """
 
     similarity: str
