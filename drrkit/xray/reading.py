@@ -15,7 +15,7 @@ from drrkit.conversions import from_dicom_angles
 from drrkit.files import existing_file
 from drrkit.geometry import Camera, CArm
 from drrkit.volume.itk import checked_header, load_simpleitk, readable_errors
-from drrkit.xray import dicom
+from drrkit.xray import dicom, dicom_pixels
 from drrkit.xray.calibration import read_calibration
 
 __all__ = ["XRAY_KINDS", "Xray", "read_xray"]
@@ -59,20 +59,23 @@ class Xray:
     sod: float | None = None
     warnings: tuple[str, ...] = field(default=())
 
-    def start(self, volume: Any) -> Tensor:
+    def start(self, volume: Any, sod: float | None = None) -> Tensor:
         """Where a registration may start: poses [F, 4, 4] float64.
 
         The calibrated pose if there is one, else the C-arm at the file's angles with the volume's
-        centre at the isocentre. Raises ValueError when the file says neither.
+        centre at the isocentre; sod (mm) in place of what the file says. Raises ValueError when
+        the file says neither.
         """
         if self.world_to_camera is not None:
             return self.world_to_camera.reshape(-1, 4, 4)
-        if self.primary_deg is None or self.secondary_deg is None or self.sod is None:
+        sod = self.sod if sod is None else sod
+        if self.primary_deg is None or self.secondary_deg is None or sod is None:
+            angles = self.primary_deg is None or self.secondary_deg is None
             raise ValueError(
-                "the X-ray's file does not say where the C-arm stood: it has no positioner angles "
-                "or no source-to-isocentre distance"
+                "the X-ray's file does not say where the C-arm stood: it has no "
+                + ("positioner angles" if angles else "source-to-isocentre distance; give sod=")
             )
-        return from_dicom_angles(self.primary_deg, self.secondary_deg, self.sod, volume)
+        return from_dicom_angles(self.primary_deg, self.secondary_deg, sod, volume)
 
 
 def read_xray(
@@ -215,7 +218,10 @@ def _read_npy(source: Path) -> np.ndarray:
 def _read_raster(source: Path) -> Xray:
     name = source.name.lower()
     checked_header(source)
-    pixels, image = _pixels(source)
+    sitk = load_simpleitk()
+    with readable_errors(source, "read"):
+        image = sitk.ReadImage(os.fspath(source))
+    pixels = dicom_pixels.grey(source, image)
     spacing = None
     if name.endswith(RASTER_SUFFIXES):
         col, row = image.GetSpacing()[:2]
@@ -223,31 +229,17 @@ def _read_raster(source: Path) -> Xray:
     return Xray(_checked(source, pixels), pixel_spacing=spacing)
 
 
-def _pixels(source: Path) -> tuple[np.ndarray, Any]:
-    """The grey pixels of a file and its SimpleITK image."""
-    sitk = load_simpleitk()
-    with readable_errors(source, "read"):
-        image = sitk.ReadImage(os.fspath(source))
-    pixels = sitk.GetArrayFromImage(image)
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        # Grey with opacity, or colours with or without: the opacity says nothing.
-        colors = pixels[..., : 1 if pixels.shape[-1] == 2 else 3]
-        if (colors != colors[..., :1]).any():
-            raise ValueError(f"{source}: expected a grey image, got colours")
-        pixels = colors[..., 0]
-    if np.iscomplexobj(pixels):
-        raise ValueError(f"{source}: expected real pixels, got complex ones")
-    return pixels, image
-
-
 def _read_dicom(source: Path, orient: bool) -> Xray:
-    pixels, image = _pixels(source)
-    header = dicom.Header(source, image)
-    frames = _checked(source, dicom.as_stored(header, pixels))
+    pixels, header = dicom_pixels.read_dicom(source)
+    frames = _checked(source, pixels)
     size = (int(frames.shape[-2]), int(frames.shape[-1]))
     found = dicom.describe(header, size, len(frames))
     flip = found.flip if orient else ()
     mask = found.mask
+    empty = dicom_pixels.padding(header, pixels)
+    if empty is not None:
+        seen = torch.from_numpy(~empty).float()[None, None]
+        mask = seen if mask is None else mask * seen
     camera = found.camera
     if orient and camera is not None:
         camera = dicom.flipped_camera(camera, flip)
