@@ -20,6 +20,8 @@ from drrkit.conversions import CameraView
 from drrkit.geometry import Camera, CArm, volume_center
 from drrkit.volume import read_volume
 from drrkit.xray import DEEPFLUORO_BONES
+from drrkit.xray.calibration import read_calibration
+from drrkit.xray.opencv_storage import STORAGE_SUFFIXES
 
 __all__ = ["convert_command"]
 
@@ -152,8 +154,8 @@ OPTIONS = {
     "pixel_spacing": "--pixel-spacing",
 }
 DATA_SET = "deepfluoro"
-FILES = ("slicer", "mayacam")
-"""Formats with files of their own: .tfm and .txt; the others are JSON here."""
+FILES = ("slicer", "mayacam", "mayacam1")
+"""Formats with files of their own: .tfm, .txt and .csv; the others are JSON here."""
 
 
 @click.command("convert")
@@ -198,8 +200,10 @@ def convert_command(
     """Convert VIEW, a pose file or result of register, to another tool's words, or from them.
 
     Without --from, VIEW is a drrkit pose file; without --to, one is written. slicer writes an ITK
-    transform (.tfm) that places the CT in the C-arm's coordinates in 3D Slicer; mayacam writes a
-    calibration for XMALab and Autoscoper; all others are JSON with the names that the tool uses.
+    transform (.tfm) that places the CT in the C-arm's coordinates in 3D Slicer; mayacam and
+    mayacam1 write a calibration for XMALab and Autoscoper; --from opencv reads .yml, .xml and
+    .json as OpenCV's FileStorage writes them; all others are JSON with the names
+    that the tool uses.
 
     --from deepfluoro takes the data set's HDF5 file and writes a folder: ct.nii.gz, labels.nii.gz,
     xray.mha (line integrals, patient head up), landmarks.csv, and pose.json with the true pose.
@@ -231,9 +235,14 @@ def _read(path: Path, tool: str | None, given: Wanted) -> CameraView:
         if stored.camera is None:
             raise ValueError(f"{path}: expected a pose file with its camera")
         return CameraView(stored.camera, stored.world_to_camera[None])
-    if tool == "mayacam":
+    if tool in ("mayacam", "mayacam1"):
         _require(given, ("sdd",))
         return to.read_mayacam(path, float(given.sdd or 0.0))
+    if tool == "opencv" and path.suffix.lower() in STORAGE_SUFFIXES:
+        view, distortion = read_calibration(path, given.size, given.sdd)
+        if distortion is not None:
+            click.echo("Warning: the lens distortion is left out.", err=True)
+        return view
     _require(given, TOOLS[tool].needs_back)
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
@@ -253,8 +262,8 @@ def _write(path: Path, tool: str | None, camera: Camera, pose: Tensor, given: Wa
         write_pose(path, pose, camera)
     elif tool == "slicer":
         to.write_itk_transform(path, pose)
-    elif tool == "mayacam":
-        to.write_mayacam(path, camera, pose)
+    elif tool in ("mayacam", "mayacam1"):
+        to.write_mayacam(path, camera, pose, version=1 if tool == "mayacam1" else 2)
     else:
         _require(given, TOOLS[tool].needs)
         found = TOOLS[tool].there(camera, pose, given)

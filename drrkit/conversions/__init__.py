@@ -15,6 +15,7 @@ from drrkit.conversions.carm import (
     to_prost,
 )
 from drrkit.conversions.diffdrr import DiffdrrView, from_diffdrr, to_diffdrr
+from drrkit.conversions.mayacam import read_mayacam, write_mayacam
 from drrkit.conversions.pinhole import (
     DeepdrrView,
     NanodrrView,
@@ -49,10 +50,8 @@ from drrkit.conversions.tomography import (
 from drrkit.conversions.transforms import (
     read_autoscoper,
     read_itk_transform,
-    read_mayacam,
     write_autoscoper,
     write_itk_transform,
-    write_mayacam,
 )
 from drrkit.conversions.vectors import CameraView, ViewVectors, from_vectors, to_vectors
 

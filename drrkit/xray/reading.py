@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drrkit.conversions import from_dicom_angles
+from drrkit.conversions import CameraView, from_dicom_angles
 from drrkit.files import existing_file
 from drrkit.geometry import Camera, CArm
 from drrkit.volume.itk import checked_header, load_simpleitk, readable_errors
 from drrkit.xray import dicom, dicom_pixels
 from drrkit.xray.calibration import read_calibration
+from drrkit.xray.distortion import undistorted
 
 __all__ = ["XRAY_KINDS", "Xray", "read_xray"]
 
@@ -91,8 +92,8 @@ def read_xray(
     """Reads an X-ray: DICOM (XA, RF, DX, CR), PNG, TIFF, JPEG, NIfTI, NRRD, MetaImage or .npy.
 
     path             .npy arrays are [rows, cols] or [frames, rows, cols]
-    calibration      a MayaCam 2.0 file, or JSON with K, R, t as OpenCV means them, or a drrkit
-                     pose file: gives camera and pose
+    calibration      a MayaCam file, OpenCV's K, R, t as .yml, .xml or .json, or a drrkit pose
+                     file: gives camera and pose; an image with lens distortion is straightened
     frames           of a run of images, an index or a slice; default all
     sdd, pixel_spacing, principal_point
                      as CArm takes them, in place of what the file says
@@ -129,13 +130,7 @@ def _placed(
     rows, cols = xray.image.shape[-2:]
     size = (int(rows), int(cols))
     if calibration is not None:
-        view = read_calibration(calibration, size, sdd)
-        return _with(
-            xray,
-            camera=view.camera,
-            world_to_camera=view.world_to_camera,
-            pixel_spacing=view.camera.pixel_spacing,
-        )
+        return _calibrated(xray, *read_calibration(calibration, size, sdd))
     known = xray.camera
     sdd = sdd if sdd is not None else (None if known is None else float(known.sdd))
     sdd = sdd if sdd is not None else _sdd_of(xray)
@@ -146,6 +141,31 @@ def _placed(
         principal_point = (float(known.K[0, 2]), float(known.K[1, 2]))
     camera = CArm(sdd, size, spacing, principal_point)
     return _with(xray, camera=camera, pixel_spacing=_pair(spacing))
+
+
+def _calibrated(xray: Xray, view: CameraView, distortion: Tensor | None) -> Xray:
+    """The X-ray with a calibrated camera; a distorted image is straightened."""
+    changes: dict[str, Any] = {}
+    if distortion is not None:
+        image, seen = undistorted(xray.image, view.camera.K, distortion)
+        mask = xray.mask
+        if mask is not None:
+            straight, _ = undistorted(mask, view.camera.K, distortion)
+            seen = seen * (straight > 0.999)
+        told = "the image has been straightened by the calibration's distortion coefficients"
+        partly = bool((seen == 0).any())
+        changes = {
+            "image": image,
+            "mask": seen if partly else mask,
+            "warnings": (*xray.warnings, told),
+        }
+    return _with(
+        xray,
+        camera=view.camera,
+        world_to_camera=view.world_to_camera,
+        pixel_spacing=view.camera.pixel_spacing,
+        **changes,
+    )
 
 
 def _sdd_of(xray: Xray) -> float | None:
