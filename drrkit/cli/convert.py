@@ -71,6 +71,13 @@ def _isocenter(given: Wanted) -> Tensor | None:
     return None if given.volume is None else volume_center(given.volume)
 
 
+def _deepfluoro_back(entry: dict[str, Any], given: Wanted) -> CameraView:
+    view = _view(to.DeepfluoroView, entry)
+    size = (int(view.num_rows), int(view.num_cols))
+    pitch = (float(view.pixel_row_spacing), float(view.pixel_col_spacing))
+    return to.from_deepfluoro(view.intrinsic, view.extrinsic, view.cam_to_volume, size, pitch)
+
+
 def _angles_back(entry: dict[str, Any], given: Wanted) -> CameraView:
     found = to.DicomAngles(*(_tensor(entry[name]) for name in to.DicomAngles._fields))
     pose = to.from_dicom_angles(
@@ -109,6 +116,7 @@ TOOLS: dict[str, Tool] = {
         lambda e, g: to.from_xreg(_view(to.XregView, e), g.size),
         needs_back=("size",),
     ),
+    "deepfluoro": Tool(lambda c, p, g: to.to_deepfluoro(c, p), _deepfluoro_back),
     "astra": Tool(
         lambda c, p, g: {"vectors": to.to_astra(c, p, g.volume)},
         lambda e, g: to.from_astra(_of(e, "vectors"), g.size, g.volume),
@@ -153,16 +161,13 @@ OPTIONS = {
     "sod": "--sod",
     "pixel_spacing": "--pixel-spacing",
 }
-DATA_SET = "deepfluoro"
 FILES = ("slicer", "mayacam", "mayacam1")
 """Formats with files of their own: .tfm, .txt and .csv; the others are JSON here."""
 
 
 @click.command("convert")
 @click.argument("view", type=existing)
-@click.option(
-    "--from", "source", type=click.Choice([*TOOLS, *FILES, DATA_SET]), help="What VIEW is."
-)
+@click.option("--from", "source", type=click.Choice([*TOOLS, *FILES]), help="What VIEW is.")
 @click.option("--to", "target", type=click.Choice([*TOOLS, *FILES]), help="What to write.")
 @click.option(
     "--output", "-o", required=True, type=click.Path(path_type=Path), help="The file, or folder."
@@ -205,12 +210,13 @@ def convert_command(
     .json as OpenCV's FileStorage writes them; all others are JSON with the names
     that the tool uses.
 
-    --from deepfluoro takes the data set's HDF5 file and writes a folder: ct.nii.gz, labels.nii.gz,
-    xray.mha (line integrals, patient head up), landmarks.csv, and pose.json with the true pose.
+    --from deepfluoro takes the data set's HDF5 file, too, and then writes a folder: ct.nii.gz,
+    labels.nii.gz, xray.mha (line integrals, patient head up), landmarks.csv, and pose.json with
+    the true pose.
     """
-    if source == DATA_SET:
+    if source == "deepfluoro" and view.suffix.lower() in (".h5", ".hdf5"):
         if target is not None:
-            raise click.UsageError("--from deepfluoro writes files; convert its pose.json after.")
+            raise click.UsageError("an HDF5 file becomes a folder; convert its pose.json after.")
         extract_deepfluoro(view, specimen, projection, output, bone=bone, border=border)
         return
     if source == target:

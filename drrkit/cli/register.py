@@ -173,6 +173,7 @@ class XrayOptions:
             camera,
             kind="line" if kind == "display" else kind,
             i0=self.i0,
+            mask=seen.file.mask,
             crop=False,
         )
         mask = raw.mask.to(seen.line)

@@ -18,6 +18,7 @@ from drrkit.conversions.diffdrr import DiffdrrView, from_diffdrr, to_diffdrr
 from drrkit.conversions.mayacam import read_mayacam, write_mayacam
 from drrkit.conversions.pinhole import (
     DeepdrrView,
+    DeepfluoroView,
     NanodrrView,
     PinholeView,
     XregView,
@@ -27,6 +28,7 @@ from drrkit.conversions.pinhole import (
     from_opencv,
     from_xreg,
     to_deepdrr,
+    to_deepfluoro,
     to_nanodrr,
     to_opencv,
     to_xreg,
@@ -58,6 +60,7 @@ from drrkit.conversions.vectors import CameraView, ViewVectors, from_vectors, to
 __all__ = [
     "CameraView",
     "DeepdrrView",
+    "DeepfluoroView",
     "DicomAngles",
     "DiffdrrView",
     "LeapView",
@@ -91,6 +94,7 @@ __all__ = [
     "read_mayacam",
     "to_astra",
     "to_deepdrr",
+    "to_deepfluoro",
     "to_dicom_angles",
     "to_diffdrr",
     "to_leap",
