@@ -127,7 +127,8 @@ class XrayOptions:
         click.option(
             "--calibration",
             type=existing,
-            help="Camera and start from MayaCam (.txt, with --sdd) or OpenCV's K, R, t (.json).",
+            help="Camera and start: MayaCam (.txt, .csv) or OpenCV's K, R, t (.yml, .xml, .json), "
+            "with --sdd.",
         ),
         click.option(
             "--preprocess",
