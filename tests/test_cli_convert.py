@@ -44,7 +44,7 @@ CENTRED = ("slicer", "dicom", "prost")
 
 @pytest.mark.parametrize("tool", [*TOOLS, *FILES])
 def test_every_format_goes_there_and_back(place: Path, tool: str) -> None:
-    suffix = {"slicer": ".tfm", "mayacam": ".txt"}.get(tool, ".json")
+    suffix = {"slicer": ".tfm", "mayacam": ".txt", "mayacam1": ".csv"}.get(tool, ".json")
     there, back = place / f"{tool}{suffix}", place / f"{tool}_back.json"
     options = ("--ct", place / "ct.nii.gz", *EVERYTHING)
     assert run(place / "pose.json", "--to", tool, "-o", there, *options)[0] == 0

@@ -15,8 +15,10 @@ from drrkit.conversions.carm import (
     to_prost,
 )
 from drrkit.conversions.diffdrr import DiffdrrView, from_diffdrr, to_diffdrr
+from drrkit.conversions.mayacam import read_mayacam, write_mayacam
 from drrkit.conversions.pinhole import (
     DeepdrrView,
+    DeepfluoroView,
     NanodrrView,
     PinholeView,
     XregView,
@@ -26,6 +28,7 @@ from drrkit.conversions.pinhole import (
     from_opencv,
     from_xreg,
     to_deepdrr,
+    to_deepfluoro,
     to_nanodrr,
     to_opencv,
     to_xreg,
@@ -49,16 +52,15 @@ from drrkit.conversions.tomography import (
 from drrkit.conversions.transforms import (
     read_autoscoper,
     read_itk_transform,
-    read_mayacam,
     write_autoscoper,
     write_itk_transform,
-    write_mayacam,
 )
 from drrkit.conversions.vectors import CameraView, ViewVectors, from_vectors, to_vectors
 
 __all__ = [
     "CameraView",
     "DeepdrrView",
+    "DeepfluoroView",
     "DicomAngles",
     "DiffdrrView",
     "LeapView",
@@ -92,6 +94,7 @@ __all__ = [
     "read_mayacam",
     "to_astra",
     "to_deepdrr",
+    "to_deepfluoro",
     "to_dicom_angles",
     "to_diffdrr",
     "to_leap",
