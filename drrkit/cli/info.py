@@ -6,37 +6,38 @@ from pathlib import Path
 from typing import Any
 
 import click
+from torch import Tensor
 
 from drrkit.cli.answers import Answer
-from drrkit.cli.arguments import OutputFile, existing
+from drrkit.cli.arguments import OutputFile, existing, refuse_overwriting
 from drrkit.cli.installation import describe
-from drrkit.cli.poses import read_pose
+from drrkit.cli.poses import camera_as_dict, read_pose
 from drrkit.cli.verbs import verb
 from drrkit.files import whole_file
+from drrkit.geometry import Camera
+from drrkit.volume import Volume
+from drrkit.xray import read_xray
 
 __all__ = ["info_command"]
 
 
 @verb("info")
-@click.argument("pose", type=existing, required=False)
-@click.option("--ct", type=existing, help="The CT that POSE places.")
+@click.argument("view", type=existing, required=False)
+@click.option("--ct", type=existing, help="The CT that VIEW shows.")
+@click.option("--series", metavar="UID", help="Series of a DICOM folder that holds several.")
 @click.option("--scene", type=OutputFile(".svg"), help="Drawing of C-arm and CT.")
-def info_command(pose: Path | None, ct: Path | None, scene: Path | None) -> Answer:
+def info_command(
+    view: Path | None, ct: Path | None, series: str | None, scene: Path | None
+) -> Answer:
     """Versions, what drrkit was compiled for, and the devices it can use.
 
-    With POSE, a pose file or a result of register, and --ct: what that geometry looks like. With
-    DeepFluoro's HDF5 file: its specimens.
+    With VIEW and --ct: what that geometry looks like, in a sentence and, with --scene, a picture.
+    VIEW is a pose file, a result of register, or the DICOM image of a C-arm.
     """
-    if pose is not None and pose.suffix.lower() in (".h5", ".hdf5"):
-        from drrkit.cli.deepfluoro import deepfluoro_listing
-
-        listing = deepfluoro_listing(pose)
-        lines = [f"{name}  {count} projections" for name, count in listing.items()]
-        return Answer({"specimens": listing}, "\n".join(lines))
-    if pose is not None:
-        return _geometry(pose, ct, scene)
-    if ct is not None or scene is not None:
-        raise click.UsageError("--ct and --scene go with a POSE.")
+    if view is not None:
+        return _geometry(view, ct, series, scene)
+    if ct is not None or series is not None or scene is not None:
+        raise click.UsageError("--ct, --series and --scene go with a VIEW.")
     found = describe()
     return Answer(found, "\n".join(_lines(found)))
 
@@ -65,18 +66,48 @@ def _lines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _geometry(pose: Path, ct: Path | None, scene: Path | None) -> Answer:
-    from drrkit.report.scene import describe_geometry, scene_svg
+def _geometry(view: Path, ct: Path | None, series: str | None, scene: Path | None) -> Answer:
+    from drrkit.report.placement import placement
+    from drrkit.report.scene import scene_svg
     from drrkit.volume import read_volume
 
-    stored = read_pose(pose)
-    if stored.camera is None:
-        raise ValueError(f"{pose}: expected a pose file with its camera")
     if ct is None:
         raise click.UsageError("--ct is needed: where the C-arm stands is told about a patient.")
-    volume = read_volume(ct)
-    text = describe_geometry(volume, stored.camera, stored.world_to_camera)
+    refuse_overwriting([scene], [view, ct])
+    volume = read_volume(ct, series=series)
+    camera, pose = _view(view, volume)
+    found = placement(volume, camera, pose)
+    text = found.sentence()
     if scene is not None:
         with whole_file(scene) as file:
-            file.write_text(scene_svg(volume, stored.camera, [stored.world_to_camera]))
-    return Answer({"geometry": text}, text)
+            file.write_text(scene_svg(volume, camera, [pose]), encoding="utf-8")
+        text += f"\nwrote {scene}"
+    content = {
+        "sentence": found.sentence(),
+        "geometry": found.as_dict(),
+        "world_to_camera": pose.tolist(),
+        "camera": camera_as_dict(camera),
+        "scene": None if scene is None else str(scene),
+    }
+    return Answer(content, text)
+
+
+def _view(path: Path, volume: Volume) -> tuple[Camera, Tensor]:
+    """Camera and pose [4, 4] of a pose file, or of an X-ray whose file knows them."""
+    if path.suffix.lower() == ".json":
+        stored = read_pose(path)
+        if stored.camera is None:
+            raise ValueError(f"{path}: expected a pose file with its camera")
+        return stored.camera, stored.world_to_camera
+    xray = read_xray(path)
+    for text in xray.warnings:
+        click.echo(f"Warning: {path}: {text}.", err=True)
+    if xray.camera is None:
+        raise ValueError(
+            f"{path}: expected a pose file (.json) or an X-ray that knows its geometry; this one "
+            "does not say its pixel spacing and source-to-detector distance"
+        )
+    try:
+        return xray.camera, xray.start(volume)[0]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
