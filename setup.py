@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.egg_info import egg_info
 
 try:
     import torch
@@ -45,6 +46,9 @@ CXX_FLAGS = [
     "-Wno-unknown-pragmas",
     "-Wno-psabi",
     "-DTORCH_TARGET_VERSION=0x020a000000000000",  # the stable ABI as of torch 2.10
+    # Error messages hold __FILE__: the same wherever it is built, and no folder of the builder's.
+    f"-ffile-prefix-map={Path.cwd()}/=",
+    f"-ffile-prefix-map={Path(torch.__file__).parent}/include/=",
 ]
 LINK_FLAGS = []
 if os.environ.get("DRRKIT_SANITIZE") == "1":
@@ -88,6 +92,18 @@ def choose_cuda() -> bool:
     return wanted != "0" and not missing
 
 
+class NameWithCuda(egg_info):
+    """Appends +cu13 to the version of what is built with CUDA 13: a CPU build has no such label.
+
+    An sdist has none either: it holds no binary.
+    """
+
+    def finalize_options(self) -> None:
+        if WITH_CUDA and "sdist" not in sys.argv:
+            self.tag_build = f"+cu{torch.version.cuda.split('.')[0]}"
+        super().finalize_options()
+
+
 class BuildWithRecord(cpp_extension.BuildExtension):
     """Leaves drrkit/_build.py beside the binary: what it was built for, loadable or not."""
 
@@ -128,4 +144,7 @@ if WITH_CUDA:
 else:
     extension = cpp_extension.CppExtension("drrkit._C", sources, **options)
 
-setup(ext_modules=[extension], cmdclass={"build_ext": BuildWithRecord})
+setup(
+    ext_modules=[extension],
+    cmdclass={"build_ext": BuildWithRecord, "egg_info": NameWithCuda},
+)

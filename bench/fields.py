@@ -47,7 +47,7 @@ PARTS = ("prepare", "main", "shift", "losses", "resolution", "anatomy", "timing"
 SPACING = 4.0  # mm, of all CTs
 TRAINING_CAMERA = drrkit.CArm(1020.0, (64, 64), 4.352)
 MACHINE_SEED = 3  # of the appearance that "machine" X-rays share: gamma 0.751, near its limit
-NETT_STEPS, MNERF_STEPS = 120, 1500
+NETT_STEPS, MNERF_STEPS = 120, 2000
 SUBJECT = "skull-7"
 
 SCENES = ("CT", "NeTT", "mNeRF")
@@ -120,12 +120,12 @@ def trained_nett(work: Path, how: str, formation: str) -> fields.NeTT:
 
 def trained_mnerf(work: Path, name: str) -> fields.MNeRF:
     """mNeRF of plain X-rays of the subject itself; two formations need one field only."""
-    place = work / f"mnerf-{name}"
+    place = work / f"mnerf-{name}-{MNERF_STEPS}"
     if not (place / "field.pt").exists():
         torch.manual_seed(0)
         train_on, validate_on = training_pairs(name, 64, "plain", 50).held_out(4)
-        field = fields.MNeRF.inside(subject(name).attenuation, octaves=5, step=8.0)
-        objective = fields.ImageObjective(normalised=False, rate=5e-3, final_rate=2e-4)
+        field = fields.MNeRF.inside(subject(name).attenuation, octaves=4, levels=3, step=4.0)
+        objective = fields.ImageObjective(normalised=False, rate=1e-2, final_rate=5e-4)
         task = fields.MNeRFTask(
             field, train_on, validate_on, objective=objective, steps=MNERF_STEPS, rays=64
         )

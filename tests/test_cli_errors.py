@@ -313,7 +313,7 @@ def test_a_run_that_fails_without_the_user_s_fault_exits_with_one(
 
     monkeypatch.setattr("drrkit.cli.render.render", exhausted)
     result = run("render", data / "ct.nii.gz", "-o", tmp_path / "a.npy")
-    assert result.exit_code == 1 and "Error: CUDA out of memory" in result.output
+    assert result.exit_code == 1 and "not enough memory (CUDA out of memory)" in result.output
     assert os.listdir(tmp_path) == []
 
 

@@ -283,7 +283,8 @@ def run(*words: object) -> tuple[int, str]:
 def test_a_case_becomes_plain_files_that_register(data_set: Path, tmp_path: Path) -> None:
     code, text = run("info", data_set)
     assert code == 0 and "17-1882  2 projections" in text
-    assert json.loads(run("info", data_set, "--json")[1]) == {"17-1882": 2, "18-0725": 0}
+    listing = json.loads(run("info", data_set, "--json")[1])
+    assert listing["specimens"] == {"17-1882": 2, "18-0725": 0}
     options = ("convert", data_set, "--from", "deepfluoro", "-o", tmp_path / "case")
     code, text = run(*options)
     assert code == 2 and "17-1882 (0 to 1)" in text

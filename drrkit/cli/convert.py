@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from drrkit import conversions as to
+from drrkit.cli.answers import Answer
 from drrkit.cli.arguments import Numbers, Size, existing, refuse_overwriting
 from drrkit.cli.deepfluoro import extract_deepfluoro
 from drrkit.cli.poses import read_pose, write_json, write_pose
+from drrkit.cli.verbs import verb
 from drrkit.conversions import CameraView
 from drrkit.geometry import Camera, CArm, volume_center
 from drrkit.volume import read_volume
@@ -165,7 +167,7 @@ FILES = ("slicer", "mayacam", "mayacam1")
 """Formats with files of their own: .tfm, .txt and .csv; the others are JSON here."""
 
 
-@click.command("convert")
+@verb("convert")
 @click.argument("view", type=existing)
 @click.option("--from", "source", type=click.Choice([*TOOLS, *FILES]), help="What VIEW is.")
 @click.option("--to", "target", type=click.Choice([*TOOLS, *FILES]), help="What to write.")
@@ -201,7 +203,7 @@ def convert_command(
     projection: int | None,
     bone: str,
     border: int,
-) -> None:
+) -> Answer:
     """Convert VIEW, a pose file or result of register, to another tool's words, or from them.
 
     Without --from, VIEW is a drrkit pose file; without --to, one is written. slicer writes an ITK
@@ -218,7 +220,7 @@ def convert_command(
         if target is not None:
             raise click.UsageError("an HDF5 file becomes a folder; convert its pose.json after.")
         extract_deepfluoro(view, specimen, projection, output, bone=bone, border=border)
-        return
+        return Answer({"written": str(output), "from": source}, f"wrote {output}")
     if source == target:
         raise click.UsageError("give --from or --to: a pose file stays a pose file.")
     refuse_overwriting([output], [view, ct])
@@ -230,6 +232,8 @@ def convert_command(
     if flip:
         axes = " and ".join("rows" if dim == -2 else "columns" for dim in flip)
         click.echo(f"Note: flip the {axes} of this tool's images to get drrkit's.", err=True)
+    content = {"written": str(output), "from": source, "to": target, "flip": list(flip or ())}
+    return Answer(content, f"wrote {output}")
 
 
 def _read(path: Path, tool: str | None, given: Wanted) -> CameraView:

@@ -38,6 +38,7 @@ __all__ = [
     "PoseOptions",
     "check_unit",
     "device_option",
+    "group_of",
     "grouped",
     "method_option",
     "orientation",
@@ -60,19 +61,34 @@ device_option = click.option(
 
 
 def grouped(group: Any, name: str) -> Callable[[Callable], Callable]:
-    """Gives a command the options of a group, collected in one argument `name` of that class."""
+    """Gives a command the options of a group, collected in one argument `name` of that class.
+
+    A group is a dataclass with OPTIONS; those of its fields that are groups are in PARTS.
+    """
 
     def decorate(command: Callable) -> Callable:
         @functools.wraps(command)
         def collected(*args: Any, **kwargs: Any) -> Any:
-            values = {field.name: kwargs.pop(field.name) for field in fields(group)}
-            return command(*args, **kwargs, **{name: group(**values)})
+            made = group_of(group, kwargs)
+            return command(*args, **kwargs, **{name: made})
 
         for option in reversed(group.OPTIONS):
             collected = option(collected)
         return collected
 
     return decorate
+
+
+def group_of(group: Any, values: dict[str, Any]) -> Any:
+    """The group of what `values` holds for its fields, which are taken out."""
+    parts = getattr(group, "PARTS", {})
+    made = {
+        field.name: group_of(parts[field.name], values)
+        if field.name in parts
+        else values.pop(field.name)
+        for field in fields(group)
+    }
+    return group(**made)
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,13 @@ import click
 import torch
 from torch import Tensor
 
-from drrkit.cli.arguments import Numbers, OutputFile, existing, refuse_overwriting
-from drrkit.cli.options import (
-    VIEWS,
-    CameraOptions,
-    CTOptions,
-    PoseOptions,
-    device_option,
-    grouped,
-    method_option,
-    orientation,
-)
-from drrkit.cli.poses import pixel_pitch, read_pose, write_pose
+from drrkit.cli.answers import Answer
+from drrkit.cli.arguments import Numbers, existing
+from drrkit.cli.options import grouped
+from drrkit.cli.shots import ShotOptions
+from drrkit.cli.verbs import verb
 from drrkit.geometry import Camera, volume_center
-from drrkit.report import IMAGE_SUFFIXES, save_image, to_display
+from drrkit.report import to_display
 from drrkit.volume import Volume
 from drrkit.xray import (
     DENSITIES,
@@ -42,7 +35,6 @@ from drrkit.xray import (
 
 __all__ = ["simulate_command"]
 
-SIZE, PIXEL_SPACING = (256, 256), (1.4, 1.4)
 TOOLS = {"k-wire": k_wire, "screw": screw, "rod": rod}
 RANDOMISATIONS = ("prost", "cdreg")
 
@@ -190,65 +182,30 @@ class ModelOptions:
         return randomise(image, self.randomise, seed=generator)
 
 
-@click.command("simulate", epilog="A geometry option overrides what the pose file says.")
+@verb("simulate", epilog="A geometry option overrides what the pose file says.")
 @click.argument("ct", type=existing)
-@click.option(
-    "--output",
-    "-o",
-    required=True,
-    type=OutputFile(*IMAGE_SUFFIXES),
-    help=".png: a display image. .npy, .tif, .nii.gz, .nrrd, .mha: minus log intensity, float32.",
-)
-@click.option(
-    "--view",
-    type=click.Choice(list(VIEWS), case_sensitive=False),
-    help="Named view.  [default: AP]",
-)
-@click.option("--pose", "pose_path", type=existing, help="Pose file (JSON), instead of --view.")
-@click.option("--save-pose", type=OutputFile(".json"), help="Write the complete geometry.")
-@grouped(PoseOptions, "placing")
-@grouped(CameraOptions, "detector")
+@grouped(ShotOptions, "wanted")
 @grouped(ModelOptions, "exposure")
-@method_option
-@grouped(CTOptions, "reading")
-@device_option
-@click.option("--invert", is_flag=True, help="PNG only: bone dark.")
+@click.pass_context
 def simulate_command(
-    ct: Path,
-    output: Path,
-    view: str | None,
-    pose_path: Path | None,
-    save_pose: Path | None,
-    placing: PoseOptions,
-    detector: CameraOptions,
-    exposure: ModelOptions,
-    method: str,
-    reading: CTOptions,
-    device: torch.device,
-    invert: bool,
-) -> None:
+    ctx: click.Context, ct: Path, wanted: ShotOptions, exposure: ModelOptions
+) -> Answer:
     """Simulate a realistic X-ray of CT: materials, spectrum, scatter, noise, blur, metal tools.
 
     CT is in Hounsfield units; bone is bright in what is written.
     """
-    if reading.unit != "HU" or reading.energy is not None:
+    if wanted.reading.unit != "HU" or wanted.reading.energy is not None:
         raise click.UsageError("--unit and --energy: simulate needs a CT in HU and a --spectrum.")
-    if view is not None and pose_path is not None:
-        raise click.UsageError("--view and --pose: give one of them.")
-    is_picture = output.name.lower().endswith(".png")
-    if invert and not is_picture:
-        raise click.UsageError(f"--invert makes pictures; {output.name} takes numbers.")
-    refuse_overwriting([output, save_pose], [ct, pose_path, reading.labels])
-    stored = None if pose_path is None else read_pose(pose_path)
-    camera = detector.camera(stored and stored.camera, SIZE, PIXEL_SPACING)
-    volume = reading.read(ct).to(device)
-    pose = placing.pose(volume, (view or "AP").upper(), stored and stored.world_to_camera)
-    image = exposure.image(volume, camera, pose, method)
-    picture = to_display(image, invert=invert) if is_picture else image
-    save_image(picture, output, pixel_spacing=pixel_pitch(camera))
-    if save_pose is not None:
-        write_pose(save_pose, pose, camera, ct=str(ct), spectrum=exposure.spectrum)
+    if wanted.invert and not wanted.is_picture:
+        raise click.UsageError(f"--invert makes pictures; {wanted.output.name} takes numbers.")
+    shot = wanted.load(ct, in_hu=True)
+    image = exposure.image(*shot, wanted.method)
+    picture = to_display(image, invert=wanted.invert) if wanted.is_picture else image
+    content = wanted.write(ctx, shot, picture)
     low, high = (float(value) for value in torch.aminmax(image))
-    rows, cols = camera.size
-    click.echo(f"{output}: {rows}x{cols} pixels, values {low:.3g} to {high:.3g}")
-    click.echo(orientation(pose))
+    rows, cols = shot.camera.size
+    return Answer(
+        {**content, "values": [low, high]},
+        f"{wanted.output}: {rows}x{cols} pixels, values {low:.3g} to {high:.3g}\n"
+        f"{content['orientation']}",
+    )

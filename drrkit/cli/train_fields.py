@@ -10,9 +10,11 @@ from typing import Any
 import click
 import torch
 
+from drrkit.cli.answers import Answer
 from drrkit.cli.options import grouped
 from drrkit.cli.pairs import PairOptions
 from drrkit.cli.training import TrainingOptions, run_training
+from drrkit.cli.verbs import verb
 from drrkit.fields import (
     FORMATIONS,
     IMAGE_LOSSES,
@@ -72,7 +74,7 @@ class ObjectiveOptions:
         )
 
 
-@click.command("nett")
+@verb("nett")
 @click.option(
     "--features",
     type=click.Choice(list(LOCAL_FEATURES)),
@@ -99,7 +101,7 @@ def nett_command(
     how_alike: ObjectiveOptions,
     whose: PairOptions,
     how: TrainingOptions,
-) -> None:
+) -> Answer | None:
     """Train NeTT, which tunes CTs until their DRRs look like X-rays; it serves other patients, too.
 
     Writes nett.pt. Published as a part of DiffProj (arXiv 2308.00214).
@@ -120,14 +122,22 @@ def nett_command(
         "steps": how.steps,
         "split": {"train": _names(train), "validation": _names(validation)},
     }
-    run_training(ctx, task, how, notes, _writer(nett, "nett.pt"))
+    return run_training(ctx, task, how, notes, _writer(nett, "nett.pt"))
 
 
-@click.command("mnerf")
+@verb("mnerf")
 @click.option("--octaves", type=click.IntRange(0), default=6, show_default=True)
 @click.option("--width", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--depth", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--skip", type=click.IntRange(1), help="Hidden layer that sees the place again.")
+@click.option(
+    "--levels",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of learned features on nested grids: fine structure in far fewer steps.",
+)
+@click.option("--cell", type=click.FloatRange(0, min_open=True), help="Of the finest level, mm.")
 @click.option(
     "--threshold", type=float, help="Of the body, 1/mm.  [default: 0.01, half of water's]"
 )
@@ -152,6 +162,8 @@ def mnerf_command(
     width: int,
     depth: int,
     skip: int | None,
+    levels: int,
+    cell: float | None,
     threshold: float | None,
     margin: float,
     step: float | None,
@@ -161,7 +173,7 @@ def mnerf_command(
     how_alike: ObjectiveOptions,
     whose: PairOptions,
     how: TrainingOptions,
-) -> None:
+) -> Answer | None:
     """Train mNeRF, a neural field of one subject's attenuation, zero outside the body's mask.
 
     Writes mnerf.pt. With --absolute X-rays are line integrals and the field is in 1/mm. Without
@@ -180,6 +192,8 @@ def mnerf_command(
         width=width,
         depth=depth,
         skip=skip,
+        levels=levels,
+        cell=cell,
         step=step,
     )
     task = MNeRFTask(
@@ -193,7 +207,7 @@ def mnerf_command(
         seed=how.seed,
     )
     notes = {"steps": how.steps, "subject": pairs.subject}
-    run_training(ctx, task, how, notes, _writer(field, "mnerf.pt"))
+    return run_training(ctx, task, how, notes, _writer(field, "mnerf.pt"))
 
 
 def _names(pairs: Any) -> list[str]:

@@ -13,26 +13,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from drrkit.files import whole_file
 from drrkit.geometry import Camera
-from drrkit.projector import render
 from drrkit.report.pictures import (
     checkerboard,
     difference,
-    edges,
     overlay_edges,
     save_image,
-    to_display,
 )
 from drrkit.report.scene import describe_geometry, scene_svg
+from drrkit.report.screen import Screen
 from drrkit.volume import Volume
 
 __all__ = ["registration_page", "save_page"]
-
-ROWS = 420
-"""Pictures are enlarged by a whole factor to about this many rows."""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
@@ -68,7 +62,7 @@ def registration_page(
         camera: the X-ray's.
         xray: [rows, cols], or with leading dimensions of size 1, bone bright.
         result: what `drrkit register` writes: world_to_camera and, where known,
-            initial_world_to_camera, loss, confidence, accepted, covariance, stages, inputs, ...
+            initial_world_to_camera, loss, confidence, accepted, covariance, stages, run, ...
         method: projector method.
 
     Raises:
@@ -80,6 +74,7 @@ def registration_page(
     start = result.get("initial_world_to_camera")
     poses = [found] if start is None else [torch.tensor(start, dtype=torch.float64), found]
     pictures = _pictures(volume, camera, xray, poses, method)
+    run = result.get("run") or {}
     parts = [
         f"<h1>Registration {_verdict(result)}</h1>",
         f"<p>{html.escape(describe_geometry(volume, camera, found))}</p>",
@@ -94,7 +89,7 @@ def registration_page(
         f"<pre>{_matrix(found)}</pre><p>world_to_camera: patient LPS mm to camera mm.</p>",
         _stages(result.get("stages")),
         "<h2>How it was made</h2>",
-        _table({**_flat(result.get("inputs")), **_flat(result.get("versions"))}),
+        _table({**_flat(run.get("options")), **_flat(run.get("versions"))}),
     ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -112,45 +107,19 @@ def save_page(page: str, path: str | os.PathLike[str]) -> None:
 def _pictures(
     volume: Volume, camera: Camera, xray: Tensor, poses: Sequence[Tensor], method: str
 ) -> dict[str, Tensor]:
-    plane = xray.detach().cpu().double().reshape(1, 1, *xray.shape[-2:])
-    factor = max(1, round(ROWS / plane.shape[-2]))
-    if factor > 1:
-        plane = functional.interpolate(
-            plane, scale_factor=factor, mode="bicubic", align_corners=False
-        )
-    fine = camera.rescale(1 / factor)
-    target = to_display(plane)
+    screen = Screen.of(camera, xray, most=800)
+    target = screen.picture
     pictures = {"X-ray": target}
-    device = volume.values.device
-    drrs = [render(volume, fine, pose.to(device), method=method).sum(1).cpu() for pose in poses]
-    matched = [_display_like(drr, plane) for drr in drrs]
+    drrs = [screen.rendered(volume, pose, method) for pose in poses]
+    matched = [screen.matched(drr) for drr in drrs]
     names = ["At the start", "At the result"][-len(poses) :]
     for name, drr in zip(names, drrs, strict=True):
-        edge = edges(drr, sigma_px=1.2 * factor)
+        edge = screen.edges(drr)
         pictures[f"{name}: edges of the rendered CT"] = overlay_edges(target, edge)
     pictures["Rendered CT at the result"] = matched[-1]
     pictures["Checkerboard of X-ray and rendered CT"] = checkerboard(target, matched[-1])
     pictures["Difference, grey where equal"] = difference(target, matched[-1])
     return pictures
-
-
-def _display_like(drr: Tensor, xray: Tensor) -> Tensor:
-    """The DRR on the grey scale of the X-ray: gain and offset by least squares, then windowed."""
-    x, y = drr.double().flatten(), xray.flatten()
-    centred = x - x.mean()
-    gain = float((centred @ (y - y.mean())) / (centred @ centred).clamp_min(1e-30))
-    if gain <= 0:
-        return to_display(drr)
-    matched = y.mean() + gain * (drr.double().reshape(xray.shape[-2:]) - x.mean())
-    low, high = (
-        float(v)
-        for v in torch.quantile(
-            y[:: max(1, y.numel() // 100000)], torch.tensor((0.005, 0.995), dtype=torch.float64)
-        )
-    )
-    if high <= low:
-        return to_display(drr)
-    return (255 * ((matched - low) / (high - low)).clamp(0, 1)).round().to(torch.uint8)
 
 
 def _verdict(result: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from drrkit.geometry import Camera, volume_center
 from drrkit.volume import Volume
 
-__all__ = ["describe_geometry", "scene_svg"]
+__all__ = ["describe_geometry", "orientation", "scene_svg"]
 
 WIDTH, HEIGHT, MARGIN = 560, 420, 36
 
@@ -32,6 +32,13 @@ def describe_geometry(volume: Volume, camera: Camera, world_to_camera: Tensor) -
         f"Right in the image is the patient's {_towards(right)}, down is {_towards(down)}. "
         f"The volume's centre lies {off:.1f} degrees off the central ray."
     )
+
+
+def orientation(world_to_camera: Tensor) -> tuple[str, str, str, str]:
+    """Letters at a picture's left, top, right and bottom: the patient's L R, A P, H F there."""
+    turn = world_to_camera.detach().double().cpu().reshape(4, 4)[:3, :3]
+    letters = [_LETTERS[_towards(d)] for d in (-turn[0], -turn[1], turn[0], turn[1])]
+    return letters[0], letters[1], letters[2], letters[3]
 
 
 def scene_svg(volume: Volume, camera: Camera, poses: list[Tensor]) -> str:
@@ -64,6 +71,16 @@ def scene_svg(volume: Volume, camera: Camera, poses: list[Tensor]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="C-arm and volume">{"".join(lines)}</svg>'
     )
+
+
+_LETTERS = {
+    "left": "L",
+    "right": "R",
+    "anterior": "A",
+    "posterior": "P",
+    "superior": "H",
+    "inferior": "F",
+}
 
 
 def _oblique() -> Tensor:
