@@ -368,6 +368,39 @@ def test_broken_mayacam_files_name_what_is_missing(tmp_path: Path, text: str) ->
         conversions.read_mayacam(path, 1020.0)
 
 
+def test_rtks_geometry_files_come_back(tmp_path: Path) -> None:
+    file = tmp_path / "geometry.xml"
+    view = conversions.to_rtk(camera(), poses())
+    conversions.write_rtk_geometry(file, view)
+    for found, expected in zip(conversions.read_rtk_geometry(file), view, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hello", "as XML"),
+        ("<a/>", "got a"),
+        ("<RTKThreeDCircularGeometry/>", "got none"),
+        ("<RTKThreeDCircularGeometry><Projection/></RTKThreeDCircularGeometry>", "cone beam"),
+        (
+            "<RTKThreeDCircularGeometry><GantryAngle>x</GantryAngle><Projection/>"
+            "</RTKThreeDCircularGeometry>",
+            "GantryAngle: expected a number",
+        ),
+        (
+            "<RTKThreeDCircularGeometry><RadiusCylindricalDetector>5</RadiusCylindricalDetector>"
+            "<Projection/></RTKThreeDCircularGeometry>",
+            "flat detector",
+        ),
+    ],
+)
+def test_broken_geometry_files_are_told(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "g.xml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        conversions.read_rtk_geometry(tmp_path / "g.xml")
+
+
 def test_autoscoper_tracks_come_back(tmp_path: Path) -> None:
     track = poses()
     track[1] = math.nan

@@ -209,8 +209,8 @@ def convert_command(
     Without --from, VIEW is a drrkit pose file; without --to, one is written. slicer writes an ITK
     transform (.tfm) that places the CT in the C-arm's coordinates in 3D Slicer; mayacam and
     mayacam1 write a calibration for XMALab and Autoscoper; --from opencv reads .yml, .xml and
-    .json as OpenCV's FileStorage writes them; all others are JSON with the names
-    that the tool uses.
+    .json as OpenCV's FileStorage writes them; rtk is its geometry file if that ends in .xml; all
+    others are JSON with the names that the tool uses.
 
     --from deepfluoro takes the data set's HDF5 file, too, and then writes a folder: ct.nii.gz,
     labels.nii.gz, xray.mha (line integrals, patient head up), landmarks.csv, and pose.json with
@@ -248,6 +248,8 @@ def _read(path: Path, tool: str | None, given: Wanted) -> CameraView:
     if tool in ("mayacam", "mayacam1"):
         _require(given, ("sdd",))
         return to.read_mayacam(path, float(given.sdd or 0.0))
+    if tool == "rtk" and path.suffix.lower() == ".xml":
+        return _rtk_file(path, given)
     if tool == "opencv" and path.suffix.lower() in STORAGE_SUFFIXES:
         view, distortion = read_calibration(path, given.size, given.sdd)
         if distortion is not None:
@@ -267,6 +269,15 @@ def _read(path: Path, tool: str | None, given: Wanted) -> CameraView:
         raise ValueError(f"{path}: not a {tool} view: {error}") from None
 
 
+def _rtk_file(path: Path, given: Wanted) -> CameraView:
+    """RTK's geometry file, which leaves to the images where their pixels are: centred here."""
+    _require(given, ("size", "pixel_spacing"))
+    (rows, cols), (row, col) = given.size, given.pixel_spacing
+    origin = (-(cols - 1) / 2 * col, -(rows - 1) / 2 * row)
+    view = to.read_rtk_geometry(path)
+    return to.from_rtk(view, given.size, (col, row), origin, _isocenter(given))
+
+
 def _write(path: Path, tool: str | None, camera: Camera, pose: Tensor, given: Wanted) -> None:
     if tool is None:
         write_pose(path, pose, camera)
@@ -274,6 +285,8 @@ def _write(path: Path, tool: str | None, camera: Camera, pose: Tensor, given: Wa
         to.write_itk_transform(path, pose)
     elif tool in ("mayacam", "mayacam1"):
         to.write_mayacam(path, camera, pose, version=1 if tool == "mayacam1" else 2)
+    elif tool == "rtk" and path.suffix.lower() == ".xml":
+        to.write_rtk_geometry(path, to.to_rtk(camera, pose, _isocenter(given)))
     else:
         _require(given, TOOLS[tool].needs)
         found = TOOLS[tool].there(camera, pose, given)

@@ -33,6 +33,7 @@ from drrkit.conversions.pinhole import (
     to_opencv,
     to_xreg,
 )
+from drrkit.conversions.rtk_geometry import read_rtk_geometry, write_rtk_geometry
 from drrkit.conversions.tomography import (
     LeapView,
     PlastimatchView,
@@ -92,6 +93,7 @@ __all__ = [
     "read_autoscoper",
     "read_itk_transform",
     "read_mayacam",
+    "read_rtk_geometry",
     "to_astra",
     "to_deepdrr",
     "to_deepfluoro",
@@ -109,4 +111,5 @@ __all__ = [
     "write_autoscoper",
     "write_itk_transform",
     "write_mayacam",
+    "write_rtk_geometry",
 ]
