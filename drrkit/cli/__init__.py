@@ -21,8 +21,9 @@ from drrkit.cli.deferred import DeferringGroup
 __all__ = ["main"]
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-NO_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "bad alloc")
-"""What torch, the kernels and SimpleITK say in errors that are not of Python's kind."""
+NO_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "bad alloc", "aten::new_empty")
+"""What torch and SimpleITK say in errors that are not of Python's kind; the last one is what the
+kernels tell when torch cannot give them memory for their results."""
 
 
 class Commands(DeferringGroup):
@@ -76,9 +77,9 @@ def _failure(error: Exception) -> Failure | None:
     text = str(error) or type(error).__name__
     if _is_out_of_memory(error):
         reason = text.strip().splitlines()[0]
+        detail = "" if "aten::" in reason else f" ({reason})"
         return Failure(
-            f"not enough memory ({reason}). Fewer pixels (--size), voxels or poses at once need "
-            "less.",
+            f"not enough memory{detail}. Fewer pixels (--size), voxels or poses at once need less.",
             FAILED,
             "memory",
         )

@@ -12,7 +12,17 @@ from typing import Any
 import click
 import torch
 
-__all__ = ["Device", "Integers", "Numbers", "OutputFile", "Size", "existing", "refuse_overwriting"]
+__all__ = [
+    "Device",
+    "Integers",
+    "Number",
+    "NumberRange",
+    "Numbers",
+    "OutputFile",
+    "Size",
+    "existing",
+    "refuse_overwriting",
+]
 
 existing = click.Path(exists=True, path_type=Path)
 
@@ -31,6 +41,24 @@ class Size(click.ParamType):
         if rows < 1 or cols < 1:
             self.fail(f"expected ROWSxCOLS pixels such as 256x256, got {value!r}.", param, ctx)
         return rows, cols
+
+
+class _Finite(click.ParamType):
+    """Refuses nan and infinity, which click's own numbers let pass."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"expected a finite number, got {value!r}.", param, ctx)
+        return number
+
+
+class Number(_Finite, click.types.FloatParamType):
+    """A finite number."""
+
+
+class NumberRange(_Finite, click.FloatRange):
+    """A finite number in a range."""
 
 
 class Numbers(click.ParamType):

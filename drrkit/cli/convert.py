@@ -14,7 +14,7 @@ from torch import Tensor
 
 from drrkit import conversions as to
 from drrkit.cli.answers import Answer
-from drrkit.cli.arguments import Numbers, Size, existing, refuse_overwriting
+from drrkit.cli.arguments import NumberRange, Numbers, Size, existing, refuse_overwriting
 from drrkit.cli.deepfluoro import extract_deepfluoro
 from drrkit.cli.poses import read_pose, write_json, write_pose
 from drrkit.cli.verbs import verb
@@ -177,8 +177,8 @@ FILES = ("slicer", "mayacam", "mayacam1")
 @click.option("--ct", type=existing, help="The CT, for tools whose world is the volume's.")
 @click.option("--size", type=Size(), help="Of the image, where the format does not say it.")
 @click.option("--pixel-spacing", type=Numbers("MM[,MM]", (1, 2), positive=True))
-@click.option("--sdd", type=click.FloatRange(0, min_open=True), help="Source to detector, mm.")
-@click.option("--sod", type=click.FloatRange(0, min_open=True), help="Source to isocentre, mm.")
+@click.option("--sdd", type=NumberRange(0, min_open=True), help="Source to detector, mm.")
+@click.option("--sod", type=NumberRange(0, min_open=True), help="Source to isocentre, mm.")
 @click.option("--specimen", help="Of DeepFluoro's file, such as 17-1882.")
 @click.option("--projection", type=click.IntRange(0), help="Its number, from 0.")
 @click.option("--bone", type=click.Choice(DEEPFLUORO_BONES), default="pelvis", show_default=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from drrkit.cli.answers import Answer
-from drrkit.cli.options import SDD, SOD, device_option
+from drrkit.cli.options import SDD, SOD, device_option, seed_option
 from drrkit.cli.poses import write_pose
 from drrkit.cli.verbs import verb
 from drrkit.geometry import CArm, perturb, view_ap, volume_center
@@ -46,9 +46,7 @@ class Errors(NamedTuple):
     show_default=True,
     help="Folder for the pictures and files; made if missing.",
 )
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of start and noise."
-)
+@seed_option("Of start and noise.")
 @device_option
 @click.option("--quiet", "-q", is_flag=True, help="No progress bar.")
 def demo_command(out: Path, seed: int, device: torch.device, quiet: bool) -> Answer:

@@ -49,7 +49,10 @@ def read_pose(path: Path) -> PoseFile:
         ValueError: it is not JSON, of a newer schema, or its pose or camera mean nothing.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            raise ValueError(f"{path}: expected a pose as JSON, got an empty file")
+        content = json.loads(text)
     except UnicodeDecodeError:
         raise ValueError(f"{path}: expected a pose as JSON, got a binary file") from None
     except (json.JSONDecodeError, RecursionError) as error:

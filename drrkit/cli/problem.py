@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from drrkit.cli.arguments import refuse_overwriting
-from drrkit.cli.landmarks import landmark_start, landmarks_option
+from drrkit.cli.landmarks import check_alone, landmark_start, landmarks_option
 from drrkit.cli.options import (
     VIEWS,
     CameraOptions,
@@ -95,6 +95,8 @@ class ProblemOptions:
             OSError, ValueError: files that are not what they should be.
         """
         self.seeing.check()
+        if self.landmarks is not None:
+            check_alone(self.init, self.placing)
         seen = self.seeing.load(xray, self.detector.sdd, self.device)
         view, stored = "", None
         if self.landmarks is None:
@@ -112,8 +114,7 @@ class ProblemOptions:
         self, volume: Volume, camera: Camera, seen: Seen, view: str, stored: PoseFile | None
     ) -> Tensor:
         if self.landmarks is not None:
-            found = landmark_start(self.landmarks, camera, self.init, self.placing)
-            return found.to(self.device)
+            return landmark_start(self.landmarks, camera).to(self.device)
         told = stored and stored.world_to_camera
         if view == FROM_FILE:
             told = seen.file.start(volume)[0]

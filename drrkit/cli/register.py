@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from drrkit.cli.answers import Answer
-from drrkit.cli.arguments import OutputFile, existing
+from drrkit.cli.arguments import NumberRange, OutputFile, existing
 from drrkit.cli.configuration import run_record
-from drrkit.cli.options import grouped
+from drrkit.cli.options import grouped, seed_option
 from drrkit.cli.poses import camera_as_dict, write_json
 from drrkit.cli.problem import Problem, ProblemOptions
 from drrkit.cli.similarities import SimilarityName, plain_stages, similarity_stages
@@ -53,7 +53,7 @@ class Stages(click.ParamType):
         if value in PIPELINES:
             return PIPELINES[value]
         try:
-            return tuple(self._stage(*word.split(":")) for word in value.split(","))
+            return tuple(self._stage(word) for word in value.split(","))
         except (TypeError, ValueError) as error:
             self.fail(
                 "expected auto, global, or SIMILARITY:DOWNSAMPLE[:STEPS] separated by commas, such "
@@ -70,14 +70,17 @@ class Stages(click.ParamType):
         plain = (s for s in value if isinstance(s, Stage))
         return ",".join(f"{s.similarity}:{s.downsample}:{s.iterations}" for s in plain)
 
-    def _stage(self, similarity: str, downsample: str, steps: str = "100") -> Stage:
-        factor = int(downsample)
+    def _stage(self, word: str) -> Stage:
+        similarity, *numbers = word.split(":")
+        if not similarity or not 1 <= len(numbers) <= 2:
+            raise ValueError(f"{word!r} has not one or two numbers")
+        factor, steps = int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else 100
         # As in the stages of auto: large steps where pixels are large.
         return Stage(
             similarity,
             downsample=factor,
             supersample=2 if factor > 2 else 1,
-            iterations=int(steps),
+            iterations=steps,
             step=1.0 * factor,
             final_step=0.05 * factor,
         )
@@ -106,18 +109,12 @@ class Stages(click.ParamType):
 )
 @click.option(
     "--min-confidence",
-    type=click.FloatRange(0, 1),
+    type=NumberRange(0, 1),
     default=TRUSTED,
     show_default=True,
     help="Confidence below which the result is not accepted (exit code 1).",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Of the starts that stages draw; the same gives the same result.",
-)
+@seed_option("Of the starts that stages draw; the same gives the same result.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress bar.")
 @click.pass_context
 def register_command(

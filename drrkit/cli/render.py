@@ -8,7 +8,7 @@ import click
 import torch
 
 from drrkit.cli.answers import Answer
-from drrkit.cli.arguments import Numbers, existing
+from drrkit.cli.arguments import Number, Numbers, existing
 from drrkit.cli.options import grouped
 from drrkit.cli.poses import pixel_pitch
 from drrkit.cli.shots import ShotOptions
@@ -29,7 +29,7 @@ CONVERSIONS = {
 @click.argument("ct", type=existing)
 @grouped(ShotOptions, "wanted")
 @click.option("--supersample", type=click.IntRange(1, 16), default=1, help="N x N rays a pixel.")
-@click.option("--step", type=float, help="Of trilinear samples, mm.  [default: half a voxel]")
+@click.option("--step", type=Number(), help="Of trilinear samples, mm.  [default: half a voxel]")
 @click.option(
     "--display",
     type=click.Choice(list(CONVERSIONS)),

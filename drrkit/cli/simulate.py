@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from drrkit.cli.answers import Answer
-from drrkit.cli.arguments import Numbers, existing
-from drrkit.cli.options import grouped
+from drrkit.cli.arguments import NumberRange, Numbers, existing
+from drrkit.cli.options import grouped, seed_option
 from drrkit.cli.shots import ShotOptions
 from drrkit.cli.verbs import verb
 from drrkit.geometry import Camera, volume_center
@@ -81,7 +81,7 @@ class ModelOptions:
         click.option("--supersample", type=click.IntRange(1, 16), default=1, help="Rays a pixel."),
         click.option(
             "--photons",
-            type=click.FloatRange(0),
+            type=NumberRange(0, 1e12),
             default=2e4,
             show_default=True,
             help="A pixel; 0 for an image without noise.",
@@ -95,21 +95,21 @@ class ModelOptions:
         ),
         click.option(
             "--electronic-noise",
-            type=click.FloatRange(0),
+            type=NumberRange(0),
             default=0.0,
             show_default=True,
             help="Standard deviation, photons.",
         ),
         click.option(
             "--scatter",
-            type=click.FloatRange(0, 1),
+            type=NumberRange(0, 1),
             default=0.1,
             show_default=True,
             help="Strength of scattered radiation.",
         ),
         click.option(
             "--blur",
-            type=click.FloatRange(0),
+            type=NumberRange(0, 100),
             default=0.5,
             show_default=True,
             help="Of the detector: standard deviation in pixels.",
@@ -136,13 +136,7 @@ class ModelOptions:
             type=click.Choice(RANDOMISATIONS),
             help="Then change the image as in the training of these similarities.",
         ),
-        click.option(
-            "--seed",
-            type=click.IntRange(0),
-            default=0,
-            show_default=True,
-            help="Of noise, tools, motion and randomisation.",
-        ),
+        seed_option("Of noise, tools, motion and randomisation."),
     )
 
     def model(self) -> XrayModel:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from drrkit.cli.answers import Answer
+from drrkit.cli.arguments import NumberRange
 from drrkit.cli.deferred import DeferringGroup
 from drrkit.cli.options import grouped
 from drrkit.cli.similarities import REGRESSOR_FILE, SIMILARITY_FILE
@@ -81,7 +82,7 @@ def names_of(family: type) -> list[str]:
     help="How training draws poses.",
 )
 @click.option("--optimiser", type=click.Choice(["adam", "sgd"]), default="adam", show_default=True)
-@click.option("--rate", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True)
+@click.option("--rate", type=NumberRange(0, min_open=True), default=1e-3, show_default=True)
 @click.option(
     "--schedule",
     type=click.Choice(["cosine", "cyclic", "constant"]),
@@ -152,7 +153,7 @@ def similarity_command(
     help="How training draws poses.  [default: as published for the network]",
 )
 @click.option(
-    "--rate", type=click.FloatRange(0, min_open=True), help="Of Adam.  [default: as published]"
+    "--rate", type=NumberRange(0, min_open=True), help="Of Adam.  [default: as published]"
 )
 @click.option("--batch", type=click.IntRange(1), help="Pairs a process.  [default: as published]")
 @click.option(

@@ -11,6 +11,7 @@ import click
 import torch
 
 from drrkit.cli.answers import Answer
+from drrkit.cli.arguments import Number, NumberRange
 from drrkit.cli.options import grouped
 from drrkit.cli.pairs import PairOptions
 from drrkit.cli.training import TrainingOptions, run_training
@@ -58,11 +59,9 @@ class ObjectiveOptions:
             show_default=True,
             help="Compare images mapped to [0, 1], or as they are.",
         ),
+        click.option("--rate", type=NumberRange(0, min_open=True), default=5e-3, show_default=True),
         click.option(
-            "--rate", type=click.FloatRange(0, min_open=True), default=5e-3, show_default=True
-        ),
-        click.option(
-            "--final-rate", type=click.FloatRange(0, min_open=True), default=5e-4, show_default=True
+            "--final-rate", type=NumberRange(0, min_open=True), default=5e-4, show_default=True
         ),
     )
 
@@ -137,12 +136,12 @@ def nett_command(
     show_default=True,
     help="Of learned features on nested grids: fine structure in far fewer steps.",
 )
-@click.option("--cell", type=click.FloatRange(0, min_open=True), help="Of the finest level, mm.")
+@click.option("--cell", type=NumberRange(0, min_open=True), help="Of the finest level, mm.")
 @click.option(
-    "--threshold", type=float, help="Of the body, 1/mm.  [default: 0.01, half of water's]"
+    "--threshold", type=Number(), help="Of the body, 1/mm.  [default: 0.01, half of water's]"
 )
-@click.option("--margin", type=click.FloatRange(0), default=5.0, show_default=True, help="mm.")
-@click.option("--step", type=click.FloatRange(0, min_open=True), help="Between samples, mm.")
+@click.option("--margin", type=NumberRange(0), default=5.0, show_default=True, help="mm.")
+@click.option("--step", type=NumberRange(0, min_open=True), help="Between samples, mm.")
 @click.option("--images", type=click.IntRange(1), default=8, show_default=True, help="A step.")
 @click.option("--rays", type=click.IntRange(1), default=128, show_default=True, help="An image.")
 @click.option(

@@ -11,8 +11,9 @@ import click
 import torch
 
 from drrkit.cli.answers import Answer
+from drrkit.cli.arguments import NumberRange
 from drrkit.cli.configuration import run_record
-from drrkit.cli.options import device_option
+from drrkit.cli.options import device_option, seed_option
 from drrkit.training import Processes, Task, TrainingResult, train
 from drrkit.training.stepping import PRECISIONS
 
@@ -52,7 +53,7 @@ class TrainingOptions:
         click.option("--save-every", type=click.IntRange(1), default=100, show_default=True),
         click.option(
             "--clip-norm",
-            type=click.FloatRange(0, min_open=True),
+            type=NumberRange(0, min_open=True),
             default=10.0,
             show_default=True,
             help="Largest norm of a gradient.",
@@ -71,9 +72,7 @@ class TrainingOptions:
             show_default=True,
             help="Of the network; the projector's is float32.",
         ),
-        click.option(
-            "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything."
-        ),
+        seed_option("Of everything."),
         device_option,
         click.option("--quiet", "-q", is_flag=True, help="No progress bar."),
     )

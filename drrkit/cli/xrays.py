@@ -11,10 +11,10 @@ import click
 import torch
 from torch import Tensor
 
-from drrkit.cli.arguments import existing
+from drrkit.cli.arguments import Number, existing
 from drrkit.cli.images import read_mask, to_line
 from drrkit.geometry import Camera
-from drrkit.xray import XRAY_KINDS, Xray, preprocess_xray, read_xray
+from drrkit.xray import XRAY_KINDS, Xray, bone_is_bright, preprocess_xray, read_xray
 
 __all__ = ["Seen", "XrayOptions"]
 
@@ -47,7 +47,7 @@ class XrayOptions:
             "[default: what a DICOM file says, else line]",
         ),
         click.option(
-            "--i0", type=float, help="Intensity without patient.  [default: the brightest pixel]"
+            "--i0", type=Number(), help="Intensity without patient.  [default: the brightest pixel]"
         ),
         click.option("--mask", type=existing, help="Image of pixel weights; 0 leaves a pixel out."),
         click.option("--frame", type=int, help="Which image of a run, from 0; -1 is the last."),
@@ -77,15 +77,20 @@ class XrayOptions:
             raise ValueError(f"{path}: expected an image file, got a folder")
         xray = read_xray(path, frames=self.frame, calibration=self.calibration, sdd=sdd)
         if len(xray.image) != 1:
-            raise ValueError(
-                f"{path}: expected one image, got a run of {len(xray.image)}; --frame chooses one"
-            )
+            found = f"{path}: expected one image, got a run of {len(xray.image)}"
+            raise ValueError(f"{found}; --frame chooses one, and if this is the CT, it comes first")
         for text in xray.warnings:
             click.echo(f"Warning: {path}: {text}.", err=True)
         kind = self.xray_kind or xray.kind or "line"
         if self.i0 is not None and kind != "intensity":
             raise click.UsageError("--i0 belongs to --xray-kind intensity.")
         line = to_line(path, xray.image, kind, self.i0)
+        if not self.preprocess and not bone_is_bright(line):
+            click.echo(
+                f"Warning: {path}: bone looks dark, and should be bright: --xray-kind inverted "
+                "or intensity converts, --preprocess finds out.",
+                err=True,
+            )
         weights = None if self.mask is None else read_mask(self.mask, line)
         if xray.mask is not None:
             weights = xray.mask if weights is None else weights * xray.mask
