@@ -41,7 +41,7 @@ def test_a_command_loads_what_it_needs() -> None:
     assert {"evaluation"} <= loaded_after("evaluate", "--help")
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "bench"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_of_the_list_has_a_help_of_its_own(name: str) -> None:
     output = succeed(name, "--help").output
     assert f" {name} " in output.splitlines()[0] and "-h, --help" in output

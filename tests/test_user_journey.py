@@ -111,7 +111,7 @@ def test_the_transform_is_the_pose(answers: Path) -> None:
 
 def test_the_report_says_when_an_input_is_gone(answers: Path, tmp_path: Path) -> None:
     content = json.loads((answers / "result.json").read_text())
-    content["inputs"]["ct"] = "moved_away.nii.gz"
+    content["run"]["options"]["ct"] = "moved_away.nii.gz"
     (tmp_path / "result.json").write_text(json.dumps(content))
     result = run("report", tmp_path / "result.json", "-o", tmp_path / "r.html")
     assert result.exit_code == 2

@@ -5,13 +5,24 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
-__all__ = ["Device", "Integers", "Numbers", "OutputFile", "Size", "existing", "refuse_overwriting"]
+__all__ = [
+    "Device",
+    "Integers",
+    "Number",
+    "NumberRange",
+    "Numbers",
+    "OutputFile",
+    "Size",
+    "existing",
+    "refuse_overwriting",
+]
 
 existing = click.Path(exists=True, path_type=Path)
 
@@ -20,6 +31,7 @@ class Size(click.ParamType):
     """ROWSxCOLS in pixels, or one number for a square: (rows, cols)."""
 
     name = "ROWSxCOLS"
+    separator = "x"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
         if isinstance(value, tuple):
@@ -31,6 +43,24 @@ class Size(click.ParamType):
         return rows, cols
 
 
+class _Finite(click.ParamType):
+    """Refuses nan and infinity, which click's own numbers let pass."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"expected a finite number, got {value!r}.", param, ctx)
+        return number
+
+
+class Number(_Finite, click.types.FloatParamType):
+    """A finite number."""
+
+
+class NumberRange(_Finite, click.FloatRange):
+    """A finite number in a range."""
+
+
 class Numbers(click.ParamType):
     """Finite numbers separated by commas.
 
@@ -39,6 +69,8 @@ class Numbers(click.ParamType):
         counts: how many numbers may come; a single one stands for all when 1 is among them.
         positive: refuse zero and less.
     """
+
+    separator = ","
 
     def __init__(self, name: str, counts: tuple[int, ...], positive: bool = False) -> None:
         self.name, self.counts, self.positive = name, counts, positive
@@ -62,6 +94,7 @@ class Integers(click.ParamType):
     """Whole numbers separated by commas, at least one."""
 
     name = "N,N,..."
+    separator = ","
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
         if isinstance(value, tuple):
@@ -122,7 +155,7 @@ class Device(click.ParamType):
         return device
 
 
-def refuse_overwriting(outputs: list[Path | None], inputs: list[Path | None]) -> None:
+def refuse_overwriting(outputs: Sequence[Path | None], inputs: Sequence[Path | None]) -> None:
     """Raises ValueError when an output is one of the inputs, or two outputs are one file."""
     seen: list[Path] = [path.resolve() for path in inputs if path is not None]
     for path in outputs:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import NamedTuple
 
-import click
 import torch
 
-from drrkit.cli.info import describe
+from drrkit.cli.answers import Answer
+from drrkit.cli.installation import describe
+from drrkit.cli.verbs import verb
 from drrkit.geometry import CArm, view_carm, view_frames
 from drrkit.projector import backproject, project
 from drrkit.volume import Volume
@@ -39,21 +39,19 @@ class Finding(NamedTuple):
     text: str
 
 
-@click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.pass_context
-def doctor_command(ctx: click.Context, as_json: bool) -> None:
+@verb("doctor")
+def doctor_command() -> Answer:
     """Check the installation: kernels against known answers, devices, packages.
 
     The exit code is 1 when something is broken; what is only missing is a warning.
     """
     findings = list(examine())
-    if as_json:
-        click.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
-    else:
-        for finding in findings:
-            click.echo(f"{finding.state:8} {finding.name}: {finding.text}")
-    ctx.exit(1 if any(finding.state == "problem" for finding in findings) else 0)
+    healthy = all(finding.state != "problem" for finding in findings)
+    return Answer(
+        {"healthy": healthy, "findings": [finding._asdict() for finding in findings]},
+        "\n".join(f"{finding.state:8} {finding.name}: {finding.text}" for finding in findings),
+        0 if healthy else 1,
+    )
 
 
 def examine() -> Iterator[Finding]:

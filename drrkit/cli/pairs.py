@@ -11,6 +11,7 @@ from typing import Any
 import click
 import torch
 
+from drrkit.cli.arguments import NumberRange
 from drrkit.cli.images import to_line
 from drrkit.cli.options import SDD
 from drrkit.cli.poses import read_pose
@@ -69,7 +70,7 @@ class PairOptions:
         ),
         click.option(
             "--voxel-mm",
-            type=click.FloatRange(0, min_open=True),
+            type=NumberRange(0, min_open=True),
             help="Resample CTs to cubes of this size.  [default: their own]",
         ),
         click.option(

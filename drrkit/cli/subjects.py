@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import click
 import torch
 
-from drrkit.cli.arguments import Integers
+from drrkit.cli.arguments import Integers, NumberRange
 from drrkit.phantoms import ANATOMY_LABELS, random_anatomy
 from drrkit.phantoms.subjects import FIELD_MM
 from drrkit.training import Split, k_folds, split
@@ -83,7 +83,7 @@ class SubjectOptions:
         click.option("--select", type=Integers(), help="Labels of the bones that are projected."),
         click.option(
             "--voxel-mm",
-            type=click.FloatRange(0, min_open=True),
+            type=NumberRange(0, min_open=True),
             help="Resample CTs to cubes of this size.  [default: their own]",
         ),
         click.option(
