@@ -46,6 +46,9 @@ CXX_FLAGS = [
     "-Wno-unknown-pragmas",
     "-Wno-psabi",
     "-DTORCH_TARGET_VERSION=0x020a000000000000",  # the stable ABI as of torch 2.10
+    # Error messages hold __FILE__: the same wherever it is built, and no folder of the builder's.
+    f"-ffile-prefix-map={Path.cwd()}/=",
+    f"-ffile-prefix-map={Path(torch.__file__).parent}/include/=",
 ]
 LINK_FLAGS = []
 if os.environ.get("DRRKIT_SANITIZE") == "1":

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["existing_file", "whole_file"]
+__all__ = ["PathLike", "existing_file", "whole_file"]
 
 PathLike = str | os.PathLike[str]
 

@@ -216,6 +216,8 @@ def test_the_command_line_films_what_it_registered(
     succeed("report", "result.json", "--film", "film.gif", "--truth", "start.json")
     with image.open("film.gif") as film:
         assert film.n_frames > 2
+    succeed("report", "result.json", "-o", "report.html", "--landscape")
+    assert "The loss about the pose" in Path("report.html").read_text()
     for arguments, words in (
         ((), "--output or --film is missing"),
         (("-o", "a.html", "--truth", "start.json"), "--truth belongs to --film"),

@@ -92,6 +92,25 @@ def pixels(page: Any, canvas: str = "view") -> str:
     return hashlib.sha256(data.encode()).hexdigest()
 
 
+def greys(page: Any) -> list[int]:
+    """The red of every 97th pixel of the view, which is its grey where nothing is marked."""
+    return page.execute_script(
+        "const view = document.getElementById('view');"
+        "const { data } = view.getContext('2d').getImageData(0, 0, view.width, view.height);"
+        "return Array.from(data).filter((_, i) => i % (4 * 97) === 0)"
+    )
+
+
+def shades(page: Any) -> tuple[int, int]:
+    found = greys(page)
+    return min(found), max(found)
+
+
+def share_of(page: Any, grey: int) -> float:
+    found = greys(page)
+    return found.count(grey) / len(found)
+
+
 def set_slider(page: Any, element: str, value: float) -> None:
     """As a hand does: the value, and the event that comes with it."""
     page.execute_script(
@@ -146,6 +165,29 @@ def test_the_overlays_differ_and_opacity_counts(page: Any) -> None:
         set_slider(page, "opacity", opacity)
         assert pixels(page) == seen[same]
     set_slider(page, "opacity", 0.5)
+
+
+def test_a_narrower_window_shows_more_contrast_until_a_double_click(page: Any) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    press(page, "5")
+    before = shades(page)
+    set_slider(page, "width", 60)
+    assert shades(page)[0] == 0 and shades(page)[1] == 255
+    black, white = (share_of(page, grey) for grey in (0, 255))
+    assert black > 0.05 and white > 0.05
+    set_slider(page, "level", 0)
+    assert share_of(page, 255) > white
+    ActionChains(page).double_click(page.find_element("id", "view")).perform()
+    assert (
+        shades(page) == before and page.find_element("id", "width").get_attribute("value") == "256"
+    )
+    press(page, "1")
+
+
+def test_the_edges_carry_the_patients_directions(page: Any) -> None:
+    found = [page.find_element("id", side).text for side in ("left", "top", "right", "bottom")]
+    assert found == ["R", "H", "L", "F"]
 
 
 def test_slices_follow_their_sliders(page: Any) -> None:

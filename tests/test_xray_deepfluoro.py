@@ -7,6 +7,7 @@ pixels are drawn by rays through balls, with chords from their equation.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import h5py
@@ -262,6 +263,16 @@ def test_wrong_names_and_files_are_told(data_set: Path, tmp_path: Path) -> None:
         read_deepfluoro_specimen(tmp_path / "thin.h5", "a")
     with pytest.raises(FileNotFoundError):
         deepfluoro_contents(tmp_path / "missing.h5")
+
+
+def test_the_documentation_reads_a_case(data_set: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "files.md").read_text()
+    block = next(b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "_case(" in b)
+    scope: dict = {"torch": torch}
+    exec(block, scope)
+    volume, xray, pixels = scope["deepfluoro_case"](data_set, "17-1882", 0, border=5)
+    assert tuple(volume.values.shape) == GRID and xray.camera.size == (ROWS - 10, COLS - 10)
+    assert pixels.shape == (len(BALLS) + 1, 2)
 
 
 def run(*words: object) -> tuple[int, str]:

@@ -32,8 +32,11 @@ def info_command(
     """Versions, what drrkit was compiled for, and the devices it can use.
 
     With VIEW and --ct: what that geometry looks like, in a sentence and, with --scene, a picture.
-    VIEW is a pose file, a result of register, or the DICOM image of a C-arm.
+    VIEW is a pose file, a result of register, or the DICOM image of a C-arm; of DeepFluoro's HDF5
+    file the specimens are listed.
     """
+    if view is not None and view.suffix.lower() in (".h5", ".hdf5"):
+        return _specimens(view)
     if view is not None:
         return _geometry(view, ct, series, scene)
     if ct is not None or series is not None or scene is not None:
@@ -64,6 +67,14 @@ def _lines(found: dict[str, Any]) -> list[str]:
         ]
         lines.append(f"device       {device['device']}: {device['name']}, {', '.join(more)}")
     return lines
+
+
+def _specimens(path: Path) -> Answer:
+    from drrkit.cli.deepfluoro import deepfluoro_listing
+
+    found = deepfluoro_listing(path)
+    lines = [f"{name}  {count} projections" for name, count in found.items()]
+    return Answer({"specimens": found}, "\n".join(lines))
 
 
 def _geometry(view: Path, ct: Path | None, series: str | None, scene: Path | None) -> Answer:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import torch
+from torch import Tensor
 
 from drrkit.cli.answers import Answer
 from drrkit.cli.arguments import OutputFile, existing, refuse_overwriting
@@ -17,7 +18,10 @@ from drrkit.cli.poses import read_pose
 from drrkit.cli.register import register_command
 from drrkit.cli.verbs import verb
 from drrkit.cli.xrays import XrayOptions
+from drrkit.geometry import Camera
+from drrkit.registration import AUTO, SIMILARITIES, Stage
 from drrkit.report import FILM_SUFFIXES, registration_page, save_film, save_page
+from drrkit.volume import Volume
 
 __all__ = ["report_command"]
 
@@ -31,6 +35,11 @@ __all__ = ["report_command"]
     help="The way from the start to the result, step by step: .gif, or .mp4 where there is ffmpeg.",
 )
 @click.option(
+    "--landscape",
+    is_flag=True,
+    help="Measure the loss about the found pose, along each axis and over pairs of them.",
+)
+@click.option(
     "--truth", type=existing, help="Pose file of the right pose: --film tells errors (mTRE)."
 )
 @click.option("--ct", type=existing, help="Where the CT is now.  [default: where it was]")
@@ -42,6 +51,7 @@ def report_command(
     result: Path,
     output: Path | None,
     film: Path | None,
+    landscape: bool,
     truth: Path | None,
     ct: Path | None,
     xray: Path | None,
@@ -72,7 +82,9 @@ def report_command(
     method = str(options.get("method") or "joseph")
     written = [path for path in (output, film) if path is not None]
     if output is not None:
-        save_page(registration_page(*scene, method=method), output)
+        around = _landscape(*scene, seen.weights, method) if landscape else None
+        page = registration_page(*scene, method=method, source=result.name, landscape=around)
+        save_page(page, output)
     if film is not None:
         right = None if truth is None else read_pose(truth).world_to_camera
         save_film(*scene, film, truth=right, method=method)
@@ -89,3 +101,24 @@ def _there(result: Path, options: Any, name: str) -> Path:
         if place.exists():
             return place
     raise FileNotFoundError(f"{given}: not there any more; --{name} says where it is now")
+
+
+def _landscape(
+    volume: Volume,
+    camera: Camera,
+    line: Tensor,
+    content: dict[str, Any],
+    mask: Tensor | None,
+    method: str,
+) -> Any:
+    """The last stage's loss about the found pose; that of auto for a network's."""
+    from drrkit.report.landscapes import pose_landscape
+
+    last = (content.get("stages") or [{}])[-1]
+    name = last.get("similarity")
+    stage = Stage(
+        name if name in SIMILARITIES else AUTO[-1].similarity,
+        downsample=max(1, int(last.get("downsample") or 1)),
+    )
+    pose = torch.tensor(content["world_to_camera"], dtype=torch.float64)
+    return pose_landscape(volume, camera, line, pose, stage, mask=mask, method=method)

@@ -130,6 +130,14 @@ def nett_command(
 @click.option("--depth", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--skip", type=click.IntRange(1), help="Hidden layer that sees the place again.")
 @click.option(
+    "--levels",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of learned features on nested grids: fine structure in far fewer steps.",
+)
+@click.option("--cell", type=NumberRange(0, min_open=True), help="Of the finest level, mm.")
+@click.option(
     "--threshold", type=Number(), help="Of the body, 1/mm.  [default: 0.01, half of water's]"
 )
 @click.option("--margin", type=NumberRange(0), default=5.0, show_default=True, help="mm.")
@@ -153,6 +161,8 @@ def mnerf_command(
     width: int,
     depth: int,
     skip: int | None,
+    levels: int,
+    cell: float | None,
     threshold: float | None,
     margin: float,
     step: float | None,
@@ -181,6 +191,8 @@ def mnerf_command(
         width=width,
         depth=depth,
         skip=skip,
+        levels=levels,
+        cell=cell,
         step=step,
     )
     task = MNeRFTask(

@@ -54,7 +54,8 @@ class XrayOptions:
         click.option(
             "--calibration",
             type=existing,
-            help="Camera and start from MayaCam (.txt, with --sdd) or OpenCV's K, R, t (.json).",
+            help="Camera and start: MayaCam (.txt, .csv) or OpenCV's K, R, t (.yml, .xml, .json), "
+            "with --sdd.",
         ),
         click.option(
             "--preprocess",
@@ -105,6 +106,7 @@ class XrayOptions:
             camera,
             kind="line" if kind == "display" else kind,
             i0=self.i0,
+            mask=seen.file.mask,
             crop=False,
         )
         mask = raw.mask.to(seen.line)

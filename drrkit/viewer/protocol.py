@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from drrkit.registration import SIMILARITIES
+from drrkit.report.scene import orientation
 from drrkit.viewer.session import FARTHEST_MM, STRATEGIES, Look, Session
 from drrkit.viewer.slices import PLANES, Picture
 
@@ -97,6 +98,8 @@ def state(session: Session, look: Look) -> str:
     }
     if look.fine:
         content |= {"geometry": look.geometry, "drawing": look.drawing}
+        pose = torch.tensor(look.world_to_camera, dtype=torch.float64)
+        content["letters"] = orientation(pose)
     return json.dumps(content, allow_nan=False)
 
 
