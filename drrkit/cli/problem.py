@@ -11,7 +11,7 @@ import click
 import torch
 from torch import Tensor
 
-from drrkit.cli.arguments import refuse_overwriting
+from drrkit.cli.arguments import completions, refuse_overwriting
 from drrkit.cli.landmarks import check_alone, landmark_start, landmarks_option
 from drrkit.cli.options import (
     VIEWS,
@@ -68,6 +68,7 @@ class ProblemOptions:
         click.option(
             "--init",
             metavar="POSE.json|VIEW",
+            shell_complete=lambda ctx, param, word: completions(VIEWS, word, files=True),
             help=f"Where to start: a pose file, or one of {', '.join(VIEWS)}.  [default: where the "
             "X-ray's file says the C-arm stood]",
         ),
