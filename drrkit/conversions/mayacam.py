@@ -64,7 +64,11 @@ def read_mayacam(path: PathLike, sdd: float, unit_mm: float = 1.0) -> CameraView
     scale = checked_positive("unit_mm", unit_mm)
     text = file.read_text(encoding="utf-8", errors="replace")
     matrix, rotation, shift, size = _read_1(file, text) if _is_1(text) else _read_2(file, text)
-    return from_opencv(matrix, rotation, scale * shift, size, sdd)
+    distance = checked_positive("sdd", sdd)
+    try:
+        return from_opencv(matrix, rotation, scale * shift, size, distance)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def _version_2(matrix: Tensor, pose: Tensor, size: tuple[int, int]) -> str:
@@ -131,6 +135,8 @@ def _read_2(file: Path, text: str) -> tuple[Tensor, Tensor, Tensor, tuple[int, i
 def _whole(file: Path, width: float, height: float) -> tuple[int, int]:
     if height != int(height) or width != int(width):
         raise ValueError(f"{file}: expected whole numbers as image size, got {width}, {height}")
+    if height < 1 or width < 1:
+        raise ValueError(f"{file}: expected an image of some pixels, got {width} x {height}")
     return int(height), int(width)
 
 
