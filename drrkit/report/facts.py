@@ -130,7 +130,7 @@ def uncertainty(result: dict[str, Any]) -> list[tuple[str, str, str]]:
 def options(result: dict[str, Any]) -> dict[str, str]:
     """What the registration was told, as far as it was told anything."""
     run = result.get("run") or {}
-    given = run.get("options") or result.get("inputs") or {}
+    given = run.get("options") or {}
     told = {str(name).replace("_", "-"): _plain(value) for name, value in given.items()}
     for name in ("seed", "threads"):
         if run.get(name) is not None:
