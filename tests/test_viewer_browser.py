@@ -96,7 +96,10 @@ def greys(page: Any) -> list[int]:
     """The red of every 97th pixel of the view, which is its grey where nothing is marked."""
     return page.execute_script(
         "const view = document.getElementById('view');"
-        "const { data } = view.getContext('2d').getImageData(0, 0, view.width, view.height);"
+        "const copy = new OffscreenCanvas(view.width, view.height);"
+        "const context = copy.getContext('2d', { willReadFrequently: true });"
+        "context.drawImage(view, 0, 0);"
+        "const { data } = context.getImageData(0, 0, view.width, view.height);"
         "return Array.from(data).filter((_, i) => i % (4 * 97) === 0)"
     )
 

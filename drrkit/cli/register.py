@@ -24,6 +24,7 @@ from drrkit.cli.poses import camera_as_dict, write_json
 from drrkit.cli.problem import Problem, ProblemOptions
 from drrkit.cli.similarities import SimilarityName, plain_stages, similarity_stages
 from drrkit.cli.verbs import verb
+from drrkit.files import fingerprint
 from drrkit.geometry import se3_log, volume_center
 from drrkit.registration import (
     AUTO,
@@ -164,6 +165,7 @@ def register_command(
         **judged,
         "camera": camera_as_dict(problem.camera),
         "settings": {"stages": plain_stages(stages)},
+        "files": {"ct": fingerprint(ct), "xray": fingerprint(xray)},
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "total_seconds": time.perf_counter() - began,
     }

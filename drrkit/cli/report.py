@@ -18,6 +18,7 @@ from drrkit.cli.poses import read_pose
 from drrkit.cli.register import register_command
 from drrkit.cli.verbs import verb
 from drrkit.cli.xrays import XrayOptions
+from drrkit.files import fingerprint
 from drrkit.geometry import Camera
 from drrkit.registration import AUTO, SIMILARITIES, Stage
 from drrkit.report import FILM_SUFFIXES, registration_page, save_film, save_page
@@ -83,7 +84,13 @@ def report_command(
     written = [path for path in (output, film) if path is not None]
     if output is not None:
         around = _landscape(*scene, seen.weights, method) if landscape else None
-        page = registration_page(*scene, method=method, source=result.name, landscape=around)
+        page = registration_page(
+            *scene,
+            method=method,
+            source=result.name,
+            notes=_changed(content, ct=ct, xray=xray),
+            landscape=around,
+        )
         save_page(page, output)
     if film is not None:
         right = None if truth is None else read_pose(truth).world_to_camera
@@ -101,6 +108,20 @@ def _there(result: Path, options: Any, name: str) -> Path:
         if place.exists():
             return place
     raise FileNotFoundError(f"{given}: not there any more; --{name} says where it is now")
+
+
+def _changed(content: dict[str, Any], **now: Path) -> list[str]:
+    """A sentence for each file that is not the one that was registered, by its SHA-256."""
+    then = content.get("files")
+    found = []
+    for name, path in now.items():
+        known = (then.get(name) or {}).get("sha256") if isinstance(then, dict) else None
+        if known is not None and known != fingerprint(path)["sha256"]:
+            found.append(
+                f"{path} is not the file that was registered: it has another SHA-256. The images "
+                "below show it, the numbers are of the other one."
+            )
+    return found
 
 
 def _landscape(

@@ -82,7 +82,7 @@ def hello(session: Session, title: str) -> str:
 def state(session: Session, look: Look) -> str:
     """All numbers of a look; the DRR follows as a frame of the same version."""
     degrees = [math.degrees(angle) for angle in look.xi[:3]]
-    content = {
+    content: dict[str, Any] = {
         "type": "state",
         "version": look.version,
         "pose_version": look.pose_version,
