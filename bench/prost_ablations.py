@@ -20,7 +20,7 @@ A row of the table is a network (or none) and a kind of target. All rows of a ki
 targets and subjects, of which none was trained on; each network is followed down alone and then by
 CMA-ES with the same budget. The networks see the bone that they were trained with, the label of
 what moves as one piece; CMA-ES sees the CT. Rows of names with "+femurs" give the network all bones
-by a threshold, as train_prost.py does. Every part goes on from where it was stopped.
+by a threshold. Every part goes on from where it was stopped.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ item a view or one for all.
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,10 +22,10 @@ METHODS = ("joseph", "siddon", "trilinear")
 BEAMS = ("cone", "parallel")
 
 
-def _load() -> None:
+def _load() -> ModuleType:
     """Import the binary; where that fails, say what it was built for and what is here."""
     try:
-        import drrkit._C  # noqa: F401
+        return import_module("drrkit._C")
     except ImportError as error:
         raise ImportError(_mismatch(error)) from error
 
@@ -45,7 +47,7 @@ def _mismatch(error: ImportError) -> str:
     )
 
 
-_load()
+_C = _load()
 _torch_ops = torch.ops.drrkit
 
 
@@ -236,3 +238,21 @@ def _(pose, rays, grid, *directions_and_flags):
 def _(x0, x1, x2, *cotangent_directions_and_flags):
     views = _views(x0, x1, x2, *cotangent_directions_and_flags)
     return tuple(x.new_empty(views, *x.shape[1:]) for x in (x0, x1, x2))
+
+
+# ---- a CPU build refuses CUDA's tensors in words; the dispatcher would list its backends
+
+
+def _refuse(*_: Any) -> None:
+    raise ValueError(
+        "expected CPU tensors, got CUDA tensors: this drrkit was built without CUDA. Move them to "
+        "the CPU, or install a build for CUDA (docs/install.md; drrkit info tells what is here)"
+    )
+
+
+OPS = ("project", "project_packed", "backproject", "reduce_rays", "tangent", "second")
+OPS += tuple(m + suffix for m in _MAPS for suffix in ("", "_vjp", "_jvp", "_second"))
+if not _C.has_cuda:
+    _refusals = torch.library.Library("drrkit", "IMPL", "CUDA")  # holds as long as it lives
+    for _name in OPS:
+        _refusals.impl(_name, _refuse)

@@ -19,6 +19,7 @@ from drrkit.bench.peers.own import Drrkit
 from drrkit.bench.peers.peer import Peer, twist_weights
 from drrkit.bench.peers.upright import upright
 from drrkit.bench.scene import Scene, synthetic
+from drrkit.conversions import to_leap
 from drrkit.geometry import view_frames, volume_center
 
 CPU = torch.device("cpu")
@@ -303,14 +304,14 @@ def test_leap_is_given_the_same_rays(
 
 def test_leap_recognises_a_circular_orbit(monkeypatch: pytest.MonkeyPatch, scene: Scene) -> None:
     monkeypatch.setitem(sys.modules, "leapctype", leap_like({}))
-    from drrkit.bench.peers.upright import viewpoints
+    from drrkit.bench.peers.leap import orbit
 
-    peer: Any = adapter(load_peer("leap"), "SF", scene)
-    sdd = float(scene.camera(SIZE).sdd)
-    angles = peer._orbit(list(viewpoints(scene.poses("orbit", 8), sdd)))
+    volume, camera = upright(scene.volume)[0], scene.camera(SIZE)
+    angles = orbit(to_leap(camera, scene.poses("orbit", 8), volume))
+    assert angles is not None
     np.testing.assert_allclose(np.diff(angles), 45.0, atol=1e-3)
     assert math.isclose(angles[0], -90.0, abs_tol=1e-3)  # the source is anterior, -y
-    assert peer._orbit(list(viewpoints(scene.poses("AP", 8), sdd))) is None
+    assert orbit(to_leap(camera, scene.poses("AP", 8), volume)) is None
 
 
 def leap_like(asked: dict[str, Any]) -> ModuleType:

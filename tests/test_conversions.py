@@ -49,6 +49,12 @@ def one_by_one(convert: Callable[[Tensor], conversions.CameraView]) -> conversio
     return views[0]._replace(world_to_camera=torch.cat([v.world_to_camera for v in views]))
 
 
+def from_deepfluoro(view: conversions.DeepfluoroView) -> conversions.CameraView:
+    size, pitch = (view.num_rows, view.num_cols), (view.pixel_row_spacing, view.pixel_col_spacing)
+    first = view.intrinsic[0]
+    return conversions.from_deepfluoro(first, view.extrinsic, view.cam_to_volume, size, pitch)
+
+
 def there_and_back() -> dict[str, Callable[[], conversions.CameraView]]:
     ct, cam, pose, size = volume(), camera(), poses(), SIZE
     sdd = 1020.0
@@ -58,6 +64,10 @@ def there_and_back() -> dict[str, Callable[[], conversions.CameraView]]:
         "opencv": lambda: conversions.from_opencv(*conversions.to_opencv(cam, pose), size, sdd),
         "nanodrr": lambda: conversions.from_nanodrr(conversions.to_nanodrr(cam, pose)),
         "deepdrr": lambda: conversions.from_deepdrr(conversions.to_deepdrr(cam, pose), size, sdd),
+        "deepfluoro": lambda: from_deepfluoro(conversions.to_deepfluoro(cam, pose)),
+        "deepfluoro turned": lambda: from_deepfluoro(
+            conversions.to_deepfluoro(cam, pose, torch.linalg.inv(pose[0]))
+        ),
         "astra": lambda: conversions.from_astra(conversions.to_astra(cam, pose, ct), size, ct),
         "leap": lambda: conversions.from_leap(conversions.to_leap(cam, pose, ct), size, ct),
         "tigre": lambda: conversions.from_tigre(conversions.to_tigre(cam, pose, ct), ct),
@@ -101,7 +111,14 @@ def test_a_view_comes_back_exactly(tool: str) -> None:
 
 @pytest.mark.parametrize(
     ("tool", "flip"),
-    [("leap", (-2,)), ("tigre", (-2,)), ("rtk", (-2,)), ("xreg detector_negative_z", (-1,))],
+    [
+        ("leap", (-2,)),
+        ("tigre", (-2,)),
+        ("rtk", (-2,)),
+        ("xreg detector_negative_z", (-1,)),
+        ("xreg origin_on_detector", (-1,)),
+        ("deepfluoro", (-1,)),
+    ],
 )
 def test_flipped_detectors_say_so(tool: str, flip: tuple[int, ...]) -> None:
     assert there_and_back()[tool]().flip == flip
@@ -263,6 +280,39 @@ def test_deepfluoro_views_project_as_their_own_matrices() -> None:
     assert torch.linalg.det(found.world_to_camera[0, :3, :3]) > 0
 
 
+@pytest.mark.parametrize(
+    ("frame", "source_z", "forward"),
+    [
+        ("detector_positive_z", 0.0, 1.0),
+        ("detector_negative_z", 0.0, -1.0),
+        ("origin_on_detector", 1020.0, -1.0),
+    ],
+)
+def test_xregs_frames_project_as_its_own_formulas(
+    frame: str, source_z: float, forward: float
+) -> None:
+    """K p, or K (x, y, f - z) with the origin on the detector; the source where xreg puts it."""
+    view, flip = conversions.to_xreg(camera(), poses(), frame)
+    assert torch.allclose(torch.linalg.det(view.extrinsic[:, :3, :3]), torch.ones(3).double())
+    points = drrkit.volume_center(volume()) + 20 * torch.randn(
+        5, 3, generator=torch.Generator().manual_seed(3)
+    )
+    own = points @ view.extrinsic[:, :3, :3].mT + view.extrinsic[:, None, :3, 3]
+    z = own[..., 2] if source_z == 0.0 else view.focal_length[:, None] - own[..., 2]
+    pixel = torch.cat((own[..., :2], z[..., None]), -1) @ view.intrinsic.mT
+    col, row = pixel[..., 0] / pixel[..., 2], pixel[..., 1] / pixel[..., 2]
+    seen = drrkit.project_points(camera(), poses(), points)
+    torch.testing.assert_close(row, seen[..., 0])
+    torch.testing.assert_close(col, SIZE[1] - 1 - seen[..., 1] if flip else seen[..., 1])
+    source = -(poses()[:, :3, :3].mT @ poses()[:, :3, 3:])
+    at = view.extrinsic[:, :3, :3] @ source + view.extrinsic[:, :3, 3:]
+    torch.testing.assert_close(
+        at[..., 0], torch.tensor([[0.0, 0.0, source_z]]).double().expand(3, 3), atol=1e-9, rtol=0
+    )
+    # From the source towards the patient.
+    assert bool(((own[..., 2] - source_z) * forward > 0).all())
+
+
 def test_nanodrr_reflections_mirror_the_columns() -> None:
     view = conversions.to_nanodrr(camera(), poses())
     mirror = torch.diag(torch.tensor((-1.0, 1.0, 1.0, 1.0), dtype=torch.float64))
@@ -316,6 +366,39 @@ def test_broken_mayacam_files_name_what_is_missing(tmp_path: Path, text: str) ->
     path.write_text(text)
     with pytest.raises(ValueError, match="expected"):
         conversions.read_mayacam(path, 1020.0)
+
+
+def test_rtks_geometry_files_come_back(tmp_path: Path) -> None:
+    file = tmp_path / "geometry.xml"
+    view = conversions.to_rtk(camera(), poses())
+    conversions.write_rtk_geometry(file, view)
+    for found, expected in zip(conversions.read_rtk_geometry(file), view, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hello", "as XML"),
+        ("<a/>", "got a"),
+        ("<RTKThreeDCircularGeometry/>", "got none"),
+        ("<RTKThreeDCircularGeometry><Projection/></RTKThreeDCircularGeometry>", "cone beam"),
+        (
+            "<RTKThreeDCircularGeometry><GantryAngle>x</GantryAngle><Projection/>"
+            "</RTKThreeDCircularGeometry>",
+            "GantryAngle: expected a number",
+        ),
+        (
+            "<RTKThreeDCircularGeometry><RadiusCylindricalDetector>5</RadiusCylindricalDetector>"
+            "<Projection/></RTKThreeDCircularGeometry>",
+            "flat detector",
+        ),
+    ],
+)
+def test_broken_geometry_files_are_told(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "g.xml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        conversions.read_rtk_geometry(tmp_path / "g.xml")
 
 
 def test_autoscoper_tracks_come_back(tmp_path: Path) -> None:

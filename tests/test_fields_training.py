@@ -348,7 +348,7 @@ def test_nett_is_trained_from_files_and_resumed(tmp_path: Path) -> None:
     arguments = ["train", "nett", *arguments, "--depth", 2, "--steps", 4, "--device", "cpu"]
     succeed(*arguments, "--validate-every", 2)
     assert isinstance(fields.load_field(out / "nett.pt"), fields.NeTT)
-    found = json.loads(succeed(*arguments, "--json").output.splitlines()[-1])
+    found = json.loads(succeed(*arguments, "--json").stdout)
     assert found["step"] == 4 and found["written"].endswith("nett.pt")
     again = run(*arguments[:3], *first, "--validate-on", *first, "--out", tmp_path / "b", "-q")
     assert again.exit_code == 2 and "trained on" in again.output

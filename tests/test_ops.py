@@ -200,3 +200,30 @@ def test_a_march_without_rays_returns_the_same_image_and_an_empty_tensor(device)
     with_rays, _ = _ops.project(volume, where, True, spec_of())
     assert nothing.shape == (0,)
     torch.testing.assert_close(image, with_rays, rtol=1e-5, atol=1e-5)
+
+
+if not _ops._C.has_cuda:
+
+    @pytest.mark.parametrize("name", _ops.OPS)
+    def test_a_cpu_build_refuses_cuda_tensors_in_words(name: str) -> None:
+        """The dispatcher is sent to CUDA's kernel, which asks for no GPU."""
+        op = getattr(torch.ops.drrkit, name).default
+        given = {"Tensor": torch.zeros(1, 4, 4), "float": 1.0, "bool": False}
+        arguments = [
+            given.get(str(a.type), None if "Optional" in str(a.type) else 1)
+            for a in op._schema.arguments
+        ]
+        cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+        with pytest.raises(
+            ValueError, match="got CUDA tensors: this drrkit was built without CUDA"
+        ):
+            op.redispatch(cuda, *arguments)
+
+    def test_all_ops_are_refused() -> None:
+        """None was forgotten: the names are those of the library."""
+        known = {
+            n.removeprefix("drrkit::")
+            for n in torch._C._dispatch_get_all_op_names()
+            if n.startswith("drrkit::")
+        }
+        assert known == set(_ops.OPS)

@@ -13,7 +13,7 @@ import torch
 from commands import small_ct
 
 import drrkit
-from drrkit.files import whole_file
+from drrkit.files import fingerprint, whole_file
 from drrkit.report import (
     checkerboard,
     difference,
@@ -176,7 +176,7 @@ def test_edges_are_drawn_in_green_on_grey() -> None:
 
 
 def test_the_edges_of_the_right_pose_lie_on_the_x_ray_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drrkit.report.pictures.OVERLAY_ROWS", 250)
+    monkeypatch.setattr("drrkit.report.screen.OVERLAY_ROWS", 250)
     ct = small_ct()
     camera = drrkit.CArm(1020.0, (128, 140), 2.6)
     right = drrkit.view_ap(ct, 800.0)
@@ -279,6 +279,21 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert target.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_fingerprint_tells_files_and_folders_apart(tmp_path: Path) -> None:
+    first, folder = tmp_path / "a", tmp_path / "folder"
+    first.write_bytes(b"abc")
+    told = fingerprint(first)
+    assert told["bytes"] == 3 and str(told["sha256"]).startswith("ba7816bf8f01cfea414140de5dae2223")
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "b").write_bytes(b"abc")
+    before = fingerprint(folder)
+    assert before["bytes"] == 3 and before["sha256"] != told["sha256"]
+    (folder / "inner" / "b").rename(folder / "inner" / "c")
+    assert fingerprint(folder)["sha256"] != before["sha256"]
+    with pytest.raises(FileNotFoundError):
+        fingerprint(tmp_path / "none")
 
 
 def test_a_checkerboard_shows_both_pictures_in_turn() -> None:

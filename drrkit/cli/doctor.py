@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import NamedTuple
 
-import click
 import torch
 
-from drrkit.cli.info import describe
+from drrkit.cli.answers import Answer
+from drrkit.cli.installation import describe
+from drrkit.cli.verbs import verb
 from drrkit.geometry import CArm, view_carm, view_frames
 from drrkit.projector import backproject, project
 from drrkit.volume import Volume
 
 __all__ = ["doctor_command"]
 
+OLDEST_TORCH = (2, 10)
 NEEDED_FOR = {
     "SimpleITK": "reading and writing image files",
     "cma": "CMA-ES registration",
     "tqdm": "progress bars",
-    "matplotlib": "plots of benchmarks and landscapes",
-    "scipy": "masks of neural fields",
+    "matplotlib": "plots of benchmarks and landscapes: pip install 'drrkit[plots]'",
+    "starlette": "drrkit view: pip install 'drrkit[view]'",
+    "uvicorn": "drrkit view: pip install 'drrkit[view]'",
+    "websockets": "drrkit view: pip install 'drrkit[view]'",
 }
 
 
@@ -36,48 +39,48 @@ class Finding(NamedTuple):
     text: str
 
 
-@click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.pass_context
-def doctor_command(ctx: click.Context, as_json: bool) -> None:
+@verb("doctor")
+def doctor_command() -> Answer:
     """Check the installation: kernels against known answers, devices, packages.
 
     The exit code is 1 when something is broken; what is only missing is a warning.
     """
     findings = list(examine())
-    if as_json:
-        click.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
-    else:
-        for finding in findings:
-            click.echo(f"{finding.state:8} {finding.name}: {finding.text}")
-    ctx.exit(1 if any(finding.state == "problem" for finding in findings) else 0)
+    healthy = all(finding.state != "problem" for finding in findings)
+    return Answer(
+        {"healthy": healthy, "findings": [finding._asdict() for finding in findings]},
+        "\n".join(f"{finding.state:8} {finding.name}: {finding.text}" for finding in findings),
+        0 if healthy else 1,
+    )
 
 
 def examine() -> Iterator[Finding]:
     """All findings, one after another; a check that fails is a finding, not an error."""
     about = describe()
-    built = about["built_for"].get("torch")
-    same = built is not None and built.split("+")[0] == torch.__version__.split("+")[0]
-    yield Finding(
-        "build",
-        "ok" if same else "warning",
-        f"built with torch {built}, running on {torch.__version__}"
-        + ("" if same else "; a binary serves every torch from 2.10 on, a rebuild is safe"),
-    )
+    yield _build(about["built_for"].get("torch"))
     for device in _devices():
         yield _checked(f"kernels on {device}", lambda device=device: _known_answers(device))
-    if about["torch_cuda"] and not about["cuda_kernels"]:
+    if torch.cuda.is_available() and not about["cuda_kernels"]:
         yield Finding(
             "CUDA",
             "warning",
-            "torch has CUDA, drrkit was built without: install nvcc of CUDA "
-            f"{about['torch_cuda'].split('.')[0]} and build again (DRRKIT_CUDA=1 insists)",
+            "there is a GPU, but drrkit was built without CUDA: install its build for CUDA "
+            f"{about['torch_cuda'].split('.')[0]}, or build with that nvcc (DRRKIT_CUDA=1 insists)",
         )
     for package, purpose in NEEDED_FOR.items():
         there = find_spec(package) is not None
         text = "installed" if there else f"not installed, needed for {purpose}"
         yield Finding(package, "ok" if there else "warning", text)
     yield _threads()
+
+
+def _build(built: str | None) -> Finding:
+    """One binary serves every torch from the oldest on; below that the kernels may not load."""
+    here = torch.__version__
+    text = f"built with torch {built or 'unknown'}, running on {here}"
+    if tuple(int(part) for part in here.split(".")[:2]) < OLDEST_TORCH:
+        return Finding("build", "problem", f"{text}; drrkit needs torch 2.10 or newer")
+    return Finding("build", "ok", f"{text}: one build serves every torch from 2.10 on")
 
 
 def _devices() -> list[torch.device]:

@@ -52,6 +52,21 @@ class XregView(NamedTuple):
     focal_length: Tensor
 
 
+class DeepfluoroView(NamedTuple):
+    """What DeepFluoro's HDF5 file says of a projection: proj-params and one of gt-poses."""
+
+    intrinsic: Tensor
+    """[B, 3, 3], focal terms negative."""
+    extrinsic: Tensor
+    """[4, 4], of all projections."""
+    cam_to_volume: Tensor
+    """[B, 4, 4]"""
+    num_rows: int
+    num_cols: int
+    pixel_row_spacing: float
+    pixel_col_spacing: float
+
+
 def to_opencv(camera: Camera, world_to_camera: Tensor) -> PinholeView:
     """K [B, 3, 3], R [B, 3, 3] and t [B, 3] (mm, LPS world) as OpenCV writes them, float64."""
     pose = checked_view(camera, world_to_camera)
@@ -125,10 +140,11 @@ def to_xreg(
 ) -> tuple[XregView, tuple[int, ...]]:
     """xreg's camera model in one of its three frames, and the flips between the images.
 
-    frame  "detector_positive_z": drrkit's own; "origin_on_detector": that moved by the focal
-           length along z; "detector_negative_z" (DeepFluoro, and xreg's default): z points back
-           to the source and x along the columns, so with a proper rotation the columns run as
-           seen from behind the detector, (-1,) is flipped
+    frame  "detector_positive_z": drrkit's own; "detector_negative_z" (DeepFluoro, and xreg's
+           default): z points back to the source and x along the columns, so with a proper
+           rotation the columns run as seen from behind the detector, (-1,) is flipped;
+           "origin_on_detector": so, too, but with the origin at the foot of the source and K's
+           focal terms positive
 
     Returns (view, flip), flip as in CameraView.
     """
@@ -138,11 +154,12 @@ def to_xreg(
     matrix = camera.K.double().to(pose.device).expand(len(pose), 3, 3)
     if frame == "detector_positive_z":
         return XregView(matrix, pose, sdd), ()
-    if frame == "origin_on_detector":
-        return XregView(matrix, _moved_along_z(pose, -sdd), sdd), ()
     turn = torch.diag(pose.new_tensor((-1.0, 1.0, -1.0, 1.0)))
-    matrix = -_mirrored(matrix, camera.size[1]) @ turn[:3, :3]
-    return XregView(matrix, turn @ pose, sdd), (-1,)
+    pose, matrix = turn @ pose, _mirrored(matrix, camera.size[1])
+    if frame == "detector_negative_z":
+        return XregView(-matrix @ turn[:3, :3], pose, sdd), (-1,)
+    mirror = turn[:3, :3] * matrix.new_tensor((1.0, 1.0, -1.0))
+    return XregView(matrix @ mirror, _moved_along_z(pose, sdd), sdd), (-1,)
 
 
 def from_xreg(
@@ -153,12 +170,30 @@ def from_xreg(
     matrix = batched("intrinsic", view.intrinsic, (3, 3)).double()
     pose = batched("extrinsic", view.extrinsic, (4, 4)).double()
     length = torch.as_tensor(view.focal_length, dtype=torch.float64).to(pose.device)
+    back = torch.diag(pose.new_tensor((1.0, 1.0, -1.0, 1.0)))
     if frame == "origin_on_detector":
-        pose = _moved_along_z(pose, length)
+        pose = back @ _moved_along_z(pose, -length)
     elif frame == "detector_negative_z":
-        back = torch.diag(pose.new_tensor((1.0, 1.0, -1.0, 1.0)))
         matrix, pose = -matrix @ back[:3, :3], back @ pose
     return _from_matrices(matrix, pose, size, length)
+
+
+def to_deepfluoro(
+    camera: Camera, world_to_camera: Tensor, extrinsic: Tensor | None = None
+) -> DeepfluoroView:
+    """A view as the DeepFluoro data set has it; the inverse of from_deepfluoro.
+
+    extrinsic  [4, 4] proj-params/extrinsic, from the data set's world to its camera frame; default
+               the identity
+
+    Its images are seen from behind the detector: flip drrkit's columns, (-1,), to get them.
+    """
+    view, _ = to_xreg(camera, world_to_camera)
+    outer = torch.eye(4).to(view.extrinsic) if extrinsic is None else extrinsic.to(view.extrinsic)
+    check_floating("extrinsic", outer, (4, 4))
+    row, col = (float(pitch) for pitch in camera.pixel_spacing)
+    to_volume = torch.linalg.inv(view.extrinsic) @ outer
+    return DeepfluoroView(view.intrinsic, outer, to_volume, *camera.size, row, col)
 
 
 def from_deepfluoro(
@@ -201,7 +236,7 @@ def _from_matrices(
         flip = (-1,)
     if isinstance(sdd, Tensor) and sdd.dim():
         sdd = sdd.double().expand(len(pose))
-    return CameraView(*shared(Camera(matrix, size, sdd)), pose, flip)
+    return CameraView(shared(Camera(matrix, size, sdd)), pose, flip)
 
 
 def _mirrored(matrix: Tensor, cols: int) -> Tensor:

@@ -114,19 +114,19 @@ def from_vectors(vectors: ViewVectors, size: tuple[int, int]) -> CameraView:
     eye = torch.eye(3, dtype=torch.float64, device=z.device).expand_as(inverse)
     matrix = torch.linalg.solve_triangular(inverse, eye, upper=True)
     matrix = matrix / matrix[:, 2:, 2:]
-    return CameraView(*shared(Camera(matrix, (rows, cols), sdd)), pose)
+    return CameraView(shared(Camera(matrix, (rows, cols), sdd)), pose)
 
 
-def shared(camera: Camera) -> tuple[Camera]:
-    """One camera without a batch where all of a batch are equal; alone in a tuple."""
+def shared(camera: Camera) -> Camera:
+    """One camera without a batch where all of a batch are equal, else the camera as it is."""
     matrix, sdd = camera.K, torch.as_tensor(camera.sdd)
     if camera.requires_grad or camera.batch is None:
-        return (camera,)
+        return camera
     first = matrix[0] if matrix.dim() == 3 else matrix
     close = torch.allclose(matrix, first.expand_as(matrix), rtol=1e-13, atol=1e-11)
     if close and torch.allclose(sdd, sdd.flatten()[0], rtol=1e-13, atol=0.0):
-        return (Camera(first, camera.size, float(sdd.flatten()[0]), camera.beam),)
-    return (camera,)
+        return Camera(first, camera.size, float(sdd.flatten()[0]), camera.beam)
+    return camera
 
 
 def grid_world(volume: Any) -> tuple[Tensor, Tensor]:

@@ -83,26 +83,31 @@ def _curvature_and_spread(parts: Iterable[Linearised], both: Tensor) -> tuple[Te
     hessian, spread, count = torch.zeros_like(both), torch.zeros_like(both), 0
     for part in parts:
         hessian += part.matrix[0].double()
-        shares = _shares_of_blocks(part.moving[0], part.jacobian[0], part.slope[0])
+        shares = _shares_of_blocks(part)
         spread += shares @ shares.mT
         count += 1
     return hessian * both / count, spread * both / count**2
 
 
-def _shares_of_blocks(moving: Tensor, jacobian: Tensor, slope: Tensor) -> Tensor:
-    """What every block of pixels adds to the gradient: [D, blocks] float64.
-
-    Args:
-        moving, slope: [C, rows, cols], the image and the loss's derivative in it.
-        jacobian: [C, D, rows, cols].
-    """
-    # Changes of offset and gain do not change a correlation: without them in the Jacobian the
-    # total is the same, and the blocks' shares are those of the pose alone.
-    flat = jacobian.flatten(2)
-    plain = torch.stack((torch.ones_like(moving.flatten(1)), moving.flatten(1)), 1)
-    basis = torch.linalg.qr(plain.mT)[0]
-    flat = flat - (flat @ basis) @ basis.mT
-    share = (flat.reshape_as(jacobian) * slope[:, None]).sum(0)
+def _shares_of_blocks(part: Linearised) -> Tensor:
+    """What every block of pixels adds to the gradient of one view's loss: [D, blocks] float64."""
+    jacobian, slope = part.jacobian[0], part.slope[0]
+    if part.gain_free:
+        jacobian = _without_gain(jacobian, part.moving[0])
+    share = (jacobian * slope[:, None]).sum(0)
     side = min(max(_LEAST_SIDE, max(share.shape[-2:]) // _BLOCKS), *share.shape[-2:])
     pooled = functional.avg_pool2d(share[None], side, ceil_mode=True, divisor_override=1)
     return pooled[0].flatten(1).double()
+
+
+def _without_gain(jacobian: Tensor, moving: Tensor) -> Tensor:
+    """The Jacobian [C, D, rows, cols] without what offset and gain of `moving` could do as well.
+
+    A loss that does not change with these has a slope that is orthogonal to both: the gradient is
+    the same with this Jacobian, and the blocks' shares of it are those of the pose alone. For other
+    losses, such as mse, the gradient would be another one.
+    """
+    flat = jacobian.flatten(2)
+    plain = torch.stack((torch.ones_like(moving.flatten(1)), moving.flatten(1)), 1)
+    basis = torch.linalg.qr(plain.mT)[0]
+    return (flat - (flat @ basis) @ basis.mT).reshape_as(jacobian)

@@ -23,7 +23,7 @@ from torch.nn import functional
 from drrkit import losses
 from drrkit.registration.scaling import UnitRange
 
-__all__ = ["gauss_newton", "has_curvature", "sobel"]
+__all__ = ["gauss_newton", "has_curvature", "ignores_gain", "sobel"]
 
 # A correlation below this says little about the curvature near the optimum.
 _LEAST_CORRELATION = 0.05
@@ -79,6 +79,11 @@ def has_curvature(similarity: Callable[..., Tensor]) -> bool:
     """Whether `gauss_newton` knows how steep the similarity is, not only in which metric."""
     name = _loss_of(similarity)
     return name in ("mse", "soft_dice") or name.endswith("ncc")
+
+
+def ignores_gain(similarity: Callable[..., Tensor]) -> bool:
+    """Whether the similarity is known not to change with the images' gain and offset."""
+    return isinstance(similarity, UnitRange) or _loss_of(similarity).endswith("ncc")
 
 
 def _loss_of(similarity: Callable[..., Tensor]) -> str:

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from drrkit.geometry import perturb, volume_center
 from drrkit.projector import project_with_jacobian
 from drrkit.registration.bodies import Bodies
-from drrkit.registration.curvature import gauss_newton
+from drrkit.registration.curvature import gauss_newton, ignores_gain
 from drrkit.registration.optimiser import PoseOptimiser
 from drrkit.registration.prior import PriorTerm
 from drrkit.registration.stages import Stage
@@ -133,7 +133,8 @@ class Linearised(NamedTuple):
     """One view's image and loss about poses: what a Gauss-Newton step is made of.
 
     loss [B], matrix [B, D, D] (Gauss-Newton), moving and slope = d loss / d moving
-    [B, C, rows, cols], jacobian = d moving / d xi [B, C, D, rows, cols].
+    [B, C, rows, cols], jacobian = d moving / d xi [B, C, D, rows, cols]; gain_free: whether the
+    loss is known not to change with the gain and offset of `moving`.
     """
 
     loss: Tensor
@@ -141,6 +142,7 @@ class Linearised(NamedTuple):
     moving: Tensor
     slope: Tensor
     jacobian: Tensor
+    gain_free: bool
 
 
 def expansion(
@@ -210,7 +212,7 @@ def linearised_view(view: View, stage: Stage, moving: Tensor, jacobian: Tensor) 
         (slope,) = torch.autograd.grad(loss.sum(), moving)
     loss, moving = loss.detach(), moving.detach()
     matrix = gauss_newton(stage.measure, loss, moving, jacobian, view.mask)
-    return Linearised(loss, matrix, moving, slope, jacobian)
+    return Linearised(loss, matrix, moving, slope, jacobian, ignores_gain(stage.measure))
 
 
 def view_jacobian(

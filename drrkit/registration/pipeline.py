@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from drrkit.registration.progress import Watcher, count_steps, progress_bar, run
 from drrkit.registration.refine import TrustRegion
 from drrkit.registration.regression import PoseRegression, proposals
 from drrkit.registration.result import DEPTH_LIMIT_MM, RegistrationResult, StageRecord
-from drrkit.registration.search import GlobalSearch
+from drrkit.registration.search import GlobalSearch, viewed_alike
 from drrkit.registration.stages import Search, Stage
 from drrkit.registration.views import View, downsamplings, make_views, negatives, objective
 from drrkit.volume import Volume
@@ -233,29 +234,47 @@ class Registration:
         """The candidates of a search about every pose; from here on the views are no negatives."""
         began = time.perf_counter()
         self.views = negatives(self.given_views) if stage.inverted else self.given_views
-        scene, view = self._at_voxels(stage.voxel_mm), self.views[0]
-        searches: list[GlobalSearch] = []
-        for start in found.pose:
-            search = GlobalSearch(scene, view, start, self.center, units, stage, self.method)
-            self.bar.add(len(search.batches))
-            reason = run(search, self.bar)
-            searches += [search] if search.steps else []
-            if reason == "interrupted":
-                break
+        path: list[Tensor] = []
+        searches, reason = self._searches(stage, found, units, path)
         traces = [torch.stack(search.trace) for search in searches]
         trace = torch.cat(traces) if traces else units.new_empty(0, 1)
-        factor = max(1, round(max(view.camera.size) / stage.pixels))
+        factor = max(1, round(max(self.views[0].camera.size) / stage.pixels))
         seconds = time.perf_counter() - began
-        self.history.append(StageRecord("search", factor, trace.cpu(), seconds, reason, "search"))
+        visited = _stacked(path, found.pose)
+        self.history.append(
+            StageRecord("search", factor, trace.cpu(), seconds, reason, "search", visited)
+        )
         if not searches:
             return found
-        inverted = min(searches, key=lambda search: float(search.best_loss)).inverted
+        pose, loss, inverted = _matched(searches)
         if inverted:
             self.views = negatives(self.given_views)
-        alike = [search.candidates() for search in searches if search.inverted == inverted]
-        pose, loss = (torch.cat(part) for part in zip(*alike, strict=True))
         chosen = distinct_poses(pose, loss, self.center, units, stage.apart, stage.keep)
         return Candidates(pose[chosen], loss[chosen])
+
+    def _searches(
+        self, stage: Search, found: Candidates, units: Tensor, path: list[Tensor]
+    ) -> tuple[list[GlobalSearch], str]:
+        """The searches in every view about every pose that have begun, and why they ended.
+
+        A view of several that cannot be searched, such as one of a parallel beam, is left out.
+        """
+        scene, searches, problem = self._at_voxels(stage.voxel_mm), [], None
+        reason = "converged"
+        for view, start in itertools.product(self.views, found.pose):
+            try:
+                search = GlobalSearch(scene, view, start, self.center, units, stage, self.method)
+            except ValueError as error:
+                problem = problem or error
+                continue
+            self.bar.add(len(search.batches))
+            reason = run(search, self.bar, path)
+            searches += [search] if search.steps else []
+            if reason == "interrupted":
+                return searches, reason
+        if problem is not None and not searches:
+            raise problem
+        return searches, reason
 
     def _improve(self, stage: Stage, found: Candidates, units: Tensor, depth: float) -> Candidates:
         """What a stage makes of the poses."""
@@ -263,9 +282,11 @@ class Registration:
         factors = downsamplings(stage, self.views, depth)
         cloud = _neighbours(found.pose, stage, self.center, self.generator)
         optimiser = self._optimiser(stage, cloud, units, factors)
-        reason = run(optimiser, self.bar)
+        path: list[Tensor] = []
+        reason = run(optimiser, self.bar, path)
         self.bar.update(stage.iterations - optimiser.steps)
-        self.history.append(_record(optimiser, factors[0], reason, time.perf_counter() - began))
+        seconds = time.perf_counter() - began
+        self.history.append(_record(optimiser, factors[0], reason, seconds, path))
         if optimiser.steps == 0:
             return found
         if stage.keep is None:
@@ -312,6 +333,18 @@ class Registration:
         return self._resampled[voxel_mm]
 
 
+def _matched(searches: Sequence[GlobalSearch]) -> tuple[Tensor, Tensor, bool]:
+    """Poses [N, 4, 4] and losses [N] of searches, and whether they are of negative X-rays."""
+    if len({id(search.view) for search in searches}) > 1:
+        scores = [sum(search.best_score(sign) for search in searches) for sign in (1.0, -1.0)]
+        inverted = scores[1] > scores[0]
+        return *viewed_alike(searches, inverted), inverted
+    inverted = min(searches, key=lambda search: float(search.best_loss)).inverted
+    alike = [search.candidates() for search in searches if search.inverted == inverted]
+    pose, loss = (torch.cat(part) for part in zip(*alike, strict=True))
+    return pose, loss, inverted
+
+
 def _coarser(volume: Volume, voxel_mm: float) -> Volume:
     """A volume resampled to voxels of at least this size, if that makes it much smaller."""
     spacing = tuple(max(own, voxel_mm) for own in volume.spacing)
@@ -343,9 +376,17 @@ def _best_of_each(optimiser: PoseOptimiser, starts: int) -> Candidates:
     return Candidates(optimiser.best_pose.unflatten(0, (-1, starts))[row, best], loss[row, best])
 
 
-def _record(optimiser: PoseOptimiser, factor: int, reason: str, seconds: float) -> StageRecord:
+def _stacked(path: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Poses as one tensor [steps, ...] on the CPU; `like` [K, ...] says their shape."""
+    return torch.stack(list(path)).cpu() if path else like[:0].cpu()
+
+
+def _record(
+    optimiser: PoseOptimiser, factor: int, reason: str, seconds: float, path: Sequence[Tensor]
+) -> StageRecord:
     stage, count = optimiser.stage, optimiser.best_loss.shape[0]
     trace = optimiser.best_loss.new_empty(0, count)
     if optimiser.trace:
         trace = torch.stack(optimiser.trace)
-    return StageRecord(stage.name, factor, trace.cpu(), seconds, reason, stage.optimiser)
+    visited = _stacked(path, optimiser.best_pose)
+    return StageRecord(stage.name, factor, trace.cpu(), seconds, reason, stage.optimiser, visited)

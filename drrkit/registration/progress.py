@@ -30,11 +30,17 @@ class Steps(Protocol):
     def step(self) -> None: ...
 
 
-def run(work: Steps, bar: Any) -> str:
-    """Step until the stage is finished or the user interrupts; the reason why it ended."""
+def run(work: Steps, bar: Any, path: list[Tensor] | None = None) -> str:
+    """Step until the stage is finished or the user interrupts; the reason why it ended.
+
+    The best pose so far, [4, 4] or [n, 4, 4], is added to the path after every step.
+    """
     try:
         while not work.finished:
             work.step()
+            if path is not None:
+                best = work.best_loss.argmin().reshape(1)  # no number: a GPU is not waited for
+                path.append(work.best_pose.index_select(0, best)[0])
             bar.update(1)
             bar.show(work)
     except KeyboardInterrupt:

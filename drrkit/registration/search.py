@@ -5,12 +5,14 @@ patient, in ways that only rendering tells. The other three turn the camera abou
 turns and shifts the picture. And the distance of the source, to a good approximation, scales it.
 So the search renders one wide image for every direction from which the source may look at the
 volume, at few distances, and finds roll, scale and shift by matching the turned and scaled X-ray
-with it. The best matches that differ are the candidates for batched refinement.
+with it. The best matches that differ are the candidates for batched refinement; of several
+cameras, those of all views that agree (`consensus`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +21,12 @@ from torch import Tensor
 
 from drrkit.geometry import Camera, CArm, so3_exp
 from drrkit.registration.candidates import distinct_poses
+from drrkit.registration.consensus import Matches, agreeing
 from drrkit.registration.matching import Peaks, Templates, make_templates
 from drrkit.registration.stages import Search
 from drrkit.registration.views import View, renderer
 
-__all__ = ["GlobalSearch", "largest_roll", "view_directions"]
+__all__ = ["GlobalSearch", "largest_roll", "view_directions", "viewed_alike"]
 
 # Depths rendered are this ratio apart: between them a change of scale stands for one of distance.
 _RENDERED_RATIO = 1.4
@@ -34,6 +37,12 @@ _AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}
 # Matches kept while the search runs, for each candidate wanted.
 _MATCHES = 50
 
+# Matches of a view that are compared with those of others, and standard deviations of a match: of
+# its turn in steps of the grid, of the centre's place in pixels across the ray and in steps of the
+# ratio of distances along it. A wrong turn shows a right place moved by more than a pixel.
+_COMPARED = 600
+_TURN, _ACROSS, _ALONG = 0.7, 2.5, 1.0
+
 
 class GlobalSearch:
     """A search under way: a step renders some wide images and matches the X-ray with them.
@@ -41,7 +50,8 @@ class GlobalSearch:
     Args:
         scene: a Volume in mu, or anything that renders itself.
         view: the X-ray to match, cone beam.
-        world_to_camera: [4, 4] float64, the start.
+        world_to_camera: [4, 4] float64, the start, of the first camera where the view is one of
+            several; so are all poses that are found.
         center: [3] float64 world mm, the volume's centre.
         units: [6] the change of xi (rad, mm) that counts as one mm of motion.
         search: ranges and steps.
@@ -64,20 +74,21 @@ class GlobalSearch:
         if view.camera.beam != "cone":
             raise ValueError(f"camera: a search needs a cone beam, got {view.camera.beam!r}")
         self.search, self.center, self.units = search, center, units
-        self.start = world_to_camera
+        self.view, self.start = view, view.pose(world_to_camera)
         self.focal = _focal_length(view.camera, search.pixels)
         distances, scales = self._distances(float(torch.as_tensor(view.camera.sdd).mean()))
-        self.directions = view_directions(search.step, search.rotation).to(world_to_camera)
+        self.directions = view_directions(search.step, search.rotation).to(self.start)
         self.templates = self._templates(view, scales, min(distances))
         wide = _wide_camera(view.camera, self.focal, self.templates.image_size)
         self.render = renderer(scene, wide, 1, method)
         # Every rendered pose: turned from the start, its source at one of the distances.
-        turned = so3_exp(self.directions) @ world_to_camera[:3, :3]
+        turned = so3_exp(self.directions) @ self.start[:3, :3]
         self.rotations = turned.repeat(len(distances), 1, 1)
         self.distances = turned.new_tensor(distances).repeat_interleave(len(turned))
         self.tilts = self.directions.norm(dim=-1).repeat(len(distances))
         self.batches = self._batches(view.xray.device)
         self.peaks: Peaks | None = None
+        self._best: tuple[float, Tensor] | None = None  # its loss and pose
         self.steps = 0
         self.trace: list[Tensor] = []  # [1] one minus the best score after every step
 
@@ -100,8 +111,11 @@ class GlobalSearch:
     def best_pose(self) -> Tensor:
         """[1, 4, 4] the pose of the best match so far, the start before there is one."""
         if self.peaks is None or self.peaks.score.numel() == 0:
-            return self.start[None]
-        return self._poses(self.peaks.best(1))
+            return self._of_first_camera(self.start[None])
+        lowest = float(self.trace[-1])
+        if self._best is None or lowest < self._best[0]:  # asked for after every step
+            self._best = lowest, self._poses(self.peaks.best(1))
+        return self._best[1]
 
     def step(self) -> None:
         """Render a batch of wide images and match the templates with them."""
@@ -130,7 +144,7 @@ class GlobalSearch:
         Those of the best match's sign only.
         """
         if self.peaks is None or self.peaks.score.numel() == 0:
-            return self.start[None], self.start.new_full((1,), torch.inf)
+            return self._of_first_camera(self.start[None]), self.start.new_full((1,), torch.inf)
         peaks = self.peaks.chosen(self.peaks.sign == self.peaks.sign[0])
         pose = self._poses(peaks)
         loss = 1.0 - peaks.score.to(pose)
@@ -138,6 +152,32 @@ class GlobalSearch:
             pose, loss, self.center, self.units, self.search.apart, self.search.keep
         )
         return pose[chosen], loss[chosen]
+
+    def best_score(self, sign: float) -> float:
+        """The highest score of matches of one sign, 0 without any."""
+        if self.peaks is None:
+            return 0.0
+        return float(self.peaks.score[self.peaks.sign == sign][:1].sum())
+
+    def matches(self, sign: float) -> Matches:
+        """The best matches of one sign, to be compared with those of other views."""
+        assert self.peaks is not None  # a search that has begun
+        peaks = self.peaks.chosen(self.peaks.sign == sign).best(_COMPARED)
+        across = _ACROSS / self.focal
+        return Matches(
+            self._poses(peaks),
+            peaks.score.double(),
+            self.center,
+            self._of_first_camera(torch.eye(4).to(self.start))[:3, 3],
+            _TURN * self.search.step,
+            across,
+            max(across, _ALONG * math.log(self.search.depth_step)),
+        )
+
+    def _of_first_camera(self, pose: Tensor) -> Tensor:
+        """Poses [..., 4, 4] of the view's camera as those of the first camera."""
+        rig = self.view.rig_to_camera
+        return pose if rig is None else torch.linalg.inv(rig) @ pose
 
     def _distances(self, sdd: float) -> tuple[list[float], Tensor]:
         """Distances to render at, and the scales [N] of the templates between them."""
@@ -199,7 +239,24 @@ class GlobalSearch:
         pose = torch.eye(4).to(rotation).repeat(rotation.shape[0], 1, 1)
         pose[:, :3, :3] = rotation
         pose[:, :3, 3] = middle - rotation @ self.center
-        return pose
+        return self._of_first_camera(pose)
+
+
+def viewed_alike(searches: Sequence[GlobalSearch], inverted: bool) -> tuple[Tensor, Tensor]:
+    """Poses [N, 4, 4] of the first camera and losses [N] that searches in several views agree on.
+
+    Args:
+        searches: that have begun; those of one view have the same `view`.
+        inverted: whether the matches with negatives count, or the others.
+    """
+    views: dict[int, list[Matches]] = {}
+    for search in searches:
+        found = search.matches(-1.0 if inverted else 1.0)
+        if len(found.score):
+            views.setdefault(id(search.view), []).append(found)
+    if not views:
+        return searches[0].candidates()
+    return agreeing([Matches.joined(of_view) for of_view in views.values()])
 
 
 def view_directions(step: float, half_angle: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +36,9 @@ __all__ = [
 
 # An X-ray is not made smaller than this by a stage that chooses its own resolution.
 FEWEST_PIXELS = 24
+
+# What `register` asks of a projector unless told otherwise.
+DEFAULT_METHOD = "joseph"
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,13 +145,43 @@ def renderer(
     """world_to_camera [B, 4, 4] -> line integrals [B, C, rows, cols], prepared for many calls.
 
     scene: a Volume in mu, Bodies (poses [B, n, 4, 4] then), or anything that renders itself.
+
+    Raises:
+        ValueError: a method for a scene whose `render` has no such option.
     """
     if isinstance(scene, Bodies):
         return scene.projector(camera, supersample=supersample, method=method)
-    own = getattr(scene, "render", None)
-    if own is not None:
-        return partial(own, camera)
+    if getattr(scene, "render", None) is not None:
+        return _self_rendered(scene, camera, supersample, method)
     return Projector(scene, camera, supersample=supersample, method=method)
+
+
+def _self_rendered(
+    scene: Any, camera: Camera, supersample: int, method: str
+) -> Callable[[Tensor], Tensor]:
+    """`renderer` of a scene with a `render` of its own, which may have these options or not."""
+    parameters = inspect.signature(scene.render).parameters.values()
+    taken = {one.name for one in parameters}
+    anything = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    options: dict[str, Any] = {}
+    if anything or "method" in taken:
+        options["method"] = method
+    elif method != DEFAULT_METHOD:
+        raise ValueError(
+            f"method: expected {DEFAULT_METHOD!r} for a {type(scene).__name__}, whose render() "
+            f"takes no method, got {method!r}"
+        )
+    if anything or "supersample" in taken:
+        options["supersample"] = supersample
+        return partial(scene.render, camera, **options)
+    if supersample == 1:
+        return partial(scene.render, camera, **options)
+    fine = camera.rescale(1.0 / supersample)
+
+    def draw(world_to_camera: Tensor) -> Tensor:
+        return functional.avg_pool2d(scene.render(fine, world_to_camera, **options), supersample)
+
+    return draw
 
 
 def blurred(image: Tensor, mask: Tensor | None, sigma_px: float) -> Tensor:

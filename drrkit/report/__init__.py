@@ -1,6 +1,8 @@
-"""Pictures of X-rays and registrations, and pages that hold them."""
+"""Pictures of X-rays and registrations, films of them, and pages that hold them."""
 
+from drrkit.report.film import FILM_SUFFIXES, save_film
 from drrkit.report.page import registration_page, save_page
+from drrkit.report.path import registration_path
 from drrkit.report.pictures import (
     IMAGE_SUFFIXES,
     checkerboard,
@@ -9,13 +11,14 @@ from drrkit.report.pictures import (
     line_to_absorption,
     line_to_transmission,
     overlay_edges,
-    pose_overlays,
     save_image,
     to_display,
 )
 from drrkit.report.scene import scene_svg
+from drrkit.report.screen import pose_overlays
 
 __all__ = [
+    "FILM_SUFFIXES",
     "IMAGE_SUFFIXES",
     "checkerboard",
     "difference",
@@ -25,6 +28,8 @@ __all__ = [
     "overlay_edges",
     "pose_overlays",
     "registration_page",
+    "registration_path",
+    "save_film",
     "save_image",
     "save_page",
     "scene_svg",

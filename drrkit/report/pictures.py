@@ -6,7 +6,9 @@ name. Pictures are uint8, [rows, cols] grey or [rows, cols, 3] RGB.
 
 from __future__ import annotations
 
+import base64
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,31 +19,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from drrkit.files import whole_file
-from drrkit.geometry import Camera
-from drrkit.projector import render
-from drrkit.volume import Volume
 from drrkit.volume.itk import load_simpleitk, readable_errors
 from drrkit.xray import gaussian_blur
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "checkerboard",
-    "difference",
-    "edges",
-    "line_to_absorption",
-    "line_to_transmission",
-    "overlay_edges",
-    "pose_overlays",
-    "save_image",
-    "to_display",
-]
 
 IMAGE_SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".nii.gz", ".nii", ".nrrd", ".mha")
 """What save_image writes: PNG for pictures, the others for numbers (float32)."""
 
 GREEN = (0, 255, 0)
-OVERLAY_ROWS = 512
-"""Overlays are enlarged by a whole factor to at least this many rows: edges are thin then."""
 
 
 def line_to_transmission(line: Tensor) -> Tensor:
@@ -109,7 +93,7 @@ def edges(image: Tensor, *, sigma_px: float = 1.5, low: float = 0.6, high: float
     length = torch.hypot(across, down)
     # Rounding makes gradients of a flat image, too: they are nothing beside its values.
     length[length <= 1e-9 * smooth.abs().max()] = 0.0
-    surroundings = gaussian_blur(length[None, None], 10.0 * sigma_px)[0, 0] + 0.5 * length.mean()
+    surroundings = _broad_mean(length, 10.0 * sigma_px) + 0.5 * length.mean()
     length = length / surroundings.clamp_min(torch.finfo(length.dtype).tiny)
     ridge = _ridges(length, across, down)
     if not bool(ridge.any()):
@@ -155,51 +139,6 @@ def difference(first: Tensor, second: Tensor) -> Tensor:
     return ((first.int() - second.int()) // 2 + 128).clamp(0, 255).to(torch.uint8)
 
 
-def pose_overlays(
-    volume: Volume,
-    camera: Camera,
-    xray: Tensor,
-    poses: Sequence[Tensor],
-    *,
-    method: str = "joseph",
-) -> Tensor:
-    """The X-ray in grey with the edges of the rendered volume in green, one panel a pose.
-
-    Args:
-        volume: in mu.
-        camera: the X-ray's.
-        xray: [rows, cols], or with leading dimensions of size 1, bone bright.
-        poses: world_to_camera [4, 4] each, e.g. before and after a registration; left to right.
-        method: projector method, as in `render`.
-
-    Returns:
-        [rows, cols, 3] uint8, enlarged by a whole factor to OVERLAY_ROWS rows or more.
-
-    Raises:
-        TypeError, ValueError: the X-ray's shape is not the camera's, no pose, or as `render`.
-    """
-    plane = _plane("xray", xray)
-    if tuple(plane.shape) != tuple(camera.size):
-        raise ValueError(
-            f"xray: expected {tuple(camera.size)} pixels as the camera has, got "
-            f"{tuple(plane.shape)}"
-        )
-    if len(poses) == 0:
-        raise ValueError("poses: expected at least one pose, got none")
-    factor = -(-OVERLAY_ROWS // plane.shape[0]) if plane.shape[0] < OVERLAY_ROWS else 1
-    large = functional.interpolate(
-        plane[None, None].double(), scale_factor=factor, mode="bicubic", align_corners=False
-    )
-    picture, panels = to_display(large), []
-    fine = camera.rescale(1 / factor)
-    for pose in poses:
-        drr = render(volume, fine, pose.to(volume.values.device), method=method).sum(1)
-        panels.append(overlay_edges(picture, edges(drr, sigma_px=1.2 * factor)))
-    gap = torch.full((picture.shape[0], 8, 3), 255, dtype=torch.uint8)
-    parts = [part for panel in panels for part in (gap, panel)][1:]
-    return torch.cat(parts, dim=1)
-
-
 def save_image(
     image: Tensor, path: str | os.PathLike[str], *, pixel_spacing: Sequence[float] | None = None
 ) -> None:
@@ -230,6 +169,14 @@ def save_image(
             np.save(staged, pixels)
         else:
             _write_itk(pixels, staged, target, pixel_spacing)
+
+
+def data_uri(picture: Tensor) -> str:
+    """A picture, uint8 [rows, cols] or [rows, cols, 3], as the address of a PNG within a page."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "picture.png"
+        save_image(picture, file)
+        return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def _check_same_shape(first: Tensor, second: Tensor) -> None:
@@ -276,6 +223,16 @@ def _write_itk(
         itk_image.SetSpacing((col, row))
     with readable_errors(target, "write"):
         sitk.WriteImage(itk_image, os.fspath(file))
+
+
+def _broad_mean(image: Tensor, sigma_px: float) -> Tensor:
+    """A wide Gaussian blur of an image [rows, cols], computed on fewer pixels."""
+    factor = min(max(1, int(sigma_px / 4.0)), *image.shape)
+    few = functional.avg_pool2d(image[None, None], factor, ceil_mode=True)
+    smooth = gaussian_blur(few, sigma_px / factor)
+    rows, cols = image.shape
+    many = functional.interpolate(smooth, scale_factor=factor, mode="bilinear", align_corners=False)
+    return many[0, 0, :rows, :cols]
 
 
 def _ridges(length: Tensor, across: Tensor, down: Tensor) -> Tensor:

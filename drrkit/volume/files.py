@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drrkit.files import whole_file
+from drrkit.files import PathLike, existing_file, whole_file
 from drrkit.volume import dicom, nifti
 from drrkit.volume.data import AIR, Unit, Volume
 from drrkit.volume.itk import (
@@ -28,8 +28,6 @@ WRITE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
 SAME_PLACE = 0.01
 """Voxels by which two grids' corners may differ and still count as one grid."""
-
-PathLike = str | os.PathLike[str]
 
 
 def read_volume(
@@ -86,13 +84,9 @@ def read_volume(
 
 def _existing(path: PathLike) -> Path:
     """The path, if it can be opened and has a name this module reads."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path: expected a file name, got {type(path).__name__}")
-    source = Path(path)
-    if source.is_dir():
-        return source
-    with open(source, "rb"):  # Python's own errors name the file and the reason.
-        pass
+    if isinstance(path, (str, os.PathLike)) and Path(path).is_dir():
+        return Path(path)
+    source = existing_file(path)
     if not source.name.lower().endswith(READ_SUFFIXES):
         raise ValueError(
             f"{source}: expected one of {', '.join(READ_SUFFIXES)}, or the folder of a DICOM series"

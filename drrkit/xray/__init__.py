@@ -1,5 +1,13 @@
 """X-ray images: real ones from files; simulated ones, from plain to realistic."""
 
+from drrkit.xray.deepfluoro import (
+    DEEPFLUORO_BONES,
+    DeepfluoroSpecimen,
+    DeepfluoroXray,
+    deepfluoro_contents,
+    read_deepfluoro_specimen,
+    read_deepfluoro_xray,
+)
 from drrkit.xray.detector import Signal, add_noise, add_scatter, beer_lambert, gaussian_blur
 from drrkit.xray.materials import (
     DENSITIES,
@@ -32,11 +40,14 @@ from drrkit.xray.two_materials import (
 
 __all__ = [
     "BONE_MU_PER_MM",
+    "DEEPFLUORO_BONES",
     "DENSITIES",
     "SPECTRA",
     "SPECTRUM_90KV",
     "XRAY_KINDS",
     "CdregRandomisation",
+    "DeepfluoroSpecimen",
+    "DeepfluoroXray",
     "DomainRandomisation",
     "MaterialVolume",
     "PlacedTool",
@@ -53,6 +64,7 @@ __all__ = [
     "bone_attenuation",
     "bone_is_bright",
     "checked_spectrum",
+    "deepfluoro_contents",
     "gaussian_blur",
     "hu_to_density",
     "k_wire",
@@ -62,6 +74,8 @@ __all__ = [
     "preprocess_xray",
     "random_tool_pose",
     "randomise",
+    "read_deepfluoro_specimen",
+    "read_deepfluoro_xray",
     "read_xray",
     "rod",
     "screw",

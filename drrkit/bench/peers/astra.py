@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from drrkit.bench.peers.peer import Peer, cotangent
-from drrkit.bench.peers.upright import upright, viewpoints
+from drrkit.bench.peers.upright import upright
 from drrkit.bench.scene import Scene
+from drrkit.conversions import to_astra
 from drrkit.geometry import Camera
 
 
@@ -51,31 +52,17 @@ class Astra(Peer):
         self.astra = import_module("astra")
         self.astra.set_gpu_index(self.device.index or 0)
         volume, self.flipped = upright(scene.volume)
+        self.volume = volume
         self.values = volume.values.contiguous()
         self.gradient = torch.zeros_like(self.values)
         (nx, ny, nz), half = volume.shape_xyz, np.multiply(volume.shape_xyz, volume.spacing) / 2
         x, y, z = half.tolist()
         self.grid = self.astra.create_vol_geom(ny, nx, nz, -x, x, -y, y, -z, z)
-        middle = [(n - 1) / 2 * s for n, s in zip(volume.shape_xyz, volume.spacing, strict=True)]
-        self.center = np.add(volume.origin, middle)
         self.volume_id = self.astra.data3d.link("-vol", self.grid, self.values)
         self.gradient_id = self.astra.data3d.link("-vol", self.grid, self.gradient)
 
     def views(self, camera: Camera, world_to_camera: Tensor) -> AstraViews:
-        row_pitch, col_pitch = camera.pixel_spacing
-        vectors = np.stack(
-            [
-                np.concatenate(
-                    (
-                        seen.source - self.center,
-                        seen.foot - self.center,
-                        col_pitch * seen.right,
-                        row_pitch * seen.down,
-                    )
-                )
-                for seen in viewpoints(world_to_camera, float(camera.sdd))
-            ]
-        )
+        vectors = to_astra(camera, world_to_camera.cpu(), self.volume).numpy()
         rows, cols = camera.size
         detector = self.astra.create_proj_geom("cone_vec", rows, cols, vectors)
         given = cotangent(camera.size).float()[:, None].expand(rows, len(vectors), cols)

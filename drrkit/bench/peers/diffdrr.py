@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from drrkit.bench.peers.peer import TorchPeer, center_of
-from drrkit.bench.peers.ras import lps_from_ras, ras_from_camera
 from drrkit.bench.peers.stubs import stubbed
 from drrkit.bench.scene import Scene
+from drrkit.conversions import lps_from_ras
 from drrkit.geometry import Camera
 
 UNUSED = ("torchio", "pandas", "nibabel", "kornia", "torchvision", "timm", "matplotlib", "pyvista")
@@ -47,7 +47,7 @@ class DiffDRR(TorchPeer):
         # Its world has the volume's centre at the origin.
         self.to_centre = torch.eye(4, dtype=torch.float64)
         self.to_centre[:3, 3] = -lps_from_ras()[:3, :3] @ self.center.cpu()
-        affine = self.to_centre @ lps_from_ras() @ volume.affine.cpu()
+        affine = self.to_centre @ lps_from_ras(volume.affine.cpu())
         # A reorientation by the identity and no reversed axis: its camera has y up, ours down.
         flip = torch.diag(torch.tensor((1.0, -1.0, 1.0, 1.0), dtype=torch.float64))
         self.to_centre, self.flip = self.to_centre.to(self.device), flip.to(self.device)
@@ -61,7 +61,8 @@ class DiffDRR(TorchPeer):
         self.options = {"n_points": scene.samples} if self.method == "trilinear" else {}
 
     def pose_of(self, world_to_camera: Tensor) -> Tensor:
-        return (self.to_centre @ ras_from_camera(world_to_camera) @ self.flip).float()
+        to_world = lps_from_ras(torch.linalg.inv(world_to_camera))
+        return (self.to_centre @ to_world @ self.flip).float()
 
     def intrinsics(self, camera: Camera, count: int) -> Any:
         (rows, cols), (row_pitch, col_pitch) = camera.size, camera.pixel_spacing

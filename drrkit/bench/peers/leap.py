@@ -13,8 +13,9 @@ from torch import Tensor
 
 from drrkit.bench.peers.peer import Cannot, Peer, cotangent
 from drrkit.bench.peers.stubs import stubbed
-from drrkit.bench.peers.upright import Viewpoint, upright, viewpoints
+from drrkit.bench.peers.upright import upright
 from drrkit.bench.scene import Scene
+from drrkit.conversions import LeapView, to_leap
 from drrkit.geometry import Camera
 
 UNMASKED = 1e5  # mm: no circular mask on backprojections
@@ -64,27 +65,26 @@ class Leap(Peer):
             raise Cannot("LEAP's voxels are square in x and y")
         self.grid = (*volume.shape_xyz, volume.spacing[0], volume.spacing[2])
         self.values = volume.values.contiguous()
-        middle = [(n - 1) / 2 * s for n, s in zip(volume.shape_xyz, volume.spacing, strict=True)]
-        self.center = np.add(volume.origin, middle)
+        self.volume = volume
         self.gradient = torch.empty_like(self.values)
 
     def views(self, camera: Camera, world_to_camera: Tensor) -> LeapViews:
         model = new_model()
         model.set_log_error()
         model.set_gpu(-1 if self.device.type == "cpu" else self.device.index or 0)
-        seen = list(viewpoints(world_to_camera, float(camera.sdd)))
-        angles = None if self.device.type == "cpu" else self._orbit(seen)
+        view = to_leap(camera, world_to_camera.cpu(), self.volume)
+        angles = None if self.device.type == "cpu" else orbit(view)
         if angles is None:
             if abs(self.grid[3] - self.grid[4]) > 1e-6 * self.grid[3]:
                 raise Cannot("LEAP's modular beam needs cubic voxels")
-            self._modular(model, seen, camera)
+            self._modular(model, view, camera)
         else:
-            self._circular(model, seen[0], angles, camera)
+            self._circular(model, view, angles, camera)
         model.set_volume(*self.grid)
         model.set_diameterFOV(UNMASKED)
         if self.method == "VD" and not model.set_projector("VD"):
             raise Cannot("this LEAP has no voxel-driven backprojection")
-        shape = (len(seen), *camera.size)
+        shape = (len(world_to_camera), *camera.size)
         given = cotangent(camera.size).float().flip(0).expand(shape).contiguous()
         return LeapViews(model, torch.zeros(shape, device=self.device), given.to(self.device))
 
@@ -101,45 +101,40 @@ class Leap(Peer):
             return result.flip(1).cpu().numpy()
         return result.flip(self.flipped).cpu().numpy()
 
-    def _modular(self, model: Any, seen: list[Viewpoint], camera: Camera) -> None:
-        def stacked(vectors: list[np.ndarray]) -> np.ndarray:
-            return np.ascontiguousarray(np.stack(vectors), np.float32)
-
+    def _modular(self, model: Any, view: LeapView, camera: Camera) -> None:
+        vectors = (view.source_positions, view.module_centers, view.row_vectors, view.col_vectors)
         model.set_modularbeam(
-            len(seen),
+            len(view.source_positions),
             *camera.size,
-            *camera.pixel_spacing,
-            stacked([s.source - self.center for s in seen]),
-            stacked([s.foot - self.center for s in seen]),
-            stacked([-s.down for s in seen]),
-            stacked([s.right for s in seen]),
+            view.pixel_height,
+            view.pixel_width,
+            *(np.ascontiguousarray(v.numpy(), np.float32) for v in vectors),
         )
 
-    def _circular(self, model: Any, first: Viewpoint, angles: np.ndarray, camera: Camera) -> None:
+    def _circular(self, model: Any, view: LeapView, angles: np.ndarray, camera: Camera) -> None:
         rows, cols = camera.size
-        sod = float(np.linalg.norm(first.source - self.center))
+        sod = float(view.source_positions[0].norm())
         middle = ((rows - 1) / 2, (cols - 1) / 2)
-        model.set_conebeam(
-            len(angles), rows, cols, *camera.pixel_spacing, *middle, angles, sod, float(camera.sdd)
-        )
+        pitch = (view.pixel_height, view.pixel_width)
+        model.set_conebeam(len(angles), rows, cols, *pitch, *middle, angles, sod, float(camera.sdd))
 
-    def _orbit(self, seen: list[Viewpoint]) -> np.ndarray | None:
-        """Angles in degrees when the views lie on a circle in the z = 0 plane, else None."""
-        if len(seen) < 2:
-            return None
-        sources = np.stack([s.source - self.center for s in seen])
-        radius = np.linalg.norm(sources[0])
-        down = np.stack([s.down for s in seen])
-        on_circle = (
-            np.abs(sources[:, 2]).max() < CIRCLE
-            and np.abs(np.linalg.norm(sources, axis=1) - radius).max() < CIRCLE
-            and np.abs(down + [0.0, 0.0, 1.0]).max() < 1e-6
-        )
-        angles = np.unwrap(np.arctan2(sources[:, 1], sources[:, 0]))
-        steps = np.diff(angles)
-        if not on_circle or not (np.all(steps > 0) or np.all(steps < 0)):
-            return None
-        return np.ascontiguousarray(np.degrees(angles), np.float32)
+
+def orbit(view: LeapView) -> np.ndarray | None:
+    """Angles in degrees when the views lie on a circle in the z = 0 plane, else None."""
+    sources, up = view.source_positions.numpy(), view.row_vectors.numpy()
+    if len(sources) < 2:
+        return None
+    radius = np.linalg.norm(sources[0])
+    on_circle = (
+        np.abs(sources[:, 2]).max() < CIRCLE
+        and np.abs(np.linalg.norm(sources, axis=1) - radius).max() < CIRCLE
+        and np.abs(up - [0.0, 0.0, 1.0]).max() < 1e-6
+    )
+    angles = np.unwrap(np.arctan2(sources[:, 1], sources[:, 0]))
+    steps = np.diff(angles)
+    if not on_circle or not (np.all(steps > 0) or np.all(steps < 0)):
+        return None
+    return np.ascontiguousarray(np.degrees(angles), np.float32)
 
 
 def new_model() -> Any:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from drrkit.bench.peers.peer import TorchPeer, center_of
-from drrkit.bench.peers.ras import lps_from_ras, ras_from_camera
 from drrkit.bench.peers.stubs import stubbed
 from drrkit.bench.scene import Scene
+from drrkit.conversions import lps_from_ras
 from drrkit.geometry import Camera
 
 UNUSED = ("torchio", "roma", "platformdirs", "einops")
@@ -53,7 +53,7 @@ class Nanodrr(TorchPeer):
             self.renderer = import_module("nanodrr.drr").render
         volume = scene.volume
         voxels = volume.values.cpu()[None, None].contiguous()
-        affine = lps_from_ras() @ volume.affine.cpu()
+        affine = lps_from_ras(volume.affine.cpu())
         self.subject = subject(
             voxels.clone(),
             torch.zeros_like(voxels),
@@ -71,7 +71,7 @@ class Nanodrr(TorchPeer):
         self.backend = "torch" if self.method.endswith(IN_TORCH) else "auto"
 
     def pose_of(self, world_to_camera: Tensor) -> Tensor:
-        return ras_from_camera(world_to_camera).float()
+        return lps_from_ras(torch.linalg.inv(world_to_camera)).float()
 
     def intrinsics(self, camera: Camera, count: int) -> Any:
         matrix = camera.K.double().clone()

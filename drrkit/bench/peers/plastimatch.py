@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from drrkit.bench.peers.peer import Cannot, Peer
-from drrkit.bench.peers.upright import Viewpoint, upright, viewpoints
+from drrkit.bench.peers.upright import upright
 from drrkit.bench.scene import Scene
+from drrkit.conversions import PlastimatchView, to_plastimatch
 from drrkit.geometry import Camera
 
 TIMES = re.compile(r"I/O time: ([\d.]+) sec.*?Total time: ([\d.]+) sec", re.DOTALL)
@@ -45,15 +46,14 @@ class Plastimatch(Peer):
 
     def prepare(self, scene: Scene) -> None:
         volume, _ = upright(scene.volume)
-        self.sod = scene.sod
+        self.volume = volume
         self.folder = tempfile.TemporaryDirectory(prefix="drrkit_bench_")
         self.file = Path(self.folder.name) / "volume.mha"
         write_metaimage(self.file, volume.values.numpy(), volume.spacing, volume.origin)
 
     def views(self, camera: Camera, world_to_camera: Tensor) -> list[list[str]]:
-        return [
-            self._command(seen, camera) for seen in viewpoints(world_to_camera, float(camera.sdd))
-        ]
+        seen = to_plastimatch(camera, world_to_camera, self.volume)
+        return [self._command(view) for view in seen]
 
     def forward(self, views: list[list[str]]) -> np.ndarray:
         self.seconds, images = 0.0, []
@@ -70,20 +70,9 @@ class Plastimatch(Peer):
     def answer(self, operation: str, views: list[list[str]], result: np.ndarray) -> np.ndarray:
         return 10.0 * result  # it divides by 10 on the way out
 
-    def _command(self, seen: Viewpoint, camera: Camera) -> list[str]:
-        (rows, cols), (row_pitch, col_pitch) = camera.size, map(float, camera.pixel_spacing)
-        isocenter = seen.source + self.sod * seen.towards
-
-        def numbers(*values: float) -> str:
-            return " ".join(repr(float(v)) for v in values)
-
-        # In spite of its help text every pair is (col, row); nrm points back to the source.
+    def _command(self, view: PlastimatchView) -> list[str]:
         command = [program() or "", "drr", "-A", "cpu", "-i", self.method, "-P", "none"]
-        command += ["-t", "pfm", "-a", "1", "--nrm", numbers(*-seen.towards)]
-        command += ["--vup", numbers(*-seen.down), "--sad", numbers(self.sod)]
-        command += ["--sid", numbers(float(camera.sdd)), "-o", numbers(*isocenter)]
-        command += ["-r", f"{cols} {rows}", "-c", numbers((cols - 1) / 2, (rows - 1) / 2)]
-        command += ["-z", numbers(cols * col_pitch, rows * row_pitch)]
+        command += ["-t", "pfm", "-a", "1", *view.arguments()]
         return [*command, "-O", str(Path(self.folder.name) / "drr_"), str(self.file)]
 
 

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from drrkit.bench.peers.peer import Cannot, Peer, cotangent
-from drrkit.bench.peers.upright import viewpoints
 from drrkit.bench.scene import Scene
+from drrkit.conversions import to_vectors
 from drrkit.geometry import Camera
 
 
@@ -106,12 +107,16 @@ class Rtk(Peer):
         itk = self.itk
         geometry = self.rtk.ThreeDCircularProjectionGeometry.New()
         point, vector = itk.Point[itk.D, 3], itk.Vector[itk.D, 3]
-        for seen in viewpoints(world_to_camera, float(camera.sdd)):
+        vectors = to_vectors(camera, world_to_camera)
+        places = (vectors.source, vectors.center(camera.size))
+        for source, middle, right, down in zip(
+            *places, normalize(vectors.col_step), normalize(vectors.row_step), strict=True
+        ):
             taken = geometry.AddProjection(
-                point(seen.source.tolist()),
-                point(seen.foot.tolist()),
-                vector(seen.right.tolist()),
-                vector(seen.down.tolist()),
+                point(source.tolist()),
+                point(middle.tolist()),
+                vector(right.tolist()),
+                vector(down.tolist()),
             )
             if not taken:
                 raise Cannot("RTK has no such projection geometry")

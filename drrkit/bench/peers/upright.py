@@ -1,35 +1,13 @@
-"""Geometry for tools whose volumes stand along the world's axes: data flipped, nothing turned."""
+"""Volumes for tools whose grids stand along the world's axes: data flipped, nothing turned."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from drrkit.bench.peers.peer import Cannot
 from drrkit.volume import Volume
-
-
-@dataclass(frozen=True)
-class Viewpoint:
-    """A view in world mm (LPS)."""
-
-    source: np.ndarray  # [3]
-    foot: np.ndarray  # [3], of the source on the detector's plane: here also the detector's centre
-    right: np.ndarray  # [3], unit vector of growing columns
-    down: np.ndarray  # [3], unit vector of growing rows
-    towards: np.ndarray  # [3], unit vector from the source to the detector
-
-
-def viewpoints(world_to_camera: Tensor, sdd: float) -> Iterator[Viewpoint]:
-    """The views [B, 4, 4] one by one."""
-    for pose in world_to_camera.double().cpu().numpy():
-        right, down, towards = pose[:3, :3]
-        source = -pose[:3, :3].T @ pose[:3, 3]
-        yield Viewpoint(source, source + sdd * towards, right, down, towards)
 
 
 def upright(volume: Volume) -> tuple[Volume, tuple[int, ...]]:
