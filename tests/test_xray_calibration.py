@@ -114,6 +114,14 @@ def test_what_file_storage_writes_is_read(tmp_path: Path, suffix: str, vector: b
         read_calibration(file, (30, 30), 1020.0)
 
 
+def test_a_file_without_the_image_size_needs_it(tmp_path: Path) -> None:
+    told = {name: v for name, v in entries().items() if not name.startswith("image_")}
+    (tmp_path / "a.yml").write_text(yaml(told))
+    assert read_calibration(tmp_path / "a.yml", SIZE, 1020.0).view.camera.size == SIZE
+    with pytest.raises(ValueError, match="does not say rows and columns"):
+        read_calibration(tmp_path / "a.yml", None, 1020.0)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from click.shell_completion import CompletionItem
 
 __all__ = [
     "Device",
@@ -20,6 +21,7 @@ __all__ = [
     "Numbers",
     "OutputFile",
     "Size",
+    "completions",
     "existing",
     "refuse_overwriting",
 ]
@@ -117,6 +119,9 @@ class OutputFile(click.ParamType):
     def __init__(self, *suffixes: str) -> None:
         self.suffixes = suffixes
 
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        return completions((), incomplete, files=True)
+
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
         path = Path(value)
         if not path.name.lower().endswith(self.suffixes):
@@ -136,6 +141,9 @@ class Device(click.ParamType):
 
     name = "DEVICE"
 
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        return completions(("auto", "cpu", "cuda"), incomplete)
+
     def convert(self, value: Any, param: Any, ctx: Any) -> torch.device:
         if isinstance(value, torch.device):
             return value
@@ -153,6 +161,15 @@ class Device(click.ParamType):
         if (device.index or 0) >= count:
             self.fail(f"{value!r}: torch sees {count} CUDA devices.", param, ctx)
         return device
+
+
+def completions(names: Iterable[str], incomplete: str, files: bool = False) -> list[CompletionItem]:
+    """What a shell proposes for a word: the names that begin like it, and files.
+
+    Files come first: bash forgets what it was told before.
+    """
+    found = [CompletionItem(n) for n in names if n.lower().startswith(incomplete.lower())]
+    return [CompletionItem(incomplete, type="file")] * files + found
 
 
 def refuse_overwriting(outputs: Sequence[Path | None], inputs: Sequence[Path | None]) -> None:

@@ -27,6 +27,7 @@ from drrkit.geometry import (
     view_right_lateral,
     volume_center,
 )
+from drrkit.phantoms.subjects import FIELD_MM
 from drrkit.volume import Volume, read_volume
 
 __all__ = [
@@ -42,7 +43,9 @@ __all__ = [
     "grouped",
     "method_option",
     "orientation",
+    "phantom_options",
     "seed_option",
+    "voxel_mm_option",
 ]
 
 SDD, SOD, ENERGY_KEV = 1020.0, 800.0, 70.0
@@ -58,6 +61,28 @@ method_option = click.option(
 )
 device_option = click.option(
     "--device", type=Device(), default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
+
+voxel_mm_option = click.option(
+    "--voxel-mm",
+    type=NumberRange(0, min_open=True),
+    help="Resample CTs to cubes of this size.  [default: their own]",
+)
+phantom_options = (
+    click.option(
+        "--anatomy",
+        type=click.Choice(list(FIELD_MM)),
+        default="pelvis",
+        show_default=True,
+        help="Of the phantoms.",
+    ),
+    click.option(
+        "--voxels",
+        type=click.IntRange(8, 512),
+        default=48,
+        show_default=True,
+        help="Of a phantom, along each side.",
+    ),
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,7 +11,7 @@ import click
 import torch
 from torch import Tensor
 
-from drrkit.cli.arguments import refuse_overwriting
+from drrkit.cli.arguments import completions, refuse_overwriting
 from drrkit.cli.landmarks import check_alone, landmark_start, landmarks_option
 from drrkit.cli.options import (
     VIEWS,
@@ -68,6 +68,7 @@ class ProblemOptions:
         click.option(
             "--init",
             metavar="POSE.json|VIEW",
+            shell_complete=lambda ctx, param, word: completions(VIEWS, word, files=True),
             help=f"Where to start: a pose file, or one of {', '.join(VIEWS)}.  [default: where the "
             "X-ray's file says the C-arm stood]",
         ),
@@ -100,7 +101,7 @@ class ProblemOptions:
         seen = self.seeing.load(xray, self.detector.sdd, self.device)
         view, stored = "", None
         if self.landmarks is None:
-            view, stored = known_start(self.init, seen.file, searching)
+            view, stored = known_start(self.init, seen.file, self.placing.sod, searching)
         reading, seeing = self.reading, self.seeing
         inputs = [ct, xray, seeing.mask, seeing.calibration, reading.labels, self.landmarks]
         refuse_overwriting(outputs, [*inputs, None if not stored else Path(self.init or "")])
@@ -115,20 +116,29 @@ class ProblemOptions:
     ) -> Tensor:
         if self.landmarks is not None:
             return landmark_start(self.landmarks, camera).to(self.device)
-        told = stored and stored.world_to_camera
+        told, placing = stored and stored.world_to_camera, self.placing
         if view == FROM_FILE:
-            told = seen.file.start(volume)[0]
-        return self.placing.pose(volume, view, told)
+            told = seen.file.start(volume, placing.sod)[0]
+            if seen.file.world_to_camera is None:
+                placing = replace(placing, sod=None)  # it has been used with the file's angles
+        return placing.pose(volume, view, told)
 
 
-def known_start(init: str | None, xray: Xray, searching: bool) -> tuple[str, PoseFile | None]:
-    """A view's name or FROM_FILE, or a pose file."""
+def known_start(
+    init: str | None, xray: Xray, sod: float | None, searching: bool
+) -> tuple[str, PoseFile | None]:
+    """A view's name or FROM_FILE, or a pose file; sod in mm where the user said it."""
     if init is None:
-        known = xray.world_to_camera is not None or None not in (xray.primary_deg, xray.sod)
-        if known:
+        distance = xray.sod if sod is None else sod
+        if xray.world_to_camera is not None or None not in (xray.primary_deg, distance):
             return FROM_FILE, None
         if searching:
             return "AP", None
+        if xray.primary_deg is not None:
+            raise click.UsageError(
+                "--sod is needed: the X-ray's file tells the C-arm's angles, but not how far its "
+                "source is from the isocentre."
+            )
         raise click.UsageError(
             "--init is needed: the X-ray's file does not say where the C-arm stood. A pose file, "
             f"one of {', '.join(VIEWS)}, or --stages global to search all around a frontal view; "

@@ -13,10 +13,11 @@ from typing import Any
 
 import click
 import torch
+from click.shell_completion import CompletionItem
 from torch import Tensor
 
 from drrkit.cli.answers import Answer
-from drrkit.cli.arguments import NumberRange, OutputFile, existing
+from drrkit.cli.arguments import NumberRange, OutputFile, completions, existing
 from drrkit.cli.configuration import run_record
 from drrkit.cli.options import grouped, seed_option
 from drrkit.cli.poses import camera_as_dict, write_json
@@ -47,6 +48,9 @@ class Stages(click.ParamType):
     """auto, global, or SIMILARITY:DOWNSAMPLE[:STEPS] separated by commas: stages."""
 
     name = "STAGES"
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        return completions(PIPELINES, incomplete)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Stage | Search, ...]:
         if isinstance(value, tuple):

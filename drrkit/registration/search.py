@@ -88,6 +88,7 @@ class GlobalSearch:
         self.tilts = self.directions.norm(dim=-1).repeat(len(distances))
         self.batches = self._batches(view.xray.device)
         self.peaks: Peaks | None = None
+        self._best: tuple[float, Tensor] | None = None  # its loss and pose
         self.steps = 0
         self.trace: list[Tensor] = []  # [1] one minus the best score after every step
 
@@ -111,7 +112,10 @@ class GlobalSearch:
         """[1, 4, 4] the pose of the best match so far, the start before there is one."""
         if self.peaks is None or self.peaks.score.numel() == 0:
             return self._of_first_camera(self.start[None])
-        return self._poses(self.peaks.best(1))
+        lowest = float(self.trace[-1])
+        if self._best is None or lowest < self._best[0]:  # asked for after every step
+            self._best = lowest, self._poses(self.peaks.best(1))
+        return self._best[1]
 
     def step(self) -> None:
         """Render a batch of wide images and match the templates with them."""

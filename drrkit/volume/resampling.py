@@ -87,12 +87,21 @@ def parallel_axes(to_old: Tensor, shape: Shape) -> tuple[int, int, int] | None:
 def _separable(
     values: Tensor, to_old: Tensor, shape: Shape, axes: tuple[int, int, int], outside: float
 ) -> Tensor:
-    """Axis by axis, the axis that shrinks most first; the new axes parallel to old ones."""
+    """Axis by axis, the new axes parallel to old ones.
+
+    The axis that shrinks most comes first; of those that shrink about as much, the one whose
+    neighbours are farthest apart in memory, as picking along it copies the longest runs.
+    """
     lead = values.ndim - 3
     # Tensor dimensions run z, y, x: new axis a is dimension lead + 2 - a.
     order = [lead + 2 - axes[a] for a in (2, 1, 0)]
     values = values.permute(*range(lead), *order)
-    for axis in sorted(range(3), key=lambda a: shape[a] / values.shape[lead + 2 - a]):
+
+    def cost(axis: int) -> tuple[int, int]:
+        dim = lead + 2 - axis
+        return round(math.log2(shape[axis] / values.shape[dim])), -values.stride(dim)
+
+    for axis in sorted(range(3), key=cost):
         scale, shift = float(to_old[axes[axis], axis]), float(to_old[axes[axis], 3])
         centres = shift + scale * torch.arange(shape[axis], dtype=torch.float64)
         values = _filter_axis(values, lead + 2 - axis, centres, max(abs(scale), 1.0), outside)

@@ -111,8 +111,10 @@ def _size(
         told = (found["height"], found["width"])
     if told is None:
         told = size
+    if told is None:
+        raise ValueError(f"{source}: size: the file does not say rows and columns of the image")
     try:
-        rows, cols = (int(number) for number in told)  # ty: ignore[not-iterable]
+        rows, cols = (int(number) for number in told)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{source}: size: expected (rows, cols), got {told!r}") from None
     return rows, cols
