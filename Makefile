@@ -12,7 +12,7 @@ PEERS := scipy==1.17.1 nanodrr==0.1.7 diffdrr==0.6.1 fastcore==2.2.39 einops==0.
 NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 EMULATED := $(shell find tests/cuda_emulation -name '*.h' -o -name '*.cpp')
 
-.PHONY: demo test check lint sanitize bench build dist clean
+.PHONY: demo test check lint sanitize bench build dist check-torch clean
 
 demo: $(READY)
 	$(BIN)/drrkit demo --out demo_out
@@ -50,9 +50,16 @@ bench: $(READY)
 build: $(READY)
 
 # sdist and wheel into dist/, for this Python and this torch's CUDA (docs/install.md), and what is in them.
+# Files in the wheel have the last commit's time: building it again gives the same bytes.
 dist: $(READY)
+	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 1767225600)} \
 	$(BIN)/python -m build --no-isolation --outdir dist
 	$(BIN)/python packaging/check_distributions.py dist
+
+# The wheel that make dist left, in a clean environment for each of these versions of torch.
+TORCHES ?= 2.10.0 2.15.0
+check-torch: dist
+	$(BIN)/python packaging/check_torch_versions.py --rebuild $$(ls -t dist/*.whl | head -n 1) --torch $(TORCHES)
 
 # torch comes first, on its own: whatever is installed after it must not choose another one.
 $(VENV)/.torch:

@@ -46,12 +46,29 @@ CXX_FLAGS = [
     "-Wno-unknown-pragmas",
     "-Wno-psabi",
     "-DTORCH_TARGET_VERSION=0x020a000000000000",  # the stable ABI as of torch 2.10
+    # Error messages hold __FILE__: the same wherever it is built, and no folder of the builder's.
+    f"-ffile-prefix-map={Path.cwd()}/=",
+    f"-ffile-prefix-map={Path(torch.__file__).parent}/include/=",
 ]
 LINK_FLAGS = []
 if os.environ.get("DRRKIT_SANITIZE") == "1":
     SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     CXX_FLAGS += ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZE]
     LINK_FLAGS += SANITIZE
+
+
+def correct_cuda_home() -> None:
+    """torch takes the folder of the nvcc on the PATH; that may be a script that calls another."""
+    if cpp_extension.CUDA_HOME is None or {"CUDA_HOME", "CUDA_PATH"} & set(os.environ):
+        return
+    command = [Path(cpp_extension.CUDA_HOME, "bin", "nvcc"), "--dryrun", "any.cu"]
+    try:
+        plan = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    except OSError:
+        return
+    found = re.search(r"_HERE_=(.+)", plan)
+    if found and Path(found.group(1), "..", "include", "cuda_runtime.h").is_file():
+        cpp_extension.CUDA_HOME = str(Path(found.group(1)).parent)
 
 
 def nvcc_version() -> str | None:
@@ -121,6 +138,7 @@ class BuildWithRecord(cpp_extension.BuildExtension):
 
 if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
     raise SystemExit(f"drrkit needs torch >= 2.10, got torch {torch.__version__}")
+correct_cuda_home()
 WITH_CUDA = choose_cuda()
 sources = [f"csrc/{name}" for name in CPU_SOURCES + (CUDA_SOURCES if WITH_CUDA else [])]
 headers = sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cuh"))

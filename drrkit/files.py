@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["existing_file", "whole_file"]
+__all__ = ["PathLike", "existing_file", "fingerprint", "whole_file"]
 
 PathLike = str | os.PathLike[str]
 
@@ -26,6 +28,34 @@ def existing_file(path: PathLike) -> Path:
     with open(path, "rb"):  # Python's own errors name the file and the reason.
         pass
     return Path(path)
+
+
+def fingerprint(path: PathLike) -> dict[str, str | int]:
+    """What tells a file, or a folder of files, from every other: its path, bytes and sha256.
+
+    A folder's SHA-256 is that of its files' names and SHA-256, in the order of their names.
+
+    Raises:
+        OSError: it does not exist or cannot be read.
+    """
+    source = Path(path)
+    if not source.is_dir():
+        with open(source, "rb") as stream:
+            digest, size = _sha256(stream), stream.tell()
+        return {"path": str(source), "bytes": size, "sha256": digest}
+    files = (part for part in source.rglob("*") if part.is_file())
+    parts = {part.relative_to(source).as_posix(): fingerprint(part) for part in files}
+    told = "".join(f"{name}\n{parts[name]['sha256']}\n" for name in sorted(parts))
+    size = sum(int(part["bytes"]) for part in parts.values())
+    digest = hashlib.sha256(os.fsencode(told)).hexdigest()
+    return {"path": str(source), "bytes": size, "sha256": digest}
+
+
+def _sha256(stream: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Tries one wheel with several versions of torch, each in a clean environment of its own.
 
-    python packaging/check_torch_versions.py dist --torch 2.10.0 2.15.0
+    python packaging/check_torch_versions.py dist/drrkit-0.1.0-cp311-*.whl --torch 2.10.0 2.15.0
 
 For each: that torch and the wheel with its extras from the index, then `pip check`, `drrkit
 doctor`, `drrkit demo` and the quick tests, run from the sdist's tests where no drrkit but the
@@ -180,16 +180,9 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
-def only(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.glob(pattern))
-    if len(found) != 1:
-        raise SystemExit(f"{folder}: expected one {pattern}, got {[file.name for file in found]}")
-    return found[0].resolve()
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("dist", type=Path, help="folder with one wheel and one sdist")
+    parser.add_argument("wheel", type=Path, help="its sdist is expected beside it")
     parser.add_argument("--torch", nargs="+", required=True, help="versions, or what pip takes")
     parser.add_argument("--rebuild", action="store_true", help="build the sdist there, too")
     parser.add_argument("--python", default=sys.executable, help="the wheel's CPython")
@@ -202,7 +195,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    wheel, sdist = only(options.dist, "*.whl"), only(options.dist, "*.tar.gz")
+    wheel = options.wheel.resolve()
+    sdist = wheel.parent / f"drrkit-{wheel.name.split('-')[1].partition('+')[0]}.tar.gz"
+    for file in (wheel, sdist):
+        if not file.is_file():
+            raise SystemExit(f"{file}: no such file")
     work = options.work or Path(tempfile.mkdtemp(prefix="drrkit-torch-"))
     rows: list[Row] = []
     faults = 0

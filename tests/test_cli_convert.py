@@ -44,7 +44,7 @@ CENTRED = ("slicer", "dicom", "prost")
 
 @pytest.mark.parametrize("tool", [*TOOLS, *FILES])
 def test_every_format_goes_there_and_back(place: Path, tool: str) -> None:
-    suffix = {"slicer": ".tfm", "mayacam": ".txt"}.get(tool, ".json")
+    suffix = {"slicer": ".tfm", "mayacam": ".txt", "mayacam1": ".csv"}.get(tool, ".json")
     there, back = place / f"{tool}{suffix}", place / f"{tool}_back.json"
     options = ("--ct", place / "ct.nii.gz", *EVERYTHING)
     assert run(place / "pose.json", "--to", tool, "-o", there, *options)[0] == 0
@@ -72,6 +72,22 @@ def test_files_of_another_format_are_refused(place: Path, content: str) -> None:
     assert code == 2
     assert "broken.json" in text
     assert not (place / "b.json").exists()
+
+
+def test_rtks_own_file_goes_there_and_back(place: Path) -> None:
+    """A detector with the foot of the source in its middle, as the file cannot say otherwise."""
+    stored = read_pose(place / "pose.json")
+    centred = drrkit.CArm(1020.0, SIZE, 2.0)
+    write_pose(place / "centred.json", stored.world_to_camera, centred)
+    options = ("--ct", place / "ct.nii.gz", "--size", "20x24", "--pixel-spacing", 2)
+    there, back = place / "rtk.xml", place / "rtk_file_back.json"
+    assert run(place / "centred.json", "--to", "rtk", "-o", there, *options)[0] == 0
+    assert run(there, "--from", "rtk", "-o", back, *options)[0] == 0
+    found = read_pose(back)
+    torch.testing.assert_close(found.world_to_camera, stored.world_to_camera, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.camera.K, centred.K, rtol=0, atol=1e-9)
+    code, text = run(there, "--from", "rtk", "-o", back)
+    assert code == 2 and "--size, --pixel-spacing" in text
 
 
 def test_rtk_says_that_rows_are_flipped(place: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from commands import CAMERA, run, small_camera, small_ct, succeed, write_data
+from commands import CAMERA, python, run, small_camera, small_ct, succeed, write_data
 
 import drrkit
 from drrkit.cli.arguments import OutputFile, refuse_overwriting
@@ -80,6 +80,12 @@ RENDER_ERRORS = {
     ),
     "sod of a pose": (["--pose", "p.json", "--sod", "700"], pose_with, ["--sod", "named view"]),
     "display of numbers": (["--display", "line", "-o", "a.npy"], None, ["--display", "a.npy"]),
+    "an angle that is none": (["--primary", "nan"], None, ["--primary", "finite", "nan"]),
+    "an angle of many turns": (["--secondary", "1e9"], None, ["--secondary", "-360<=x<=360"]),
+    "infinite distance": (["--sod", "inf"], None, ["--sod", "finite", "inf"]),
+    "an empty pose": (
+        ["--pose", "p.json"], lambda f: (f / "p.json").write_text(""), ["p.json", "empty file"],
+    ),
     "window": (["--window", "90,10"], None, ["window", "percentiles", "90"]),
     "device": (["--device", "tpu"], None, ["--device", "cuda:N", "tpu"]),
     "no such device": (["--device", "cuda:99"], None, ["--device", "CUDA"]),
@@ -210,6 +216,17 @@ def cut_npy(folder: Path) -> None:
 
 
 REGISTER_ERRORS = {
+    "the CT instead": ("ct.nii.gz", [], None, ["ct.nii.gz", "a run of", "the CT, it comes first"]),
+    "a start twice": (
+        "xray.npy", ["--landmarks", "start.json"], None, ["either --init or --landmarks"],
+    ),
+    "a stage without numbers": (
+        "xray.npy", ["--stages", "ncc"], None, ["--stages", "'ncc' has not one or two numbers"],
+    ),
+    "a seed too large": ("xray.npy", ["--seed", "9" * 30], None, ["--seed", "range"]),
+    "a network that is none": (
+        "xray.npy", ["--similarity", "text.nii.gz"], None, ["text.nii.gz", "no file of torch"],
+    ),
     "no X-ray": ("none.png", [], None, ["'XRAY'", "none.png", "does not exist"]),
     "no image": ("start.json", [], None, ["start.json", ".png"]),
     "not an array": (
@@ -313,7 +330,7 @@ def test_a_run_that_fails_without_the_user_s_fault_exits_with_one(
 
     monkeypatch.setattr("drrkit.cli.render.render", exhausted)
     result = run("render", data / "ct.nii.gz", "-o", tmp_path / "a.npy")
-    assert result.exit_code == 1 and "Error: CUDA out of memory" in result.output
+    assert result.exit_code == 1 and "not enough memory (CUDA out of memory)" in result.output
     assert os.listdir(tmp_path) == []
 
 
@@ -330,6 +347,67 @@ def test_unsigned_values_are_warned_about_as_no_hounsfield_units(
     drrkit.write_volume(replace(ct, values=ct.values + 1024), tmp_path / "u.nii.gz")
     result = succeed("render", tmp_path / "u.nii.gz", *CAMERA, "-o", tmp_path / "a.npy")
     assert "Air is -1000" in result.output
+
+
+@pytest.mark.io
+def test_an_x_ray_whose_bone_is_dark_is_warned_about(data: Path, tmp_path: Path) -> None:
+    xray = np.load(data / "xray.npy")
+    np.save(tmp_path / "dark.npy", xray.max() - xray)
+    files = [data / "ct.nii.gz", tmp_path / "dark.npy", "--init", data / "start.json"]
+    options = ["--stages", "ncc:4:1", "--min-confidence", 0, "-q", "-o", tmp_path / "r.json"]
+    assert "bone looks dark" in succeed("register", *files, *options).stderr
+    told = succeed("register", *files, *options, "--xray-kind", "inverted")
+    assert "bone looks dark" not in told.stderr
+
+
+@pytest.mark.io
+@pytest.mark.parametrize("verb", ["render", "simulate"])
+def test_what_does_not_fit_into_memory_is_a_sentence(data: Path, tmp_path: Path, verb: str) -> None:
+    output = tmp_path / "a.npy"
+    result = run(verb, data / "ct.nii.gz", "--size", "999999x999999", "-o", output)
+    assert result.exit_code == 1 and "not enough memory" in result.output
+    assert "aten" not in result.output and os.listdir(tmp_path) == []
+
+
+@pytest.mark.io
+def test_an_address_space_that_is_too_small_is_a_sentence(data: Path, tmp_path: Path) -> None:
+    # The limit is set once everything is loaded, 600 MB above what that takes.
+    code = (
+        "import resource, sys, torch, SimpleITK\n"
+        "from drrkit.cli import main\n"
+        "import drrkit.cli.simulate\n"
+        "torch.set_num_threads(1)\n"
+        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size + 600 * 2**20,) * 2)\n"
+        "main(sys.argv[1:])\n"
+    )
+    words = ["simulate", data / "ct.nii.gz", "--size", "6000x6000", "-o", tmp_path / "a.npy"]
+    told = python("-c", code, *words, "--json")
+    assert told.returncode == 1, told.stderr
+    assert json.loads(told.stdout)["error"]["kind"] == "memory"
+    assert "Traceback" not in told.stderr and os.listdir(tmp_path) == []
+
+
+@pytest.mark.io
+def test_ctrl_c_ends_a_process_with_130_and_without_a_file(data: Path, tmp_path: Path) -> None:
+    # Interrupted where the file is being written: what is half there must not stay.
+    code = (
+        "import os, signal, sys\n"
+        "import drrkit.report.pictures as pictures\n"
+        "from drrkit.cli import main\n"
+        "def save(file, pixels):\n"
+        "    open(file, 'wb').write(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    raise AssertionError('not interrupted')\n"
+        "pictures.np.save = save\n"
+        "main(sys.argv[1:])\n"
+    )
+    words = ["render", data / "ct.nii.gz", *CAMERA, "-o", tmp_path / "a.npy"]
+    told = python("-c", code, *words)
+    assert told.returncode == 130 and told.stderr == "Interrupted.\n"
+    assert os.listdir(tmp_path) == []
+    told = python("-c", code, *words, "--json")
+    assert json.loads(told.stdout)["error"]["kind"] == "interrupted"
 
 
 def test_an_output_may_not_be_an_input_under_another_name(tmp_path: Path) -> None:

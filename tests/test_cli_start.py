@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
-from commands import python, run, succeed
+from commands import ROOT, python, run, succeed
 
 from drrkit.cli import main
 
@@ -41,7 +45,7 @@ def test_a_command_loads_what_it_needs() -> None:
     assert {"evaluation"} <= loaded_after("evaluate", "--help")
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "bench"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_of_the_list_has_a_help_of_its_own(name: str) -> None:
     output = succeed(name, "--help").output
     assert f" {name} " in output.splitlines()[0] and "-h, --help" in output
@@ -77,6 +81,78 @@ def completion(shell: str, **environment: str) -> str:
 def test_shells_get_their_completion_script(shell: str, hook: str) -> None:
     script = completion(f"{shell}_source")
     assert hook in script and "_DRRKIT_COMPLETE" in script and " drrkit" in script
+
+
+FILES = "compopt -o default"
+"""What bash is told where it shall propose files by itself."""
+
+
+@pytest.mark.parametrize(
+    ("line", "proposed"),
+    [
+        ("drrkit re", {"register", "render", "report"}),
+        ("drrkit register --init l", {FILES, "LEFT-LATERAL"}),
+        ("drrkit render --config x", {FILES}),
+    ],
+)
+def test_bash_itself_completes(line: str, proposed: set[str], bash_folder: Path) -> None:
+    """What bash does on Tab after it has read the script, by the variables that it sets."""
+    script = f"""
+        source script.bash
+        compopt() {{ echo "compopt $1 $2"; }}
+        COMP_WORDS=({line})
+        COMP_CWORD={len(line.split()) - 1}
+        $(complete -p drrkit | sed 's/.*-F *//; s/ .*//') drrkit
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        cwd=bash_folder,
+        env={**os.environ, "PATH": f"{bash_folder}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert set(done.stdout.splitlines()) - {""} == proposed, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "proposed"),
+    [
+        ("drrkit train s", ["plain,similarity"]),
+        ("drrkit register --pre", ["plain,--preprocess"]),
+        ("drrkit render --js", ["plain,--json"]),
+        ("drrkit render --method j", ["plain,joseph"]),
+        ("drrkit register --stages g", ["plain,global"]),
+        ("drrkit register --similarity unit_s", ["file,unit_s", "plain,unit_soft_dice"]),
+        ("drrkit register --device c", ["plain,cpu", "plain,cuda"]),
+        ("drrkit render -o le", ["file,le"]),
+        ("drrkit bench --dra", ["plain,--draw"]),
+    ],
+)
+def test_values_are_completed(line: str, proposed: list[str]) -> None:
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    assert completion("bash_complete", **asked).split()[: len(proposed)] == proposed
+
+
+@pytest.fixture(scope="module")
+def bash_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a program drrkit, its completion script and a file to complete."""
+    folder = tmp_path_factory.mktemp("bash")
+    (folder / "left.json").write_text("{}")
+    (folder / "script.bash").write_text(completion("bash_source"))
+    program = folder / "drrkit"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m drrkit "$@"\n')
+    program.chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_are_answered_in_their_own_way(shell: str) -> None:
+    asked = {"COMP_WORDS": "drrkit re", "COMP_CWORD": "1" if shell == "zsh" else "re"}
+    shown = completion(f"{shell}_complete", **asked)
+    assert all(name in shown for name in ("register", "render", "report"))
+    assert "Find the pose of a CT in X-rays." in shown and "simulate" not in shown
 
 
 def test_bash_completes_commands() -> None:

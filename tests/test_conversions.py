@@ -49,6 +49,12 @@ def one_by_one(convert: Callable[[Tensor], conversions.CameraView]) -> conversio
     return views[0]._replace(world_to_camera=torch.cat([v.world_to_camera for v in views]))
 
 
+def from_deepfluoro(view: conversions.DeepfluoroView) -> conversions.CameraView:
+    size, pitch = (view.num_rows, view.num_cols), (view.pixel_row_spacing, view.pixel_col_spacing)
+    first = view.intrinsic[0]
+    return conversions.from_deepfluoro(first, view.extrinsic, view.cam_to_volume, size, pitch)
+
+
 def there_and_back() -> dict[str, Callable[[], conversions.CameraView]]:
     ct, cam, pose, size = volume(), camera(), poses(), SIZE
     sdd = 1020.0
@@ -58,6 +64,10 @@ def there_and_back() -> dict[str, Callable[[], conversions.CameraView]]:
         "opencv": lambda: conversions.from_opencv(*conversions.to_opencv(cam, pose), size, sdd),
         "nanodrr": lambda: conversions.from_nanodrr(conversions.to_nanodrr(cam, pose)),
         "deepdrr": lambda: conversions.from_deepdrr(conversions.to_deepdrr(cam, pose), size, sdd),
+        "deepfluoro": lambda: from_deepfluoro(conversions.to_deepfluoro(cam, pose)),
+        "deepfluoro turned": lambda: from_deepfluoro(
+            conversions.to_deepfluoro(cam, pose, torch.linalg.inv(pose[0]))
+        ),
         "astra": lambda: conversions.from_astra(conversions.to_astra(cam, pose, ct), size, ct),
         "leap": lambda: conversions.from_leap(conversions.to_leap(cam, pose, ct), size, ct),
         "tigre": lambda: conversions.from_tigre(conversions.to_tigre(cam, pose, ct), ct),
@@ -107,6 +117,7 @@ def test_a_view_comes_back_exactly(tool: str) -> None:
         ("rtk", (-2,)),
         ("xreg detector_negative_z", (-1,)),
         ("xreg origin_on_detector", (-1,)),
+        ("deepfluoro", (-1,)),
     ],
 )
 def test_flipped_detectors_say_so(tool: str, flip: tuple[int, ...]) -> None:
@@ -355,6 +366,39 @@ def test_broken_mayacam_files_name_what_is_missing(tmp_path: Path, text: str) ->
     path.write_text(text)
     with pytest.raises(ValueError, match="expected"):
         conversions.read_mayacam(path, 1020.0)
+
+
+def test_rtks_geometry_files_come_back(tmp_path: Path) -> None:
+    file = tmp_path / "geometry.xml"
+    view = conversions.to_rtk(camera(), poses())
+    conversions.write_rtk_geometry(file, view)
+    for found, expected in zip(conversions.read_rtk_geometry(file), view, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hello", "as XML"),
+        ("<a/>", "got a"),
+        ("<RTKThreeDCircularGeometry/>", "got none"),
+        ("<RTKThreeDCircularGeometry><Projection/></RTKThreeDCircularGeometry>", "cone beam"),
+        (
+            "<RTKThreeDCircularGeometry><GantryAngle>x</GantryAngle><Projection/>"
+            "</RTKThreeDCircularGeometry>",
+            "GantryAngle: expected a number",
+        ),
+        (
+            "<RTKThreeDCircularGeometry><RadiusCylindricalDetector>5</RadiusCylindricalDetector>"
+            "<Projection/></RTKThreeDCircularGeometry>",
+            "flat detector",
+        ),
+    ],
+)
+def test_broken_geometry_files_are_told(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "g.xml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        conversions.read_rtk_geometry(tmp_path / "g.xml")
 
 
 def test_autoscoper_tracks_come_back(tmp_path: Path) -> None:

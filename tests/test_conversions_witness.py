@@ -97,6 +97,53 @@ def test_rtk_renders_the_view_of_its_nine_numbers(
     assert difference(drrkit.render(oblique, camera, pose), witness) < SAME
 
 
+def test_rtk_reads_the_geometry_files_and_they_read_its(
+    oblique: drrkit.Volume, camera: drrkit.Camera, tmp_path: Path
+) -> None:
+    itk = pytest.importorskip("itk", reason="the witness itk-rtk is not installed")
+    xi = torch.zeros(3, 6, dtype=torch.float64)
+    xi[:, 1] = torch.tensor([0.0, 0.4, 0.8])
+    xi[:, 0], xi[:, 3] = 0.1, 5.0
+    poses = drrkit.perturb(pose_of(oblique), xi, drrkit.volume_center(oblique))
+    view = conversions.to_rtk(camera, poses, drrkit.volume_center(oblique))
+    file = tmp_path / "geometry.xml"
+    conversions.write_rtk_geometry(file, view)
+    reader = itk.RTK.ThreeDCircularProjectionGeometryXMLFileReader.New()
+    reader.SetFilename(str(file))
+    reader.GenerateOutputInformation()
+    geometry = reader.GetOutputObject()
+    getters = {
+        "SourceToIsocenterDistances": view.source_to_isocenter,
+        "SourceToDetectorDistances": view.source_to_detector,
+        "ProjectionOffsetsX": view.projection_offset_x,
+        "ProjectionOffsetsY": view.projection_offset_y,
+        "SourceOffsetsX": view.source_offset_x,
+        "SourceOffsetsY": view.source_offset_y,
+    }
+    for name, expected in getters.items():
+        assert list(getattr(geometry, f"Get{name}")()) == pytest.approx(expected.tolist())
+    angles = {
+        "GantryAngles": view.gantry_angle,
+        "OutOfPlaneAngles": view.out_of_plane_angle,
+        "InPlaneAngles": view.in_plane_angle,
+    }
+    for name, expected in angles.items():  # RTK counts them from zero to a full turn
+        found = torch.tensor(list(getattr(geometry, f"Get{name}")())).rad2deg()
+        apart = torch.remainder(found - expected + 180.0, 360.0) - 180.0
+        assert float(apart.abs().max()) < 1e-4
+    writer = itk.RTK.ThreeDCircularProjectionGeometryXMLFileWriter.New()
+    writer.SetObject(geometry)
+    writer.SetFilename(str(tmp_path / "its.xml"))
+    writer.WriteFile()
+    again = conversions.read_rtk_geometry(tmp_path / "its.xml")
+    row, col = camera.pixel_spacing
+    cx, cy = float(camera.K[0, 2]), float(camera.K[1, 2])
+    origin = (-cx * col, -(camera.size[0] - 1 - cy) * row)
+    center = drrkit.volume_center(oblique)
+    found = conversions.from_rtk(again, camera.size, (col, row), origin, center)
+    torch.testing.assert_close(found.world_to_camera, poses, rtol=0, atol=1e-8)
+
+
 def test_plastimatch_renders_the_view_of_its_options(
     upright: drrkit.Volume, camera: drrkit.Camera, tmp_path: Path
 ) -> None:

@@ -30,11 +30,14 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def wheel(folder: Path, *names: str, tag: str = "cp311") -> Path:
-    file = folder / f"drrkit-0.1.0-{tag}-{tag}-linux_x86_64.whl"
+def wheel(
+    folder: Path, *names: str, tag: str = "cp311", label: str = "", cuda: str | None = None
+) -> Path:
+    file = folder / f"drrkit-0.1.0{label}-{tag}-{tag}-linux_x86_64.whl"
     with zipfile.ZipFile(file, "w") as archive:
         for name in names:
-            archive.writestr(name, "x")
+            record = name == "drrkit/_build.py"
+            archive.writestr(name, f"TORCH = '2.13.0'\nCUDA = {cuda!r}\n" if record else "x")
     return file
 
 
@@ -73,6 +76,30 @@ def test_a_wheel_without_the_compiled_module_or_with_another_pythons_is_refused(
     assert "expected one compiled drrkit/_C" in fault
     (fault,) = CHECK["wheel_faults"](wheel(root, *WHOLE, tag="cp312"), root)
     assert "not of the Python that the name says" in fault
+
+
+def test_a_file_that_is_not_the_sources_is_named(root: Path) -> None:
+    (root / "drrkit" / "__init__.py").write_text("changed since")
+    (fault,) = CHECK["wheel_faults"](wheel(root, *WHOLE), root)
+    assert "drrkit/__init__.py differs from the source" in fault
+
+
+@pytest.mark.parametrize(
+    "label, cuda, fits",
+    [("", None, True), ("+cu13", "13.2", True), ("", "13.2", False), ("+cu12", "13.0", False)]
+    + [("+cu13", None, False)],
+)
+def test_a_wheel_is_called_what_it_was_built_for(
+    root: Path, label: str, cuda: str | None, fits: bool
+) -> None:
+    faults = list(CHECK["wheel_faults"](wheel(root, *WHOLE, label=label, cuda=cuda), root))
+    assert len(faults) == (not fits)
+    assert fits or f"is built for {'CUDA ' + cuda if cuda else 'CPU'}" in faults[0]
+
+
+def test_a_wheel_says_for_what_it_was_built(root: Path) -> None:
+    assert CHECK["describe"](wheel(root, *WHOLE)).endswith("(built with 2.13.0), CPU only")
+    assert "CUDA 13.2" in CHECK["describe"](wheel(root, *WHOLE, cuda="13.2"))
 
 
 def sdist(folder: Path, names: set[str]) -> Path:

@@ -36,3 +36,12 @@ def test_two_views_know_more_than_one() -> None:
     assert max(found["mtre"]) < 0.5
     one, two = found["depth sigma"]
     assert two < 0.5 * one
+
+
+def test_a_patient_is_followed_through_a_sequence_and_found_again_after_a_jump() -> None:
+    found = example("track_sequence").track(frames=6, spacing=7.0, size=72)
+    assert max(found["mtre"]) < 2.0
+    assert not any(found["lost"])
+    jump = 3
+    assert found["attempts"][jump] > 1
+    assert all(n == 1 for k, n in enumerate(found["attempts"]) if k != jump)

@@ -447,7 +447,7 @@ def test_a_thin_or_misplaced_mask_is_refused() -> None:
         fields.MNeRF(mask[1:], grid)
     with pytest.raises(TypeError, match="mask: expected a bool tensor"):
         fields.MNeRF(mask.float(), grid)
-    with pytest.raises(ValueError, match="scale, step"):
+    with pytest.raises(ValueError, match="step: expected a positive"):
         fields.MNeRF(~mask, grid, step=-1.0)
 
 

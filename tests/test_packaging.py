@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,19 @@ def test_wheel_works_from_another_directory(distributions, clean_python, tmp_pat
     assert "torch" in run(drrkit, "info", cwd=tmp_path).stdout
     doctor = json.loads(run(drrkit, "doctor", "--json", cwd=tmp_path).stdout)
     assert doctor
+    run(clean_python, "-m", "pip", "uninstall", "-q", "-y", "drrkit", cwd=tmp_path)
+
+
+def test_the_sdists_tests_pass_with_an_installed_wheel(distributions, clean_python, tmp_path):
+    """What make check-torch does for each torch, here with this one and one file of tests."""
+    tool = runpy.run_path(str(ROOT / "packaging" / "check_torch_versions.py"))
+    (wheel,), (sdist,) = distributions.glob("*.whl"), distributions.glob("*.tar.gz")
+    run(clean_python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    tests = tool["unpack_tests"](sdist, tmp_path / "tests")
+    chosen = ("tests/test_geometry_motions.py",)
+    row, step = tool["examine"](clean_python, tests, tmp_path / "log", chosen)
+    assert step.fault is None and row.tests.endswith(" passed"), step
+    assert row.run_with == row.built_with
     run(clean_python, "-m", "pip", "uninstall", "-q", "-y", "drrkit", cwd=tmp_path)
 
 

@@ -174,7 +174,8 @@ def test_the_command_starts_from_landmarks_and_names_the_wrong_ones(data: Path, 
     ).output
     assert "landmarks: 8 of 9 agree" in shown and "without number 5" in shown
     stored = json.loads(output.read_text())
-    assert stored["inputs"]["landmarks"].endswith("beads.csv") and stored["inputs"]["init"] is None
+    options = stored["run"]["options"]
+    assert options["landmarks"].endswith("beads.csv") and options["init"] is None
     found = torch.tensor(stored["world_to_camera"], dtype=torch.float64)
     assert error(found, drrkit.view_ap(small_ct(), 800.0)[0]) < 2.0
 

@@ -13,7 +13,7 @@ import torch
 from commands import small_ct
 
 import drrkit
-from drrkit.files import whole_file
+from drrkit.files import fingerprint, whole_file
 from drrkit.report import (
     checkerboard,
     difference,
@@ -27,7 +27,6 @@ from drrkit.report import (
     to_display,
 )
 from drrkit.report.pictures import _connected
-from drrkit.report.scene import describe_geometry
 
 
 def disc(rows: int = 80, cols: int = 100, radius: float = 25.0) -> torch.Tensor:
@@ -281,6 +280,21 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
+def test_a_fingerprint_tells_files_and_folders_apart(tmp_path: Path) -> None:
+    first, folder = tmp_path / "a", tmp_path / "folder"
+    first.write_bytes(b"abc")
+    told = fingerprint(first)
+    assert told["bytes"] == 3 and str(told["sha256"]).startswith("ba7816bf8f01cfea414140de5dae2223")
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "b").write_bytes(b"abc")
+    before = fingerprint(folder)
+    assert before["bytes"] == 3 and before["sha256"] != told["sha256"]
+    (folder / "inner" / "b").rename(folder / "inner" / "c")
+    assert fingerprint(folder)["sha256"] != before["sha256"]
+    with pytest.raises(FileNotFoundError):
+        fingerprint(tmp_path / "none")
+
+
 def test_a_checkerboard_shows_both_pictures_in_turn() -> None:
     first, second = (torch.full((16, 24), value, dtype=torch.uint8) for value in (10, 200))
     board = checkerboard(first, second, fields=4)
@@ -299,13 +313,8 @@ def test_a_difference_is_grey_where_pictures_agree() -> None:
     assert difference(second, first).tolist() == [[128, 0, 205]]
 
 
-def test_the_scene_names_where_source_and_detector_stand() -> None:
+def test_the_scene_draws_a_c_arm_a_pose() -> None:
     ct = drrkit.phantoms.torso(spacing=20.0)
     camera = drrkit.CArm(1000.0, (100, 200), 1.5)
-    text = describe_geometry(ct, camera, drrkit.view_ap(ct, 800.0))
-    assert "source is anterior of the patient, 800 mm" in text
-    assert "(150 x 300 mm) 1000 mm from the source: magnification 1.25" in text
-    assert "Right in the image is the patient's left, down is inferior" in text
-    assert "0.0 degrees off" in text
     drawing = scene_svg(ct, camera, [drrkit.view_pa(ct, 700.0), drrkit.view_ap(ct, 800.0)])
     assert drawing.startswith("<svg") and drawing.count("<line") == 12 + 2 * 9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import subprocess
 from pathlib import Path
@@ -216,6 +217,16 @@ def test_the_command_line_films_what_it_registered(
     succeed("report", "result.json", "--film", "film.gif", "--truth", "start.json")
     with image.open("film.gif") as film:
         assert film.n_frames > 2
+    succeed("report", "result.json", "-o", "report.html", "--landscape")
+    page = Path("report.html").read_text()
+    assert "The loss about the pose" in page and "is not the file" not in page
+    assert hashlib.sha256(Path("ct.nii.gz").read_bytes()).hexdigest() in page
+    Path("xray.npy").rename("moved.npy")
+    drrkit.report.save_image(torch.rand(48, 64), "xray.npy")
+    succeed("report", "result.json", "-o", "report.html")
+    assert "xray.npy is not the file that was registered" in Path("report.html").read_text()
+    succeed("report", "result.json", "-o", "report.html", "--xray", "moved.npy")
+    assert "is not the file that was registered" not in Path("report.html").read_text()
     for arguments, words in (
         ((), "--output or --film is missing"),
         (("-o", "a.html", "--truth", "start.json"), "--truth belongs to --film"),

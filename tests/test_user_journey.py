@@ -90,12 +90,29 @@ def test_a_raw_detector_image_is_preprocessed(hospital: Path, tmp_path: Path) ->
     succeed("report", tmp_path / "r.json", "-o", tmp_path / "r.html")
 
 
+def test_a_distance_that_the_file_does_not_tell_can_be_given(answers: Path, tmp_path: Path) -> None:
+    import pydicom
+
+    data = pydicom.dcmread(answers / "xray.dcm")
+    del data.DistanceSourceToPatient
+    data.save_as(tmp_path / "bare.dcm")
+    command = ["register", answers / "ct", tmp_path / "bare.dcm", "-o", tmp_path / "r.json", "-q"]
+    refused = run(*command)
+    assert refused.exit_code == 2 and "--sod is needed" in refused.output
+    succeed(*command, "--sod", 780)
+    poses = [
+        json.loads(path.read_text())["world_to_camera"]
+        for path in (answers / "result.json", tmp_path / "r.json")
+    ]
+    assert poses[0] == poses[1]
+
+
 def test_the_page_stands_alone(answers: Path) -> None:
     page = (answers / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 7
     assert "accepted" in page
     assert "source is" in page
-    assert page.count("<polyline") == 3  # the stages of auto
+    assert page.count("<polyline") == 4  # the way, and the stages of auto
     addresses = set(re.findall(r"https?://[^\"'\s<>]+", page))
     assert addresses <= {"http://www.w3.org/2000/svg"}
     assert not re.search(r"<(link|script[^>]+src|iframe)", page)
@@ -111,7 +128,7 @@ def test_the_transform_is_the_pose(answers: Path) -> None:
 
 def test_the_report_says_when_an_input_is_gone(answers: Path, tmp_path: Path) -> None:
     content = json.loads((answers / "result.json").read_text())
-    content["inputs"]["ct"] = "moved_away.nii.gz"
+    content["run"]["options"]["ct"] = "moved_away.nii.gz"
     (tmp_path / "result.json").write_text(json.dumps(content))
     result = run("report", tmp_path / "result.json", "-o", tmp_path / "r.html")
     assert result.exit_code == 2

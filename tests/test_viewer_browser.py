@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import browser
 from commands import CAMERA, ROOT, write_data
 
 from drrkit.cli.poses import read_pose
@@ -19,17 +19,6 @@ from drrkit.cli.poses import read_pose
 pytestmark = [pytest.mark.slow, pytest.mark.io]
 
 PATIENCE = 60  # seconds
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1360,900",
-)
 
 
 @pytest.fixture(scope="module")
@@ -53,22 +42,8 @@ def address(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    browser, control = shutil.which("chromium"), shutil.which("chromedriver")
-    if browser is None or control is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(control))
-    try:
+    with browser(tmp_path_factory.mktemp("profile")) as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
 @pytest.fixture
@@ -90,6 +65,28 @@ def pixels(page: Any, canvas: str = "view") -> str:
     """A digest of what a canvas shows."""
     data = page.execute_script("return document.getElementById(arguments[0]).toDataURL()", canvas)
     return hashlib.sha256(data.encode()).hexdigest()
+
+
+def greys(page: Any) -> list[int]:
+    """The red of every 97th pixel of the view, which is its grey where nothing is marked."""
+    return page.execute_script(
+        "const view = document.getElementById('view');"
+        "const copy = new OffscreenCanvas(view.width, view.height);"
+        "const context = copy.getContext('2d', { willReadFrequently: true });"
+        "context.drawImage(view, 0, 0);"
+        "const { data } = context.getImageData(0, 0, view.width, view.height);"
+        "return Array.from(data).filter((_, i) => i % (4 * 97) === 0)"
+    )
+
+
+def shades(page: Any) -> tuple[int, int]:
+    found = greys(page)
+    return min(found), max(found)
+
+
+def share_of(page: Any, grey: int) -> float:
+    found = greys(page)
+    return found.count(grey) / len(found)
 
 
 def set_slider(page: Any, element: str, value: float) -> None:
@@ -146,6 +143,29 @@ def test_the_overlays_differ_and_opacity_counts(page: Any) -> None:
         set_slider(page, "opacity", opacity)
         assert pixels(page) == seen[same]
     set_slider(page, "opacity", 0.5)
+
+
+def test_a_narrower_window_shows_more_contrast_until_a_double_click(page: Any) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    press(page, "5")
+    before = shades(page)
+    set_slider(page, "width", 60)
+    assert shades(page)[0] == 0 and shades(page)[1] == 255
+    black, white = (share_of(page, grey) for grey in (0, 255))
+    assert black > 0.05 and white > 0.05
+    set_slider(page, "level", 0)
+    assert share_of(page, 255) > white
+    ActionChains(page).double_click(page.find_element("id", "view")).perform()
+    assert (
+        shades(page) == before and page.find_element("id", "width").get_attribute("value") == "256"
+    )
+    press(page, "1")
+
+
+def test_the_edges_carry_the_patients_directions(page: Any) -> None:
+    found = [page.find_element("id", side).text for side in ("left", "top", "right", "bottom")]
+    assert found == ["R", "H", "L", "F"]
 
 
 def test_slices_follow_their_sliders(page: Any) -> None:

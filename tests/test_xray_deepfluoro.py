@@ -7,6 +7,7 @@ pixels are drawn by rays through balls, with chords from their equation.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import h5py
@@ -264,6 +265,16 @@ def test_wrong_names_and_files_are_told(data_set: Path, tmp_path: Path) -> None:
         deepfluoro_contents(tmp_path / "missing.h5")
 
 
+def test_the_documentation_reads_a_case(data_set: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "files.md").read_text()
+    block = next(b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "_case(" in b)
+    scope: dict = {"torch": torch}
+    exec(block, scope)
+    volume, xray, pixels = scope["deepfluoro_case"](data_set, "17-1882", 0, border=5)
+    assert tuple(volume.values.shape) == GRID and xray.camera.size == (ROWS - 10, COLS - 10)
+    assert pixels.shape == (len(BALLS) + 1, 2)
+
+
 def run(*words: object) -> tuple[int, str]:
     result = CliRunner().invoke(main, list(map(str, words)))
     return result.exit_code, result.output
@@ -272,7 +283,8 @@ def run(*words: object) -> tuple[int, str]:
 def test_a_case_becomes_plain_files_that_register(data_set: Path, tmp_path: Path) -> None:
     code, text = run("info", data_set)
     assert code == 0 and "17-1882  2 projections" in text
-    assert json.loads(run("info", data_set, "--json")[1]) == {"17-1882": 2, "18-0725": 0}
+    listing = json.loads(run("info", data_set, "--json")[1])
+    assert listing["specimens"] == {"17-1882": 2, "18-0725": 0}
     options = ("convert", data_set, "--from", "deepfluoro", "-o", tmp_path / "case")
     code, text = run(*options)
     assert code == 2 and "17-1882 (0 to 1)" in text

@@ -68,6 +68,26 @@ def test_shutters_hide_neither_the_polarity_nor_themselves(
             assert not (narrower & ~is_open).any()
 
 
+@pytest.mark.parametrize("behind", [0.0, 0.5, 1.5])
+def test_what_a_known_mask_hides_counts_for_nothing(
+    lines: list[torch.Tensor], behind: float
+) -> None:
+    """Some machines fill what the shutters hide with white, or with any number."""
+    is_open = SHUTTERS["circle"]
+    for line in lines[2:]:
+        intensity = torch.where(is_open, 1000.0 * torch.exp(-line), 1000.0 * behind)
+        for pixels, kind in ((intensity, "intensity"), (-intensity, "line")):
+            found = preprocess_xray(
+                pixels, CAMERA, mask=is_open.float(), vignette=False, border=0, crop=False
+            )
+            assert found.kind == kind
+            assert not (found.mask[0, 0] > 0)[~is_open].any()
+            assert overlap(found.mask, is_open) > 0.97
+            if kind == "intensity":
+                brightest = float(torch.quantile(intensity[0, 0][is_open], 0.995))
+                assert found.i0 == pytest.approx(brightest, rel=0.02)
+
+
 @pytest.mark.parametrize("leak", [0.0008, 0.004, 0.015])
 def test_shutters_that_leak_are_found_too(lines: list[torch.Tensor], leak: float) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -215,6 +235,9 @@ def test_opening_removes_specks_and_keeps_the_edge_of_the_image() -> None:
         (ROW, {"border": -1}, ValueError, "border"),
         (ROW, {"percentiles": (5.0, 5.0)}, ValueError, "percentiles"),
         (ROW, {"i0": 0.0, "kind": "intensity"}, ValueError, "i0"),
+        (ROW, {"mask": torch.zeros(SIZE, SIZE)}, ValueError, "mask: expected some"),
+        (ROW, {"mask": torch.ones(SIZE, 3)}, ValueError, "mask: expected the pixels' size"),
+        (ROW, {"mask": (ROW == 3).float()}, ValueError, "open pixels are all 3"),
         (ROW, {"flat_field": torch.zeros(SIZE, SIZE)}, ValueError, "flat_field"),
     ],
 )

@@ -265,7 +265,6 @@ def test_calibrations_give_camera_and_pose(tmp_path: Path) -> None:
         ("[]", "a JSON object"),
         ("{}", "K, R, t missing"),
         ('{"K": [[1]], "R": [0, 0, 0], "t": [0, 0, 0], "sdd": 1}', "K: expected"),
-        ('{"K": 1, "R": [0, 0, 0], "t": [0, 0, 0], "D": [0.1], "sdd": 1}', "lens distortion"),
     ],
 )
 def test_broken_calibrations_say_what_is_wrong(tmp_path: Path, content: str, message: str) -> None:

@@ -6,52 +6,95 @@ that is not what it should be, or a file that cannot be read or written; 130 int
 
 from __future__ import annotations
 
+import sys
+import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import click
+import torch
 
 from drrkit import __version__
+from drrkit.cli.answers import Failure, stdout_for
 from drrkit.cli.deferred import DeferringGroup
 
 __all__ = ["main"]
 
-BAD_INPUT = 2
-INTERRUPTED = 130
-
-
-class Failure(click.ClickException):
-    """An error as one sentence and an exit code."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        # click reads it from the object, whatever its annotation says.
-        self.exit_code = code  # ty: ignore[invalid-attribute-access]
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+NO_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "bad alloc", "aten::new_empty")
+"""What torch and SimpleITK say in errors that are not of Python's kind; the last one is what the
+kernels tell when torch cannot give them memory for their results."""
 
 
 class Commands(DeferringGroup):
-    """Turns the library's errors into one sentence on stderr and an exit code."""
+    """Turns errors into one sentence and an exit code, and with --json into a document."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        given = sys.argv[1:] if args is None else list(args)
+        if not standalone_mode:
+            return super().main(given, prog_name, complete_var, False, **extra)
+        with stdout_for(given) as out:
+            try:
+                code = super().main(given, prog_name, complete_var, False, obj=out, **extra)
+            except click.ClickException as error:
+                out.fail(error)
+                code = error.exit_code
+            except (click.Abort, KeyboardInterrupt):
+                out.fail(Failure("Interrupted.", INTERRUPTED, "interrupted"))
+                code = INTERRUPTED
+            except Exception as error:
+                if not out.as_json:
+                    raise
+                traceback.print_exc()
+                text = f"{type(error).__name__}: {error}"
+                out.fail(Failure(text, FAILED, "internal"))
+                code = FAILED
+        sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.Abort):  # RuntimeErrors, too
-            raise
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click ends quietly when whoever reads our output has seen enough
         except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            ctx.exit(INTERRUPTED)
-        except (ValueError, OSError, ImportError) as error:
-            raise _failure(ctx, error, BAD_INPUT) from error
-        except (RuntimeError, MemoryError) as error:
-            raise _failure(ctx, error, 1) from error
+            raise click.Abort() from None
+        except Exception as error:
+            known = None if ctx.params["debug"] else _failure(error)
+            if known is None:
+                raise
+            raise known from error
 
 
-def _failure(ctx: click.Context, error: BaseException, code: int) -> BaseException:
-    if ctx.params["debug"]:
-        return error
+def _failure(error: Exception) -> Failure | None:
+    """What the user is told; None for what is no error of the user's or of the machine's."""
     text = str(error) or type(error).__name__
+    if _is_out_of_memory(error):
+        reason = text.strip().splitlines()[0]
+        detail = "" if "aten::" in reason else f" ({reason})"
+        return Failure(
+            f"not enough memory{detail}. Fewer pixels (--size), voxels or poses at once need less.",
+            FAILED,
+            "memory",
+        )
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        text = f"{error.filename}: {error.strerror}"
-    return Failure(text, code)
+        return Failure(f"{error.filename}: {error.strerror}", BAD_INPUT, "input")
+    if isinstance(error, (ValueError, OSError, ImportError, EOFError)):
+        return Failure(text, BAD_INPUT, "input")
+    return Failure(text, FAILED, "failure") if isinstance(error, RuntimeError) else None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in NO_MEMORY)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,7 +106,8 @@ def main(debug: bool) -> None:
     Lengths are mm, angles degrees, world coordinates patient LPS; sizes are ROWSxCOLS.
 
     Exit codes: 0 success, 1 the run failed or a registration was not accepted, 2 wrong usage or
-    input, 130 interrupted.
+    input, 130 interrupted. Every command takes --json, for programs, and --config, for its options
+    from a file or from a result that is to be repeated.
     """
 
 

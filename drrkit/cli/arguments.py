@@ -5,13 +5,26 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from click.shell_completion import CompletionItem
 
-__all__ = ["Device", "Integers", "Numbers", "OutputFile", "Size", "existing", "refuse_overwriting"]
+__all__ = [
+    "Device",
+    "Integers",
+    "Number",
+    "NumberRange",
+    "Numbers",
+    "OutputFile",
+    "Size",
+    "completions",
+    "existing",
+    "refuse_overwriting",
+]
 
 existing = click.Path(exists=True, path_type=Path)
 
@@ -20,6 +33,7 @@ class Size(click.ParamType):
     """ROWSxCOLS in pixels, or one number for a square: (rows, cols)."""
 
     name = "ROWSxCOLS"
+    separator = "x"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
         if isinstance(value, tuple):
@@ -31,6 +45,24 @@ class Size(click.ParamType):
         return rows, cols
 
 
+class _Finite(click.ParamType):
+    """Refuses nan and infinity, which click's own numbers let pass."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"expected a finite number, got {value!r}.", param, ctx)
+        return number
+
+
+class Number(_Finite, click.types.FloatParamType):
+    """A finite number."""
+
+
+class NumberRange(_Finite, click.FloatRange):
+    """A finite number in a range."""
+
+
 class Numbers(click.ParamType):
     """Finite numbers separated by commas.
 
@@ -39,6 +71,8 @@ class Numbers(click.ParamType):
         counts: how many numbers may come; a single one stands for all when 1 is among them.
         positive: refuse zero and less.
     """
+
+    separator = ","
 
     def __init__(self, name: str, counts: tuple[int, ...], positive: bool = False) -> None:
         self.name, self.counts, self.positive = name, counts, positive
@@ -62,6 +96,7 @@ class Integers(click.ParamType):
     """Whole numbers separated by commas, at least one."""
 
     name = "N,N,..."
+    separator = ","
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
         if isinstance(value, tuple):
@@ -84,6 +119,9 @@ class OutputFile(click.ParamType):
     def __init__(self, *suffixes: str) -> None:
         self.suffixes = suffixes
 
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        return completions((), incomplete, files=True)
+
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
         path = Path(value)
         if not path.name.lower().endswith(self.suffixes):
@@ -102,6 +140,9 @@ class Device(click.ParamType):
     """auto (a GPU where drrkit and torch can use one), cpu, cuda or cuda:N: a torch.device."""
 
     name = "DEVICE"
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        return completions(("auto", "cpu", "cuda"), incomplete)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> torch.device:
         if isinstance(value, torch.device):
@@ -122,7 +163,16 @@ class Device(click.ParamType):
         return device
 
 
-def refuse_overwriting(outputs: list[Path | None], inputs: list[Path | None]) -> None:
+def completions(names: Iterable[str], incomplete: str, files: bool = False) -> list[CompletionItem]:
+    """What a shell proposes for a word: the names that begin like it, and files.
+
+    Files come first: bash forgets what it was told before.
+    """
+    found = [CompletionItem(n) for n in names if n.lower().startswith(incomplete.lower())]
+    return [CompletionItem(incomplete, type="file")] * files + found
+
+
+def refuse_overwriting(outputs: Sequence[Path | None], inputs: Sequence[Path | None]) -> None:
     """Raises ValueError when an output is one of the inputs, or two outputs are one file."""
     seen: list[Path] = [path.resolve() for path in inputs if path is not None]
     for path in outputs:

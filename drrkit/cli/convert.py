@@ -13,13 +13,17 @@ import torch
 from torch import Tensor
 
 from drrkit import conversions as to
-from drrkit.cli.arguments import Numbers, Size, existing, refuse_overwriting
+from drrkit.cli.answers import Answer
+from drrkit.cli.arguments import NumberRange, Numbers, Size, existing, refuse_overwriting
 from drrkit.cli.deepfluoro import extract_deepfluoro
 from drrkit.cli.poses import read_pose, write_json, write_pose
+from drrkit.cli.verbs import verb
 from drrkit.conversions import CameraView
 from drrkit.geometry import Camera, CArm, volume_center
 from drrkit.volume import read_volume
 from drrkit.xray import DEEPFLUORO_BONES
+from drrkit.xray.calibration import read_calibration
+from drrkit.xray.opencv_storage import STORAGE_SUFFIXES
 
 __all__ = ["convert_command"]
 
@@ -69,6 +73,13 @@ def _isocenter(given: Wanted) -> Tensor | None:
     return None if given.volume is None else volume_center(given.volume)
 
 
+def _deepfluoro_back(entry: dict[str, Any], given: Wanted) -> CameraView:
+    view = _view(to.DeepfluoroView, entry)
+    size = (int(view.num_rows), int(view.num_cols))
+    pitch = (float(view.pixel_row_spacing), float(view.pixel_col_spacing))
+    return to.from_deepfluoro(view.intrinsic, view.extrinsic, view.cam_to_volume, size, pitch)
+
+
 def _angles_back(entry: dict[str, Any], given: Wanted) -> CameraView:
     found = to.DicomAngles(*(_tensor(entry[name]) for name in to.DicomAngles._fields))
     pose = to.from_dicom_angles(
@@ -107,6 +118,7 @@ TOOLS: dict[str, Tool] = {
         lambda e, g: to.from_xreg(_view(to.XregView, e), g.size),
         needs_back=("size",),
     ),
+    "deepfluoro": Tool(lambda c, p, g: to.to_deepfluoro(c, p), _deepfluoro_back),
     "astra": Tool(
         lambda c, p, g: {"vectors": to.to_astra(c, p, g.volume)},
         lambda e, g: to.from_astra(_of(e, "vectors"), g.size, g.volume),
@@ -151,16 +163,13 @@ OPTIONS = {
     "sod": "--sod",
     "pixel_spacing": "--pixel-spacing",
 }
-DATA_SET = "deepfluoro"
-FILES = ("slicer", "mayacam")
-"""Formats with files of their own: .tfm and .txt; the others are JSON here."""
+FILES = ("slicer", "mayacam", "mayacam1")
+"""Formats with files of their own: .tfm, .txt and .csv; the others are JSON here."""
 
 
-@click.command("convert")
+@verb("convert")
 @click.argument("view", type=existing)
-@click.option(
-    "--from", "source", type=click.Choice([*TOOLS, *FILES, DATA_SET]), help="What VIEW is."
-)
+@click.option("--from", "source", type=click.Choice([*TOOLS, *FILES]), help="What VIEW is.")
 @click.option("--to", "target", type=click.Choice([*TOOLS, *FILES]), help="What to write.")
 @click.option(
     "--output", "-o", required=True, type=click.Path(path_type=Path), help="The file, or folder."
@@ -168,8 +177,8 @@ FILES = ("slicer", "mayacam")
 @click.option("--ct", type=existing, help="The CT, for tools whose world is the volume's.")
 @click.option("--size", type=Size(), help="Of the image, where the format does not say it.")
 @click.option("--pixel-spacing", type=Numbers("MM[,MM]", (1, 2), positive=True))
-@click.option("--sdd", type=click.FloatRange(0, min_open=True), help="Source to detector, mm.")
-@click.option("--sod", type=click.FloatRange(0, min_open=True), help="Source to isocentre, mm.")
+@click.option("--sdd", type=NumberRange(0, min_open=True), help="Source to detector, mm.")
+@click.option("--sod", type=NumberRange(0, min_open=True), help="Source to isocentre, mm.")
 @click.option("--specimen", help="Of DeepFluoro's file, such as 17-1882.")
 @click.option("--projection", type=click.IntRange(0), help="Its number, from 0.")
 @click.option("--bone", type=click.Choice(DEEPFLUORO_BONES), default="pelvis", show_default=True)
@@ -194,21 +203,24 @@ def convert_command(
     projection: int | None,
     bone: str,
     border: int,
-) -> None:
+) -> Answer:
     """Convert VIEW, a pose file or result of register, to another tool's words, or from them.
 
     Without --from, VIEW is a drrkit pose file; without --to, one is written. slicer writes an ITK
-    transform (.tfm) that places the CT in the C-arm's coordinates in 3D Slicer; mayacam writes a
-    calibration for XMALab and Autoscoper; all others are JSON with the names that the tool uses.
+    transform (.tfm) that places the CT in the C-arm's coordinates in 3D Slicer; mayacam and
+    mayacam1 write a calibration for XMALab and Autoscoper; --from opencv reads .yml, .xml and
+    .json as OpenCV's FileStorage writes them; rtk is its geometry file if that ends in .xml; all
+    others are JSON with the names that the tool uses.
 
-    --from deepfluoro takes the data set's HDF5 file and writes a folder: ct.nii.gz, labels.nii.gz,
-    xray.mha (line integrals, patient head up), landmarks.csv, and pose.json with the true pose.
+    --from deepfluoro takes the data set's HDF5 file, too, and then writes a folder: ct.nii.gz,
+    labels.nii.gz, xray.mha (line integrals, patient head up), landmarks.csv, and pose.json with
+    the true pose.
     """
-    if source == DATA_SET:
+    if source == "deepfluoro" and view.suffix.lower() in (".h5", ".hdf5"):
         if target is not None:
-            raise click.UsageError("--from deepfluoro writes files; convert its pose.json after.")
+            raise click.UsageError("an HDF5 file becomes a folder; convert its pose.json after.")
         extract_deepfluoro(view, specimen, projection, output, bone=bone, border=border)
-        return
+        return Answer({"written": str(output), "from": source}, f"wrote {output}")
     if source == target:
         raise click.UsageError("give --from or --to: a pose file stays a pose file.")
     refuse_overwriting([output], [view, ct])
@@ -220,6 +232,8 @@ def convert_command(
     if flip:
         axes = " and ".join("rows" if dim == -2 else "columns" for dim in flip)
         click.echo(f"Note: flip the {axes} of this tool's images to get drrkit's.", err=True)
+    content = {"written": str(output), "from": source, "to": target, "flip": list(flip or ())}
+    return Answer(content, f"wrote {output}")
 
 
 def _read(path: Path, tool: str | None, given: Wanted) -> CameraView:
@@ -231,9 +245,16 @@ def _read(path: Path, tool: str | None, given: Wanted) -> CameraView:
         if stored.camera is None:
             raise ValueError(f"{path}: expected a pose file with its camera")
         return CameraView(stored.camera, stored.world_to_camera[None])
-    if tool == "mayacam":
+    if tool in ("mayacam", "mayacam1"):
         _require(given, ("sdd",))
         return to.read_mayacam(path, float(given.sdd or 0.0))
+    if tool == "rtk" and path.suffix.lower() == ".xml":
+        return _rtk_file(path, given)
+    if tool == "opencv" and path.suffix.lower() in STORAGE_SUFFIXES:
+        view, distortion = read_calibration(path, given.size, given.sdd)
+        if distortion is not None:
+            click.echo("Warning: the lens distortion is left out.", err=True)
+        return view
     _require(given, TOOLS[tool].needs_back)
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
@@ -248,13 +269,24 @@ def _read(path: Path, tool: str | None, given: Wanted) -> CameraView:
         raise ValueError(f"{path}: not a {tool} view: {error}") from None
 
 
+def _rtk_file(path: Path, given: Wanted) -> CameraView:
+    """RTK's geometry file, which leaves to the images where their pixels are: centred here."""
+    _require(given, ("size", "pixel_spacing"))
+    (rows, cols), (row, col) = given.size, given.pixel_spacing
+    origin = (-(cols - 1) / 2 * col, -(rows - 1) / 2 * row)
+    view = to.read_rtk_geometry(path)
+    return to.from_rtk(view, given.size, (col, row), origin, _isocenter(given))
+
+
 def _write(path: Path, tool: str | None, camera: Camera, pose: Tensor, given: Wanted) -> None:
     if tool is None:
         write_pose(path, pose, camera)
     elif tool == "slicer":
         to.write_itk_transform(path, pose)
-    elif tool == "mayacam":
-        to.write_mayacam(path, camera, pose)
+    elif tool in ("mayacam", "mayacam1"):
+        to.write_mayacam(path, camera, pose, version=1 if tool == "mayacam1" else 2)
+    elif tool == "rtk" and path.suffix.lower() == ".xml":
+        to.write_rtk_geometry(path, to.to_rtk(camera, pose, _isocenter(given)))
     else:
         _require(given, TOOLS[tool].needs)
         found = TOOLS[tool].there(camera, pose, given)

@@ -6,6 +6,8 @@ from importlib import import_module
 
 import click
 
+from drrkit.cli.verbs import Verb
+
 __all__ = ["DeferringGroup"]
 
 
@@ -23,6 +25,8 @@ class _Deferred(click.Command):
 
 class DeferringGroup(click.Group):
     """A group some of whose commands are in modules that only these commands import."""
+
+    command_class = Verb
 
     def defer(self, name: str, source: str, summary: str) -> None:
         """Add the command at `source`, "module:name", of which help lists the summary."""

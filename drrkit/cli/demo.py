@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drrkit.cli.options import SDD, SOD, device_option
+from drrkit.cli.answers import Answer
+from drrkit.cli.options import SDD, SOD, device_option, seed_option
 from drrkit.cli.poses import write_pose
+from drrkit.cli.verbs import verb
 from drrkit.geometry import CArm, perturb, view_ap, volume_center
 from drrkit.metrics import mtre, rotation_error, translation_error
 from drrkit.phantoms import TORSO_LABELS, torso
@@ -27,7 +30,15 @@ SUCCESS_MM = 2.0
 TARGETS = 2000
 
 
-@click.command("demo")
+class Errors(NamedTuple):
+    """How far a pose is off: points on bone, rotation, translation of the centre."""
+
+    mtre_mm: float
+    rotation_deg: float
+    translation_mm: float
+
+
+@verb("demo")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -35,15 +46,10 @@ TARGETS = 2000
     show_default=True,
     help="Folder for the pictures and files; made if missing.",
 )
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of start and noise."
-)
+@seed_option("Of start and noise.")
 @device_option
 @click.option("--quiet", "-q", is_flag=True, help="No progress bar.")
-@click.pass_context
-def demo_command(
-    ctx: click.Context, out: Path, seed: int, device: torch.device, quiet: bool
-) -> None:
+def demo_command(out: Path, seed: int, device: torch.device, quiet: bool) -> Answer:
     """Simulate an X-ray of the torso phantom, start 10-15 degrees and 20-30 mm off, register it.
 
     The X-ray has a spectrum, beam hardening, area pixels, photon noise and blur, none of which the
@@ -52,7 +58,7 @@ def demo_command(
     if the registration ends 2 mm or more from the truth.
     """
     out.mkdir(parents=True, exist_ok=True)
-    click.echo("building the phantom and its X-ray ...")
+    click.echo("building the phantom and its X-ray ...", err=True)
     ct = torso(3.0)
     camera = CArm(SDD, SIZE, PIXEL_SPACING)
     truth = view_ap(ct, SOD)
@@ -68,19 +74,31 @@ def demo_command(
     write_pose(out / "found.json", found, camera, **{"registration": result.as_dict()})
     overlay = pose_overlays(volume, camera, xray, [start[0], found])
     save_image(overlay, out / "overlay.png")
-    before = _errors(start[0], truth[0], ct)
-    after = _errors(found, truth[0], ct)
-    click.echo(f"{'':8}{'mTRE mm':>10}{'rotation deg':>14}{'translation mm':>16}")
-    for name, errors in (("before", before), ("after", after)):
-        click.echo(f"{name:8}{errors[0]:10.2f}{errors[1]:14.2f}{errors[2]:16.2f}")
-    click.echo(f"registered in {result.seconds:.1f} s; look at {out / 'overlay.png'}")
-    click.echo(
-        f"the same by hand: drrkit register {out / 'ct.nii.gz'} {out / 'xray.nii.gz'} "
-        f"--init {out / 'start.json'} -o {out / 'result.json'}"
-    )
-    if not after[0] < SUCCESS_MM:
+    before, after = _errors(start[0], truth[0], ct), _errors(found, truth[0], ct)
+    errors = {"before": before, "after": after}
+    succeeded = after.mtre_mm < SUCCESS_MM
+    if not succeeded:
         click.echo(f"The registration failed: mTRE is not below {SUCCESS_MM:g} mm.", err=True)
-        ctx.exit(1)
+    by_hand = (
+        f"drrkit register {out / 'ct.nii.gz'} {out / 'xray.nii.gz'} --init {out / 'start.json'} "
+        f"-o {out / 'result.json'}"
+    )
+    content = {
+        "out": str(out),
+        "succeeded": succeeded,
+        "before": before._asdict(),
+        "after": after._asdict(),
+        "seconds": result.seconds,
+        "by_hand": by_hand,
+    }
+    rows = (f"{name:8}{e[0]:10.2f}{e[1]:14.2f}{e[2]:16.2f}" for name, e in errors.items())
+    lines = [
+        f"{'':8}{'mTRE mm':>10}{'rotation deg':>14}{'translation mm':>16}",
+        *rows,
+        f"registered in {result.seconds:.1f} s; look at {out / 'overlay.png'}",
+        f"the same by hand: {by_hand}",
+    ]
+    return Answer(content, "\n".join(lines), 0 if succeeded else 1)
 
 
 def random_offset(seed: int) -> Tensor:
@@ -92,13 +110,12 @@ def random_offset(seed: int) -> Tensor:
     return (functional.normalize(directions, dim=-1) * least * (1 + 0.5 * share)).reshape(1, 6)
 
 
-def _errors(pose: Tensor, truth: Tensor, ct: Volume) -> tuple[float, float, float]:
-    """mTRE of points on bone in mm, rotation in degrees, translation of the centre in mm."""
+def _errors(pose: Tensor, truth: Tensor, ct: Volume) -> Errors:
     assert ct.labels is not None  # the phantom has them; the skeleton's come last
     bone = torch.nonzero(ct.labels >= TORSO_LABELS["ribs"])
     chosen = torch.randperm(len(bone), generator=torch.Generator().manual_seed(0))[:TARGETS]
     targets = ct.index_to_world(bone[chosen].flip(-1))
-    return (
+    return Errors(
         float(mtre(pose, truth, targets)),
         math.degrees(float(rotation_error(pose, truth))),
         float(translation_error(pose, truth, volume_center(ct))),

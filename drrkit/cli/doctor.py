@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import click
 import torch
 
-from drrkit.cli.info import describe
+from drrkit.cli.answers import Answer
+from drrkit.cli.installation import describe
+from drrkit.cli.verbs import verb
 from drrkit.geometry import CArm, view_carm, view_frames
 from drrkit.projector import backproject, project
 from drrkit.volume import Volume
@@ -39,27 +39,25 @@ class Finding(NamedTuple):
     text: str
 
 
-@click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.pass_context
-def doctor_command(ctx: click.Context, as_json: bool) -> None:
+@verb("doctor")
+def doctor_command() -> Answer:
     """Check the installation: kernels against known answers, devices, packages.
 
     The exit code is 1 when something is broken; what is only missing is a warning.
     """
     findings = list(examine())
-    if as_json:
-        click.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
-    else:
-        for finding in findings:
-            click.echo(f"{finding.state:8} {finding.name}: {finding.text}")
-    ctx.exit(1 if any(finding.state == "problem" for finding in findings) else 0)
+    healthy = all(finding.state != "problem" for finding in findings)
+    return Answer(
+        {"healthy": healthy, "findings": [finding._asdict() for finding in findings]},
+        "\n".join(f"{finding.state:8} {finding.name}: {finding.text}" for finding in findings),
+        0 if healthy else 1,
+    )
 
 
 def examine() -> Iterator[Finding]:
     """All findings, one after another; a check that fails is a finding, not an error."""
     about = describe()
-    yield _build(about["built_for"].get("torch"))
+    yield _build(about["built_for"])
     for device in _devices():
         yield _checked(f"kernels on {device}", lambda device=device: _known_answers(device))
     if torch.cuda.is_available() and not about["cuda_kernels"]:
@@ -76,12 +74,15 @@ def examine() -> Iterator[Finding]:
     yield _threads()
 
 
-def _build(built: str | None) -> Finding:
-    """One binary serves every torch from the oldest on; below that the kernels may not load."""
-    here = torch.__version__
-    text = f"built with torch {built or 'unknown'}, running on {here}"
+def _build(record: dict[str, Any]) -> Finding:
+    """One binary serves every torch from the oldest on, of the CUDA major that it has."""
+    here, cuda = torch.__version__, record.get("cuda")
+    text = f"built with torch {record.get('torch') or 'unknown'}, running on {here}"
     if tuple(int(part) for part in here.split(".")[:2]) < OLDEST_TORCH:
         return Finding("build", "problem", f"{text}; drrkit needs torch 2.10 or newer")
+    if cuda and cuda.split(".")[0] != (torch.version.cuda or "").split(".")[0]:
+        mix = f"{text}; its kernels are for CUDA {cuda}, torch has {torch.version.cuda}"
+        return Finding("build", "problem", f"{mix}: install the build for that, or one for CPU")
     return Finding("build", "ok", f"{text}: one build serves every torch from 2.10 on")
 
 
@@ -112,16 +113,17 @@ def _known_answers(device: torch.device) -> str:
     for method in ("joseph", "siddon", "trilinear"):
         along = torch.tensor([[[20.0, -400.0, 10.0], [19.5, 400.0, 9.5], [0, 0, 0], [0, 0, 0]]])
         found = project(slab.values, along.to(device), (1, 1), spacing=slab.spacing, method=method)
-        if abs(float(found) - 0.02 * 60.0) > 0.02:
+        if not abs(float(found) - 0.02 * 60.0) <= 0.02:
             raise RuntimeError(f"{method}: expected an integral of 1.2, got {float(found):.4f}")
         image = torch.rand(1, 1, 24, 24, generator=generator, dtype=torch.float64).to(device)
         values = slab.values.double()
         ahead = project(values, frames, camera.size, spacing=slab.spacing, method=method)
         back = backproject(image, frames, values.shape, spacing=slab.spacing, method=method)
         left, right = float((ahead * image).sum()), float((values * back).sum())
-        worst = max(worst, abs(left - right) / abs(left))
-    if worst > 1e-10:
-        raise RuntimeError(f"<A x, y> and <x, A* y> differ by {worst:.1e}")
+        gap = abs(left - right) / abs(left)
+        if not gap <= 1e-10:  # NaN, too, is wrong
+            raise RuntimeError(f"{method}: <A x, y> and <x, A* y> differ by {gap:.1e}")
+        worst = max(worst, gap)
     return f"right in {1000 * (time.perf_counter() - began):.0f} ms, adjoint to {worst:.0e}"
 
 

@@ -11,8 +11,9 @@ import click
 import torch
 
 from drrkit.bench.machine import machine
+from drrkit.cli.answers import Answer
 from drrkit.cli.arguments import existing
-from drrkit.cli.info import versions
+from drrkit.cli.configuration import run_record
 from drrkit.cli.options import check_unit, device_option
 from drrkit.cli.poses import write_json
 from drrkit.cli.similarities import (
@@ -22,6 +23,7 @@ from drrkit.cli.similarities import (
     plain_stages,
     similarity_stages,
 )
+from drrkit.cli.verbs import verb
 from drrkit.evaluation import (
     METHODS,
     PROTOCOLS,
@@ -44,7 +46,7 @@ INTERRUPTED = 130
 SCHEMA_VERSION = 1
 
 
-@click.command(
+@verb(
     "evaluate",
     epilog="The folder: cases.N.csv, a row a case and process, mm and degrees; summary.json, for "
     "every method, protocol and CT success rates with Wilson 95 % intervals, mTRE of the best 50, "
@@ -93,7 +95,9 @@ SCHEMA_VERSION = 1
 @click.option("--shifted", is_flag=True, help="Another gamma, an uneven field, inversion.")
 @device_option
 @click.option("--quiet", "-q", is_flag=True, help="No line for every case.")
+@click.pass_context
 def evaluate_command(
+    ctx: click.Context,
     cts: tuple[Path, ...],
     out: Path,
     protocols: tuple[str, ...],
@@ -105,7 +109,7 @@ def evaluate_command(
     shifted: bool,
     device: torch.device,
     quiet: bool,
-) -> None:
+) -> Answer | None:
     """Register simulated X-rays of CTS (in HU; the built-in torso if none) from random starts.
 
     X-rays have a spectrum, beam hardening, area pixels, photon noise and blur, none of which the
@@ -121,7 +125,8 @@ def evaluate_command(
     pipelines = _registrations(methods, similarities, all_stages, device)
     out.mkdir(parents=True, exist_ok=True)
     if rank == 0:
-        write_json(out / "evaluation.json", _described(chosen, pipelines, subjects, cases))
+        described = _described(chosen, pipelines, subjects, cases)
+        write_json(out / "evaluation.json", {**described, "run": run_record(ctx)})
     wanted = {
         (method, protocol.name, subject.name, number)
         for method in pipelines
@@ -129,18 +134,21 @@ def evaluate_command(
         for subject in subjects
         for number in range(cases)
     }
-    progress = (lambda row: None) if quiet else lambda row: click.echo(_line(row))
+    progress = (lambda row: None) if quiet else lambda row: click.echo(_line(row), err=True)
     try:
         evaluate(pipelines, chosen, subjects, cases, out, progress=progress)
     except KeyboardInterrupt:
         there = len(wanted & {row.key for row in read_rows(out)})
         text = f"Interrupted: {there} of {len(wanted)} cases are in {out}."
         click.echo(f"{text} The same command runs the others.", err=True)
-        click.get_current_context().exit(INTERRUPTED)
+        so_far = {"complete": False, "cases": there, "wanted": len(wanted)}
+        return Answer({"out": str(out), **so_far}, "", INTERRUPTED)
     rows, summaries = _summarised(out)
-    if wanted <= {row.key for row in rows}:  # of several processes, the last one tells
-        for name, summary in summaries.items():
-            click.echo(f"{name}: {_sentences(summary)}")
+    if not wanted <= {row.key for row in rows}:  # of several processes, the last one tells
+        return None
+    content = {"out": str(out), "complete": True, "cases": len(wanted), "summary": summaries}
+    text = "\n".join(f"{name}: {_sentences(summary)}" for name, summary in summaries.items())
+    return Answer(content, text)
 
 
 def _subjects(paths: Sequence[Path], device: torch.device) -> list[Subject]:
@@ -204,7 +212,6 @@ def _described(
     return {
         "schema_version": SCHEMA_VERSION,
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions(),
         "machine": machine(subjects[0].attenuation.values.device),
         "processes": shard()[1],
         "cases": cases,

@@ -1,136 +1,124 @@
-"""`drrkit info`: what is installed, what drrkit was compiled for, and which devices are there."""
+"""`drrkit info`: what is installed; what a geometry looks like."""
 
 from __future__ import annotations
 
-import json
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
+from torch import Tensor
 
-from drrkit import __version__
-from drrkit.cli.arguments import OutputFile, existing
-from drrkit.cli.poses import read_pose
+from drrkit.cli.answers import Answer
+from drrkit.cli.arguments import OutputFile, existing, refuse_overwriting
+from drrkit.cli.installation import describe
+from drrkit.cli.poses import camera_as_dict, read_pose
+from drrkit.cli.verbs import verb
 from drrkit.files import whole_file
+from drrkit.geometry import Camera
+from drrkit.volume import Volume
+from drrkit.xray import read_xray
 
-__all__ = ["info_command", "versions"]
-
-PACKAGES = ("torch", "numpy", "SimpleITK", "cma", "click", "tqdm")
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of drrkit, Python and the packages drrkit uses; None for what is not installed."""
-    found: dict[str, str | None] = {"drrkit": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    found["torch"] = torch.__version__  # with its build, e.g. +cpu
-    return found
+__all__ = ["info_command"]
 
 
-def describe() -> dict[str, Any]:
-    """Everything `drrkit info` prints."""
-    from drrkit import _C
-
-    try:
-        from drrkit import _build
-    except ImportError:
-        built: dict[str, Any] = {}
-    else:
-        names = ("torch", "cuda", "nvcc", "architectures", "python")
-        built = {name: getattr(_build, name.upper(), None) for name in names}
-    devices = [
-        {
-            "device": "cpu",
-            "name": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "instructions": _C.cpu_capability(),
-        }
-    ]
-    for index in range(torch.cuda.device_count()):
-        card = torch.cuda.get_device_properties(index)
-        devices.append(
-            {
-                "device": f"cuda:{index}",
-                "name": card.name,
-                "capability": f"{card.major}.{card.minor}",
-                "memory_gib": round(card.total_memory / 2**30, 1),
-                "usable": bool(_C.has_cuda),
-            }
-        )
-    return {
-        "versions": versions(),
-        "built_for": built,
-        "cuda_kernels": bool(_C.has_cuda),
-        "torch_cuda": torch.version.cuda,
-        "platform": platform.platform(),
-        "devices": devices,
-    }
-
-
-@click.command("info")
-@click.argument("pose", type=existing, required=False)
-@click.option("--ct", type=existing, help="The CT that POSE places.")
+@verb("info")
+@click.argument("view", type=existing, required=False)
+@click.option("--ct", type=existing, help="The CT that VIEW shows.")
+@click.option("--series", metavar="UID", help="Series of a DICOM folder that holds several.")
 @click.option("--scene", type=OutputFile(".svg"), help="Drawing of C-arm and CT.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info_command(pose: Path | None, ct: Path | None, scene: Path | None, as_json: bool) -> None:
+def info_command(
+    view: Path | None, ct: Path | None, series: str | None, scene: Path | None
+) -> Answer:
     """Versions, what drrkit was compiled for, and the devices it can use.
 
-    With POSE, a pose file or a result of register, and --ct: what that geometry looks like. With
-    DeepFluoro's HDF5 file: its specimens.
+    With VIEW and --ct: what that geometry looks like, in a sentence and, with --scene, a picture.
+    VIEW is a pose file, a result of register, or the DICOM image of a C-arm; of DeepFluoro's HDF5
+    file the specimens are listed.
     """
-    if pose is not None and pose.suffix.lower() in (".h5", ".hdf5"):
-        from drrkit.cli.deepfluoro import deepfluoro_listing
-
-        listing = deepfluoro_listing(pose)
-        lines = [f"{name}  {count} projections" for name, count in listing.items()]
-        click.echo(json.dumps(listing) if as_json else "\n".join(lines))
-        return
-    if pose is not None:
-        _show_geometry(pose, ct, scene, as_json)
-        return
-    if ct is not None or scene is not None:
-        raise click.UsageError("--ct and --scene go with a POSE.")
+    if view is not None and view.suffix.lower() in (".h5", ".hdf5"):
+        return _specimens(view)
+    if view is not None:
+        return _geometry(view, ct, series, scene)
+    if ct is not None or series is not None or scene is not None:
+        raise click.UsageError("--ct, --series and --scene go with a VIEW.")
     found = describe()
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
+    return Answer(found, "\n".join(_lines(found)))
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    """An installation in words."""
     shown = [f"{name} {number or 'not installed'}" for name, number in found["versions"].items()]
-    click.echo(f"versions     {', '.join(shown)}")
     built = found["built_for"]
     kernels = "CPU and CUDA" if found["cuda_kernels"] else "CPU only"
-    click.echo(f"kernels      {kernels}, built for torch {built.get('torch', 'unknown')}")
+    lines = [
+        f"versions     {', '.join(shown)}",
+        f"kernels      {kernels}, built for torch {built.get('torch', 'unknown')}",
+    ]
     if built.get("cuda"):
-        click.echo(
+        lines.append(
             f"             CUDA {built['cuda']}, nvcc {built['nvcc']}, architectures "
             f"{built['architectures']}"
         )
-    click.echo(f"torch CUDA   {found['torch_cuda'] or 'none: a CPU build of torch'}")
-    click.echo(f"platform     {found['platform']}")
+    lines.append(f"torch CUDA   {found['torch_cuda'] or 'none: a CPU build of torch'}")
+    lines.append(f"platform     {found['platform']}")
     for device in found["devices"]:
         more = [
             f"{k.replace('_', ' ')} {v}" for k, v in device.items() if k not in ("device", "name")
         ]
-        click.echo(f"device       {device['device']}: {device['name']}, {', '.join(more)}")
+        lines.append(f"device       {device['device']}: {device['name']}, {', '.join(more)}")
+    return lines
 
 
-def _show_geometry(pose: Path, ct: Path | None, scene: Path | None, as_json: bool) -> None:
-    from drrkit.report.scene import describe_geometry, scene_svg
+def _specimens(path: Path) -> Answer:
+    from drrkit.cli.deepfluoro import deepfluoro_listing
+
+    found = deepfluoro_listing(path)
+    lines = [f"{name}  {count} projections" for name, count in found.items()]
+    return Answer({"specimens": found}, "\n".join(lines))
+
+
+def _geometry(view: Path, ct: Path | None, series: str | None, scene: Path | None) -> Answer:
+    from drrkit.report.placement import placement
+    from drrkit.report.scene import scene_svg
     from drrkit.volume import read_volume
 
-    stored = read_pose(pose)
-    if stored.camera is None:
-        raise ValueError(f"{pose}: expected a pose file with its camera")
     if ct is None:
         raise click.UsageError("--ct is needed: where the C-arm stands is told about a patient.")
-    volume = read_volume(ct)
-    text = describe_geometry(volume, stored.camera, stored.world_to_camera)
+    refuse_overwriting([scene], [view, ct])
+    volume = read_volume(ct, series=series)
+    camera, pose = _view(view, volume)
+    found = placement(volume, camera, pose)
+    text = found.sentence()
     if scene is not None:
         with whole_file(scene) as file:
-            file.write_text(scene_svg(volume, stored.camera, [stored.world_to_camera]))
-    click.echo(json.dumps({"geometry": text}) if as_json else text)
+            file.write_text(scene_svg(volume, camera, [pose]), encoding="utf-8")
+        text += f"\nwrote {scene}"
+    content = {
+        "sentence": found.sentence(),
+        "geometry": found.as_dict(),
+        "world_to_camera": pose.tolist(),
+        "camera": camera_as_dict(camera),
+        "scene": None if scene is None else str(scene),
+    }
+    return Answer(content, text)
+
+
+def _view(path: Path, volume: Volume) -> tuple[Camera, Tensor]:
+    """Camera and pose [4, 4] of a pose file, or of an X-ray whose file knows them."""
+    if path.suffix.lower() == ".json":
+        stored = read_pose(path)
+        if stored.camera is None:
+            raise ValueError(f"{path}: expected a pose file with its camera")
+        return stored.camera, stored.world_to_camera
+    xray = read_xray(path)
+    for text in xray.warnings:
+        click.echo(f"Warning: {path}: {text}.", err=True)
+    if xray.camera is None:
+        raise ValueError(
+            f"{path}: expected a pose file (.json) or an X-ray that knows its geometry; this one "
+            "does not say its pixel spacing and source-to-detector distance"
+        )
+    try:
+        return xray.camera, xray.start(volume)[0]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

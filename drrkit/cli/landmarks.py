@@ -12,7 +12,7 @@ from drrkit.cli.options import PoseOptions
 from drrkit.geometry import Camera
 from drrkit.registration import Landmarks
 
-__all__ = ["landmark_start", "landmarks_option"]
+__all__ = ["check_alone", "landmark_start", "landmarks_option"]
 
 landmarks_option = click.option(
     "--landmarks",
@@ -22,17 +22,19 @@ landmarks_option = click.option(
 )
 
 
-def landmark_start(path: Path, camera: Camera, init: str | None, placing: PoseOptions) -> Tensor:
-    """The pose [1, 4, 4] of the landmarks in a file; says how well they agree.
-
-    Raises:
-        click.UsageError: another option says where to start, too.
-        OSError, ValueError: as `Landmarks.read` and `Landmarks.fit`.
-    """
+def check_alone(init: str | None, placing: PoseOptions) -> None:
+    """Raises click.UsageError when besides landmarks another option says where to start."""
     if init is not None:
         raise click.UsageError("Where to start? Give either --init or --landmarks.")
     if any(value is not None for value in vars(placing).values()):
         raise click.UsageError("--landmarks say where to start: no option of the C-arm goes along.")
+
+
+def landmark_start(path: Path, camera: Camera) -> Tensor:
+    """The pose [1, 4, 4] of the landmarks in a file; says how well they agree.
+
+    Raises OSError, ValueError as `Landmarks.read` and `Landmarks.fit`.
+    """
     found = Landmarks.read(path).fit(camera)
     wrong = [str(i + 1) for i in range(len(found.inliers)) if not found.inliers[i]]
     click.echo(

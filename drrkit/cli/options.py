@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from drrkit._ops import METHODS
-from drrkit.cli.arguments import Device, Integers, Numbers, Size, existing
+from drrkit.cli.arguments import Device, Integers, Number, NumberRange, Numbers, Size, existing
 from drrkit.cli.poses import pixel_pitch
 from drrkit.geometry import (
     Camera,
@@ -27,6 +27,7 @@ from drrkit.geometry import (
     view_right_lateral,
     volume_center,
 )
+from drrkit.phantoms.subjects import FIELD_MM
 from drrkit.volume import Volume, read_volume
 
 __all__ = [
@@ -38,9 +39,13 @@ __all__ = [
     "PoseOptions",
     "check_unit",
     "device_option",
+    "group_of",
     "grouped",
     "method_option",
     "orientation",
+    "phantom_options",
+    "seed_option",
+    "voxel_mm_option",
 ]
 
 SDD, SOD, ENERGY_KEV = 1020.0, 800.0, 70.0
@@ -58,21 +63,64 @@ device_option = click.option(
     "--device", type=Device(), default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
 
+voxel_mm_option = click.option(
+    "--voxel-mm",
+    type=NumberRange(0, min_open=True),
+    help="Resample CTs to cubes of this size.  [default: their own]",
+)
+phantom_options = (
+    click.option(
+        "--anatomy",
+        type=click.Choice(list(FIELD_MM)),
+        default="pelvis",
+        show_default=True,
+        help="Of the phantoms.",
+    ),
+    click.option(
+        "--voxels",
+        type=click.IntRange(8, 512),
+        default=48,
+        show_default=True,
+        help="Of a phantom, along each side.",
+    ),
+)
+
+
+def seed_option(whose: str) -> Callable[[Callable], Callable]:
+    """--seed, of what the words say; torch takes no larger ones."""
+    seeds = click.IntRange(0, 2**63 - 1)
+    return click.option("--seed", type=seeds, default=0, show_default=True, help=whose)
+
 
 def grouped(group: Any, name: str) -> Callable[[Callable], Callable]:
-    """Gives a command the options of a group, collected in one argument `name` of that class."""
+    """Gives a command the options of a group, collected in one argument `name` of that class.
+
+    A group is a dataclass with OPTIONS; those of its fields that are groups are in PARTS.
+    """
 
     def decorate(command: Callable) -> Callable:
         @functools.wraps(command)
         def collected(*args: Any, **kwargs: Any) -> Any:
-            values = {field.name: kwargs.pop(field.name) for field in fields(group)}
-            return command(*args, **kwargs, **{name: group(**values)})
+            made = group_of(group, kwargs)
+            return command(*args, **kwargs, **{name: made})
 
         for option in reversed(group.OPTIONS):
             collected = option(collected)
         return collected
 
     return decorate
+
+
+def group_of(group: Any, values: dict[str, Any]) -> Any:
+    """The group of what `values` holds for its fields, which are taken out."""
+    parts = getattr(group, "PARTS", {})
+    made = {
+        field.name: group_of(parts[field.name], values)
+        if field.name in parts
+        else values.pop(field.name)
+        for field in fields(group)
+    }
+    return group(**made)
 
 
 @dataclass(frozen=True)
@@ -95,7 +143,7 @@ class CTOptions:
         ),
         click.option(
             "--energy",
-            type=float,
+            type=Number(),
             help=f"Effective keV for HU to mu, 40 to 120.  [default: {ENERGY_KEV:g}]",
         ),
         click.option("--labels", type=existing, help="Label map on the CT's grid, with --select."),
@@ -148,7 +196,7 @@ class CameraOptions:
     parallel: bool
 
     OPTIONS = (
-        click.option("--sdd", type=float, help=f"Source to detector, mm.  [default: {SDD:g}]"),
+        click.option("--sdd", type=Number(), help=f"Source to detector, mm.  [default: {SDD:g}]"),
         click.option(
             "--size", type=Size(), help="Detector's pixels.  [default: the X-ray's, or 256x256]"
         ),
@@ -206,13 +254,17 @@ class PoseOptions:
 
     OPTIONS = (
         click.option(
-            "--primary", type=float, help="Turn of an AP or PA view about the patient, LAO +."
+            "--primary",
+            type=NumberRange(-360, 360),
+            help="Turn of an AP or PA view about the patient, LAO +.",
         ),
         click.option(
-            "--secondary", type=float, help="Then about the tilted transverse axis, CRA +."
+            "--secondary",
+            type=NumberRange(-360, 360),
+            help="Then about the tilted transverse axis, CRA +.",
         ),
         click.option(
-            "--sod", type=float, help=f"Source to the CT's centre, mm.  [default: {SOD:g}]"
+            "--sod", type=Number(), help=f"Source to the CT's centre, mm.  [default: {SOD:g}]"
         ),
         click.option(
             "--xi",

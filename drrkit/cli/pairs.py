@@ -12,12 +12,11 @@ import click
 import torch
 
 from drrkit.cli.images import to_line
-from drrkit.cli.options import SDD
+from drrkit.cli.options import SDD, phantom_options, voxel_mm_option
 from drrkit.cli.poses import read_pose
 from drrkit.fields import Pairs, check_subjects, random_views
 from drrkit.geometry import Camera, CArm
 from drrkit.phantoms import random_anatomy
-from drrkit.phantoms.subjects import FIELD_MM
 from drrkit.training import generator
 from drrkit.volume import Volume, read_volume
 from drrkit.xray import SPECTRUM_90KV, XRAY_KINDS, read_xray, simulate_xray
@@ -67,11 +66,7 @@ class PairOptions:
             show_default=True,
             help="What the X-rays' pixels are, as in drrkit register.",
         ),
-        click.option(
-            "--voxel-mm",
-            type=click.FloatRange(0, min_open=True),
-            help="Resample CTs to cubes of this size.  [default: their own]",
-        ),
+        voxel_mm_option,
         click.option(
             "--phantoms",
             type=click.IntRange(1),
@@ -79,20 +74,7 @@ class PairOptions:
             show_default=True,
             help="Without --pairs: so many random phantoms; of several the last one validates.",
         ),
-        click.option(
-            "--anatomy",
-            type=click.Choice(list(FIELD_MM)),
-            default="pelvis",
-            show_default=True,
-            help="Of the phantoms.",
-        ),
-        click.option(
-            "--voxels",
-            type=click.IntRange(8, 512),
-            default=48,
-            show_default=True,
-            help="Of a phantom, along each side.",
-        ),
+        *phantom_options,
         click.option(
             "--views",
             type=click.IntRange(2),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,15 @@ from drrkit import __version__
 from drrkit.files import whole_file
 from drrkit.geometry import Camera
 
-__all__ = ["PoseFile", "camera_as_dict", "pixel_pitch", "read_pose", "write_json", "write_pose"]
+__all__ = [
+    "PoseFile",
+    "camera_as_dict",
+    "json_text",
+    "pixel_pitch",
+    "read_pose",
+    "write_json",
+    "write_pose",
+]
 
 SCHEMA_VERSION = 1
 
@@ -40,7 +49,10 @@ def read_pose(path: Path) -> PoseFile:
         ValueError: it is not JSON, of a newer schema, or its pose or camera mean nothing.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            raise ValueError(f"{path}: expected a pose as JSON, got an empty file")
+        content = json.loads(text)
     except UnicodeDecodeError:
         raise ValueError(f"{path}: expected a pose as JSON, got a binary file") from None
     except (json.JSONDecodeError, RecursionError) as error:
@@ -102,11 +114,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
     Raises OSError when the place cannot be written to.
     """
-    text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
-    # Rows of numbers on one line each. A string cannot match: its line breaks are escaped.
-    text = re.sub(r"\[\n[-+\d.eE,\s]+\]", lambda row: re.sub(r"\s+", " ", row[0]), text)
     with whole_file(path) as staged:
-        staged.write_text(text, encoding="utf-8")
+        staged.write_text(json_text(content), encoding="utf-8")
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """A JSON document; numbers that are not finite become null, paths strings."""
+    text = json.dumps(_finite(content), indent=2, allow_nan=False, default=os.fspath) + "\n"
+    # Rows of numbers on one line each. A string cannot match: its line breaks are escaped.
+    return re.sub(r"\[\n[-+\d.eE,\s]+\]", lambda row: re.sub(r"\s+", " ", row[0]), text)
 
 
 def _finite(content: Any) -> Any:

@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 import torch
+from click.shell_completion import CompletionItem
 
+from drrkit.cli.arguments import completions
 from drrkit.registration import AUTO, SIMILARITIES, Search, Stage, hybrid
 from drrkit.similarity import load_similarity
 
@@ -29,6 +31,9 @@ class SimilarityName(click.ParamType):
     """A name of a similarity, or the file of a trained one (or of a regressor), or its folder."""
 
     name = "NAME|FILE"
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        return completions(SIMILARITIES, incomplete, files=True)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str | Path:
         if isinstance(value, Path) or value in SIMILARITIES:

@@ -10,20 +10,13 @@ import click
 import torch
 from torch import Tensor
 
-from drrkit.cli.arguments import Numbers, OutputFile, existing, refuse_overwriting
-from drrkit.cli.options import (
-    VIEWS,
-    CameraOptions,
-    CTOptions,
-    PoseOptions,
-    device_option,
-    grouped,
-    method_option,
-    orientation,
-)
-from drrkit.cli.poses import pixel_pitch, read_pose, write_pose
+from drrkit.cli.answers import Answer
+from drrkit.cli.arguments import NumberRange, Numbers, existing
+from drrkit.cli.options import grouped, seed_option
+from drrkit.cli.shots import ShotOptions
+from drrkit.cli.verbs import verb
 from drrkit.geometry import Camera, volume_center
-from drrkit.report import IMAGE_SUFFIXES, save_image, to_display
+from drrkit.report import to_display
 from drrkit.volume import Volume
 from drrkit.xray import (
     DENSITIES,
@@ -42,7 +35,6 @@ from drrkit.xray import (
 
 __all__ = ["simulate_command"]
 
-SIZE, PIXEL_SPACING = (256, 256), (1.4, 1.4)
 TOOLS = {"k-wire": k_wire, "screw": screw, "rod": rod}
 RANDOMISATIONS = ("prost", "cdreg")
 
@@ -89,7 +81,7 @@ class ModelOptions:
         click.option("--supersample", type=click.IntRange(1, 16), default=1, help="Rays a pixel."),
         click.option(
             "--photons",
-            type=click.FloatRange(0),
+            type=NumberRange(0, 1e12),
             default=2e4,
             show_default=True,
             help="A pixel; 0 for an image without noise.",
@@ -103,21 +95,21 @@ class ModelOptions:
         ),
         click.option(
             "--electronic-noise",
-            type=click.FloatRange(0),
+            type=NumberRange(0),
             default=0.0,
             show_default=True,
             help="Standard deviation, photons.",
         ),
         click.option(
             "--scatter",
-            type=click.FloatRange(0, 1),
+            type=NumberRange(0, 1),
             default=0.1,
             show_default=True,
             help="Strength of scattered radiation.",
         ),
         click.option(
             "--blur",
-            type=click.FloatRange(0),
+            type=NumberRange(0, 100),
             default=0.5,
             show_default=True,
             help="Of the detector: standard deviation in pixels.",
@@ -144,13 +136,7 @@ class ModelOptions:
             type=click.Choice(RANDOMISATIONS),
             help="Then change the image as in the training of these similarities.",
         ),
-        click.option(
-            "--seed",
-            type=click.IntRange(0),
-            default=0,
-            show_default=True,
-            help="Of noise, tools, motion and randomisation.",
-        ),
+        seed_option("Of noise, tools, motion and randomisation."),
     )
 
     def model(self) -> XrayModel:
@@ -190,65 +176,30 @@ class ModelOptions:
         return randomise(image, self.randomise, seed=generator)
 
 
-@click.command("simulate", epilog="A geometry option overrides what the pose file says.")
+@verb("simulate", epilog="A geometry option overrides what the pose file says.")
 @click.argument("ct", type=existing)
-@click.option(
-    "--output",
-    "-o",
-    required=True,
-    type=OutputFile(*IMAGE_SUFFIXES),
-    help=".png: a display image. .npy, .tif, .nii.gz, .nrrd, .mha: minus log intensity, float32.",
-)
-@click.option(
-    "--view",
-    type=click.Choice(list(VIEWS), case_sensitive=False),
-    help="Named view.  [default: AP]",
-)
-@click.option("--pose", "pose_path", type=existing, help="Pose file (JSON), instead of --view.")
-@click.option("--save-pose", type=OutputFile(".json"), help="Write the complete geometry.")
-@grouped(PoseOptions, "placing")
-@grouped(CameraOptions, "detector")
+@grouped(ShotOptions, "wanted")
 @grouped(ModelOptions, "exposure")
-@method_option
-@grouped(CTOptions, "reading")
-@device_option
-@click.option("--invert", is_flag=True, help="PNG only: bone dark.")
+@click.pass_context
 def simulate_command(
-    ct: Path,
-    output: Path,
-    view: str | None,
-    pose_path: Path | None,
-    save_pose: Path | None,
-    placing: PoseOptions,
-    detector: CameraOptions,
-    exposure: ModelOptions,
-    method: str,
-    reading: CTOptions,
-    device: torch.device,
-    invert: bool,
-) -> None:
+    ctx: click.Context, ct: Path, wanted: ShotOptions, exposure: ModelOptions
+) -> Answer:
     """Simulate a realistic X-ray of CT: materials, spectrum, scatter, noise, blur, metal tools.
 
     CT is in Hounsfield units; bone is bright in what is written.
     """
-    if reading.unit != "HU" or reading.energy is not None:
+    if wanted.reading.unit != "HU" or wanted.reading.energy is not None:
         raise click.UsageError("--unit and --energy: simulate needs a CT in HU and a --spectrum.")
-    if view is not None and pose_path is not None:
-        raise click.UsageError("--view and --pose: give one of them.")
-    is_picture = output.name.lower().endswith(".png")
-    if invert and not is_picture:
-        raise click.UsageError(f"--invert makes pictures; {output.name} takes numbers.")
-    refuse_overwriting([output, save_pose], [ct, pose_path, reading.labels])
-    stored = None if pose_path is None else read_pose(pose_path)
-    camera = detector.camera(stored and stored.camera, SIZE, PIXEL_SPACING)
-    volume = reading.read(ct).to(device)
-    pose = placing.pose(volume, (view or "AP").upper(), stored and stored.world_to_camera)
-    image = exposure.image(volume, camera, pose, method)
-    picture = to_display(image, invert=invert) if is_picture else image
-    save_image(picture, output, pixel_spacing=pixel_pitch(camera))
-    if save_pose is not None:
-        write_pose(save_pose, pose, camera, ct=str(ct), spectrum=exposure.spectrum)
+    if wanted.invert and not wanted.is_picture:
+        raise click.UsageError(f"--invert makes pictures; {wanted.output.name} takes numbers.")
+    shot = wanted.load(ct, in_hu=True)
+    image = exposure.image(*shot, wanted.method)
+    picture = to_display(image, invert=wanted.invert) if wanted.is_picture else image
+    content = wanted.write(ctx, shot, picture)
     low, high = (float(value) for value in torch.aminmax(image))
-    rows, cols = camera.size
-    click.echo(f"{output}: {rows}x{cols} pixels, values {low:.3g} to {high:.3g}")
-    click.echo(orientation(pose))
+    rows, cols = shot.camera.size
+    return Answer(
+        {**content, "values": [low, high]},
+        f"{wanted.output}: {rows}x{cols} pixels, values {low:.3g} to {high:.3g}\n"
+        f"{content['orientation']}",
+    )

@@ -13,8 +13,8 @@ import click
 import torch
 
 from drrkit.cli.arguments import Integers
+from drrkit.cli.options import phantom_options, voxel_mm_option
 from drrkit.phantoms import ANATOMY_LABELS, random_anatomy
-from drrkit.phantoms.subjects import FIELD_MM
 from drrkit.training import Split, k_folds, split
 from drrkit.volume import Volume, read_volume
 
@@ -81,11 +81,7 @@ class SubjectOptions:
             help="The label map of ct.nii.gz is ctSUFFIX.nii.gz; with --select.",
         ),
         click.option("--select", type=Integers(), help="Labels of the bones that are projected."),
-        click.option(
-            "--voxel-mm",
-            type=click.FloatRange(0, min_open=True),
-            help="Resample CTs to cubes of this size.  [default: their own]",
-        ),
+        voxel_mm_option,
         click.option(
             "--phantoms",
             type=click.IntRange(1),
@@ -93,20 +89,7 @@ class SubjectOptions:
             show_default=True,
             help="Without --subjects: so many random phantoms.",
         ),
-        click.option(
-            "--anatomy",
-            type=click.Choice(list(FIELD_MM)),
-            default="pelvis",
-            show_default=True,
-            help="Of the phantoms.",
-        ),
-        click.option(
-            "--voxels",
-            type=click.IntRange(8, 512),
-            default=48,
-            show_default=True,
-            help="Of a phantom, along each side.",
-        ),
+        *phantom_options,
         click.option(
             "--validation",
             type=click.IntRange(0),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import click
 from torch import Tensor
 
-from drrkit.cli.arguments import Size
+from drrkit.cli.arguments import Number, NumberRange, Size
 from drrkit.cli.options import SDD, SOD
 from drrkit.cli.poses import pixel_pitch
 from drrkit.geometry import Camera, CArm
@@ -62,14 +62,18 @@ class ImageOptions:
         ),
         click.option(
             "--pixel-spacing",
-            type=click.FloatRange(0, min_open=True),
+            type=NumberRange(0, min_open=True),
             help=f"Pixel pitch on the detector, mm.  [default: a detector of {FIELD_MM:.0f} mm]",
         ),
         click.option(
-            "--sdd", type=float, default=SDD, show_default=True, help="Source to detector, mm."
+            "--sdd", type=Number(), default=SDD, show_default=True, help="Source to detector, mm."
         ),
         click.option(
-            "--sod", type=float, default=SOD, show_default=True, help="Source to the patient, mm."
+            "--sod",
+            type=Number(),
+            default=SOD,
+            show_default=True,
+            help="Source to the patient, mm.",
         ),
         click.option(
             "--xrays",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from drrkit.cli.answers import Answer
+from drrkit.cli.arguments import NumberRange
 from drrkit.cli.deferred import DeferringGroup
 from drrkit.cli.options import grouped
 from drrkit.cli.similarities import REGRESSOR_FILE, SIMILARITY_FILE
@@ -79,7 +82,7 @@ def names_of(family: type) -> list[str]:
     help="How training draws poses.",
 )
 @click.option("--optimiser", type=click.Choice(["adam", "sgd"]), default="adam", show_default=True)
-@click.option("--rate", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True)
+@click.option("--rate", type=NumberRange(0, min_open=True), default=1e-3, show_default=True)
 @click.option(
     "--schedule",
     type=click.Choice(["cosine", "cyclic", "constant"]),
@@ -106,7 +109,7 @@ def similarity_command(
     images: ImageOptions,
     whose: SubjectOptions,
     how: TrainingOptions,
-) -> None:
+) -> Answer | None:
     """Train a similarity whose pose gradient points at the true pose.
 
     Writes similarity.pt, which drrkit register and drrkit evaluate take as --similarity.
@@ -132,7 +135,7 @@ def similarity_command(
         synthesise=images.synthesise,
         randomise=images.randomisation,
     )
-    session.run(ctx, task, SIMILARITY_FILE)
+    return session.run(ctx, task, SIMILARITY_FILE)
 
 
 @train_group.command("regressor")
@@ -150,7 +153,7 @@ def similarity_command(
     help="How training draws poses.  [default: as published for the network]",
 )
 @click.option(
-    "--rate", type=click.FloatRange(0, min_open=True), help="Of Adam.  [default: as published]"
+    "--rate", type=NumberRange(0, min_open=True), help="Of Adam.  [default: as published]"
 )
 @click.option("--batch", type=click.IntRange(1), help="Pairs a process.  [default: as published]")
 @click.option(
@@ -172,7 +175,7 @@ def regressor_command(
     images: ImageOptions,
     whose: SubjectOptions,
     how: TrainingOptions,
-) -> None:
+) -> Answer | None:
     """Train a network that predicts better poses from an image pair.
 
     Writes regressor.pt, which drrkit register and drrkit evaluate take as --similarity.
@@ -190,7 +193,7 @@ def regressor_command(
         synthesise=images.synthesise,
         randomise=images.randomisation,
     )
-    session.run(ctx, task, REGRESSOR_FILE)
+    return session.run(ctx, task, REGRESSOR_FILE)
 
 
 class Session:
@@ -219,9 +222,10 @@ class Session:
             "voxel_mm": min(min(p.moving.spacing) for p in self.patients[0]),
         }
 
-    def run(self, ctx: click.Context, task: Any, name: str) -> None:
+    def run(self, ctx: click.Context, task: Any, name: str) -> Answer | None:
         """Trains, and writes the network as `name` into the training's folder."""
-        run_training(ctx, task, self.how, self.notes, lambda result: self._written(result, name))
+        finish = partial(self._written, name=name)
+        return run_training(ctx, task, self.how, self.notes, finish)
 
     def _patients(
         self, scans: Sequence[Scan], sod: float, whose: SubjectOptions

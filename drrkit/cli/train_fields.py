@@ -10,9 +10,12 @@ from typing import Any
 import click
 import torch
 
+from drrkit.cli.answers import Answer
+from drrkit.cli.arguments import Number, NumberRange
 from drrkit.cli.options import grouped
 from drrkit.cli.pairs import PairOptions
 from drrkit.cli.training import TrainingOptions, run_training
+from drrkit.cli.verbs import verb
 from drrkit.fields import (
     FORMATIONS,
     IMAGE_LOSSES,
@@ -56,11 +59,9 @@ class ObjectiveOptions:
             show_default=True,
             help="Compare images mapped to [0, 1], or as they are.",
         ),
+        click.option("--rate", type=NumberRange(0, min_open=True), default=5e-3, show_default=True),
         click.option(
-            "--rate", type=click.FloatRange(0, min_open=True), default=5e-3, show_default=True
-        ),
-        click.option(
-            "--final-rate", type=click.FloatRange(0, min_open=True), default=5e-4, show_default=True
+            "--final-rate", type=NumberRange(0, min_open=True), default=5e-4, show_default=True
         ),
     )
 
@@ -72,7 +73,7 @@ class ObjectiveOptions:
         )
 
 
-@click.command("nett")
+@verb("nett")
 @click.option(
     "--features",
     type=click.Choice(list(LOCAL_FEATURES)),
@@ -99,7 +100,7 @@ def nett_command(
     how_alike: ObjectiveOptions,
     whose: PairOptions,
     how: TrainingOptions,
-) -> None:
+) -> Answer | None:
     """Train NeTT, which tunes CTs until their DRRs look like X-rays; it serves other patients, too.
 
     Writes nett.pt. Published as a part of DiffProj (arXiv 2308.00214).
@@ -120,19 +121,27 @@ def nett_command(
         "steps": how.steps,
         "split": {"train": _names(train), "validation": _names(validation)},
     }
-    run_training(ctx, task, how, notes, _writer(nett, "nett.pt"))
+    return run_training(ctx, task, how, notes, _writer(nett, "nett.pt"))
 
 
-@click.command("mnerf")
+@verb("mnerf")
 @click.option("--octaves", type=click.IntRange(0), default=6, show_default=True)
 @click.option("--width", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--depth", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--skip", type=click.IntRange(1), help="Hidden layer that sees the place again.")
 @click.option(
-    "--threshold", type=float, help="Of the body, 1/mm.  [default: 0.01, half of water's]"
+    "--levels",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of learned features on nested grids: fine structure in far fewer steps.",
 )
-@click.option("--margin", type=click.FloatRange(0), default=5.0, show_default=True, help="mm.")
-@click.option("--step", type=click.FloatRange(0, min_open=True), help="Between samples, mm.")
+@click.option("--cell", type=NumberRange(0, min_open=True), help="Of the finest level, mm.")
+@click.option(
+    "--threshold", type=Number(), help="Of the body, 1/mm.  [default: 0.01, half of water's]"
+)
+@click.option("--margin", type=NumberRange(0), default=5.0, show_default=True, help="mm.")
+@click.option("--step", type=NumberRange(0, min_open=True), help="Between samples, mm.")
 @click.option("--images", type=click.IntRange(1), default=8, show_default=True, help="A step.")
 @click.option("--rays", type=click.IntRange(1), default=128, show_default=True, help="An image.")
 @click.option(
@@ -152,6 +161,8 @@ def mnerf_command(
     width: int,
     depth: int,
     skip: int | None,
+    levels: int,
+    cell: float | None,
     threshold: float | None,
     margin: float,
     step: float | None,
@@ -161,7 +172,7 @@ def mnerf_command(
     how_alike: ObjectiveOptions,
     whose: PairOptions,
     how: TrainingOptions,
-) -> None:
+) -> Answer | None:
     """Train mNeRF, a neural field of one subject's attenuation, zero outside the body's mask.
 
     Writes mnerf.pt. With --absolute X-rays are line integrals and the field is in 1/mm. Without
@@ -180,6 +191,8 @@ def mnerf_command(
         width=width,
         depth=depth,
         skip=skip,
+        levels=levels,
+        cell=cell,
         step=step,
     )
     task = MNeRFTask(
@@ -193,7 +206,7 @@ def mnerf_command(
         seed=how.seed,
     )
     notes = {"steps": how.steps, "subject": pairs.subject}
-    run_training(ctx, task, how, notes, _writer(field, "mnerf.pt"))
+    return run_training(ctx, task, how, notes, _writer(field, "mnerf.pt"))
 
 
 def _names(pairs: Any) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,31 +10,18 @@ from typing import Any
 import click
 import torch
 
-from drrkit.cli.arguments import Integers, Numbers, Size
-from drrkit.cli.options import device_option
+from drrkit.cli.answers import Answer
+from drrkit.cli.arguments import NumberRange
+from drrkit.cli.configuration import run_record
+from drrkit.cli.options import device_option, seed_option
 from drrkit.training import Processes, Task, TrainingResult, train
 from drrkit.training.stepping import PRECISIONS
 
 __all__ = ["TrainingOptions", "run_training"]
 
 INTERRUPTED = 130
-FREE = ("out", "steps", "validate_every", "save_every", "device", "quiet", "as_json", "config")
+FREE = ("out", "steps", "validate_every", "save_every", "device", "quiet")
 """Options that a run may be resumed with other values of."""
-
-
-def _defaults_from(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
-    """Makes the options of another run the defaults of this one."""
-    if path is None:
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["config"]["command"] != ctx.info_name:
-            raise click.BadParameter(f"{path} is of drrkit train {content['config']['command']}.")
-        options = dict(content["config"]["options"])
-        ctx.default_map = {**options, "steps": content["steps"]}
-    except (KeyError, TypeError, ValueError):
-        raise click.BadParameter(f"{path}: expected the config.json of a training.") from None
-    return path
 
 
 @dataclass(frozen=True)
@@ -52,8 +38,6 @@ class TrainingOptions:
     seed: int
     device: torch.device
     quiet: bool
-    as_json: bool
-    config: Path | None
 
     OPTIONS = (
         click.option(
@@ -69,7 +53,7 @@ class TrainingOptions:
         click.option("--save-every", type=click.IntRange(1), default=100, show_default=True),
         click.option(
             "--clip-norm",
-            type=click.FloatRange(0, min_open=True),
+            type=NumberRange(0, min_open=True),
             default=10.0,
             show_default=True,
             help="Largest norm of a gradient.",
@@ -88,19 +72,9 @@ class TrainingOptions:
             show_default=True,
             help="Of the network; the projector's is float32.",
         ),
-        click.option(
-            "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything."
-        ),
+        seed_option("Of everything."),
         device_option,
         click.option("--quiet", "-q", is_flag=True, help="No progress bar."),
-        click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON."),
-        click.option(
-            "--config",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            is_eager=True,
-            callback=_defaults_from,
-            help="config.json of another training: its options are the defaults.",
-        ),
     )
 
     @property
@@ -116,8 +90,8 @@ def run_training(
     notes: dict[str, Any],
     finish: Callable[[TrainingResult], Path],
     **settings: Any,
-) -> None:
-    """Trains, lets `finish` write what was trained, tells the outcome and ends the command.
+) -> Answer | None:
+    """Trains, lets `finish` write what was trained, and tells the outcome.
 
     Args:
         ctx: of the command, whose options go into the checkpoints' config.
@@ -126,9 +100,14 @@ def run_training(
         notes: more for the config: what a resumed run has to agree with.
         finish: called in the process that writes; returns the file written.
         settings: more arguments of `train`.
+
+    Returns:
+        the command's answer; None in processes that do not write.
     """
     processes = Processes.of_environment()
-    config = {"command": ctx.info_name, "options": plain_options(ctx), **notes}
+    run = run_record(ctx)
+    kept = {name: value for name, value in run["options"].items() if name not in FREE}
+    config = {"command": run["command"], "options": kept, **notes}
     result = train(
         task,
         options.out,
@@ -141,35 +120,17 @@ def run_training(
         accumulate=options.accumulate,
         precision=options.precision,
         config=config,
+        about={"run": run},
         **settings,
     )
-    if processes.writes:
-        written = finish(result)
-        if options.as_json:
-            click.echo(json.dumps({**result.as_dict(), "written": str(written)}))
-        else:
-            click.echo(_sentence(result, options.steps, written))
-    if result.interrupted:
-        ctx.exit(INTERRUPTED)
-    processes.leave()
-
-
-def plain_options(ctx: click.Context) -> dict[str, Any]:
-    """The options of a command as JSON has them, so that --config can give them again."""
-    found = {}
-    for parameter in ctx.command.params:
-        name = str(parameter.name)
-        value = ctx.params.get(name)
-        if name in FREE or value is None:
-            continue
-        if isinstance(value, Path):
-            value = str(value)
-        elif isinstance(parameter.type, Size):
-            value = "x".join(str(part) for part in value)
-        elif isinstance(parameter.type, (Integers, Numbers)):
-            value = ",".join(str(part) for part in value)
-        found[name] = value
-    return found
+    written = finish(result) if processes.writes else None
+    if not result.interrupted:
+        processes.leave()
+    code = INTERRUPTED if result.interrupted else 0
+    if written is None:
+        ctx.exit(code)
+    content = {**result.as_dict(), "written": str(written)}
+    return Answer(content, _sentence(result, options.steps, written), code)
 
 
 def _sentence(result: TrainingResult, steps: int, written: Path) -> str:

@@ -15,8 +15,10 @@ from drrkit.conversions.carm import (
     to_prost,
 )
 from drrkit.conversions.diffdrr import DiffdrrView, from_diffdrr, to_diffdrr
+from drrkit.conversions.mayacam import read_mayacam, write_mayacam
 from drrkit.conversions.pinhole import (
     DeepdrrView,
+    DeepfluoroView,
     NanodrrView,
     PinholeView,
     XregView,
@@ -26,10 +28,12 @@ from drrkit.conversions.pinhole import (
     from_opencv,
     from_xreg,
     to_deepdrr,
+    to_deepfluoro,
     to_nanodrr,
     to_opencv,
     to_xreg,
 )
+from drrkit.conversions.rtk_geometry import read_rtk_geometry, write_rtk_geometry
 from drrkit.conversions.tomography import (
     LeapView,
     PlastimatchView,
@@ -49,16 +53,15 @@ from drrkit.conversions.tomography import (
 from drrkit.conversions.transforms import (
     read_autoscoper,
     read_itk_transform,
-    read_mayacam,
     write_autoscoper,
     write_itk_transform,
-    write_mayacam,
 )
 from drrkit.conversions.vectors import CameraView, ViewVectors, from_vectors, to_vectors
 
 __all__ = [
     "CameraView",
     "DeepdrrView",
+    "DeepfluoroView",
     "DicomAngles",
     "DiffdrrView",
     "LeapView",
@@ -90,8 +93,10 @@ __all__ = [
     "read_autoscoper",
     "read_itk_transform",
     "read_mayacam",
+    "read_rtk_geometry",
     "to_astra",
     "to_deepdrr",
+    "to_deepfluoro",
     "to_dicom_angles",
     "to_diffdrr",
     "to_leap",
@@ -106,4 +111,5 @@ __all__ = [
     "write_autoscoper",
     "write_itk_transform",
     "write_mayacam",
+    "write_rtk_geometry",
 ]

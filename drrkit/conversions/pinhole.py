@@ -52,6 +52,21 @@ class XregView(NamedTuple):
     focal_length: Tensor
 
 
+class DeepfluoroView(NamedTuple):
+    """What DeepFluoro's HDF5 file says of a projection: proj-params and one of gt-poses."""
+
+    intrinsic: Tensor
+    """[B, 3, 3], focal terms negative."""
+    extrinsic: Tensor
+    """[4, 4], of all projections."""
+    cam_to_volume: Tensor
+    """[B, 4, 4]"""
+    num_rows: int
+    num_cols: int
+    pixel_row_spacing: float
+    pixel_col_spacing: float
+
+
 def to_opencv(camera: Camera, world_to_camera: Tensor) -> PinholeView:
     """K [B, 3, 3], R [B, 3, 3] and t [B, 3] (mm, LPS world) as OpenCV writes them, float64."""
     pose = checked_view(camera, world_to_camera)
@@ -161,6 +176,24 @@ def from_xreg(
     elif frame == "detector_negative_z":
         matrix, pose = -matrix @ back[:3, :3], back @ pose
     return _from_matrices(matrix, pose, size, length)
+
+
+def to_deepfluoro(
+    camera: Camera, world_to_camera: Tensor, extrinsic: Tensor | None = None
+) -> DeepfluoroView:
+    """A view as the DeepFluoro data set has it; the inverse of from_deepfluoro.
+
+    extrinsic  [4, 4] proj-params/extrinsic, from the data set's world to its camera frame; default
+               the identity
+
+    Its images are seen from behind the detector: flip drrkit's columns, (-1,), to get them.
+    """
+    view, _ = to_xreg(camera, world_to_camera)
+    outer = torch.eye(4).to(view.extrinsic) if extrinsic is None else extrinsic.to(view.extrinsic)
+    check_floating("extrinsic", outer, (4, 4))
+    row, col = (float(pitch) for pitch in camera.pixel_spacing)
+    to_volume = torch.linalg.inv(view.extrinsic) @ outer
+    return DeepfluoroView(view.intrinsic, outer, to_volume, *camera.size, row, col)
 
 
 def from_deepfluoro(

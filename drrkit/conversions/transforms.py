@@ -1,25 +1,17 @@
-"""Files of other programs: ITK transforms (3D Slicer), MayaCam calibrations, Autoscoper tracks."""
+"""Files of other programs: ITK transforms (3D Slicer) and Autoscoper tracks."""
 
 from __future__ import annotations
 
-import math
 import os
-import re
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from drrkit.conversions.pinhole import from_opencv
-from drrkit.conversions.vectors import CameraView, checked_view
-from drrkit.files import existing_file, whole_file
-from drrkit.geometry import Camera
+from drrkit.conversions.mayacam import numbers
+from drrkit.files import PathLike, existing_file, whole_file
 from drrkit.geometry.checks import check_floating
 from drrkit.geometry.se3 import assemble
-
-PathLike = str | os.PathLike[str]
-
-MAYACAM_PARTS = ("image size", "camera matrix", "rotation", "translation")
+from drrkit.volume.itk import load_simpleitk
 
 
 def write_itk_transform(path: PathLike, to_parent: Tensor) -> None:
@@ -35,7 +27,7 @@ def write_itk_transform(path: PathLike, to_parent: Tensor) -> None:
     is. Needs SimpleITK. The file appears whole or not at all.
     """
     matrix = _single("to_parent", to_parent)
-    sitk = _simpleitk()
+    sitk = load_simpleitk()
     back = torch.linalg.inv(matrix)
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(back[:3, :3].flatten().tolist())
@@ -53,7 +45,7 @@ def read_itk_transform(path: PathLike) -> Tensor:
     Raises FileNotFoundError, and ValueError for a file that is no linear 3D transform.
     """
     file = existing_file(path)
-    sitk = _simpleitk()
+    sitk = load_simpleitk()
     try:
         transform = sitk.ReadTransform(os.fspath(file))
     except RuntimeError as error:
@@ -66,46 +58,6 @@ def read_itk_transform(path: PathLike) -> Tensor:
     matrix[:3, 3] = images[0]
     matrix[:3, :3] = torch.stack([image - images[0] for image in images[1:]], 1)
     return torch.linalg.inv(matrix)
-
-
-def write_mayacam(path: PathLike, camera: Camera, world_to_camera: Tensor) -> None:
-    """A MayaCam 2.0 calibration (XMALab, Autoscoper) of one view [4, 4] or [1, 4, 4].
-
-    It holds OpenCV's K, R and t, mm and pixels, not the distance of the detector.
-    """
-    pose = _single("world_to_camera", checked_view(camera, world_to_camera))
-    rows, cols = camera.size
-    matrix = camera.K.double().reshape(-1, 3, 3)[0]
-    blocks = (
-        torch.tensor([[cols, rows]]),
-        matrix,
-        pose[:3, :3],
-        pose[:3, 3:],
-    )
-    text = []
-    for name, block in zip(MAYACAM_PARTS, blocks, strict=True):
-        lines = [",".join(repr(number) for number in line) for line in block.tolist()]
-        text.append("\n".join((name, *lines)) + "\n")
-    with whole_file(path) as file:
-        file.write_text("\n".join(text), encoding="utf-8")
-
-
-def read_mayacam(path: PathLike, sdd: float) -> CameraView:
-    """The view of a MayaCam 2.0 calibration; sdd in mm, which the file does not hold.
-
-    Raises FileNotFoundError, and ValueError for a file that is no such calibration.
-    """
-    file = existing_file(path)
-    found = _mayacam_blocks(file)
-    cols, rows = found["image size"][:2]
-    matrix, rotation = (
-        torch.tensor(found[name], dtype=torch.float64).reshape(3, 3)
-        for name in ("camera matrix", "rotation")
-    )
-    shift = torch.tensor(found["translation"], dtype=torch.float64)
-    if rows != int(rows) or cols != int(cols):
-        raise ValueError(f"{path}: expected whole numbers as image size, got {cols}, {rows}")
-    return from_opencv(matrix, rotation, shift, (int(rows), int(cols)), sdd)
 
 
 def write_autoscoper(path: PathLike, poses: Tensor) -> None:
@@ -127,41 +79,13 @@ def read_autoscoper(path: PathLike) -> Tensor:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        values = _numbers(line, f"{path}, line {number}")
+        values = numbers(line, f"{path}, line {number}")
         if len(values) != 16:
             raise ValueError(f"{path}, line {number}: expected 16 numbers, got {len(values)}")
         rows.append(values)
     if not rows:
         raise ValueError(f"{path}: expected rows of 16 numbers, got none")
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4, 4)
-
-
-def _mayacam_blocks(file: Path) -> dict[str, list[float]]:
-    wanted = dict(zip(MAYACAM_PARTS, (2, 9, 9, 3), strict=True))
-    found: dict[str, list[float]] = {}
-    part = None
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        name = line.strip().lower()
-        if name in wanted:
-            part = name
-            found[part] = []
-        elif name and part is not None:
-            found[part] += _numbers(name, f"{file}, {part}")
-    for name, count in wanted.items():
-        values = found.get(name, [])
-        if len(values) != count or not all(map(math.isfinite, values)):
-            raise ValueError(
-                f"{file}: expected {count} numbers under {name!r} as in MayaCam 2.0, "
-                f"got {len(values)}"
-            )
-    return found
-
-
-def _numbers(line: str, where: str) -> list[float]:
-    try:
-        return [float(word) for word in re.split(r"[,;\s]+", line.strip()) if word]
-    except ValueError:
-        raise ValueError(f"{where}: expected numbers, got {line.strip()[:60]!r}") from None
 
 
 def _single(name: str, matrix: Tensor) -> Tensor:
@@ -172,11 +96,3 @@ def _single(name: str, matrix: Tensor) -> Tensor:
         matrix.detach().double().cpu().reshape(1, 4, 4)[:, :3, :3],
         matrix.detach().double().cpu().reshape(1, 4, 4)[:, :3, 3:],
     )[0]
-
-
-def _simpleitk():
-    try:
-        import SimpleITK as sitk
-    except ImportError as error:
-        raise ImportError("ITK transform files need SimpleITK: pip install SimpleITK") from error
-    return sitk

@@ -20,7 +20,8 @@ from drrkit.geometry import perturb, volume_center
 from drrkit.metrics import mtre
 from drrkit.registration import Stage
 from drrkit.registration.stages import Similarity
-from drrkit.registration.views import downsampling, make_views, objective
+from drrkit.registration.views import View, downsampling, make_views, objective
+from drrkit.volume import Volume
 
 __all__ = [
     "AXES",
@@ -112,10 +113,8 @@ def landscapes_of(
         raise ValueError(f"count: expected an odd number of at least 3, got {count!r}")
     if poses < 2 or len(widths) != 6:
         raise ValueError(f"poses, widths: expected at least 2 and six, got {poses}, {widths!r}")
-    unit = torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
-    reach = torch.tensor(tuple(widths), dtype=torch.float64) * unit
-    half = count // 2
-    offsets = reach[:, None] * torch.arange(-half, half + 1, dtype=torch.float64) / half
+    offsets = axis_offsets(widths, count)
+    reach = offsets[:, -1]
     on_axes = torch.diag_embed(offsets.T).transpose(0, 1).flatten(0, 1)  # [6 N, 6]
     generator = torch.Generator().manual_seed(seed)
     random = (2 * torch.rand(poses, 6, generator=generator, dtype=torch.float64) - 1) * reach
@@ -128,6 +127,35 @@ def landscapes_of(
         Landscape(one.name, offsets, row[: 6 * count].reshape(6, count), distances, row[-poses:])
         for one, row in zip(stages, _losses(case, stages, moved), strict=True)
     ]
+
+
+def axis_offsets(widths: Sequence[float], count: int) -> Tensor:
+    """Values of the six components of xi, 0 in the middle: [6, count] float64, rad and mm.
+
+    widths: to each side, six in degrees and mm; count: odd.
+    """
+    unit = torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
+    reach = torch.tensor(tuple(widths), dtype=torch.float64) * unit
+    half = count // 2
+    return reach[:, None] * torch.arange(-half, half + 1, dtype=torch.float64) / half
+
+
+def losses_at(
+    volume: Volume,
+    views: Sequence[View],
+    stage: Stage,
+    factor: int,
+    world_to_camera: Tensor,
+    method: str = "joseph",
+) -> Tensor:
+    """A stage's losses at poses [B, 4, 4], a batch at a time: [B] float64 on the CPU.
+
+    A similarity that gives several losses a pose, [S, B], gives as many here.
+    """
+    measure = objective(volume, views, stage, factor, method)
+    with torch.no_grad():
+        parts = [measure(part) for part in world_to_camera.split(_AT_ONCE)]
+    return torch.cat(parts, -1).double().cpu()
 
 
 def local_minima(sweep: Tensor) -> int:
@@ -180,10 +208,7 @@ def _losses(case: Case, stages: Sequence[Stage], world_to_camera: Tensor) -> Ten
                     f"similarities: expected {stage.name} alone, which prepares scenes"
                 )
         together = replace(stages[0], similarity=partial(_stacked, measures))
-    measure = objective(volume, views, together, factor, "joseph")
-    with torch.no_grad():
-        parts = [measure(part) for part in world_to_camera.split(_AT_ONCE)]
-    return torch.cat(parts, -1).double().cpu().reshape(len(stages), -1)
+    return losses_at(volume, views, together, factor, world_to_camera).reshape(len(stages), -1)
 
 
 def _stacked(measures: Sequence[Similarity], *images: Tensor | None) -> Tensor:

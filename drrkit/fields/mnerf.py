@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from drrkit.fields.interpolation import trilinear
 from drrkit.fields.masks import body_mask, dilated, eroded
-from drrkit.fields.networks import Perceptron, encoded_size, positional_encoding
+from drrkit.fields.networks import FeatureGrids, Perceptron, encoded_size, positional_encoding
 from drrkit.fields.sampling import Samples, samples_in_mask
 from drrkit.geometry import Camera, view_frames, volume_center
 from drrkit.volume import Volume
@@ -37,6 +38,9 @@ class MNeRF(nn.Module):
         octaves: of the positional encoding.
         width, depth, skip: hidden layers, see Perceptron. 4 x 64 is for CPUs; the original NeRF
             has 8 x 256, skip 4 and 10 octaves.
+        levels: of learned features beside the encoding, see FeatureGrids; 0 is the original's none.
+            They learn fine structure in far fewer steps, for 16 bytes a voxel of the finest.
+        cell: of the finest level, mm; default the largest voxel side.
         scale: mu (1/mm) of an untrained field, about water's.
         step: longest distance of samples in mm; default the smallest voxel side.
         samples_at_once: rays are taken in batches of at most about so many samples, which bounds
@@ -60,6 +64,8 @@ class MNeRF(nn.Module):
         width: int = 64,
         depth: int = 4,
         skip: int | None = None,
+        levels: int = 0,
+        cell: float | None = None,
         scale: float = 0.02,
         step: float | None = None,
         samples_at_once: int = 1 << 18,
@@ -67,12 +73,12 @@ class MNeRF(nn.Module):
         super().__init__()
         _check_mask(mask, grid)
         step = min(grid.spacing) if step is None else step
-        if not (0 < scale < math.inf and 0 < step < math.inf):
-            raise ValueError(f"scale, step: expected positive numbers, got {scale!r}, {step!r}")
-        if octaves < 0 or samples_at_once < 1:
+        cell = max(grid.spacing) if cell is None else cell
+        _check_positive(scale=scale, step=step, cell=cell)
+        if octaves < 0 or levels < 0 or samples_at_once < 1:
             raise ValueError(
-                "octaves, samples_at_once: expected >= 0 and >= 1, got "
-                f"{octaves}, {samples_at_once}"
+                "octaves, levels, samples_at_once: expected >= 0, >= 0 and >= 1, got "
+                f"{octaves}, {levels}, {samples_at_once}"
             )
         core = eroded(mask, (1, 1, 1))
         if not bool(core.any()):
@@ -83,13 +89,18 @@ class MNeRF(nn.Module):
         self.spacing, self.origin, self.direction = grid.spacing, grid.origin, grid.direction
         self.octaves, self.scale, self.step = octaves, float(scale), float(step)
         self.samples_at_once = samples_at_once
-        self.network = Perceptron(encoded_size(3, octaves), width, depth, skip)
+        shape = (mask.shape[0], mask.shape[1], mask.shape[2])
+        self.features = FeatureGrids(shape, grid.spacing, cell, levels) if levels else None
+        inputs = encoded_size(3, octaves) + (self.features.size if self.features else 0)
+        self.network = Perceptron(inputs, width, depth, skip)
         nn.init.constant_(self.network.last.bias, _ONE)
         self.settings: dict[str, Any] = {
             "octaves": octaves,
             "width": width,
             "depth": depth,
             "skip": skip,
+            "levels": levels,
+            "cell": float(cell),
             "scale": float(scale),
             "step": float(step),
             "samples_at_once": samples_at_once,
@@ -221,12 +232,15 @@ class MNeRF(nn.Module):
     def _density(self, index: Tensor) -> Tensor:
         """mu [S] at index coordinates [S, 3] (x, y, z) float64."""
         dtype = self.network.last.weight.dtype
-        weight = _trilinear(self.core, index)
+        weight = trilinear(self.core, index)
         shape = index.new_tensor(self.core.shape[::-1])
         sides = shape * index.new_tensor(self.spacing)
         # [-1, 1] along the longest side, the same scale along the others.
         place = (index - (shape - 1) / 2) * (2.0 * index.new_tensor(self.spacing) / sides.max())
-        raw = self.network(positional_encoding(place.to(dtype), self.octaves))[:, 0]
+        code = positional_encoding(place.to(dtype), self.octaves)
+        if self.features is not None:
+            code = torch.cat((code, self.features(index)), -1)
+        raw = self.network(code)[:, 0]
         return weight.to(dtype) * self.scale * functional.softplus(raw)
 
     def _rays_at_once(self) -> int:
@@ -244,34 +258,6 @@ def _rays(frames: Tensor, pixels: Tensor, beam: str) -> Tensor:
     return torch.stack((source, target - source), 2)
 
 
-def _trilinear(core: Tensor, index: Tensor) -> Tensor:
-    """Trilinear interpolation of a bool grid [D, H, W], zero outside, at [S, 3] (x, y, z)."""
-    # Eight look-ups and their weights, written out: forward mode and double backward go through.
-    low = index.detach().floor()
-    share, low = index - low, low.long()
-    flat, (depth, height, width) = core.flatten(), core.shape
-    total = torch.zeros_like(index[:, 0])
-    sizes = (width, height, depth)
-    for corner in range(8):
-        bits = [(corner >> axis) & 1 for axis in range(3)]
-        place = [low[:, axis] + bits[axis] for axis in range(3)]
-        inside = _all(p.ge(0) & p.lt(n) for p, n in zip(place, sizes, strict=True))
-        x, y, z = (p.clamp(0, n - 1) for p, n in zip(place, sizes, strict=True))
-        found = flat[(z * height + y) * width + x] & inside
-        weight = torch.ones_like(total)
-        for axis in range(3):
-            weight = weight * (share[:, axis] if bits[axis] else 1.0 - share[:, axis])
-        total = total + weight * found
-    return total
-
-
-def _all(conditions) -> Tensor:
-    first, *others = conditions
-    for other in others:
-        first = first & other
-    return first
-
-
 def _check_mask(mask: Tensor, grid: Volume) -> None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         found = f"{mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
@@ -281,3 +267,9 @@ def _check_mask(mask: Tensor, grid: Volume) -> None:
             f"mask: expected the shape of the grid {tuple(grid.values.shape[-3:])}, "
             f"got {tuple(mask.shape)}"
         )
+
+
+def _check_positive(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}: expected a positive number, got {value!r}")

@@ -1,4 +1,4 @@
-"""Positional encoding and the fully connected networks behind the fields."""
+"""Encodings of points, and the fully connected networks behind the fields."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Perceptron", "encoded_size", "positional_encoding"]
+from drrkit.fields.interpolation import corners_and_weights
+
+__all__ = ["FeatureGrids", "Perceptron", "encoded_size", "positional_encoding"]
 
 
 def positional_encoding(x: Tensor, octaves: int) -> Tensor:
@@ -26,6 +28,53 @@ def positional_encoding(x: Tensor, octaves: int) -> Tensor:
 def encoded_size(dimensions: int, octaves: int) -> int:
     """Numbers that `positional_encoding` makes of so many."""
     return dimensions * (1 + 2 * octaves)
+
+
+class FeatureGrids(nn.Module):
+    """Learned features on nested grids, interpolated trilinearly: [S, 3] -> [S, size].
+
+    Source: the multiresolution encoding of Mueller et al., Instant neural graphics primitives, ACM
+    TOG 41(4), 2022, with dense tables in the place of hashed ones.
+
+    Args:
+        shape: (D, H, W) of the grid whose index coordinates (x, y, z) the points are in.
+        spacing: its voxel size (x, y, z) mm.
+        cell: side of the finest level's cells, mm; every other level's are twice the one before.
+        levels: their number.
+        features: numbers a node.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        spacing: tuple[float, float, float],
+        cell: float,
+        levels: int,
+        features: int = 2,
+    ) -> None:
+        super().__init__()
+        self.spacing, self.size = spacing, levels * features
+        self.cells = [cell * 2.0**level for level in range(levels)]
+        sides = [(n - 1) * s for n, s in zip(shape, spacing[::-1], strict=True)]
+        self.shapes = []
+        for one in self.cells:
+            depth, height, width = (math.ceil(side / one - 1e-9) + 1 for side in sides)
+            self.shapes.append((depth, height, width))
+        # So small that an untrained field is flat, and no two nodes are the same.
+        tables = [
+            torch.empty(math.prod(one), features).uniform_(-1e-4, 1e-4) for one in self.shapes
+        ]
+        self.tables = nn.ParameterList(tables)
+
+    def forward(self, index: Tensor) -> Tensor:
+        found = []
+        for cell, shape, table in zip(self.cells, self.shapes, self.tables, strict=True):
+            place, weight = corners_and_weights(
+                index * index.new_tensor(self.spacing) / cell, shape
+            )
+            nodes = table.index_select(0, place.flatten()).unflatten(0, place.shape)
+            found.append((nodes * weight.to(table.dtype)[..., None]).sum(0))
+        return torch.cat(found, -1)
 
 
 class Perceptron(nn.Module):

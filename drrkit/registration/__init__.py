@@ -11,7 +11,12 @@ from drrkit.registration.landmarks import LandmarkPose, Landmarks
 from drrkit.registration.pipeline import register
 from drrkit.registration.presets import AUTO, GLOBAL, PIPELINES
 from drrkit.registration.prior import PosePrior
-from drrkit.registration.result import DEPTH_LIMIT_MM, RegistrationResult, StageRecord
+from drrkit.registration.result import (
+    DEPTH_LIMIT_MM,
+    TRUSTED,
+    RegistrationResult,
+    StageRecord,
+)
 from drrkit.registration.sequence import FOLLOW, SequenceResult, register_sequence
 from drrkit.registration.stages import OPTIMISERS, SIMILARITIES, Search, Stage
 from drrkit.registration.views import rig_of
@@ -24,6 +29,7 @@ __all__ = [
     "OPTIMISERS",
     "PIPELINES",
     "SIMILARITIES",
+    "TRUSTED",
     "Bodies",
     "CalibrationResult",
     "LandmarkPose",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from drrkit import losses
+from drrkit.registration.result import TRUSTED
 from drrkit.registration.scaling import UnitRange
 
 __all__ = ["OPTIMISERS", "SIMILARITIES", "Search", "Similarity", "Stage"]
@@ -221,7 +222,7 @@ class Search:
         inverted: whether the X-ray is dark where the patient attenuates; it is negated then, for
             this and all later stages. None: find out.
         trusted: confidence of a registration below which its stages begin again with a denser
-            search. 0.7: see bench/results/registration.
+            search. The default is measured, see `drrkit.registration.TRUSTED`.
         repeats: how often they may; 0 for never.
     """
 
@@ -236,7 +237,7 @@ class Search:
     keep: int = 40
     apart: float = 30.0
     inverted: bool | None = False
-    trusted: float = 0.7
+    trusted: float = TRUSTED
     repeats: int = 1
 
     def __post_init__(self) -> None:

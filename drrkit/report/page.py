@@ -4,47 +4,34 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import math
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from drrkit.files import whole_file
-from drrkit.geometry import Camera
-from drrkit.report.pictures import (
-    checkerboard,
-    difference,
-    overlay_edges,
-    save_image,
-)
-from drrkit.report.scene import describe_geometry, scene_svg
+from drrkit.geometry import Camera, volume_center
+from drrkit.report import facts
+from drrkit.report.convergence import convergence
+from drrkit.report.path import bone_like_points
+from drrkit.report.pictures import checkerboard, data_uri, difference, overlay_edges, to_display
+from drrkit.report.scene import orientation, scene_svg
 from drrkit.report.screen import Screen
 from drrkit.volume import Volume
 
+if TYPE_CHECKING:
+    from drrkit.report.landscapes import PoseLandscape
+
 __all__ = ["registration_page", "save_page"]
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
-  color: #1c2530; background: #fff }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top }
-figcaption { color: #556; font-size: .9rem } img, svg { max-width: 100%; border: 1px solid #ccd }
-table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left;
-  vertical-align: top; font-variant-numeric: tabular-nums }
-.good { color: #14713d } .bad { color: #b3261e } pre { overflow-x: auto; background: #f4f6f8;
-  padding: .6rem }
-.stack { position: relative; display: inline-block } .stack img + img { position: absolute; left: 0;
-  top: 0 }
-"""
-FADE = """
-const slider = document.getElementById('fade'), top_ = document.getElementById('front');
-slider.addEventListener('input', () => { top_.style.opacity = slider.value; });
-"""
+STATIC = Path(__file__).parent / "static"
+DOTS = 1500
+SCALE_BARS_MM = (200.0, 100.0, 50.0, 20.0, 10.0, 5.0, 2.0, 1.0)
 
 
 def registration_page(
@@ -54,6 +41,9 @@ def registration_page(
     result: dict[str, Any],
     *,
     method: str = "joseph",
+    source: str | None = None,
+    notes: Sequence[str] = (),
+    landscape: PoseLandscape | None = None,
 ) -> str:
     """The page of one registration, HTML with everything in it.
 
@@ -62,8 +52,11 @@ def registration_page(
         camera: the X-ray's.
         xray: [rows, cols], or with leading dimensions of size 1, bone bright.
         result: what `drrkit register` writes: world_to_camera and, where known,
-            initial_world_to_camera, loss, confidence, accepted, covariance, stages, inputs, ...
+            initial_world_to_camera, loss, confidence, accepted, covariance, stages, run, ...
         method: projector method.
+        source: name of the result's file, for the command that repeats it.
+        notes: what else the reader is to be warned of.
+        landscape: of the loss about the pose, as `pose_landscape` measures it.
 
     Raises:
         TypeError, ValueError: as `render`; a result without world_to_camera.
@@ -71,29 +64,35 @@ def registration_page(
     if "world_to_camera" not in result:
         raise ValueError(f"result: expected 'world_to_camera', got the keys {sorted(result)}")
     found = torch.tensor(result["world_to_camera"], dtype=torch.float64)
+    if found.shape != (4, 4):
+        raise ValueError(f"result: expected a pose [4, 4] of one body, got {tuple(found.shape)}")
     start = result.get("initial_world_to_camera")
     poses = [found] if start is None else [torch.tensor(start, dtype=torch.float64), found]
-    pictures = _pictures(volume, camera, xray, poses, method)
     parts = [
-        f"<h1>Registration {_verdict(result)}</h1>",
-        f"<p>{html.escape(describe_geometry(volume, camera, found))}</p>",
-        _table(_numbers(result)),
+        _header(result),
+        *(_caution(words) for words in (*facts.cautions(result), *notes)),
+        _cards(result),
         "<h2>Images</h2>",
-        *(_figure(picture, caption) for caption, picture in pictures.items()),
-        _fader(pictures),
-        "<h2>Geometry</h2>",
-        f"<figure>{scene_svg(volume, camera, poses)}<figcaption>The volume's box, the C-arm at the "
-        "start (orange) and at the result (blue)</figcaption></figure>",
+        _images(volume, camera, xray, poses, method),
         "<h2>Pose</h2>",
-        f"<pre>{_matrix(found)}</pre><p>world_to_camera: patient LPS mm to camera mm.</p>",
-        _stages(result.get("stages")),
-        "<h2>How it was made</h2>",
-        _table({**_flat(result.get("inputs")), **_flat(result.get("versions"))}),
+        _pose(volume, camera, found, result),
+        "<h2>Geometry</h2>",
+        _geometry(volume, camera, xray, poses),
+        convergence(volume, result),
+        _landscape(landscape),
+        "<h2>What was registered with what</h2>",
+        _provenance(result, source),
     ]
+    style, script = (
+        (STATIC / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
+    )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width"><title>drrkit registration</title>'
-        f"<style>{STYLE}</style></head><body>{''.join(parts)}<script>{FADE}</script></body></html>"
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Registration of {html.escape(_names(result))}</title><style>{style}</style></head>"
+        f"<body><main>{''.join(parts)}</main><script>{script}</script></body></html>"
     )
 
 
@@ -103,129 +102,242 @@ def save_page(page: str, path: str | os.PathLike[str]) -> None:
         staged.write_text(page, encoding="utf-8")
 
 
-def _pictures(
-    volume: Volume, camera: Camera, xray: Tensor, poses: Sequence[Tensor], method: str
-) -> dict[str, Tensor]:
-    screen = Screen.of(camera, xray, most=800)
-    target = screen.picture
-    pictures = {"X-ray": target}
-    drrs = [screen.rendered(volume, pose, method) for pose in poses]
-    matched = [screen.matched(drr) for drr in drrs]
-    names = ["At the start", "At the result"][-len(poses) :]
-    for name, drr in zip(names, drrs, strict=True):
-        edge = screen.edges(drr)
-        pictures[f"{name}: edges of the rendered CT"] = overlay_edges(target, edge)
-    pictures["Rendered CT at the result"] = matched[-1]
-    pictures["Checkerboard of X-ray and rendered CT"] = checkerboard(target, matched[-1])
-    pictures["Difference, grey where equal"] = difference(target, matched[-1])
-    return pictures
-
-
-def _verdict(result: dict[str, Any]) -> str:
-    accepted = result.get("accepted")
-    if accepted is None:
-        return ""
-    return (
-        '<span class="good">accepted</span>'
-        if accepted
-        else '<span class="bad">not accepted</span>'
+def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
+    """Rows whose first cell names them, as HTML; all cells are text."""
+    top = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th>'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for name, *cells in rows
     )
+    caption = f"<thead><tr>{top}</tr></thead>" if head else ""
+    return f'<div class="wide"><table>{caption}<tbody>{body}</tbody></table></div>'
 
 
-def _numbers(result: dict[str, Any]) -> dict[str, str]:
-    rows: dict[str, str] = {}
-    for name, key, form in (
-        ("Loss", "loss", "{:.4f}"),
-        ("Confidence", "confidence", "{:.3f}"),
-        ("Seconds", "seconds", "{:.2f}"),
-        ("Ended", "stop_reason", "{}"),
-    ):
-        if result.get(key) is not None:
-            rows[name] = form.format(result[key])
+# ---- what came out
+
+
+def _header(result: dict[str, Any]) -> str:
+    accepted = result.get("accepted")
+    verdict = ""
+    if accepted is not None:
+        look, word = ("good", "accepted") if accepted else ("bad", "not accepted")
+        verdict = f' <span class="{look}">{word}</span>'
+    made = [_names(result)]
+    if result.get("finished"):
+        made.append(str(result["finished"]).replace("T", " "))
+    if facts.versions(result).get("drrkit"):
+        made.append(f"drrkit {facts.versions(result)['drrkit']}")
+    return f'<h1>Registration{verdict}</h1><p class="quiet">{html.escape(" · ".join(made))}</p>'
+
+
+def _names(result: dict[str, Any]) -> str:
+    """The files that were registered, without their folders."""
+    given = facts.options(result)
+    names = [Path(given[key]).name for key in ("ct", "xray") if given.get(key)]
+    return " and ".join(names) or "a CT and an X-ray"
+
+
+def _caution(words: str) -> str:
+    return f'<p class="caution" role="note">{html.escape(words)}</p>'
+
+
+def _cards(result: dict[str, Any]) -> str:
+    """The numbers that everybody looks for."""
+    cards = []
+    confidence, least = result.get("confidence"), result.get("min_confidence")
+    if confidence is not None:
+        limit = "" if least is None else f' low="{least}"'
+        told = "agreement of X-ray and rendered CT, 0 to 1"
+        told += "" if least is None else f"; accepted from {least:g} on"
+        bar = f'<meter min="0" max="1" value="{confidence:.4f}"{limit} aria-hidden="true"></meter>'
+        cards.append(("confidence", f"{confidence:.3f}", bar + told))
     motion = result.get("motion")
     if motion:
-        rows["Moved from the start"] = (
-            f"{motion['rotation_deg']:.2f} degrees, {motion['translation_mm']:.2f} mm"
+        moved = f"{motion['rotation_deg']:.2f}°, {motion['translation_mm']:.2f} mm"
+        cards.append(("moved from the start", moved, "rotation, translation of the CT's centre"))
+    rows = facts.uncertainty(result)
+    if result.get("covariance") is not None and rows:
+        told = f"1 σ of depth; in the image plane {rows[3][2]} and {rows[4][2]}"
+        cards.append(("uncertainty", rows[5][2], told))
+    if result.get("loss") is not None:
+        stages = result.get("stages") or [{}]
+        cards.append(("loss", f"{result['loss']:.4f}", str(stages[-1].get("similarity", ""))))
+    if result.get("seconds") is not None:
+        ended = str(result.get("stop_reason", ""))
+        cards.append(("time", f"{result['seconds']:.1f} s", ended))
+    shown = "".join(
+        f'<div class="card">{name}<b>{html.escape(value)}</b><small>{told}</small></div>'
+        for name, value, told in cards
+    )
+    return f'<div class="cards">{shown}</div>'
+
+
+# ---- pictures
+
+
+def _images(
+    volume: Volume, camera: Camera, xray: Tensor, poses: Sequence[Tensor], method: str
+) -> str:
+    screen = Screen.of(camera, xray, most=800)
+    target = screen.picture
+    shot = _Shots(volume, screen, poses[-1])
+    drrs = [screen.rendered(volume, pose, method) for pose in poses]
+    matched = [screen.matched(drr) for drr in drrs]
+    figures = []
+    for name, drr in zip(("start", "result")[-len(poses) :], drrs, strict=True):
+        picture = overlay_edges(target, screen.edges(drr))
+        figures.append(shot.figure(picture, f"At the {name}: edges of the rendered CT, in green"))
+    figures.append(shot.figure(target, "X-ray"))
+    figures.append(shot.figure(matched[-1], "Rendered CT at the result, on the X-ray's grey scale"))
+    board = checkerboard(target, matched[-1])
+    figures.append(shot.figure(board, "Checkerboard of X-ray and rendered CT at the result"))
+    for name, drr in zip(("start", "result")[-len(poses) :], matched, strict=True):
+        words = f"At the {name}: X-ray minus rendered CT, grey where equal"
+        figures.append(shot.figure(difference(target, drr), words))
+    figures.append(shot.comparison(target, matched[-1]))
+    rows, cols = camera.size
+    pitch = [float(p) for p in camera.pixel_spacing]
+    sizes = f"{rows} × {cols} pixels of {pitch[0]:.4g} × {pitch[1]:.4g} mm at the detector"
+    return (
+        f'<div class="grid">{"".join(figures)}</div><p class="quiet">{sizes}. The bars have their '
+        "length at the depth of the CT's centre. Letters: the patient's right (R), left (L), head "
+        "(H), feet (F), front (A), back (P).</p>"
+    )
+
+
+class _Shots:
+    """Pictures of one X-ray's size as figures, with the patient's directions and a scale bar."""
+
+    def __init__(self, volume: Volume, screen: Screen, pose: Tensor) -> None:
+        rows, cols = screen.line.shape
+        row_mm, col_mm = (float(p) for p in screen.camera.pixel_spacing)
+        width = cols * col_mm
+        self.shape = f"aspect-ratio: {width:.2f} / {rows * row_mm:.2f}"
+        center = volume_center(volume).cpu()
+        depth = float(pose[2, :3] @ center + pose[2, 3])
+        if screen.camera.beam != "parallel":
+            width *= depth / float(screen.camera.sdd)
+        bar = next((mm for mm in SCALE_BARS_MM if mm <= 0.3 * width), 1.0)
+        words = zip("ltrb", orientation(pose), strict=True)
+        self.marks = "".join(f'<b class="{side}">{letter}</b>' for side, letter in words)
+        self.marks += f'<i style="width: {100 * bar / width:.1f}%">{bar:g} mm</i>'
+
+    def figure(self, picture: Tensor, words: str) -> str:
+        said = html.escape(words)
+        image = f'<img alt="{said}" src="{data_uri(picture)}">'
+        return f"<figure>{self._framed(image)}<figcaption>{said}</figcaption></figure>"
+
+    def comparison(self, back: Tensor, front: Tensor) -> str:
+        images = (
+            f'<img alt="X-ray" src="{data_uri(back)}">'
+            f'<img class="front" alt="Rendered CT at the result" src="{data_uri(front)}">'
         )
+        return (
+            f'<figure class="screen">{self._framed(images)}<figcaption><label class="compare">X-ray'
+            '<input type="range" min="0" max="1" step="0.01" value="0.5" '
+            'aria-label="From the X-ray to the rendered CT"> rendered CT</label></figcaption>'
+            "</figure>"
+        )
+
+    def _framed(self, images: str) -> str:
+        return f'<div class="shot" style="{self.shape}">{images}{self.marks}</div>'
+
+
+def _geometry(volume: Volume, camera: Camera, xray: Tensor, poses: Sequence[Tensor]) -> str:
+    drawing = scene_svg(
+        volume,
+        camera,
+        poses,
+        points=bone_like_points(volume, DOTS),
+        xray=to_display(xray),
+    ).replace("<svg ", '<svg tabindex="0" ', 1)
+    before = " The C-arm at the start is orange." if len(poses) > 1 else ""
+    return (
+        f"<figure>{drawing}<figcaption>Source, rays and detector with the X-ray (blue), the CT's "
+        f'box and what attenuates most in it.{before}<span class="screen"> Drag to turn.</span>'
+        "</figcaption></figure>"
+    )
+
+
+# ---- numbers
+
+
+def _pose(volume: Volume, camera: Camera, found: Tensor, result: dict[str, Any]) -> str:
+    parts = [table(facts.pose_words(volume, camera, found).items())]
+    rows = facts.uncertainty(result)
+    if rows:
+        head = ("Camera axes, about the CT's centre", "moved from the start", "1 σ")
+        parts.append("<h3>Way and uncertainty</h3>" + table(rows, head))
+        parts.append(f"<p><small>{html.escape(_uncertain_words(result))}</small></p>")
+    numbers = "\n".join("  ".join(f"{v:14.8f}" for v in row) for row in found.tolist())
+    parts.append(
+        "<h3>Matrix</h3><p><small>world_to_camera: patient LPS mm to camera mm (x right, y down, z "
+        f"from the source to the detector)</small></p><pre>{numbers}</pre>"
+    )
     covariance = result.get("covariance")
-    if covariance:
-        sigma = torch.tensor(covariance, dtype=torch.float64).diagonal().clamp_min(0).sqrt()
-        turns = ", ".join(f"{math.degrees(v):.3f}" for v in sigma[:3].tolist())
-        shifts = ", ".join(f"{v:.3f}" for v in sigma[3:].tolist())
-        rows["Standard deviation, rotation x, y, z"] = f"{turns} degrees"
-        rows["Standard deviation, right, down, depth"] = f"{shifts} mm"
-    return rows
+    if covariance is not None:
+        lines = "\n".join("  ".join(f"{v:11.3e}" for v in row) for row in covariance)
+        parts.append(
+            f"<details><summary>Covariance, rad and mm</summary><pre>{lines}</pre></details>"
+        )
+    return "".join(parts)
 
 
-def _stages(stages: Any) -> str:
-    if not stages:
+def _uncertain_words(result: dict[str, Any]) -> str:
+    if result.get("covariance") is None:
+        return "No standard deviations: the last stage's optimiser or similarity has no curvature."
+    return (
+        "From the curvature and the residuals of the last stage. They know noise and what parts of "
+        "the image get wrong on their own, not what all of it gets wrong together, such as a wrong "
+        "source-to-detector distance."
+    )
+
+
+def _landscape(landscape: PoseLandscape | None) -> str:
+    if landscape is None:
         return ""
-    keys = ("similarity", "optimiser", "downsample", "steps", "seconds", "stop_reason")
-    keys = tuple(key for key in keys if any(key in stage for stage in stages))
-    head = "".join(f"<th>{key.replace('_', ' ')}</th>" for key in keys)
-    rows = ""
-    for stage in stages:
-        cells = (stage.get(key, "") for key in keys)
-        texts = (f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells)
-        rows += "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in texts) + "</tr>"
-    curves = "".join(
-        f"<figure>{_curve(stage['best_loss'])}<figcaption>Stage {number}: "
-        f"{html.escape(str(stage.get('similarity', '')))}</figcaption></figure>"
-        for number, stage in enumerate(stages, 1)
-        if sum(loss is not None for loss in stage.get("best_loss") or ()) > 1
+    from drrkit.report.landscapes import landscape_charts
+
+    scale = [180 / math.pi] * 3 + [1.0] * 3
+    low = [value * k for value, k in zip(landscape.lowest.tolist(), scale, strict=True)]
+    words = (
+        f"{landscape.name} on pixels of {landscape.pixel_mm:.2g} mm at the patient, one axis or "
+        "two at a time moved from the pose that was found (0). Lowest along each axis at "
+        + ", ".join(f"{value:.2g}{'°' if axis < 3 else ' mm'}" for axis, value in enumerate(low))
+        + "."
     )
-    return f"<h2>Stages</h2><table><tr>{head}</tr>{rows}</table>{curves}"
-
-
-def _curve(losses: Sequence[float]) -> str:
-    """The lowest loss so far over the steps, as an SVG drawing with its ends in numbers."""
-    known = [(step, loss) for step, loss in enumerate(losses) if loss is not None]
-    low, high = min(loss for _, loss in known), max(loss for _, loss in known)
-    across, tall = 220 / max(1, len(losses) - 1), 90 / ((high - low) or 1.0)
-    points = " ".join(f"{30 + s * across:.1f},{105 - (v - low) * tall:.1f}" for s, v in known)
+    charts = "".join(landscape_charts(landscape))
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 270 125" width="270" role="img" '
-        f'aria-label="loss"><polyline points="{points}" fill="none" stroke="#2a7ae2" '
-        f'stroke-width="1.5"/><text x="30" y="11" font-size="10">{high:.4g}</text>'
-        f'<text x="30" y="120" font-size="10">{low:.4g} after {len(losses)} steps</text></svg>'
+        f'<h2>The loss about the pose</h2><p class="quiet">{html.escape(words)}</p>'
+        f'<div class="charts">{charts}</div>'
     )
 
 
-def _table(rows: dict[str, str]) -> str:
-    cells = (
-        f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
-        for name, value in rows.items()
+def _provenance(result: dict[str, Any], source: str | None) -> str:
+    parts = []
+    held = facts.files(result)
+    if held:
+        rows = table(held, ("", "file", "size", "SHA-256"))
+        parts.append(f'<h3>Files</h3><div class="hashes">{rows}</div>')
+    told = facts.options(result)
+    if told:
+        parts.append("<h3>Options</h3>" + table(told.items()))
+    known = facts.versions(result)
+    if known:
+        parts.append(
+            f"<h3>Versions</h3><p>{html.escape(', '.join(map(' '.join, known.items())))}</p>"
+        )
+    command = facts.repeat_command(result, source)
+    if command is not None:
+        parts.append(f"<h3>To repeat it</h3><pre>{html.escape(command)}</pre>")
+    text = json.dumps(result, indent=1, default=str)
+    held_result = base64.b64encode(text.encode()).decode()
+    name = html.escape(Path(source or "result.json").name, quote=True)
+    parts.append(
+        f'<p class="screen"><a download="{name}" '
+        f'href="data:application/json;base64,{held_result}">The result as a file</a>, which '
+        "drrkit render, convert and report take.</p>"
     )
-    return f"<table>{''.join(cells)}</table>"
-
-
-def _flat(content: Any) -> dict[str, str]:
-    if not isinstance(content, dict):
-        return {}
-    return {name: str(value) for name, value in content.items() if value is not None}
-
-
-def _figure(picture: Tensor, caption: str) -> str:
-    return f"<figure>{_image(picture)}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
-def _fader(pictures: dict[str, Tensor]) -> str:
-    back, front = pictures["X-ray"], pictures["Rendered CT at the result"]
-    return (
-        f'<figure><div class="stack">{_image(back)}{_image(front, "front")}</div><figcaption>'
-        '<label>X-ray <input id="fade" type="range" min="0" max="1" step="0.01" value="0.5"> '
-        "rendered CT</label></figcaption></figure><style>#front { opacity: .5 }</style>"
-    )
-
-
-def _image(picture: Tensor, name: str = "") -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "picture.png"
-        save_image(picture, file)
-        data = base64.b64encode(file.read_bytes()).decode()
-    identity = f' id="{name}"' if name else ""
-    return f'<img{identity} alt="" src="data:image/png;base64,{data}">'
-
-
-def _matrix(pose: Tensor) -> str:
-    return "\n".join("  ".join(f"{value:13.8f}" for value in row) for row in pose.tolist())
+    return "".join(parts)

@@ -6,7 +6,9 @@ name. Pictures are uint8, [rows, cols] grey or [rows, cols, 3] RGB.
 
 from __future__ import annotations
 
+import base64
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,14 @@ def save_image(
             np.save(staged, pixels)
         else:
             _write_itk(pixels, staged, target, pixel_spacing)
+
+
+def data_uri(picture: Tensor) -> str:
+    """A picture, uint8 [rows, cols] or [rows, cols, 3], as the address of a PNG within a page."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "picture.png"
+        save_image(picture, file)
+        return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def _check_same_shape(first: Tensor, second: Tensor) -> None:

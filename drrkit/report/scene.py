@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from drrkit.geometry import Camera, volume_center
+from drrkit.geometry import Camera
+from drrkit.report.pictures import data_uri
 from drrkit.volume import Volume
 
-__all__ = ["describe_geometry", "orientation", "scene_svg"]
+__all__ = ["orientation", "scene_svg"]
 
-WIDTH, HEIGHT, MARGIN = 560, 420, 36
+WIDTH, HEIGHT, MARGIN = 560, 400, 24
+ENLARGED = 1.25
+"""No scene is as wide from all sides as from its widest; turned there, corners are cut off."""
 
-
-def describe_geometry(volume: Volume, camera: Camera, world_to_camera: Tensor) -> str:
-    """One sentence on where source and detector stand and what of the volume is in the picture."""
-    pose = world_to_camera.detach().double().cpu().reshape(4, 4)
-    center = volume_center(volume).cpu()
-    x, y, depth = (pose[:3, :3] @ center + pose[:3, 3]).tolist()
-    sdd = float(torch.as_tensor(camera.sdd).flatten()[0])
-    right, down, beam = pose[:3, :3]
-    off = math.degrees(math.atan2(math.hypot(x, y), depth))
-    row, col = camera.pixel_spacing
-    size = f"{camera.size[0] * float(row):.0f} x {camera.size[1] * float(col):.0f} mm"
-    return (
-        f"The source is {_towards(-beam)} of the patient, {depth:.0f} mm from the volume's centre, "
-        f"the detector ({size}) {sdd:.0f} mm from the source: magnification {sdd / depth:.2f}. "
-        f"Right in the image is the patient's {_towards(right)}, down is {_towards(down)}. "
-        f"The volume's centre lies {off:.1f} degrees off the central ray."
-    )
+TURN, TILT = 0.61, 0.35  # rad: seen from the patient's front left and a little above
+SCENE_STYLE = """
+.scene line { stroke-linecap: round; fill: none }
+.scene line.box { stroke: #7b8a99; stroke-width: 1 }
+.scene line.now { stroke: #2a7ae2; stroke-width: 2 }
+.scene line.before { stroke: #e28a2a; stroke-width: 1.3 }
+.scene line.ray { stroke-width: .6 }
+.scene line.beam { stroke-width: 1.3; stroke-dasharray: 6 4 }
+.scene .bone { stroke: #9b8f74; stroke-width: 1.6; stroke-linecap: round; opacity: .55 }
+.scene text { font: 13px system-ui, sans-serif; text-anchor: middle; dominant-baseline: middle;
+  stroke: none; fill: #2a7ae2 }
+.scene text.side { fill: #7b8a99; font-weight: 600 }
+"""
 
 
 def orientation(world_to_camera: Tensor) -> tuple[str, str, str, str]:
@@ -41,36 +41,122 @@ def orientation(world_to_camera: Tensor) -> tuple[str, str, str, str]:
     return letters[0], letters[1], letters[2], letters[3]
 
 
-def scene_svg(volume: Volume, camera: Camera, poses: list[Tensor]) -> str:
+def scene_svg(
+    volume: Volume,
+    camera: Camera,
+    poses: Sequence[Tensor],
+    *,
+    points: Tensor | None = None,
+    xray: Tensor | None = None,
+) -> str:
     """The scene as an SVG drawing, oblique from above: the volume's box, and each pose's C-arm.
 
-    poses: world_to_camera [4, 4]; drawn in the order of COLORS, the last one strongest
+    Every element has its 3D points, whole mm about the drawing's middle, in `data-p`, so that a
+    script may turn the scene.
+
+    Args:
+        volume: whose box is drawn.
+        camera: whose rays and detector are drawn.
+        poses: world_to_camera [4, 4]; the last one is drawn strongest, in blue, others in orange.
+        points: [P, 3] world mm, drawn as dots: on bone, for example.
+        xray: [rows, cols] or [rows, cols, 3] uint8, shown on the last pose's detector.
     """
-    segments: list[tuple[Tensor, Tensor, str, float]] = []
     corners = _box(volume)
+    arms = [_carm(camera, pose) for pose in poses]
+    ends = torch.cat([corners, *(torch.cat((source[None], plane)) for source, plane in arms)])
+    drawing = _Drawing((ends.amin(0) + ends.amax(0)) / 2, ends)
+    if xray is not None:
+        plane = arms[-1][1]
+        drawing.image(plane[[0, 1, 3]], data_uri(xray))
+    if points is not None:
+        drawing.dots(points.double().cpu(), "bone")
     for i, j in _BOX_EDGES:
-        segments.append((corners[i], corners[j], "#667788", 1.2))
-    for number, pose in enumerate(poses):
-        color, width = ("#2a7ae2", 2.0) if number == len(poses) - 1 else ("#e28a2a", 1.2)
-        source, plane = _carm(camera, pose)
+        drawing.line(corners[i], corners[j], "box")
+    for number, (source, plane) in enumerate(arms):
+        look = "now" if number == len(arms) - 1 else "before"
         for k in range(4):
-            segments.append((plane[k], plane[(k + 1) % 4], color, width))
-            segments.append((source, plane[k], color, 0.5))
-        segments.append((source, plane.mean(0), color, width))
-    points = torch.stack([p for start, end, _, _ in segments for p in (start, end)]) @ _OBLIQUE.mT
-    low, high = points.amin(0), points.amax(0)
-    scale = min((WIDTH - 2 * MARGIN), (HEIGHT - 2 * MARGIN)) / float((high - low).max())
-    lines = []
-    for k, (_, _, color, width) in enumerate(segments):
-        (x1, y1), (x2, y2) = ((points[2 * k + e] - low) * scale for e in (0, 1))
-        lines.append(
-            f'<line x1="{x1 + MARGIN:.1f}" y1="{y1 + MARGIN:.1f}" x2="{x2 + MARGIN:.1f}" '
-            f'y2="{y2 + MARGIN:.1f}" stroke="{color}" stroke-width="{width}"/>'
+            drawing.line(plane[k], plane[(k + 1) % 4], look)
+            drawing.line(source, plane[k], f"{look} ray")
+        drawing.line(source, plane.mean(0), f"{look} beam")
+    source, plane = arms[-1]
+    drawing.text(source, "source", "now")
+    drawing.text(plane.mean(0) + 0.58 * (plane[2] - plane[1]), "detector", "now")
+    middle, reach = corners.mean(0), 0.58 * (corners.amax(0) - corners.amin(0))
+    for axis, letters in enumerate((("R", "L"), ("A", "P"), ("F", "H"))):
+        for letter, sign in zip(letters, (-1.0, 1.0), strict=True):
+            place = middle.clone()
+            place[axis] += sign * reach[axis]
+            drawing.text(place, letter, "side")
+    return drawing.svg()
+
+
+class _Drawing:
+    """SVG elements whose 3D points are projected along the oblique direction.
+
+    Args:
+        middle: [3] world mm, in the middle of the page.
+        ends: [N, 3] world mm that stay on the page when the scene turns about the patient's axis.
+    """
+
+    def __init__(self, middle: Tensor, ends: Tensor) -> None:
+        self.middle = middle
+        x, y, z = (ends - middle).unbind(-1)
+        around = torch.hypot(x, y)
+        upright = z.abs() * math.cos(TILT) + around * math.sin(TILT)
+        self.scale = min(
+            (WIDTH / 2 - MARGIN) / float(around.max()), (HEIGHT / 2 - MARGIN) / float(upright.max())
         )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="C-arm and volume">{"".join(lines)}</svg>'
-    )
+        self.scale *= ENLARGED
+        flat = (ends - middle) @ _OBLIQUE.mT * self.scale
+        half = torch.tensor((WIDTH / 2, HEIGHT / 2), dtype=torch.float64)
+        self.center = (half - (flat.amin(0) + flat.amax(0)) / 2).round().tolist()
+        self.parts: list[str] = []
+
+    def line(self, start: Tensor, end: Tensor, look: str) -> None:
+        points = torch.stack((start, end))
+        (x1, y1), (x2, y2) = self._page(points)
+        self.parts.append(
+            f'<line class="{look}" {self._told(points)} x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
+        )
+
+    def dots(self, points: Tensor, look: str) -> None:
+        path = "".join(f"M{x} {y}h0" for x, y in self._page(points))
+        self.parts.append(f'<path class="{look}" {self._told(points)} d="{path}"/>')
+
+    def text(self, place: Tensor, words: str, look: str) -> None:
+        ((x, y),) = self._page(place[None])
+        told = self._told(place[None])
+        self.parts.append(f'<text class="{look}" {told} x="{x}" y="{y}">{words}</text>')
+
+    def image(self, corners: Tensor, uri: str) -> None:
+        """A picture whose first row begins at the first of the corners [3, 3] and ends at the
+        second, and whose first column ends at the third."""
+        (x, y), (right, down), (low, lowest) = self._page(corners)
+        matrix = (right - x, down - y, low - x, lowest - y, x, y)
+        told = " ".join(f"{number:.1f}" for number in matrix)
+        self.parts.append(
+            f'<image {self._told(corners)} href="{uri}" width="1" height="1" opacity="0.85" '
+            f'preserveAspectRatio="none" transform="matrix({told})"/>'
+        )
+
+    def svg(self) -> str:
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+            f'class="scene" data-scale="{self.scale:.5f}" data-turn="{TURN}" data-tilt="{TILT}" '
+            'aria-label="C-arm and volume">'
+            f"<style>{SCENE_STYLE}</style>{''.join(self.parts)}</svg>"
+        )
+
+    def _page(self, points: Tensor) -> list[tuple[float, float]]:
+        """Where points [N, 3] lie on the page."""
+        flat = (points - self.middle) @ _OBLIQUE.mT * self.scale
+        return [
+            (round(x + self.center[0], 1), round(y + self.center[1], 1)) for x, y in flat.tolist()
+        ]
+
+    def _told(self, points: Tensor) -> str:
+        numbers = (points - self.middle).round().long().flatten().tolist()
+        return f'data-p="{" ".join(map(str, numbers))}"'
 
 
 _LETTERS = {
@@ -85,9 +171,8 @@ _LETTERS = {
 
 def _oblique() -> Tensor:
     """From LPS to the page, [2, 3]: seen from the patient's front left and a little above."""
-    turn, tilt = math.radians(35.0), math.radians(20.0)
-    right = (math.cos(turn), -math.sin(turn), 0.0)
-    down = (-math.sin(turn) * math.sin(tilt), -math.cos(turn) * math.sin(tilt), -math.cos(tilt))
+    right = (math.cos(TURN), -math.sin(TURN), 0.0)
+    down = (-math.sin(TURN) * math.sin(TILT), -math.cos(TURN) * math.sin(TILT), -math.cos(TILT))
     return torch.tensor((right, down), dtype=torch.float64)
 
 

@@ -75,6 +75,7 @@ def train(
     accumulate: int = 1,
     precision: str = "float32",
     config: dict[str, Any] | None = None,
+    about: dict[str, Any] | None = None,
     watch: str | None = None,
     mode: str = "min",
     max_skips: int = 20,
@@ -104,6 +105,7 @@ def train(
             drrkit's projector stays in float32. float16 scales the loss; what a task
             differentiates inside its own losses is not scaled, and wants "bfloat16".
         config: plain values that the checkpoints carry and a resumed run has to agree with.
+        about: more plain values for config.json, which a resumed run need not agree with.
         watch: which number of `validate` says what is best; default "loss", or the only one.
         mode: "min" or "max", what is better.
         max_skips: so many steps in a row may have a gradient that is not finite; they are left out.
@@ -134,7 +136,7 @@ def train(
     stepper = Stepper(task, processes, accumulate, precision, clip_norm, max_skips)
     run = Run(stepper, Path(folder), settings, _plain(config or {}), watch, mode)
     with reserved(Path(folder)) if processes.writes else nullcontext():
-        run.resume(steps)
+        run.resume(steps, _plain(about or {}))
         return run.until(steps, validate_every, save_every, log_every, progress)
 
 
@@ -159,7 +161,7 @@ class Run:
         self.metrics: dict[str, float] = {}
         self.best: dict[str, float] = {}
 
-    def resume(self, steps: int) -> None:
+    def resume(self, steps: int, about: dict[str, Any]) -> None:
         """Takes up the folder's last checkpoint, if there is one, and writes down what is run."""
         found = None
         if self.processes.writes:
@@ -172,7 +174,8 @@ class Run:
             self.metrics, self.best = found.metrics, found.best
             self.stepper.restore(found)
         if self.processes.writes:
-            content = {"steps": steps, "settings": self.settings, "config": self.config}
+            own = {"steps": steps, "settings": self.settings, "config": self.config}
+            content = {**about, **own}
             text = json.dumps(content, indent=2) + "\n"
             write_whole(self.folder / "config.json", lambda stream: stream.write(text.encode()))
 

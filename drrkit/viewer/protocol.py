@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from drrkit.registration import SIMILARITIES
+from drrkit.report.scene import orientation
 from drrkit.viewer.session import FARTHEST_MM, STRATEGIES, Look, Session
 from drrkit.viewer.slices import PLANES, Picture
 
@@ -81,7 +82,7 @@ def hello(session: Session, title: str) -> str:
 def state(session: Session, look: Look) -> str:
     """All numbers of a look; the DRR follows as a frame of the same version."""
     degrees = [math.degrees(angle) for angle in look.xi[:3]]
-    content = {
+    content: dict[str, Any] = {
         "type": "state",
         "version": look.version,
         "pose_version": look.pose_version,
@@ -97,6 +98,8 @@ def state(session: Session, look: Look) -> str:
     }
     if look.fine:
         content |= {"geometry": look.geometry, "drawing": look.drawing}
+        pose = torch.tensor(look.world_to_camera, dtype=torch.float64)
+        content["letters"] = orientation(pose)
     return json.dumps(content, allow_nan=False)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drrkit.files import existing_file, whole_file
+from drrkit.files import PathLike, existing_file, whole_file
 from drrkit.volume import dicom, nifti
 from drrkit.volume.data import AIR, Unit, Volume
 from drrkit.volume.itk import (
@@ -28,8 +28,6 @@ WRITE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
 SAME_PLACE = 0.01
 """Voxels by which two grids' corners may differ and still count as one grid."""
-
-PathLike = str | os.PathLike[str]
 
 
 def read_volume(

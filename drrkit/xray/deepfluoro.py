@@ -7,7 +7,6 @@ hdf5_layouts/Readme.md of github.com/rg2/DeepFluoroLabeling-IPCAI2020.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from drrkit.conversions import CameraView, from_deepfluoro
-from drrkit.files import existing_file
+from drrkit.files import PathLike, existing_file
 from drrkit.geometry import Camera
 from drrkit.volume import Volume
 from drrkit.xray.dicom import flipped_camera
@@ -33,8 +32,6 @@ __all__ = [
     "read_deepfluoro_specimen",
     "read_deepfluoro_xray",
 ]
-
-PathLike = str | os.PathLike[str]
 
 DEEPFLUORO_BONES = ("pelvis", "left-femur", "right-femur")
 """What has a pose of its own in every projection."""

@@ -10,13 +10,16 @@ import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera, CArm
+from drrkit.xray.dicom_elements import Elements
 
 MODALITIES = ("XA", "RF", "DX", "CR", "RG", "PX", "IO")
+
+SHARED, PER_FRAME = "5200|9229", "5200|9230"
+"""Functional groups of enhanced objects."""
 
 _LETTERS = {
     "L": (1.0, 0.0, 0.0),
@@ -30,21 +33,34 @@ _LETTERS = {
 
 
 class Header:
-    """Fields of a DICOM file by their "gggg|eeee", as text or numbers; None where absent."""
+    """Fields of a DICOM file by their "gggg|eeee", as text or numbers; None where absent.
 
-    def __init__(self, source: Path, image: Any) -> None:
-        self.source, self.image = source, image
+    What an enhanced object (Enhanced XA, XRF) says in its functional groups counts, too: of all
+    frames, or else of the first.
+    """
+
+    def __init__(self, source: Path, image: Any, elements: Elements) -> None:
+        self.source, self.image, self.elements = source, image, elements
 
     def text(self, key: str) -> str | None:
-        if not self.image.HasMetaDataKey(key):
-            return None
-        return self.image.GetMetaData(key).strip().strip("\0").strip() or None
+        if self.image.HasMetaDataKey(key):
+            return self.image.GetMetaData(key).strip().strip("\0").strip() or None
+        groups = [*self.elements.within(SHARED)[:1], *self.elements.within(PER_FRAME)[:1]]
+        return next((text for group in groups if (text := _inside(group, key))), None)
 
     def numbers(self, key: str, count: int | None = None) -> list[float] | None:
         """Raises ValueError when there are other than `count` finite numbers."""
         text = self.text(key)
-        if text is None:
+        return None if text is None else self._parsed(key, text, count)
+
+    def per_frame(self, key: str) -> list[float] | None:
+        """The number that the functional groups of each frame say; None where one says nothing."""
+        texts = [_inside(group, key) for group in self.elements.within(PER_FRAME)]
+        if not texts or None in texts:
             return None
+        return [self._parsed(key, text, 1)[0] for text in texts if text is not None]
+
+    def _parsed(self, key: str, text: str, count: int | None) -> list[float]:
         try:
             values = [float(word) for word in text.split("\\")]
         except ValueError:
@@ -83,6 +99,15 @@ class Description(NamedTuple):
     warnings: tuple[str, ...]
 
 
+def _inside(group: Any, key: str) -> str | None:
+    """The first text of a field in nested sequences."""
+    found = group.get(key)
+    if isinstance(found, str):
+        return found or None
+    items = [item for value in group.values() if isinstance(value, list) for item in value]
+    return next((text for item in items if (text := _inside(item, key))), None)
+
+
 def is_dicom(path: Path) -> bool:
     """Whether the file has the preamble of DICOM's file format."""
     with path.open("rb") as file:
@@ -101,16 +126,19 @@ def describe(header: Header, size: tuple[int, int], frames: int) -> Description:
             f"{modality}; a CT is read by read_volume"
         )
     warnings: list[str] = []
-    sdd, sod = header.positive("0018|1110"), None
-    if modality in ("XA", "RF"):
-        sod = header.positive("0018|1111")
+    sdd = header.positive("0018|1110")
+    sod = _sod(header, sdd, warnings) if modality in ("XA", "RF") else None
     spacing = _pixel_spacing(header, warnings)
     principal_point = _principal_point(header, size, spacing, warnings)
     camera = None
     if sdd is not None and spacing is not None:
         camera = CArm(sdd, size, spacing, principal_point)
     elif sdd is None:
-        warnings.append("the source-to-detector distance (0018,1110) is not in the file")
+        warnings.append(
+            "the source-to-detector distance (0018,1110) is not in the file: sdd says it"
+        )
+    if "0028|3000" in header.elements.values:
+        warnings.append("the Modality LUT (0028,3000) is not applied: pixels are the stored ones")
     primary = _angles(header, "0018|1510", "0018|1520", frames)
     secondary = _angles(header, "0018|1511", "0018|1521", frames)
     flip = _flip(header, primary, secondary, warnings)
@@ -127,16 +155,6 @@ def describe(header: Header, size: tuple[int, int], frames: int) -> Description:
     )
 
 
-def as_stored(header: Header, pixels: np.ndarray) -> np.ndarray:
-    """The rescaled pixels that the file holds: ITK reads MONOCHROME1 negated, to show it."""
-    if header.text("0028|0004") != "MONOCHROME1":
-        return pixels
-    slope = (header.numbers("0028|1053", 1) or [1.0])[0]
-    intercept = (header.numbers("0028|1052", 1) or [0.0])[0]
-    bits = (header.numbers("0028|0101", 1) or [16.0])[0]
-    return slope * (2.0**bits - 1.0) + 2.0 * intercept - pixels.astype(np.float64)
-
-
 def flipped_camera(camera: Camera, flip: tuple[int, ...]) -> Camera:
     """The camera of the image flipped along -1 (columns) or -2 (rows)."""
     matrix = camera.K.clone()
@@ -146,14 +164,37 @@ def flipped_camera(camera: Camera, flip: tuple[int, ...]) -> Camera:
     return Camera(matrix, camera.size, camera.sdd, camera.beam)
 
 
+def _sod(header: Header, sdd: float | None, warnings: list[str]) -> float | None:
+    """Source to isocentre; a radiograph's (0018,1111) would be that to the table."""
+    sod = header.positive("0018|1111") or header.positive("0018|9402")
+    magnification = header.positive("0018|1114")
+    if sod is None and sdd is not None and magnification is not None and magnification > 1.0:
+        warnings.append(
+            "source-to-isocentre distance from (0018,1110) over the magnification (0018,1114): "
+            "(0018,1111) is not in the file"
+        )
+        return sdd / magnification
+    return sod
+
+
 def _pixel_spacing(header: Header, warnings: list[str]) -> tuple[float, float] | None:
     """(row, col) mm at the detector."""
     spacing = header.numbers("0018|1164", 2)
     if spacing is not None and min(spacing) > 0:
         return spacing[0], spacing[1]
+    element, binning = header.numbers("0018|7022", 2), header.numbers("0018|701a", 2)
+    if element is not None and binning is not None and min(*element, *binning) > 0:
+        warnings.append(
+            "pixel spacing from the detector's elements (0018,7022) and their binning (0018,701A): "
+            "Imager Pixel Spacing (0018,1164) is not in the file"
+        )
+        return element[0] * binning[0], element[1] * binning[1]
     spacing = header.numbers("0028|0030", 2)
     if spacing is None or min(spacing) <= 0:
-        warnings.append("the pixel spacing at the detector (0018,1164) is not in the file")
+        warnings.append(
+            "the pixel spacing at the detector (0018,1164) is not in the file: pixel_spacing "
+            "says it"
+        )
         return None
     # Pixel Spacing may be calibrated to the patient: then the magnification takes it back.
     magnification = header.positive("0018|1114") or 1.0
@@ -211,6 +252,9 @@ def _principal_point(
 
 def _angles(header: Header, first: str, increments: str, frames: int) -> Tensor | None:
     """An angle a frame, [F] degrees; runs hold the first one and each frame's difference to it."""
+    own = header.per_frame(first)
+    if own is not None and len(own) == frames:
+        return torch.tensor(own, dtype=torch.float64)
     start = header.numbers(first, 1)
     if start is None:
         return None

@@ -54,6 +54,7 @@ def preprocess_xray(
     *,
     kind: str = "auto",
     i0: float | None = None,
+    mask: Tensor | None = None,
     flat_field: Tensor | None = None,
     vignette: bool = True,
     shutter_level: float | str | None = "auto",
@@ -72,6 +73,8 @@ def preprocess_xray(
             A file that says what it holds is to be preferred: DICOM's Pixel Intensity
             Relationship and its sign.
         i0: unattenuated intensity; default the median of the brightest hundredth in the open field.
+        mask: what is known to be open, of the pixels' size, 0 elsewhere: a file's `Xray.mask`. What
+            stands behind it, be it black, white or padding, counts for nothing.
         flat_field: image of the open beam of the pixels' size, divided out before anything else.
         vignette: without a flat field, divide an intensity by an even polynomial of the radius
             fitted to the air around the patient; where less than 3 % of the field is air, or air
@@ -90,16 +93,23 @@ def preprocess_xray(
 
     Raises:
         TypeError, ValueError: pixels that are not one finite image of the camera's size or all
-            equal, an unknown kind, negative intensities, a level, border or percentiles out of
-            range.
+            equal, a mask of another size or all zero, an unknown kind, negative intensities, a
+            level, border or percentiles out of range.
     """
     image = _checked_pixels(pixels, camera)
     _check_options(kind, shutter_level, border, percentiles)
+    known = None if mask is None else _checked_mask(mask, image)
     if flat_field is not None:
         image = _divided(image, flat_field)
     if kind == "auto":
-        kind = "line" if bone_is_bright(image) else "intensity"
+        kind = "line" if bone_is_bright(image, known) else "intensity"
+    if known is not None:  # as dark as a shutter
+        low, high = torch.aminmax(image[known])
+        image = torch.where(known, image, high if kind == "line" else low)
     mask = _open_field(image, kind, shutter_level, border)
+    mask = mask if known is None else mask & known
+    if not bool(mask.any()):
+        raise ValueError("mask: nothing of the open field is left")
     found_i0 = None
     if kind == "intensity":
         if vignette and flat_field is None:
@@ -116,7 +126,7 @@ def preprocess_xray(
     return PreprocessedXray(image, mask, camera, kind, found_i0)
 
 
-def bone_is_bright(pixels: Tensor) -> bool:
+def bone_is_bright(pixels: Tensor, mask: Tensor | None = None) -> bool:
     """Whether an image is bright where the patient attenuates, judged by itself.
 
     A patient is thicker in the middle of the picture than at its edge: the mean rank of the inner
@@ -126,18 +136,20 @@ def bone_is_bright(pixels: Tensor) -> bool:
 
     Args:
         pixels: [rows, cols] or [1, 1, rows, cols].
+        mask: of the same size, 0 where pixels say nothing.
 
     Raises:
         ValueError: an image of one value.
     """
     image = pixels.reshape(1, 1, *pixels.shape[-2:]).to(torch.float64)
-    low, high = torch.aminmax(image)
+    known = torch.ones_like(image, dtype=torch.bool) if mask is None else mask.reshape_as(image) > 0
+    low, high = torch.aminmax(image[known])
     if low == high:
         raise ValueError(f"pixels: expected an X-ray, got an image whose pixels are {float(low):g}")
     margin = 0.003 * (high - low)
-    alive = opened((image > low + margin) & (image < high - margin))
+    alive = opened(known & (image > low + margin) & (image < high - margin))
     if not bool(alive.any()):
-        alive = torch.ones_like(alive)
+        alive = known
     depth = convex_depth(alive)
     ranks = image.flatten().argsort().argsort().reshape(image.shape).double()
     deepest = depth.max()
@@ -310,6 +322,23 @@ def _checked_pixels(pixels: Tensor, camera: Camera) -> Tensor:
     if low == high:
         raise ValueError(f"pixels: expected an X-ray, got an image whose pixels are all {low:g}")
     return image
+
+
+def _checked_mask(mask: Tensor, image: Tensor) -> Tensor:
+    """[1, 1, rows, cols] bool."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask: expected a tensor, got {type(mask).__name__}")
+    if mask.shape[-2:] != image.shape[-2:] or mask.numel() != image.numel():
+        raise ValueError(
+            f"mask: expected the pixels' size {tuple(image.shape[-2:])}, got {tuple(mask.shape)}"
+        )
+    known = mask.to(image.device).reshape_as(image) > 0
+    if not bool(known.any()):
+        raise ValueError("mask: expected some pixels above 0, got none")
+    low, high = (float(v) for v in torch.aminmax(image[known]))
+    if low == high:
+        raise ValueError(f"pixels: expected an X-ray, got one whose open pixels are all {low:g}")
+    return known
 
 
 def _check_options(

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drrkit.conversions import from_dicom_angles
+from drrkit.conversions import CameraView, from_dicom_angles
 from drrkit.files import existing_file
 from drrkit.geometry import Camera, CArm
 from drrkit.volume.itk import checked_header, load_simpleitk, readable_errors
-from drrkit.xray import dicom
+from drrkit.xray import dicom, dicom_pixels
 from drrkit.xray.calibration import read_calibration
+from drrkit.xray.distortion import undistorted
 
 __all__ = ["XRAY_KINDS", "Xray", "read_xray"]
 
@@ -59,20 +60,23 @@ class Xray:
     sod: float | None = None
     warnings: tuple[str, ...] = field(default=())
 
-    def start(self, volume: Any) -> Tensor:
+    def start(self, volume: Any, sod: float | None = None) -> Tensor:
         """Where a registration may start: poses [F, 4, 4] float64.
 
         The calibrated pose if there is one, else the C-arm at the file's angles with the volume's
-        centre at the isocentre. Raises ValueError when the file says neither.
+        centre at the isocentre; sod (mm) in place of what the file says. Raises ValueError when
+        the file says neither.
         """
         if self.world_to_camera is not None:
             return self.world_to_camera.reshape(-1, 4, 4)
-        if self.primary_deg is None or self.secondary_deg is None or self.sod is None:
+        sod = self.sod if sod is None else sod
+        if self.primary_deg is None or self.secondary_deg is None or sod is None:
+            angles = self.primary_deg is None or self.secondary_deg is None
             raise ValueError(
-                "the X-ray's file does not say where the C-arm stood: it has no positioner angles "
-                "or no source-to-isocentre distance"
+                "the X-ray's file does not say where the C-arm stood: it has no "
+                + ("positioner angles" if angles else "source-to-isocentre distance; give sod=")
             )
-        return from_dicom_angles(self.primary_deg, self.secondary_deg, self.sod, volume)
+        return from_dicom_angles(self.primary_deg, self.secondary_deg, sod, volume)
 
 
 def read_xray(
@@ -88,8 +92,8 @@ def read_xray(
     """Reads an X-ray: DICOM (XA, RF, DX, CR), PNG, TIFF, JPEG, NIfTI, NRRD, MetaImage or .npy.
 
     path             .npy arrays are [rows, cols] or [frames, rows, cols]
-    calibration      a MayaCam 2.0 file, or JSON with K, R, t as OpenCV means them, or a drrkit
-                     pose file: gives camera and pose
+    calibration      a MayaCam file, OpenCV's K, R, t as .yml, .xml or .json, or a drrkit pose
+                     file: gives camera and pose; an image with lens distortion is straightened
     frames           of a run of images, an index or a slice; default all
     sdd, pixel_spacing, principal_point
                      as CArm takes them, in place of what the file says
@@ -126,13 +130,7 @@ def _placed(
     rows, cols = xray.image.shape[-2:]
     size = (int(rows), int(cols))
     if calibration is not None:
-        view = read_calibration(calibration, size, sdd)
-        return _with(
-            xray,
-            camera=view.camera,
-            world_to_camera=view.world_to_camera,
-            pixel_spacing=view.camera.pixel_spacing,
-        )
+        return _calibrated(xray, *read_calibration(calibration, size, sdd))
     known = xray.camera
     sdd = sdd if sdd is not None else (None if known is None else float(known.sdd))
     sdd = sdd if sdd is not None else _sdd_of(xray)
@@ -143,6 +141,31 @@ def _placed(
         principal_point = (float(known.K[0, 2]), float(known.K[1, 2]))
     camera = CArm(sdd, size, spacing, principal_point)
     return _with(xray, camera=camera, pixel_spacing=_pair(spacing))
+
+
+def _calibrated(xray: Xray, view: CameraView, distortion: Tensor | None) -> Xray:
+    """The X-ray with a calibrated camera; a distorted image is straightened."""
+    changes: dict[str, Any] = {}
+    if distortion is not None:
+        image, seen = undistorted(xray.image, view.camera.K, distortion)
+        mask = xray.mask
+        if mask is not None:
+            straight, _ = undistorted(mask, view.camera.K, distortion)
+            seen = seen * (straight > 0.999)
+        told = "the image has been straightened by the calibration's distortion coefficients"
+        partly = bool((seen == 0).any())
+        changes = {
+            "image": image,
+            "mask": seen if partly else mask,
+            "warnings": (*xray.warnings, told),
+        }
+    return _with(
+        xray,
+        camera=view.camera,
+        world_to_camera=view.world_to_camera,
+        pixel_spacing=view.camera.pixel_spacing,
+        **changes,
+    )
 
 
 def _sdd_of(xray: Xray) -> float | None:
@@ -215,7 +238,10 @@ def _read_npy(source: Path) -> np.ndarray:
 def _read_raster(source: Path) -> Xray:
     name = source.name.lower()
     checked_header(source)
-    pixels, image = _pixels(source)
+    sitk = load_simpleitk()
+    with readable_errors(source, "read"):
+        image = sitk.ReadImage(os.fspath(source))
+    pixels = dicom_pixels.grey(source, image)
     spacing = None
     if name.endswith(RASTER_SUFFIXES):
         col, row = image.GetSpacing()[:2]
@@ -223,31 +249,17 @@ def _read_raster(source: Path) -> Xray:
     return Xray(_checked(source, pixels), pixel_spacing=spacing)
 
 
-def _pixels(source: Path) -> tuple[np.ndarray, Any]:
-    """The grey pixels of a file and its SimpleITK image."""
-    sitk = load_simpleitk()
-    with readable_errors(source, "read"):
-        image = sitk.ReadImage(os.fspath(source))
-    pixels = sitk.GetArrayFromImage(image)
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        # Grey with opacity, or colours with or without: the opacity says nothing.
-        colors = pixels[..., : 1 if pixels.shape[-1] == 2 else 3]
-        if (colors != colors[..., :1]).any():
-            raise ValueError(f"{source}: expected a grey image, got colours")
-        pixels = colors[..., 0]
-    if np.iscomplexobj(pixels):
-        raise ValueError(f"{source}: expected real pixels, got complex ones")
-    return pixels, image
-
-
 def _read_dicom(source: Path, orient: bool) -> Xray:
-    pixels, image = _pixels(source)
-    header = dicom.Header(source, image)
-    frames = _checked(source, dicom.as_stored(header, pixels))
+    pixels, header = dicom_pixels.read_dicom(source)
+    frames = _checked(source, pixels)
     size = (int(frames.shape[-2]), int(frames.shape[-1]))
     found = dicom.describe(header, size, len(frames))
     flip = found.flip if orient else ()
     mask = found.mask
+    empty = dicom_pixels.padding(header, pixels)
+    if empty is not None:
+        seen = torch.from_numpy(~empty).float()[None, None]
+        mask = seen if mask is None else mask * seen
     camera = found.camera
     if orient and camera is not None:
         camera = dicom.flipped_camera(camera, flip)

@@ -89,9 +89,22 @@ const MIXED = {
 
 export const MODES = ["blend", "edges", "checkerboard", "difference", "X-ray", "DRR"];
 
-/** X-ray and DRR of one size as an image; opacity, from 0 to 1, is that of what lies on the X-ray. */
-export function composed(xray, drr, mode, opacity = 1) {
+/** All grey there is; narrower windows show less of it with more contrast. */
+export const WHOLE = { level: 128, width: 256 };
+
+/** What each grey value is shown as: black below the window about the level, white above it. */
+function shades({ level, width }) {
+  const low = level - width / 2;
+  return Uint8ClampedArray.from({ length: 256 }, (_, grey) => (256 * (grey - low)) / width);
+}
+
+/**
+ * X-ray and DRR of one size as an image.
+ * opacity, from 0 to 1, is that of what lies on the X-ray; window is the part of their grey shown.
+ */
+export function composed(xray, drr, mode, opacity = 1, window = WHOLE) {
   const { rows, cols } = xray;
+  const shade = shades(window);
   const image = new ImageData(cols, rows);
   const out = image.data;
   const marked = mode === "edges" ? edges(drr) : null;
@@ -100,8 +113,8 @@ export function composed(xray, drr, mode, opacity = 1) {
   for (let row = 0; row < rows; row++) {
     for (let col = 0; col < cols; col++) {
       const i = row * cols + col;
-      const x = xray.grey[i];
-      const d = drr.grey[i];
+      const x = shade[xray.grey[i]];
+      const d = shade[drr.grey[i]];
       let value = mix(x, d, opacity);
       if (mode === "difference") value = x + opacity * (value - x);
       if (mode === "checkerboard" && (Math.floor(row / side) + Math.floor(col / side)) % 2 === 0) value = x;

@@ -1,7 +1,7 @@
 // The page: what the user does goes to the server, what the server says is shown.
 
 import { Chart } from "./chart.js";
-import { MODES, composed, resized, shownSize, toCanvas } from "./pictures.js";
+import { MODES, WHOLE, composed, resized, shownSize, toCanvas } from "./pictures.js";
 
 const DEGREES_PER_PIXEL = 0.25;
 const RECONNECT_MS = 2000;
@@ -23,7 +23,7 @@ const MOVES = {
 const at = (id) => document.getElementById(id);
 const view = at("view");
 const chart = new Chart(at("chart"));
-const shown = { xray: null, drr: null, mode: "blend", scale: 1, pixelMm: 1 };
+const shown = { xray: null, drr: null, mode: "blend", scale: 1, pixelMm: 1, window: WHOLE };
 const opacity = { blend: 0.5, edges: 1, checkerboard: 1, difference: 1 };
 let socket = null;
 let kinds = [];
@@ -116,6 +116,7 @@ const RECEIVERS = {
     if (message.drawing) {
       at("drawing").src = `data:image/svg+xml,${encodeURIComponent(message.drawing)}`;
       at("geometry").textContent = message.geometry;
+      message.letters.forEach((letter, side) => (at(["left", "top", "right", "bottom"][side]).textContent = letter));
     }
   },
   error(message) {
@@ -159,7 +160,7 @@ function receivePicture(buffer) {
 
 function draw() {
   if (!shown.xray || !shown.drr) return;
-  view.getContext("2d").putImageData(composed(shown.xray, shown.drr, shown.mode, opacity[shown.mode]), 0, 0);
+  view.getContext("2d").putImageData(composed(shown.xray, shown.drr, shown.mode, opacity[shown.mode], shown.window), 0, 0);
 }
 
 function fit() {
@@ -184,6 +185,13 @@ function setOpacity(value) {
   if (!(shown.mode in opacity)) return;
   opacity[shown.mode] = Math.min(1, Math.max(0, value));
   at("opacity").value = opacity[shown.mode];
+  draw();
+}
+
+function setWindow({ level, width }) {
+  shown.window = { level: Math.min(256, Math.max(0, level)), width: Math.min(512, Math.max(8, width)) };
+  at("level").value = shown.window.level;
+  at("width").value = shown.window.width;
   draw();
 }
 
@@ -231,7 +239,13 @@ function showPose(xi) {
 let grip = null;
 
 view.addEventListener("pointerdown", (event) => {
-  grip = { x: event.clientX, y: event.clientY, turn: event.shiftKey || event.button === 2, roll: event.ctrlKey };
+  grip = {
+    x: event.clientX,
+    y: event.clientY,
+    turn: event.shiftKey || event.button === 2,
+    roll: event.ctrlKey,
+    window: event.altKey,
+  };
   view.setPointerCapture(event.pointerId);
 });
 view.addEventListener("pointermove", (event) => {
@@ -239,7 +253,9 @@ view.addEventListener("pointermove", (event) => {
   const dx = event.clientX - grip.x;
   const dy = event.clientY - grip.y;
   Object.assign(grip, { x: event.clientX, y: event.clientY });
-  if (grip.roll) {
+  if (grip.window) {
+    setWindow({ level: shown.window.level + dy / 2, width: shown.window.width + dx });
+  } else if (grip.roll) {
     nudge({ 2: dx * DEGREES_PER_PIXEL });
   } else if (grip.turn) {
     // What faces the source follows the mouse.
@@ -250,6 +266,7 @@ view.addEventListener("pointermove", (event) => {
   }
 });
 for (const name of ["pointerup", "pointercancel"]) view.addEventListener(name, () => (grip = null));
+view.addEventListener("dblclick", () => setWindow(WHOLE));
 view.addEventListener("contextmenu", (event) => event.preventDefault());
 view.addEventListener("wheel", (event) => {
   event.preventDefault();
@@ -313,6 +330,9 @@ at("save").addEventListener("click", save);
 at("similarity").addEventListener("change", () => send({ type: "choose", similarity: at("similarity").value }));
 at("strategy").addEventListener("change", describeStrategy);
 at("opacity").addEventListener("input", () => setOpacity(at("opacity").valueAsNumber));
+for (const id of ["level", "width"]) {
+  at(id).addEventListener("input", () => setWindow({ ...shown.window, [id]: at(id).valueAsNumber }));
+}
 at("modes").append(...MODES.map((mode) => {
   const button = document.createElement("button");
   Object.assign(button, { type: "button", textContent: mode });

@@ -1,0 +1,201 @@
+"""Configurations: a command's options from a file, and as a result holds them to be repeated.
+
+A configuration is a TOML or JSON table of the options of one command, by their names on the command
+line without the dashes; arguments go by their names in the help, in small letters. A result holds
+one, complete, under "run", beside the command, the versions, the seed and the number of threads.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from drrkit.cli.installation import versions
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["config_option", "name_of", "read_configuration", "recorded_group", "run_record"]
+
+UNRECORDED = ("as_json", "config", "help")
+
+
+def name_of(ctx: click.Context) -> str:
+    """The command of a context as it is called, without the program: "train similarity"."""
+    names: list[str] = []
+    at: click.Context | None = ctx
+    while at is not None and at.parent is not None:
+        names.insert(0, str(at.info_name))
+        at = at.parent
+    return " ".join(names)
+
+
+def run_record(ctx: click.Context) -> dict[str, Any]:
+    """Everything that repeats the command of a context, as JSON has it; --config reads it."""
+    return {
+        "command": name_of(ctx),
+        "options": recorded_options(ctx),
+        "seed": ctx.params.get("seed"),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+
+
+def recorded_options(ctx: click.Context) -> dict[str, Any]:
+    """All options and arguments of a command as they were resolved; None where one has no value."""
+    found = {}
+    for key, param in _keys(ctx.command).items():
+        value = ctx.params.get(str(param.name))
+        many = param.multiple if isinstance(param, click.Option) else param.nargs == -1
+        found[key] = [_plain(param, v) for v in value] if many and value else _plain(param, value)
+    return found
+
+
+def read_configuration(ctx: click.Context, path: Path) -> dict[str, Any]:
+    """The options of a command that a configuration or a result gives, by parameter, as words.
+
+    Raises:
+        click.BadParameter: no such file; not TOML or JSON; of another command; an unknown option,
+            or a value that no command line could hold.
+    """
+    content = _parsed(path)
+    run = content.get("run")
+    if isinstance(run, dict) and isinstance(run.get("options"), dict):
+        if run.get("command") != name_of(ctx):
+            raise click.BadParameter(f"{path} is of drrkit {run.get('command')}.")
+        content = run["options"]
+    keys = _keys(ctx.command)
+    found = {}
+    for given, value in content.items():
+        key = given.replace("-", "_")
+        if key not in keys:
+            raise click.BadParameter(f"{path}: {_unknown(given, ctx, keys)}")
+        name = str(keys[key].name)
+        if name in found:
+            raise click.BadParameter(f"{path}: {given!r} is there twice.")
+        if value is not None:
+            found[name] = _value(path, given, keys[key], value)
+    return found
+
+
+def recorded_group(ctx: click.Context, command: click.Command, path: Path, group: Any) -> Any:
+    """A group of options as a result of another command holds them.
+
+    Args:
+        ctx: of the command that asks.
+        command: the other one.
+        path: the result.
+        group: the dataclass of the options, see `drrkit.cli.options.grouped`.
+
+    Raises:
+        click.BadParameter: as `read_configuration`; a file that an option names is gone.
+    """
+    names = {field.name for field in fields(group)}
+    options = read_configuration(click.Context(command, ctx.parent, command.name), path)
+    wanted = click.Command(command.name, params=[p for p in command.params if p.name in names])
+    with wanted.make_context(command.name, [], ctx.parent, default_map=options) as other:
+        return group(**other.params)
+
+
+def config_option() -> click.Option:
+    """--config, which makes what a file says the defaults of the command."""
+
+    def take(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+        if path is not None and not ctx.resilient_parsing:
+            ctx.default_map = read_configuration(ctx, path)
+
+    return click.Option(
+        ["--config"],
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=take,
+        help="TOML or JSON file of options, or a result to repeat; options given here come first.",
+    )
+
+
+def _keys(command: click.Command) -> dict[str, click.Parameter]:
+    """What a configuration may say, in the order of the command."""
+    found: dict[str, click.Parameter] = {}
+    for param in command.params:
+        if param.name in UNRECORDED:
+            continue
+        if isinstance(param, click.Argument):
+            found[str(param.name)] = param
+            continue
+        longest = next(name for name in param.opts if name.startswith("--"))
+        found[longest[2:].replace("-", "_")] = param
+    return found
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    kind = path.suffix.lower()
+    if kind not in (".toml", ".json"):
+        raise click.BadParameter(f"{path}: expected a .toml or .json file.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text) if kind == ".toml" else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"{path}: it does not parse: {error}") from None
+    except OSError as error:
+        raise click.BadParameter(f"{path}: {error.strerror}") from None
+    if not isinstance(content, dict):
+        raise click.BadParameter(
+            f"{path}: expected a table of options, got {type(content).__name__}."
+        )
+    return content
+
+
+def _unknown(given: str, ctx: click.Context, keys: Mapping[str, Any]) -> str:
+    nearest = difflib.get_close_matches(given.replace("-", "_"), keys, n=1, cutoff=0.0)
+    return (
+        f"{given!r} is no option of drrkit {name_of(ctx)}, nor is the file a result of it; the "
+        f"nearest option is {nearest[0]!r}."
+    )
+
+
+def _value(path: Path, key: str, param: click.Parameter, value: Any) -> Any:
+    """A value as words of a command line would give it."""
+    if (isinstance(param, click.Option) and param.multiple) or param.nargs == -1:
+        several = value if isinstance(value, list) else [value]
+        return [_one(path, key, param, one) for one in several]
+    return _one(path, key, param, value)
+
+
+def _one(path: Path, key: str, param: click.Parameter, value: Any) -> Any:
+    if isinstance(param, click.Option) and param.is_flag:
+        if not isinstance(value, bool):
+            raise click.BadParameter(f"{path}: {key}: expected true or false, got {value!r}.")
+        return value
+    if isinstance(value, list) and isinstance(param.type, click.Tuple):
+        return [_word(path, key, one) for one in value]
+    separator = getattr(param.type, "separator", None)
+    if isinstance(value, list) and separator is not None:
+        return separator.join(_word(path, key, one) for one in value)
+    return _word(path, key, value)
+
+
+def _word(path: Path, key: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise click.BadParameter(f"{path}: {key}: expected a word or a number, got {value!r}.")
+    return str(value)
+
+
+def _plain(param: click.Parameter, value: Any) -> Any:
+    """One value as JSON has it, from which `_value` makes the words it came from."""
+    plain = getattr(param.type, "plain", None)
+    if plain is not None and value is not None:
+        return plain(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(param, part) for part in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
