@@ -134,7 +134,7 @@ template <class S, int N> struct JosephTile {
       const I ia = kMasked ? Rays::floored(xa) : Rays::truncated(xa),
               ib = kMasked ? Rays::floored(xb) : Rays::truncated(xb);
       const auto counts = (plane >= part.begin) & (plane < part.end);
-      I offset = (ia - a0) * a_step + (ib - b0) * b_step;
+      I offset = reinterpret_cast<I>(Rays::steps(ia, a0, a_step) + Rays::steps(ib, b0, b_step));
       if (kMasked) offset = Rays::pick(counts, offset, I{});
       alignas(sizeof(I)) int at[N];
       spread(offset, at);
@@ -164,7 +164,7 @@ template <class S, int N> struct JosephTile {
       const I ia = kMasked ? Rays::floored(xa) : Rays::truncated(xa),
               ib = kMasked ? Rays::floored(xb) : Rays::truncated(xb);
       const auto counts = (plane >= part.begin) & (plane < part.end);
-      I offset = (ia - a0) * a_step + (ib - b0) * b_step;
+      I offset = reinterpret_cast<I>(Rays::steps(ia, a0, a_step) + Rays::steps(ib, b0, b_step));
       if (kMasked) offset = Rays::pick(counts, offset, I{});
       alignas(sizeof(I)) int at[N];
       spread(offset, at);

@@ -14,6 +14,7 @@ template <class T, int N> struct VectorOf {
 template <class S, int N> struct Lanes {
   using Value = typename VectorOf<S, N>::Type;
   using Index = typename VectorOf<int, N>::Type;
+  using Bits = typename VectorOf<unsigned, N>::Type;
   using Wide = typename VectorOf<double, N>::Type;
   using Number = S;
   using Mask = decltype(Value{} < Value{});  // lanes are 0 or -1
@@ -23,8 +24,14 @@ template <class S, int N> struct Lanes {
   DRR_HD static Value of(Index i) { return __builtin_convertvector(i, Value); }
   DRR_HD static Index truncated(Value x) { return __builtin_convertvector(x, Index); }
   DRR_HD static Index floored(Value x) {
-    const Index i = truncated(x);
-    return i + __builtin_convertvector(of(i) > x, Index);
+    const Index i = truncated(x), less = __builtin_convertvector(of(i) > x, Index);
+    return reinterpret_cast<Index>(reinterpret_cast<Bits>(i) + reinterpret_cast<Bits>(less));
+  }
+  // (i - origin) * step, for sums that are offsets in memory. Where a lane does not count i may be
+  // any number, and wraps around.
+  DRR_HD static Bits steps(Index i, int origin, int step) {
+    return (reinterpret_cast<Bits>(i) - static_cast<unsigned>(origin)) *
+           static_cast<unsigned>(step);
   }
   DRR_HD static Value pick(Mask first, Value a, Value b) { return first ? a : b; }
   DRR_HD static Index pick(Mask first, Index a, Index b) {

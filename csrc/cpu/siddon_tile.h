@@ -156,7 +156,8 @@ template <class S, int N> struct SiddonTile {
   template <bool kMasked, class Tally>
   DRR_HD static void add_segment(S* p, const Tally& tally, typename Rays::Mask counts, I ia, I ib,
                                  V w) {
-    I offset = (ia - tally.box.a0) * tally.a_step + (ib - tally.box.b0) * tally.b_step;
+    I offset = reinterpret_cast<I>(Rays::steps(ia, tally.box.a0, tally.a_step) +
+                                   Rays::steps(ib, tally.box.b0, tally.b_step));
     if (kMasked) {
       offset = Rays::pick(counts, offset, I{});
       w = Rays::pick(counts, w, V{});
@@ -188,7 +189,8 @@ template <class S, int N> struct SiddonTile {
 
   template <bool kMasked>
   DRR_HD static V voxel(const S* p, const Brick<S>& brick, typename Rays::Mask counts, I ia, I ib) {
-    I offset = (ia - brick.a0) * brick.a_step + (ib - brick.b0) * brick.b_step;
+    I offset = reinterpret_cast<I>(Rays::steps(ia, brick.a0, brick.a_step) +
+                                   Rays::steps(ib, brick.b0, brick.b_step));
     if (kMasked) offset = Rays::pick(counts, offset, I{});
     alignas(sizeof(I)) int at[N];
     spread(offset, at);

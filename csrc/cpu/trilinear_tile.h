@@ -153,7 +153,8 @@ template <class S, int N> struct TrilinearTile {
       const V x = at_x + k * step_x, y = at_y + k * step_y, z = at_z + k * step_z;
       const I ix = Rays::floored(x), iy = Rays::floored(y), iz = Rays::floored(z);
       const auto counts = k < part.end;
-      I offset = (ix - x0) * x_step + (iy - y0) * y_step + (iz - z0) * z_step;
+      I offset = reinterpret_cast<I>(Rays::steps(ix, x0, x_step) + Rays::steps(iy, y0, y_step) +
+                                     Rays::steps(iz, z0, z_step));
       if (kMasked) offset = Rays::pick(counts, offset, I{});
       alignas(sizeof(I)) int at[N];
       spread(offset, at);
@@ -186,7 +187,9 @@ template <class S, int N> struct TrilinearTile {
       const V x = at_x + k * step_x, y = at_y + k * step_y, z = at_z + k * step_z;
       const I ix = Rays::floored(x), iy = Rays::floored(y), iz = Rays::floored(z);
       const auto counts = k < part.end;
-      I offset = (ix - brick.a0) + (iy - brick.b0) * y_step + (iz - brick.k0) * z_step;
+      I offset =
+          reinterpret_cast<I>(Rays::steps(ix, brick.a0, 1) + Rays::steps(iy, brick.b0, y_step) +
+                              Rays::steps(iz, brick.k0, z_step));
       if (kMasked) offset = Rays::pick(counts, offset, I{});
       alignas(sizeof(I)) int at[N];
       spread(offset, at);
