@@ -29,19 +29,26 @@ lint: $(READY)
 	$(BIN)/ty check
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE) $(EMULATED)
 
-# The CPU kernels under the address and undefined-behaviour sanitizers, in a copy of the sources.
+# The CPU kernels, and the CUDA kernels on the emulator, under the address and undefined-behaviour
+# sanitizers, in a copy of the sources. A finding ends the run: it is in build/sanitized/*.findings.
 SANITIZED := build/sanitized
-SANITIZED_TESTS := tests/test_identities.py tests/test_second_order.py tests/test_tiles.py \
-	tests/test_tile_adjoints.py tests/test_bricks.py tests/test_ops.py tests/test_pose_maps.py \
-	tests/test_voxel_adjoint.py
+SANITIZED_TESTS := $(addprefix tests/test_, ops.py identities.py projector.py second_order.py \
+	render.py bad_input.py transforms.py tiles.py tile_adjoints.py bricks.py pack.py float32.py)
+EMULATED_TESTS := $(addprefix tests/test_, cuda_emulated.py pack_emulated.py voxel_adjoint.py pose_maps.py)
+SANITIZED_PYTEST := cd $(SANITIZED) && env \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:log_path=address.findings \
+	UBSAN_OPTIONS=print_stacktrace=1:log_path=undefined.findings PYTHONPATH=.:tests OMP_NUM_THREADS=2 \
+	$(abspath $(BIN))/python -m pytest -q -p no:cacheprovider -m "not slow and not data"
 sanitize: $(READY)
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	cp -r csrc drrkit tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
 	rm -f $(SANITIZED)/drrkit/*.so
-	cd $(SANITIZED) && DRRKIT_SANITIZE=1 DRRKIT_CUDA=0 $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
-	cd $(SANITIZED) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=.:tests \
-	$(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider -m "not slow" $(SANITIZED_TESTS)
+	cd $(SANITIZED) && DRRKIT_SANITIZE=1 DRRKIT_CUDA=0 $(abspath $(BIN))/python setup.py -q build_ext --inplace
+	$(SANITIZED_PYTEST) $(SANITIZED_TESTS)
+	cd $(SANITIZED)/tests/cuda_emulation && \
+	$(abspath $(BIN))/python -c "import build; print(build.build(sanitize=True))" > ../../library
+	export DRRKIT_EMULATION="$$(cat $(SANITIZED)/library)" && $(SANITIZED_PYTEST) $(EMULATED_TESTS)
 
 bench: $(READY)
 	$(BIN)/python -m drrkit.bench --out bench/results
