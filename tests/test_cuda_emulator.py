@@ -68,13 +68,14 @@ def test_shuffles_and_votes_exchange_what_cuda_says(seed) -> None:
 
 def test_a_seed_shuffles_blocks_and_threads_and_repeats() -> None:
     found = {}
-    for seed in (0, 1, 2, 1):
+    for seed in (0, 1, 2, None, 1):
         emulated_ops().options(seed=seed)
         out = ints(6, 40)
         call("probe_orders", c_int(6), c_int(40), address(out))
         assert out.flatten().sort().values.tolist() == list(range(240))
         assert torch.equal(found.setdefault(seed, out), out)
     assert found[0].flatten().tolist() == list(range(240))
+    assert torch.equal(found[None], found[0].flatten().flip(0).reshape(6, 40))
     assert not torch.equal(found[1], found[2])
     assert found[1][:, 0].argsort().tolist() != list(range(6))
 
@@ -85,9 +86,9 @@ def test_shared_memory_starts_as_garbage_in_every_block() -> None:
     assert out.isnan().all()
 
 
-def test_a_missing_barrier_shows_in_some_order() -> None:
+def test_a_missing_barrier_shows_in_the_order_backwards() -> None:
     found = set()
-    for seed in range(4):
+    for seed in (0, None):
         emulated_ops().options(seed=seed)
         out = ints(32)
         call("probe_missing_barrier", address(out))
@@ -272,14 +273,18 @@ def test_without_a_compiler_the_build_says_so(monkeypatch) -> None:
 
 
 def sanitized(code: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Runs Python with the library that is compiled for the address sanitizer."""
-    runtime = subprocess.run(
-        [building.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True
-    ).stdout.strip()
+    """Runs Python with the library that is compiled for the sanitizers."""
+    runtimes = [
+        subprocess.run(
+            [building.compiler(), f"-print-file-name={name}"], capture_output=True, text=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
     environment = {
         **os.environ,
-        "LD_PRELOAD": runtime,
+        "LD_PRELOAD": os.pathsep.join(runtimes),
         "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
         "DRRKIT_EMULATION": str(building.build(sanitize=True)),
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         "OMP_NUM_THREADS": "1",
@@ -307,9 +312,32 @@ def test_the_address_sanitizer_sees_what_kernels_read() -> None:
         assert "heap-buffer-overflow" in wrong.stderr and "read_at" in wrong.stderr
 
 
+WRITE = """
+import torch
+from cuda_emulation.products import call, pointer
+from ctypes import c_int, c_void_p
+out = torch.zeros(1)
+call("probe_shared", c_int({at}), c_void_p(pointer(out)))
+print("wrote", out.item())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "inside, outside, what",
+    [(6, 7, "global-buffer-overflow"), (-3, -4, "index 3 out of bounds")],
+    ids=["a pointer", "of a struct"],
+)
+def test_the_sanitizers_see_what_kernels_write_to_shared_memory(inside, outside, what) -> None:
+    assert "wrote 1.0" in sanitized(WRITE.format(at=inside)).stdout
+    wrong = sanitized(WRITE.format(at=outside))
+    assert wrong.returncode != 0
+    assert what in wrong.stderr and "write_shared" in wrong.stderr
+
+
 @pytest.mark.slow
 def test_the_kernels_stay_inside_their_tensors() -> None:
     """Every method, all products, rays and images of every kind, under the address sanitizer."""
-    chosen = ("tests/test_cuda_emulated.py", "-k", "every_kind or every_shape")
+    chosen = ("tests/test_cuda_emulated.py", "-k", "every_kind or every_shape or odd_grids")
     done = sanitized("", "-q", "-p", "no:cacheprovider", *chosen)
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout[-3000:] + done.stderr

@@ -20,7 +20,11 @@ FLAGS += ["-Wno-unknown-pragmas"]  # nvcc's #pragma unroll
 FLAGS += ["-Wno-unused-parameter", "-U_FORTIFY_SOURCE"]  # fibers jump to other stacks
 # Locals that nobody set hold a pattern, so that a kernel cannot get away with reading them.
 PATTERN = "-ftrivial-auto-var-init=pattern"
-SANITIZE = ["-fsanitize=address", "-fno-omit-frame-pointer"]
+# What CUDA inlines, GCC inlines: its register allocator takes forever over the checks in what comes
+# of it, so that they are compiled without optimisation, and those of addresses as calls.
+CHECKS = "address,undefined,float-cast-overflow"
+SANITIZE = [f"-fsanitize={CHECKS}", f"-fno-sanitize-recover={CHECKS}", "-fno-omit-frame-pointer"]
+SANITIZE += ["-O0", "--param=asan-instrumentation-with-call-threshold=0"]
 
 
 class EmulatorBuildError(RuntimeError):
@@ -65,8 +69,8 @@ def _state(command: list[str]) -> str:
 def build(*, sanitize: bool = False) -> Path:
     """Compile, unless that has been done; returns the library.
 
-    sanitize  compile for the address sanitizer: the process that loads the library must have
-              started with the sanitizer's runtime preloaded
+    sanitize  compile for the address and undefined-behaviour sanitizers: the process that loads the
+              library must have started with their runtimes preloaded
     """
     cxx = compiler()
     command = [cxx, *_flags(cxx, sanitize)]

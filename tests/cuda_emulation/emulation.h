@@ -6,7 +6,8 @@
 namespace emulated {
 
 struct Options {
-  uint64_t seed = 0;  // not 0: blocks, and the threads of each, run in an order drawn from it
+  uint64_t seed = 0;       // not 0: blocks, and the threads of each, run in an order drawn from it
+  bool backwards = false;  // or from the last to the first
   int multiprocessors = 132;  // what cudaDeviceGetAttribute tells
 };
 Options& options();

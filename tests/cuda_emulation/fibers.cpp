@@ -419,6 +419,10 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& t
   const Memory shared = shared_memory();
   const FaultGuard guard;
   if (chosen.seed) std::shuffle(block_order.begin(), block_order.end(), random);
+  if (chosen.backwards) {
+    std::reverse(block_order.begin(), block_order.end());
+    std::reverse(thread_order.begin(), thread_order.end());
+  }
   for (uint64_t block : block_order) {
     if (chosen.seed) std::shuffle(thread_order.begin(), thread_order.end(), random);
     const uint64_t row = block / gridDim.x;

@@ -95,6 +95,20 @@ __global__ void mistake(int kind, int* out) {
   out[threadIdx.x] = x;
 }
 
+// Shared memory of a template: the linker makes one of all its copies.
+template <class T> __global__ void write_shared(int at, float* out) {
+  struct Board {
+    T first[3], second[5];
+  };
+  __shared__ Board board;
+  __shared__ T alone[7];
+  T* place = alone;  // of which the compiler knows no bounds
+  if (at >= 0)
+    *out = place[at] = 1;
+  else
+    *out = board.first[-1 - at] = 1;  // into its own neighbour
+}
+
 __global__ void read_at(const float* values, int64_t at, float* out) { *out = values[at]; }
 
 template <class... Parameters, class... Arguments>
@@ -154,6 +168,7 @@ const char* probe_mistake(int kind, int* out) { return start(mistake, 1, 64, kin
 const char* probe_read(const float* values, int64_t at, float* out) {
   return start(read_at, 1, 1, values, at, out);
 }
+const char* probe_shared(int at, float* out) { return start(write_shared<float>, 1, 1, at, out); }
 const char* probe_launch(unsigned blocks, unsigned threads) {
   return start(missing_barrier, blocks, threads, static_cast<int*>(nullptr));
 }

@@ -72,8 +72,8 @@ const char* emulated_tangent(const SceneNumbers* n, const double* tangents, int6
 
 int64_t emulated_reduce_chunk() { return kReduceChunk; }
 
-void emulated_options(uint64_t seed, int multiprocessors) {
-  emulated::options() = {seed, multiprocessors};
+void emulated_options(uint64_t seed, bool backwards, int multiprocessors) {
+  emulated::options() = {seed, backwards, multiprocessors};
 }
 void emulated_counts(emulated::Counts* counts) { *counts = emulated::counts(); }
 }

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import functools
 from collections.abc import Iterator
-from ctypes import c_char_p, c_double, c_int, c_int64, c_uint64, c_void_p
+from ctypes import c_bool, c_char_p, c_double, c_int, c_int64, c_uint64, c_void_p
 
 import numpy as np
 import pytest
@@ -84,9 +84,14 @@ class EmulatedOps:
     most_workspace = 2**40
     """Bytes: with less than it asks for, the adjoint takes fewer views at a time."""
 
-    def options(self, seed: int = 0, multiprocessors: int = 132) -> None:
-        """seed not 0: order of blocks and threads; multiprocessors: what the device claims."""
-        library().emulated_options(c_uint64(seed), c_int(multiprocessors))
+    def options(self, seed: int | None = 0, multiprocessors: int = 132) -> None:
+        """In which order blocks and threads run, and how many multiprocessors the device claims.
+
+        seed  0: from the first to the last; None: from the last to the first, so that of any two
+              threads between two barriers the other one comes first; else: drawn from it
+        """
+        backwards = seed is None
+        library().emulated_options(c_uint64(seed or 0), c_bool(backwards), c_int(multiprocessors))
 
     def counts(self) -> Counts:
         """Counters of the emulator."""
