@@ -131,6 +131,8 @@ def _read_2(file: Path, text: str) -> tuple[Tensor, Tensor, Tensor, tuple[int, i
 def _whole(file: Path, width: float, height: float) -> tuple[int, int]:
     if height != int(height) or width != int(width):
         raise ValueError(f"{file}: expected whole numbers as image size, got {width}, {height}")
+    if height < 1 or width < 1:
+        raise ValueError(f"{file}: expected an image of some pixels, got {width} x {height}")
     return int(height), int(width)
 
 

@@ -42,13 +42,14 @@ def write_itk_transform(path: PathLike, to_parent: Tensor) -> None:
 def read_itk_transform(path: PathLike) -> Tensor:
     """The matrix to_parent [4, 4] float64 of a linear ITK transform file, LPS mm.
 
-    Raises FileNotFoundError, and ValueError for a file that is no linear 3D transform.
+    Raises FileNotFoundError, and ValueError for a file that is no linear 3D transform, or one that
+    has no inverse.
     """
     file = existing_file(path)
     sitk = load_simpleitk()
     try:
         transform = sitk.ReadTransform(os.fspath(file))
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # a name in it may be no text
         raise ValueError(f"{path}: not a transform that ITK reads") from error
     if transform.GetDimension() != 3 or not transform.IsLinear():
         raise ValueError(f"{path}: expected a linear 3D transform, got {transform.GetName()}")
@@ -57,7 +58,10 @@ def read_itk_transform(path: PathLike) -> Tensor:
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, 3] = images[0]
     matrix[:3, :3] = torch.stack([image - images[0] for image in images[1:]], 1)
-    return torch.linalg.inv(matrix)
+    inverse, singular = torch.linalg.inv_ex(matrix)
+    if bool(singular) or not bool(inverse.isfinite().all()):
+        raise ValueError(f"{path}: expected a matrix that has an inverse, got {matrix.tolist()}")
+    return inverse
 
 
 def write_autoscoper(path: PathLike, poses: Tensor) -> None:

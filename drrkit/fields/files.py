@@ -9,7 +9,7 @@ import torch
 
 from drrkit.fields.mnerf import MNeRF
 from drrkit.fields.nett import NeTT
-from drrkit.training.checkpoints import write_whole
+from drrkit.training.checkpoints import load_tensors, write_whole
 from drrkit.volume import Volume
 
 __all__ = ["load_field", "save_field"]
@@ -71,12 +71,9 @@ def _made(content: dict[str, Any]) -> NeTT | MNeRF:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # torch raises many kinds, some with advice to load code
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: expected a field of drrkit, got {reason}") from None
+        content = load_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a field of drrkit ({error})") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise ValueError(f"{path}: expected a field of drrkit, got another file of torch")
     if content.get("schema_version") != SCHEMA_VERSION:

@@ -82,7 +82,8 @@ class Landmarks:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is neither, lacks a column, or has something else than numbers.
+            ValueError: it is neither, lacks a column, has something else than numbers, or no
+                landmark that is visible.
         """
         path = Path(path)
         rows = _rows(path)
@@ -98,11 +99,14 @@ class Landmarks:
             if any(word is None or str(word).strip() == "" for word in words[3:]):
                 continue
             try:
-                numbers.append([float(word) for word in words])
-            except (TypeError, ValueError):
-                raise ValueError(
-                    f"{path}: expected numbers in landmark {number}, got {words}"
-                ) from None
+                landmark = [float(word) for word in words]
+            except (TypeError, ValueError, OverflowError):
+                landmark = [math.nan]
+            if not all(map(math.isfinite, landmark)):
+                raise ValueError(f"{path}: expected numbers in landmark {number}, got {words}")
+            numbers.append(landmark)
+        if not numbers:
+            raise ValueError(f"{path}: expected landmarks with their pixels, got none")
         table = torch.tensor(numbers, dtype=torch.float64).reshape(-1, 5)
         return Landmarks(table[:, :3], table[:, 3:], **options)
 

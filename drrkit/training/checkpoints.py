@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import warnings
 import zipfile
+import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +39,16 @@ __all__ = [
 SCHEMA, SCHEMA_VERSION = "drrkit.training", 1
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+DAMAGES = (
+    zipfile.BadZipFile,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What zipfile raises where an archive is damaged: OSError for a place before the file's start."""
 
 
 @dataclass
@@ -230,11 +242,12 @@ def reserved(folder: Path) -> Iterator[None]:
 
 def _check_archive(path: Path) -> None:
     """Raises ValueError unless the checksums of a file of torch agree; torch does not look."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
-        raise ValueError(f"{path}: damaged or cut off, or no file of torch at all") from None
+    with open(path, "rb") as stream:  # what cannot be opened is no damage
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                damaged = archive.testzip()
+        except DAMAGES:
+            raise ValueError(f"{path}: damaged or cut off, or no file of torch at all") from None
     if damaged is not None:
         raise ValueError(f"{path}: damaged, the checksum of {damaged} is wrong")
 

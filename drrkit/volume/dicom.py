@@ -52,7 +52,9 @@ def _chosen_files(folder: Path, series: str | None) -> tuple[str, ...]:
     """The series' files in the order of their positions."""
     reader = load_simpleitk().ImageSeriesReader
     name = os.fspath(folder)
-    found = {uid: reader.GetGDCMSeriesFileNames(name, uid) for uid in reader.GetGDCMSeriesIDs(name)}
+    with readable_errors(folder, "read"):
+        series_ids = reader.GetGDCMSeriesIDs(name)
+        found = {uid: reader.GetGDCMSeriesFileNames(name, uid) for uid in series_ids}
     if not found:
         raise ValueError(
             f"{folder}: no DICOM series in this folder (folders within it are not searched)"
@@ -93,6 +95,17 @@ def _tags(file: str, *keys: str) -> list[str]:
     return [reader.GetMetaData(k).strip() if reader.HasMetaDataKey(k) else "" for k in keys]
 
 
+def _numbers(file: str, tag: str, text: str, count: int) -> list[float]:
+    """The numbers of a tag. Raises ValueError unless there are so many, and finite."""
+    try:
+        numbers = [float(word) for word in text.split("\\")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{file}: {tag}: expected {count} numbers, got {text[:60]!r}")
+    return numbers
+
+
 def _even_stack(
     folder: Path, files: tuple[str, ...]
 ) -> tuple[tuple[float, float, float], float, np.ndarray]:
@@ -105,8 +118,8 @@ def _even_stack(
         position, orientation = _tags(file, POSITION, ORIENTATION)
         if not position or not orientation:
             raise ValueError(f"{file}: no Image Position / Orientation (Patient) in this slice")
-        places.append([float(v) for v in position.split("\\")])
-        turns.append([float(v) for v in orientation.split("\\")])
+        places.append(_numbers(file, "Image Position (Patient)", position, 3))
+        turns.append(_numbers(file, "Image Orientation (Patient)", orientation, 6))
     if np.abs(np.ptp(turns, axis=0)).max() > 1e-3:
         raise ValueError(f"{folder}: the slices of the series have different orientations")
     row, column = np.array(turns[0][:3]), np.array(turns[0][3:])

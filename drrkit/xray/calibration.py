@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +84,9 @@ def _from_storage(source: Path, size: tuple[int, int] | None, sdd: float | None)
     rotation = rotation.reshape(3, 3) if rotation.numel() == 9 else rotation.reshape(-1)
     distance = _known(source, sdd if sdd is not None else found["sdd"])
     matrix = as_matrix(source, "K", found["K"], (3, 3))
-    view = from_opencv(matrix, rotation, shift, _size(source, found, content, size), distance)
+    shape = _size(source, found, content, size)
+    with _named(source):
+        view = from_opencv(matrix, rotation, shift, shape, distance)
     distortion = None if found["D"] is None else as_matrix(source, "D", found["D"]).reshape(-1)
     if distortion is not None and not bool((distortion != 0).any()):
         distortion = None
@@ -99,7 +103,18 @@ def _from_pose_file(
     shape = camera.get("size", size)
     if not isinstance(shape, (list, tuple)) or len(shape) != 2:
         raise ValueError(f"{source}: size: expected [rows, cols], got {shape!r}")
-    return CameraView(Camera(matrix, tuple(shape), _known(source, distance)), pose[None])
+    with _named(source):
+        return CameraView(Camera(matrix, tuple(shape), _known(source, distance)), pose[None])
+
+
+@contextmanager
+def _named(source: Path) -> Iterator[None]:
+    """A camera that cannot be is the file's mistake: its error names the file."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        named = str(source) in str(error)
+        raise ValueError(str(error) if named else f"{source}: {error}") from None
 
 
 def _size(

@@ -148,6 +148,8 @@ def read_deepfluoro_xray(
         points = {n: p.flip(0) for n, p in _points(group.get("gt-landmarks", {})).items()}
         turn = upright and bool(group["rot-180-for-up"][()])
         warnings = _warnings(group["gt-poses"], bone)
+    if not bool(image.isfinite().all()):
+        raise ValueError(f"{path}: {specimen}/{key}: expected finite pixels")
     if tuple(image.shape) != view.camera.size:
         raise ValueError(
             f"{path}: {specimen}/{key}: expected {view.camera.size} pixels as {PARAMETERS} says, "
