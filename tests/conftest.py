@@ -1,4 +1,4 @@
-"""Devices, seeds, the real CT volumes, and no skipped test in continuous integration."""
+"""Devices, seeds, CT volumes, files for the command line, no skipped test in CI."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import small_camera, small_ct, write_data
+
+import drrkit
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 NO_DATA = (
@@ -40,6 +43,24 @@ def _same_start_for_every_test() -> Iterator[None]:
 def data_folder() -> Path:
     """The folder of real CT volumes; for tests marked `data`."""
     return Path(os.environ["DRRKIT_DATA"])
+
+
+@pytest.fixture(scope="module")
+def ct() -> drrkit.Volume:
+    """The CT that the tests of the command line work on."""
+    return small_ct()
+
+
+@pytest.fixture(scope="module")
+def camera() -> drrkit.Camera:
+    """What the options CAMERA of the command line's tests say."""
+    return small_camera()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of files for the command line: see write_data."""
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

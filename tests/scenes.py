@@ -13,6 +13,7 @@ DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 BEAMS = ("cone", "parallel")
 SPACING = (0.8, 1.1, 1.4)  # mm, (x, y, z)
 SHAPE = (5, 6, 7)  # (D, H, W): 7 x 6 x 5 voxels along (x, y, z)
+SMALL = (3, 4, 3)
 
 METHODS: dict[str, dict[str, Any]] = {
     "joseph": {"method": "joseph"},
@@ -108,6 +109,15 @@ def oblique(views: int, seed: int = 0) -> Tensor:
         frame = torch.cat([(frame[:2] - centre) @ turn.mT + centre, frame[2:] @ turn.mT])
         frames.append(frame)
     return torch.stack(frames)
+
+
+def small_frames(views: int, seed: int = 2) -> Tensor:
+    """Oblique frames [B, 4, 3] about a grid of SMALL."""
+    frames = oblique(views, seed=seed)
+    shift = torch.tensor([-2.0, -1.0, -1.0], dtype=torch.float64)  # between the grids' centres
+    moved = frames.clone()
+    moved[:, :2] += shift
+    return moved
 
 
 def axis_parallel(offset: float = 0.0) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import CAMERA, python, run, small_camera, small_ct, succeed, write_data
+from commands import CAMERA, python, run, small_ct, succeed
 
 import drrkit
 from drrkit.cli.demo import random_offset
@@ -19,22 +19,6 @@ from drrkit.cli.images import read_mask, to_line
 from drrkit.cli.poses import read_pose
 from drrkit.cli.register import move_between
 from drrkit.registration.optimiser import PoseOptimiser
-
-
-@pytest.fixture(scope="module")
-def ct() -> drrkit.Volume:
-    return small_ct()
-
-
-@pytest.fixture(scope="module")
-def camera() -> drrkit.Camera:
-    return small_camera()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
-
 
 # ---- info
 

@@ -11,26 +11,11 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from commands import CAMERA, python, run, small_camera, small_ct, succeed, write_data
+from commands import CAMERA, python, run, succeed
 
 import drrkit
 from drrkit.cli.arguments import OutputFile, refuse_overwriting
 from drrkit.cli.poses import write_json
-
-
-@pytest.fixture(scope="module")
-def ct() -> drrkit.Volume:
-    return small_ct()
-
-
-@pytest.fixture(scope="module")
-def camera() -> drrkit.Camera:
-    return small_camera()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 def not_json(folder: Path) -> None:

@@ -10,28 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import CAMERA, small_camera, small_ct, succeed, write_data
+from commands import CAMERA, succeed
 
 import drrkit
 from drrkit.cli.options import orientation
 from drrkit.cli.poses import read_pose, write_pose
 from drrkit.report import line_to_absorption, line_to_transmission, to_display
 from drrkit.xray import read_xray
-
-
-@pytest.fixture(scope="module")
-def ct() -> drrkit.Volume:
-    return small_ct()
-
-
-@pytest.fixture(scope="module")
-def camera() -> drrkit.Camera:
-    return small_camera()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.io

@@ -8,16 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import CAMERA, run, small_camera, small_ct, succeed, write_data
+from commands import CAMERA, run, small_camera, small_ct, succeed
 
 import drrkit
 from drrkit.cli.poses import read_pose
 from drrkit.xray import XrayModel, synthesise_xray
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 def simulated(data: Path, output: Path, *options: object) -> np.ndarray:

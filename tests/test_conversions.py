@@ -343,6 +343,16 @@ def test_files_that_are_no_transforms_are_refused(tmp_path: Path) -> None:
         conversions.read_itk_transform(path)
     with pytest.raises(FileNotFoundError):
         conversions.read_itk_transform(tmp_path / "missing.tfm")
+    conversions.write_itk_transform(path, poses()[0])
+    text = path.read_text()
+    numbers = "Parameters: " + " ".join(["0"] * 12)
+    flat = "\n".join(numbers if "Parameters: " in line[:12] else line for line in text.split("\n"))
+    path.write_text(flat)
+    with pytest.raises(ValueError, match=r"pose\.tfm: expected a matrix that has an inverse"):
+        conversions.read_itk_transform(path)
+    path.write_bytes(text.replace("AffineTransform", "Aff\0xneTransform").encode() + b"\xff")
+    with pytest.raises(ValueError, match=r"pose\.tfm: not a transform"):
+        conversions.read_itk_transform(path)
     with pytest.raises(ValueError, match="known are"):
         conversions.write_itk_transform(tmp_path / "pose.jpeg", poses()[0])
     assert not (tmp_path / "pose.jpeg").exists()

@@ -304,6 +304,13 @@ def test_what_is_no_field_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"no field")
     with pytest.raises(ValueError, match="expected a field of drrkit"):
         fields.load_field(path)
+    fields.save_field(fields.NeTT(), path)
+    content = bytearray(path.read_bytes())
+    weights = next(w for w in fields.load_field(path).state_dict().values() if w.all())
+    content[content.index(weights.numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"field\.pt: expected a field of drrkit .*checksum"):
+        fields.load_field(path)
     torch.save({"weights": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match="another file of torch"):
         fields.load_field(path)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import lru_cache
 
 import pytest
 import torch
+from registered_torso import attenuation, box_mtre, phantom
 from torch import Tensor
 
 import drrkit
-from drrkit import CArm, Volume, perturb, register, simulate_xray
+from drrkit import CArm, perturb, register, simulate_xray
 from drrkit.geometry import so3_exp, volume_center
-from drrkit.metrics import mtre
-from drrkit.phantoms import torso
 from drrkit.registration import GLOBAL, Search, Stage, rig_of
 from drrkit.registration.consensus import Matches, _apart, agreeing
 
@@ -86,16 +84,6 @@ def test_matches_that_turn_the_volume_otherwise_do_not_agree():
 CAMERA = CArm(1020.0, (64, 64), 4.352)
 
 
-@lru_cache
-def phantom() -> Volume:
-    return torso(5.0)
-
-
-@lru_cache
-def attenuation() -> Volume:
-    return phantom().to_mu()
-
-
 def truth() -> Tensor:
     return drrkit.view_carm(phantom(), 780.0, primary=0.2, secondary=-0.15)
 
@@ -106,8 +94,7 @@ def rig() -> Tensor:
 
 
 def error(found: Tensor) -> float:
-    corners = torch.cartesian_prod(*[torch.tensor([-80.0, 80.0], dtype=torch.float64)] * 3)
-    return float(mtre(found[None], truth(), corners + volume_center(phantom())))
+    return float(box_mtre(found[None], truth(), volume_center(phantom())))
 
 
 def start() -> Tensor:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import pytest
 import torch
+from registered_torso import attenuation, box_mtre, phantom
 from torch import Tensor
 
 import drrkit
-from drrkit import CArm, Stage, Volume, perturb, register, render, simulate_xray
+from drrkit import CArm, Stage, perturb, register, render, simulate_xray
 from drrkit.geometry import Camera, volume_center
-from drrkit.metrics import mtre
-from drrkit.phantoms import torso
 from drrkit.registration import refine_intrinsics, rig_of
 from drrkit.registration.inputs import check_scene
 from drrkit.registration.intrinsics import DEFAULT_STAGE, _Calibration, _Model, changed
@@ -21,16 +19,6 @@ from drrkit.registration.motion import motion_of
 from drrkit.registration.views import make_views
 
 CAMERA = CArm(1020.0, (96, 96), 2.9)
-
-
-@lru_cache
-def phantom() -> Volume:
-    return torso(5.0)
-
-
-@lru_cache
-def attenuation() -> Volume:
-    return phantom().to_mu()
 
 
 def truth() -> Tensor:
@@ -50,8 +38,7 @@ def biplane(degrees: float) -> Tensor:
 
 
 def error(found: Tensor) -> float:
-    corners = torch.cartesian_prod(*[torch.tensor([-80.0, 80.0], dtype=torch.float64)] * 3)
-    return float(mtre(found[None], truth()[None], corners + volume_center(phantom())))
+    return float(box_mtre(found[None], truth()[None], volume_center(phantom())))
 
 
 def shots(rig: Tensor) -> list[Tensor]:

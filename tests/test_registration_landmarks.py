@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from commands import run, small_camera, small_ct, succeed, write_data
+from registered_torso import box_mtre
 from torch import Tensor
 
 import drrkit
 from drrkit import CArm, perturb, project_points, register, simulate_xray
 from drrkit.geometry import volume_center
-from drrkit.metrics import mtre
 from drrkit.registration import Landmarks
 
 CAMERA = CArm(1020.0, (128, 128), 2.176)
@@ -40,8 +40,7 @@ def seen(truth: Tensor, points: Tensor, noise_px: float, seed: int) -> Tensor:
 
 
 def error(found: Tensor, truth: Tensor) -> float:
-    corners = torch.cartesian_prod(*[torch.tensor([-80.0, 80.0], dtype=torch.float64)] * 3)
-    return float(mtre(found[None], truth[None], corners + volume_center(small_ct())))
+    return float(box_mtre(found[None], truth[None], volume_center(small_ct())))
 
 
 @pytest.mark.parametrize("count, wrong, seed", [(8, 2, 0), (12, 3, 1), (20, 4, 2)])
@@ -122,7 +121,8 @@ def test_csv_and_json_files_say_the_same(tmp_path: Path):
     [
         ("a.csv", "x,y,z,row\n1,2,3,4\n", "expected x, y, z, row, col .*got no col in number 1"),
         ("a.csv", "x,y,z,row,col\n1,2,3,4,five\n", r"expected numbers in landmark 1, got .*five"),
-        ("a.csv", "x,y,z,row,col\n1,2,nan,4,5\n", "points: expected finite numbers"),
+        ("a.csv", "x,y,z,row,col\n1,2,nan,4,5\n", r"a\.csv: expected numbers in landmark 1"),
+        ("a.csv", "x,y,z,row,col\n1,2,3,,\n", r"a\.csv: expected landmarks with their pixels"),
         ("a.json", "{", "expected JSON, but it does not parse"),
         ("a.json", "[1, 2]", "expected a list of objects with x, y, z, row, col"),
     ],

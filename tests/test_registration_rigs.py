@@ -8,13 +8,12 @@ from functools import lru_cache
 
 import pytest
 import torch
+from registered_torso import attenuation, box_mtre, phantom, random_motions
 from torch import Tensor
 
 import drrkit
-from drrkit import CArm, Stage, Volume, losses, perturb, register, render, simulate_xray
+from drrkit import CArm, Stage, losses, perturb, register, render, simulate_xray
 from drrkit.geometry import Camera, volume_center
-from drrkit.metrics import mtre
-from drrkit.phantoms import torso
 from drrkit.registration import AUTO, Bodies, PosePrior, Search, rig_of
 from drrkit.registration.covariance import UNSEEN_MM
 from drrkit.registration.levenberg import expansion
@@ -27,16 +26,6 @@ HIPS = ([*range(18)], 18, 19)  # all but the femurs, and each of them
 
 
 @lru_cache
-def phantom() -> Volume:
-    return torso(5.0)
-
-
-@lru_cache
-def attenuation() -> Volume:
-    return phantom().to_mu()
-
-
-@lru_cache
 def bodies() -> Bodies:
     return Bodies.from_labels(attenuation(), HIPS)
 
@@ -45,23 +34,13 @@ def frontal() -> Tensor:
     return drrkit.view_carm(phantom(), 780.0, primary=0.2, secondary=-0.15).reshape(4, 4)
 
 
-def drawn(degrees: float, mm: float, seed: int, count: int = 1) -> Tensor:
-    """Motions [count, 6] of these lengths (rad, mm) in random directions."""
-    generator = torch.Generator().manual_seed(seed)
-    direction = torch.randn(count, 2, 3, generator=generator, dtype=torch.float64)
-    direction = direction / direction.norm(dim=-1, keepdim=True)
-    size = torch.tensor([[math.radians(degrees)], [mm]], dtype=torch.float64)
-    return (direction * size).reshape(count, 6)
-
-
 def off(degrees: float, mm: float, seed: int) -> Tensor:
-    return perturb(frontal(), drawn(degrees, mm, seed), volume_center(phantom()))
+    return perturb(frontal(), random_motions(degrees, mm, seed), volume_center(phantom()))
 
 
 def error(found: Tensor, truth: Tensor, center: Tensor, reach: float = 80.0) -> float:
     """mTRE mm of one pose [4, 4] over a box about a centre."""
-    corners = torch.cartesian_prod(*[torch.tensor([-reach, reach], dtype=torch.float64)] * 3)
-    return float(mtre(found[None], truth[None], corners + center))
+    return float(box_mtre(found[None], truth[None], center, reach))
 
 
 def biplane(degrees: float) -> Tensor:
@@ -72,7 +51,7 @@ def biplane(degrees: float) -> Tensor:
 
 def moved_bodies() -> Tensor:
     """True poses [3, 4, 4] of pelvis and femurs, the femurs moved by 6 degrees and 6 mm."""
-    motion = drawn(6.0, 6.0, seed=1, count=3)
+    motion = random_motions(6.0, 6.0, seed=1, count=3)
     return moved(frontal().expand(1, 3, 4, 4), motion.reshape(1, 18), bodies().center)[0]
 
 
@@ -158,7 +137,9 @@ def test_every_optimiser_moves_every_body(optimiser):
     two = Bodies.from_labels(attenuation(), (HIPS[0], HIPS[1:]))
     truth = frontal().expand(2, 4, 4)
     xray = two.render(CAMERA, truth)
-    start = moved(truth[None], drawn(1.5, 3.0, seed=3, count=2).reshape(1, 12), two.center)[0]
+    start = moved(
+        truth[None], random_motions(1.5, 3.0, seed=3, count=2).reshape(1, 12), two.center
+    )[0]
     stage = Stage(
         "gradient_ncc",
         optimiser=optimiser,
@@ -179,7 +160,7 @@ def test_every_optimiser_moves_every_body(optimiser):
 
 def test_the_expansion_of_bodies_is_that_of_their_objective():
     truth = moved_bodies()[None].repeat(2, 1, 1, 1)
-    poses = moved(truth, drawn(1.0, 2.0, seed=4, count=6).reshape(2, 18), bodies().center)
+    poses = moved(truth, random_motions(1.0, 2.0, seed=4, count=6).reshape(2, 18), bodies().center)
     exact = bodies().map(lambda body: body.to(torch.float64))
     xray = exact.render(CAMERA, truth[0])
     rig = biplane(40.0)
@@ -232,10 +213,10 @@ def test_bodies_refuse_what_does_not_fit():
 
 
 def test_the_motion_between_poses_is_what_perturb_takes():
-    xi = drawn(50.0, 80.0, seed=5, count=4)
+    xi = random_motions(50.0, 80.0, seed=5, count=4)
     pose = perturb(frontal(), xi, volume_center(phantom()))
     torch.testing.assert_close(motion_of(frontal(), pose, volume_center(phantom())), xi)
-    both = drawn(30.0, 40.0, seed=6, count=6).reshape(2, 18)
+    both = random_motions(30.0, 40.0, seed=6, count=6).reshape(2, 18)
     start, centers = moved_bodies(), bodies().center
     found = motion_of(start, moved(start.expand(2, 3, 4, 4), both, centers), centers)
     torch.testing.assert_close(found, both)
@@ -245,7 +226,7 @@ def test_the_expansion_of_a_prior_is_its_value_and_gradient():
     sigma = (0.1, 0.2, 0.3, 10.0, 20.0, math.inf)
     start = off(0.0, 0.0, seed=0)
     term = PosePrior(sigma, weight=0.3).term(start, volume_center(phantom()))
-    xi = drawn(20.0, 30.0, seed=7, count=3)
+    xi = random_motions(20.0, 30.0, seed=7, count=3)
     pose = perturb(start, xi, volume_center(phantom()))
     expected = 0.15 * (xi / torch.tensor(sigma)).square().sum(-1)
     torch.testing.assert_close(term(pose), expected)

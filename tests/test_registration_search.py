@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import lru_cache
 
 import pytest
 import torch
+from registered_torso import attenuation, box_mtre, phantom
 from torch import Tensor
 from torch.nn import functional
 
 import drrkit
-from drrkit import CArm, Stage, Volume, perturb, register, render, simulate_xray, view_ap
+from drrkit import CArm, Stage, perturb, register, render, simulate_xray, view_ap
 from drrkit.geometry import Camera, project_points, so3_exp, volume_center
-from drrkit.metrics import mtre, rotation_error
-from drrkit.phantoms import torso
+from drrkit.metrics import rotation_error
 from drrkit.registration import GLOBAL, Search
 from drrkit.registration.curvature import sobel
 from drrkit.registration.matching import fast_size, make_templates
@@ -25,16 +24,6 @@ from drrkit.registration.views import View
 from drrkit.xray import SPECTRUM_90KV
 
 CAMERA = CArm(1020.0, (64, 64), 4.352)
-
-
-@lru_cache
-def phantom() -> Volume:
-    return torso(5.0)
-
-
-@lru_cache
-def attenuation() -> Volume:
-    return phantom().to_mu()
 
 
 def center() -> Tensor:
@@ -51,8 +40,7 @@ def turned(x: float, y: float, z: float, shift: tuple[float, float, float]) -> T
 
 def error(world_to_camera: Tensor, truth: Tensor) -> Tensor:
     """mTRE [B] mm over a box about the volume's centre."""
-    corners = torch.cartesian_prod(*[torch.tensor([-80.0, 80.0], dtype=torch.float64)] * 3)
-    return mtre(world_to_camera, truth, corners + center())
+    return box_mtre(world_to_camera, truth, center())
 
 
 def searched(

@@ -8,27 +8,16 @@ from functools import lru_cache
 
 import pytest
 import torch
+from registered_torso import attenuation, box_mtre, phantom
 from torch import Tensor
 
 import drrkit
-from drrkit import CArm, Stage, Volume, losses, perturb, simulate_xray
+from drrkit import CArm, Stage, losses, perturb, simulate_xray
 from drrkit.geometry import volume_center
-from drrkit.metrics import mtre
-from drrkit.phantoms import torso
 from drrkit.registration import Bodies, PosePrior, register_sequence, rig_of
 
 CAMERA = CArm(1020.0, (64, 64), 4.352)
 FOLLOWING = Stage("gradient_ncc", optimiser="levenberg", iterations=10, step=8.0, final_step=0.02)
-
-
-@lru_cache
-def phantom() -> Volume:
-    return torso(5.0)
-
-
-@lru_cache
-def attenuation() -> Volume:
-    return phantom().to_mu()
 
 
 def frontal() -> Tensor:
@@ -52,8 +41,7 @@ def movie(frames: int = 8) -> Tensor:
 
 
 def errors(found: Tensor, truth: Tensor) -> list[float]:
-    corners = torch.cartesian_prod(*[torch.tensor([-80.0, 80.0], dtype=torch.float64)] * 3)
-    return mtre(found, truth, corners + volume_center(phantom())).tolist()
+    return box_mtre(found, truth, volume_center(phantom())).tolist()
 
 
 def test_every_frame_of_a_breathing_turning_patient_is_followed():

@@ -393,16 +393,20 @@ def test_stages_and_regressors_that_do_not_fit_are_refused(ct: Volume) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, rate, share",
+    # What is left of the loss and the mTRE. Over eleven runs on three instruction sets, most from
+    # weights moved by 1e-6, that was at the most 0.744 and 0.788, 0.721 and 0.883, 0.271 and 0.376.
+    "name, rate, loss, error",
     [
-        ("deepim-small", 2e-3, 0.85),
-        ("dmw-small", 3e-3, 0.85),
-        ("sopi-initialiser-small", 2e-3, 0.6),
+        ("deepim-small", 2e-3, 0.8, 0.85),
+        ("dmw-small", 3e-3, 0.78, 0.94),
+        ("sopi-initialiser-small", 2e-3, 0.35, 0.45),
     ],
 )
 def test_training_on_one_phantom_makes_unseen_poses_better(
-    name: str, rate: float, share: float, ct: Volume
+    name: str, rate: float, loss: float, error: float, ct: Volume
 ) -> None:
+    # The end of a training depends on the order of sums, and that on the threads.
+    torch.set_num_threads(1)  # conftest.py restores it
     network = tiny(name).train()
     task = task_for(network, ct, rate=rate, batch=16, rounds=1, validation_pairs=32)
     before = task.validate()
@@ -413,5 +417,5 @@ def test_training_on_one_phantom_makes_unseen_poses_better(
         losses["loss"].backward()
         optimiser.step()
     after = task.validate()
-    assert after["loss"] < share * before["loss"], (before, after)
-    assert after["mtre"] < 0.9 * after["start_mtre"]
+    assert after["loss"] < loss * before["loss"], (before, after)
+    assert after["mtre"] < error * after["start_mtre"], (before, after)

@@ -279,10 +279,15 @@ def damaged(path: Path, how: str) -> None:
         content[content.index(tensors[:16]) + 3] ^= 1
     elif how == "text":
         content = bytearray(b"step,loss\n")
+    elif how == "members before its start":
+        end = content.rindex(b"PK\x06\x06")  # the archive's record of where its directory is
+        content[end + 48 : end + 56] = (2**31).to_bytes(8, "little")
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["cut off", "empty", "a flipped bit", "text"])
+@pytest.mark.parametrize(
+    "how", ["cut off", "empty", "a flipped bit", "text", "members before its start"]
+)
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_resumed(
     how: str, tmp_path: Path
 ) -> None:

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import os
-import pickle
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import oracle
 import pytest
 import torch
-import torch.distributed as distributed
 from launches import Launches
-from scenes import BEAMS, METHODS, SPACING, oblique, rand, randn, relative
+from scenes import BEAMS, METHODS, SMALL, SPACING, oblique, rand, randn, relative, small_frames
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.functional import hessian, jacobian
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 import drrkit
 
 F = torch.func
-GRID = (3, 4, 3)  # D, H, W
 SIZE = (2, 3)
 VIEWS = 2
 TOLERANCE = 1e-10
@@ -51,16 +43,7 @@ def energy(image: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tenso
 
 
 def scene(device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    return rand(2, 1, *GRID, seed=1).to(device), near_frames(VIEWS).to(device)
-
-
-def near_frames(views: int, seed: int = 2) -> Tensor:
-    """Oblique frames about the small grid."""
-    frames = oblique(views, seed=seed)
-    shift = torch.tensor([-2.0, -1.0, -1.0], dtype=torch.float64)  # between the grids' centres
-    moved = frames.clone()
-    moved[:, :2] += shift
-    return moved
+    return rand(2, 1, *SMALL, seed=1).to(device), small_frames(VIEWS).to(device)
 
 
 def equal(found: Any, expected: Any) -> bool:
@@ -79,7 +62,7 @@ def oracle_hessian(method: str, beam: str) -> tuple[tuple[Tensor, ...], ...]:
 @every_beam
 @every_method
 def test_jvp_equals_the_oracle_in_values_and_frames(method, beam, device) -> None:
-    point, along = scene(device), (randn(2, 1, *GRID).to(device), randn(VIEWS, 4, 3).to(device))
+    point, along = scene(device), (randn(2, 1, *SMALL).to(device), randn(VIEWS, 4, 3).to(device))
     image, tangent = F.jvp(projection(drrkit.project, method, beam), point, along)
     truth = projection(oracle.project, method, beam)
     values, frames = scene()
@@ -198,7 +181,7 @@ def test_pixels_are_transformed_too(beam, device) -> None:
 def test_dual_numbers_carry_the_same_tangents_as_jvp(method, device) -> None:
     image = projection(drrkit.project, method)
     values, frames = scene(device)
-    along = randn(2, 1, *GRID).to(device), randn(VIEWS, 4, 3).to(device)
+    along = randn(2, 1, *SMALL).to(device), randn(VIEWS, 4, 3).to(device)
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(x, t) for x, t in zip((values, frames), along, strict=True)]
         both = forward_ad.unpack_dual(image(*duals)).tangent
@@ -300,10 +283,10 @@ def test_nested_vmap_equals_the_oracle(device) -> None:
 @pytest.mark.parametrize("dims", [(0, None), (None, 0), (0, 0), (1, 2)], ids=str)
 def test_vmap_of_backproject_equals_backproject_slice_by_slice(dims, device) -> None:
     images = torch.stack([randn(VIEWS, 1, *SIZE, seed=i) for i in range(3)]).to(device)
-    poses = torch.stack([near_frames(VIEWS) + 0.1 * i for i in range(3)]).to(device)
+    poses = torch.stack([small_frames(VIEWS) + 0.1 * i for i in range(3)]).to(device)
 
     def volume(g: Tensor, where: Tensor) -> Tensor:
-        return drrkit.backproject(g, where, (2, 1, *GRID))
+        return drrkit.backproject(g, where, (2, 1, *SMALL))
 
     slices = [
         volume(images[0 if dims[0] is None else i], poses[0 if dims[1] is None else i])
@@ -364,144 +347,3 @@ def test_a_pose_gradient_by_func_is_one_march(device) -> None:
     with Launches() as ran:
         F.grad(lambda f: energy(projection(drrkit.project))(values, f))(frames)
     assert ran.counts == {"project+rays": 1, "reduce": 1}
-
-
-# ---- checkpoints and hooks
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing_changes_no_gradient(reentrant, device) -> None:
-    image = projection(drrkit.project)
-    plain = [t.requires_grad_() for t in scene(device)]
-    saved = [t.requires_grad_() for t in scene(device)]
-    (image(*plain) ** 3).sum().backward()
-    (checkpoint(image, *saved, use_reentrant=reentrant) ** 3).sum().backward()
-    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain, saved, strict=True))
-
-
-def test_checkpointing_allows_double_backward(device) -> None:
-    image = projection(drrkit.project)
-
-    def hessian_times_ones(run: Callable[..., Tensor]) -> Tensor:
-        values, frames = (t.requires_grad_() for t in scene(device))
-        first = torch.autograd.grad((run(values, frames) ** 3).sum(), frames, create_graph=True)[0]
-        return torch.autograd.grad(first.sum(), values)[0]
-
-    found = hessian_times_ones(lambda *args: checkpoint(image, *args, use_reentrant=False))
-    assert equal(found, hessian_times_ones(image).cpu())
-
-
-def test_saved_tensors_may_be_kept_on_the_cpu_or_be_copies(device) -> None:
-    hooks = (
-        torch.autograd.graph.save_on_cpu(),
-        torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t),
-    )
-    for hook in hooks:
-        plain = [t.requires_grad_() for t in scene(device)]
-        packed = [t.requires_grad_() for t in scene(device)]
-        energy(projection(drrkit.project))(*plain).backward()
-        with hook:
-            loss = energy(projection(drrkit.project))(*packed)
-        loss.backward()
-        assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain, packed, strict=True))
-
-
-def test_changing_a_saved_volume_in_place_before_backward_is_an_error(device) -> None:
-    values, frames = scene(device)
-    loss = energy(projection(drrkit.project))(values, frames.requires_grad_())
-    values.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
-# ---- Projector as a module, mixed precision, several processes
-
-
-def fluoroscope(trained: bool = False) -> tuple[drrkit.Volume, drrkit.Camera, Tensor]:
-    values = rand(*GRID, seed=1).float()
-    values = torch.nn.Parameter(values) if trained else values
-    volume = drrkit.Volume(values, SPACING, origin=(3.0, -2.0, 5.0), unit="mu")
-    pose = torch.cat([drrkit.view_carm(volume, 40.0, 0.3 + 0.1 * i, -0.2) for i in range(2)])
-    return volume, drrkit.CArm(60.0, SIZE, pixel_spacing=2.1), pose
-
-
-@pytest.mark.parametrize("trained", [False, True])
-def test_projectors_survive_deepcopy_pickle_and_state_dict(trained, device) -> None:
-    volume, camera, pose = fluoroscope(trained)
-    projector = drrkit.Projector(volume, camera, method="trilinear", step=0.4).to(device)
-    pose = pose.to(device).requires_grad_()
-    image = projector(pose)
-    other = drrkit.Volume(torch.zeros(*GRID), SPACING, origin=(3.0, -2.0, 5.0), unit="mu")
-    blank = drrkit.Projector(other, camera, method="trilinear", step=0.4).to(device)
-    assert list(projector.state_dict()) == ["values"]
-    blank.load_state_dict(projector.state_dict())
-    for same in (copy.deepcopy(projector), pickle.loads(pickle.dumps(projector)), blank):
-        assert same.values.data_ptr() != projector.values.data_ptr()
-        assert torch.equal(same(pose), image)
-    assert [name for name, _ in copy.deepcopy(projector).named_parameters()] == (
-        ["values"] if trained else []
-    )
-    found = torch.func.functional_call(projector, {"values": 2 * projector.values}, (pose,))
-    torch.testing.assert_close(found, 2 * image)
-
-
-def mixed_precision_results(device: torch.device) -> dict[str, Tensor]:
-    volume, camera, pose = fluoroscope()
-    volume, pose = volume.to(device), pose.float().to(device)
-    values, frames = scene(device)
-    values, frames = values.float().requires_grad_(), frames.float().requires_grad_()
-    image = drrkit.project(values, frames, SIZE)
-    first = torch.autograd.grad(image.square().sum(), (values, frames), create_graph=True)
-    moved = drrkit.perturb(pose, 0.1 * torch.ones(2, 6).to(device), drrkit.volume_center(volume))
-    return {
-        "project": image,
-        "gradient in the volume": first[0],
-        "gradient in the frames": first[1],
-        "second": torch.autograd.grad(first[1].square().sum(), frames, retain_graph=True)[0],
-        "pixels": drrkit.project(values, frames, SIZE, pixels=rand(4, 2).float().to(device)),
-        "backproject": drrkit.backproject(image, frames, values.shape),
-        "render": drrkit.render(volume, camera, pose, supersample=2),
-        "perturb": moved,
-        "projector": drrkit.Projector(volume, camera)(moved),
-    }
-
-
-def test_autocast_changes_no_digit(device) -> None:
-    expected = mixed_precision_results(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16):
-        found = mixed_precision_results(device)
-    unequal = [name for name in expected if not torch.equal(found[name], expected[name])]
-    assert unequal == []
-
-
-def train_a_volume(rank: int, world: int, store: str) -> None:
-    """Each process sees its own view; the gradient is the mean over all views."""
-    torch.set_num_threads(1)
-    where = f"file://{store}"
-    distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=world)
-    try:
-        volume, camera, pose = fluoroscope(trained=True)
-        projector = drrkit.Projector(volume, camera)
-        replica = DistributedDataParallel(projector)
-        replica(pose[rank : rank + 1]).square().sum().backward()
-        total = projector(pose[:world]).square().sum()
-        expected = torch.autograd.grad(total, volume.values)[0] / world
-        torch.testing.assert_close(volume.values.grad, expected)
-    finally:
-        distributed.destroy_process_group()
-
-
-def test_distributed_data_parallel_trains_a_volume_in_one_process(tmp_path: Path) -> None:
-    train_a_volume(0, 1, str(tmp_path / "store"))
-
-
-def train_and_leave(rank: int, world: int, store: str) -> None:
-    """Leaves without finalising Python, while which a thread of torch's own that asks for the
-    interpreter aborts the process, now and then: nothing of what is tested here."""
-    train_a_volume(rank, world, store)
-    os._exit(0)
-
-
-@pytest.mark.slow
-def test_distributed_data_parallel_averages_gradients_of_two_processes(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(train_and_leave, (2, str(tmp_path / "store")), nprocs=2)

@@ -263,6 +263,11 @@ def test_wrong_names_and_files_are_told(data_set: Path, tmp_path: Path) -> None:
         read_deepfluoro_specimen(tmp_path / "thin.h5", "a")
     with pytest.raises(FileNotFoundError):
         deepfluoro_contents(tmp_path / "missing.h5")
+    (tmp_path / "dark.h5").write_bytes(data_set.read_bytes())
+    with h5py.File(tmp_path / "dark.h5", "r+") as file:
+        file["17-1882/projections/000/image/pixels"][1, 1] = np.nan
+    with pytest.raises(ValueError, match=r"dark\.h5: 17-1882/000: expected finite pixels"):
+        read_deepfluoro_xray(tmp_path / "dark.h5", "17-1882", 0)
 
 
 def test_the_documentation_reads_a_case(data_set: Path) -> None:
