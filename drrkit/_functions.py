@@ -47,6 +47,7 @@ def complete(function: Any, jvp: Callable, vmap: Callable) -> None:
 LOSES_VJP = torch.__version__ < TorchVersion("2.12")
 
 
+@_disable_dynamo
 def _refuse_lost_gradients() -> None:
     """Raise where torch.compile is outside of vjp, or of jacrev, which is made of it."""
     transforms = torch._C._functorch.get_interpreter_stack()

@@ -117,7 +117,7 @@ def create(folder: Path, torch: str, log: Path, base: str) -> Path:
 
 def install(python: Path, distribution: Path, log: Path, *options: str) -> None:
     """drrkit with its extras; what is there of torch must stay there."""
-    torch = "import torch; print(torch.__version__)"
+    torch = "from importlib.metadata import version; print(version('torch'))"
     before = run(log, python, "-c", torch, cwd=python.parent)
     pip = (python, "-m", "pip", "install", "--no-cache-dir", *options)
     run(log, *pip, f"{distribution}[test,plots,view]", cwd=python.parent)
