@@ -63,6 +63,20 @@ if os.environ.get("DRRKIT_SANITIZE") == "1":
     LINK_FLAGS += SANITIZE
 
 
+def correct_cuda_home() -> None:
+    """torch takes the folder of the nvcc on the PATH; that may be a script that calls another."""
+    if cpp_extension.CUDA_HOME is None or {"CUDA_HOME", "CUDA_PATH"} & set(os.environ):
+        return
+    command = [Path(cpp_extension.CUDA_HOME, "bin", "nvcc"), "--dryrun", "any.cu"]
+    try:
+        plan = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    except OSError:
+        return
+    found = re.search(r"_HERE_=(.+)", plan)
+    if found and Path(found.group(1), "..", "include", "cuda_runtime.h").is_file():
+        cpp_extension.CUDA_HOME = str(Path(found.group(1)).parent)
+
+
 def nvcc_version() -> str | None:
     """The release that nvcc reports, e.g. "13.0", or None where there is no nvcc."""
     if cpp_extension.CUDA_HOME is None:
@@ -130,6 +144,7 @@ class BuildWithRecord(cpp_extension.BuildExtension):
 
 if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
     raise SystemExit(f"drrkit needs torch >= 2.10, got torch {torch.__version__}")
+correct_cuda_home()
 WITH_CUDA = choose_cuda()
 sources = [f"csrc/{name}" for name in CPU_SOURCES + (CUDA_SOURCES if WITH_CUDA else [])]
 headers = sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cuh"))

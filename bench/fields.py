@@ -238,7 +238,7 @@ def cells(part: str) -> Iterator[dict[str, Any]]:
     if part == "shift":
         for shift in ("machine", "plain", "inverted"):
             for loss in ("mse", "mi"):
-                for scene in ("CT", "NeTT"):
+                for scene in SCENES[:3]:
                     yield {**plain, "scene": scene, "loss": loss, "shift": shift}
     if part == "losses":
         for loss in OTHER_LOSSES:

@@ -1,10 +1,13 @@
 """Biplane registrations of a CT to two realistic X-rays of itself, next to single-view ones.
 
     python bench/registration_biplane.py [CT] [--cases 50] [--angles 90,30,0] [--output FILE]
+    python bench/registration_biplane.py --protocol prost --window 60x40 --angles 90 --output FILE
 
 CT is a volume in HU, by default pelvis_2mm.nii.gz in the folder DRRKIT_DATA. Poses, starts and
-X-rays are those of the narrow protocol (drrkit.evaluation); the second camera is turned about the
-patient's long axis, around the isocentre 800 mm from the source; its X-ray has noise of its own.
+X-rays are those of a protocol (drrkit.evaluation), narrow ones registered by "auto", wide ones by
+"global"; the second camera is turned about the patient's long axis, around the isocentre 800 mm
+from the source; its X-ray has noise of its own. With --window the first X-ray shows only its middle
+of so many rows x columns.
 Reported: mTRE over points on bone, and by how much the centre of these points is off along the axis
 of each view (depth) and along the two axes across (in plane, their root mean square). Prints a line
 a case and writes JSON.
@@ -17,6 +20,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,13 +31,13 @@ from torch import Tensor
 
 import drrkit
 from drrkit.bench.machine import machine, versions
-from drrkit.evaluation import PROTOCOLS, Subject
+from drrkit.evaluation import PROTOCOLS, Case, Subject
 from drrkit.metrics import mtre, success_rate
-from drrkit.registration import AUTO, rig_of
+from drrkit.registration import PIPELINES, rig_of
 from drrkit.xray import SPECTRUM_90KV
 
-SCHEMA = 1
-PROTOCOL = PROTOCOLS["narrow"]
+SCHEMA = 2
+ISOCENTRE_MM = PROTOCOLS["narrow"].sod
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,10 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subject = Subject.of("pelvis", drrkit.read_volume(options.ct).to(dtype=torch.float32))
     load = os.getloadavg()
     cases: dict[str, list[dict[str, Any]]] = {}
+    protocol = PROTOCOLS[options.protocol]
     for angle in options.angles:
         cases[name(angle)] = []
         for number in range(options.cases):
-            cases[name(angle)].append(case(subject, number, angle))
+            one = protocol.case(subject, number)
+            cases[name(angle)].append(case(subject, one, angle, options))
             print(name(angle), line(cases[name(angle)][-1]), flush=True)
         record = recorded(cases, options, load)  # whole after every set-up
         write(record, options.output)
@@ -63,8 +69,16 @@ def recorded(
         "machine": machine(),
         "load_average": {"before": load, "after": os.getloadavg()},
         "versions": versions(("torch", "numpy")) | {"drrkit": drrkit.__version__},
-        "protocol": {**vars(PROTOCOL), "ct": options.ct.name, "stages": "auto"},
-        "stages": [{**vars(stage), "similarity": stage.name} for stage in AUTO],
+        "protocol": {
+            **vars(PROTOCOLS[options.protocol]),
+            "ct": options.ct.name,
+            "stages": stages_of(options.protocol),
+            "window": options.window,
+        },
+        "stages": [
+            {**vars(stage), "similarity": stage.name}
+            for stage in PIPELINES[stages_of(options.protocol)]
+        ],
         "summary": {key: summary(rows) for key, rows in cases.items()},
         "cases": cases,
     }
@@ -74,11 +88,29 @@ def name(angle: float) -> str:
     return "single" if angle == 0 else f"biplane_{angle:g}"
 
 
-def case(subject: Subject, number: int, angle: float) -> dict[str, Any]:
+def stages_of(protocol: str) -> str:
+    return "auto" if protocol == "narrow" else "global"
+
+
+def window_of(one: Case, window: tuple[int, int] | None) -> Tensor | None:
+    """The mask of the first X-ray."""
+    if window is None:
+        return None
+    mask = torch.zeros_like(one.xray)
+    top, left = ((n - w) // 2 for n, w in zip(one.camera.size, window, strict=True))
+    mask[..., top : top + window[0], left : left + window[1]] = 1.0
+    return mask
+
+
+def case(subject: Subject, one: Case, angle: float, options: argparse.Namespace) -> dict[str, Any]:
     """One registration: two views `angle` degrees apart, or one view for 0."""
-    one = PROTOCOL.case(subject, number)
+    mask = window_of(one, options.window)
+    stages = stages_of(options.protocol)
+    used = time.process_time()
     if angle == 0:
-        result = drrkit.register(subject.attenuation, one.camera, one.xray, one.start)
+        result = drrkit.register(
+            subject.attenuation, one.camera, one.xray, one.start, stages=stages, mask=mask
+        )
         rig = torch.eye(4, dtype=torch.float64)[None]
     else:
         rig = rig_of(torch.stack([torch.eye(4, dtype=torch.float64), orbit(angle)]))
@@ -87,27 +119,32 @@ def case(subject: Subject, number: int, angle: float) -> dict[str, Any]:
             one.camera,
             rig[1] @ one.truth,
             energy_kev=SPECTRUM_90KV,
-            photons=PROTOCOL.photons,
-            photons_at=PROTOCOL.photons_at,
-            seed=10_000 + number,
+            photons=PROTOCOLS[options.protocol].photons,
+            photons_at=PROTOCOLS[options.protocol].photons_at,
+            seed=10_000 + one.number,
         )
+        used = time.process_time()
         result = drrkit.register(
             subject.attenuation,
             [one.camera] * 2,
             [one.xray, second],
             one.start,
+            stages=stages,
+            mask=None if mask is None else [mask, None],
             rig_to_camera=rig,
         )
+    used = time.process_time() - used
     found = result.world_to_camera
     sigma = None if result.covariance is None else result.covariance.diagonal().sqrt().tolist()
     return {
-        "number": number,
+        "number": one.number,
         "mtre_before_mm": float(mtre(one.start, one.truth, subject.points)),
         "mtre_mm": float(mtre(found, one.truth, subject.points)),
         "views": [errors_in(turn, found, one.truth, subject.points) for turn in rig],
         "sigma_rad_mm": sigma,
         "confidence": result.confidence,
         "seconds": result.seconds,
+        "process_seconds": used,
         "stop_reason": result.stop_reason,
     }
 
@@ -119,7 +156,7 @@ def orbit(angle: float) -> Tensor:
     """
     turn = torch.eye(4, dtype=torch.float64)
     axis = torch.tensor([0.0, math.radians(angle), 0.0], dtype=torch.float64)
-    isocentre = torch.tensor([0.0, 0.0, PROTOCOL.sod], dtype=torch.float64)
+    isocentre = torch.tensor([0.0, 0.0, ISOCENTRE_MM], dtype=torch.float64)
     turn[:3, :3] = drrkit.so3_exp(axis)
     turn[:3, 3] = isocentre - turn[:3, :3] @ isocentre
     return turn
@@ -138,6 +175,7 @@ def errors_in(turn: Tensor, found: Tensor, truth: Tensor, points: Tensor) -> dic
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     errors = torch.tensor([row["mtre_mm"] for row in rows])
     seconds = torch.tensor([row["seconds"] for row in rows])
+    process = torch.tensor([row["process_seconds"] for row in rows])
     rate = success_rate(errors, 2.0)
     depth, plane = (  # [cases, views]
         torch.tensor([[view[key] for view in row["views"]] for row in rows])
@@ -156,6 +194,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "depth_rms_all_views_mm": float(depth.square().mean().sqrt()),
         "in_plane_rms_all_views_mm": float(plane.square().mean().sqrt()),
         "seconds_median": float(seconds.median()),
+        "process_seconds_median": float(process.median()),
     }
 
 
@@ -181,6 +220,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[90.0, 30.0, 0.0],
         help="degrees between the views, 0 for one view alone (default 90,30,0)",
     )
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="narrow")
+    parser.add_argument(
+        "--window",
+        type=lambda text: tuple(int(word) for word in text.split("x")),
+        help="ROWSxCOLS of the first X-ray that are seen (default all)",
+    )
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
     default = Path(__file__).parent / "results" / "registration_biplane.json"
     parser.add_argument("--output", type=Path, default=default, help="JSON file to write")
@@ -198,6 +243,9 @@ def described(options: argparse.Namespace) -> list[str]:
     """The command line, without the folders of this machine."""
     angles = ",".join(f"{angle:g}" for angle in options.angles)
     words = [options.ct.name, f"--cases {options.cases}", f"--angles {angles}"]
+    words += [f"--protocol {options.protocol}"]
+    if options.window is not None:
+        words += [f"--window {options.window[0]}x{options.window[1]}"]
     return [*words, f"--threads {options.threads}"]
 
 

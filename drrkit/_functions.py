@@ -9,6 +9,7 @@ be silently wrong at second order.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.autograd import Function, forward_ad
+from torch.torch_version import TorchVersion
 
 
 def complete(function: Any, jvp: Callable, vmap: Callable) -> None:
@@ -40,8 +42,33 @@ def complete(function: Any, jvp: Callable, vmap: Callable) -> None:
     function.undivided = type(name + "Undivided", (function.eager,), one_piece)
 
 
+# What vjp returns is there compiled on its own if the graph broke inside of vjp, and gives zeros,
+# with anyone's code. grad is not concerned, nor what runs inside of another transform.
+LOSES_VJP = torch.__version__ < TorchVersion("2.12")
+
+
+@_disable_dynamo
+def _refuse_lost_gradients() -> None:
+    """Raise where torch.compile is outside of vjp, or of jacrev, which is made of it."""
+    transforms = torch._C._functorch.get_interpreter_stack()
+    if not transforms or transforms[0].key() != torch._C._functorch.TransformType.Grad:
+        return
+    outermost, frame = "", sys._getframe()
+    while frame is not None and frame.f_code.co_name != "compile_wrapper":
+        if frame.f_code.co_name in ("_vjp_with_argnums", "grad_and_value_impl"):
+            outermost = frame.f_code.co_name
+        frame = frame.f_back
+    if frame is not None and outermost == "_vjp_with_argnums":
+        raise RuntimeError(
+            f"torch {torch.__version__} loses gradients of vjp and jacrev inside torch.compile: "
+            "they would be zero. Compile inside of the transform, use grad, or torch 2.12 or newer"
+        )
+
+
 @_disable_dynamo  # unlike torch._dynamo.disable it does not import dynamo: two seconds
 def _eagerly(function: Any, *args: Any):
+    if LOSES_VJP:
+        _refuse_lost_gradients()
     return function.eager.apply(*args)
 
 
@@ -51,6 +78,8 @@ def call(function: Any, *args: Any):
     if torch.compiler.is_compiling():
         return _eagerly(function, *args) if transformed else function.apply(*args)
     if transformed:
+        if LOSES_VJP:
+            _refuse_lost_gradients()
         return function.eager.apply(*args)
     return function.undivided.apply(*args) if _followed(args) else function.forward(*args)
 

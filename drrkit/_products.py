@@ -10,6 +10,7 @@ the headers of csrc/. Rules of this file:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -292,28 +293,35 @@ def _no_jvp(ctx, *_):
 # ---- vmap: one launch, and no copy of a volume
 
 
-def _vmap(product: type[_Product], info: Any, in_dims: tuple, *args: Any):
-    """Fold the mapped axis into the views: outside them where volumes are mapped or come out.
+def _vmap_of(product: type[_Product]) -> Callable:
+    """The rule of a product: fold the mapped axis into the views.
 
-    View b reads volume b // (B / N), so inside the views one set of volumes serves every slice.
+    The axis goes outside the views where volumes are mapped or come out, for view b reads volume
+    b // (B / N); inside them, one set of volumes serves every slice.
     """
-    size = info.batch_size
-    mapped = product.volume is not None and in_dims[product.volume] is not None
-    outside = product.count is not None or mapped
-    axis = 0 if outside else 1
-    folded = []
-    for position, (arg, dim) in enumerate(zip(args, in_dims, strict=True)):
-        if position == product.count:
-            arg = arg * size
-        elif isinstance(arg, Tensor) and arg.dim() > 1:
-            arg = _fold(arg, dim, axis, size, keep=position in (product.volume, product.source))
-        folded.append(arg)
-    out = call(product, *folded)
-    outputs = out if isinstance(out, tuple) else (out,)
-    shape = (size, -1) if outside else (-1, size)
-    split = tuple(o.unflatten(0, shape) if o.dim() > 1 else o for o in outputs)
-    dims = tuple(axis if o.dim() > 1 else None for o in outputs)
-    return (split, dims) if isinstance(out, tuple) else (split[0], dims[0])
+    # Dynamo of torch 2.10 cannot compare a Function's attributes with None.
+    volume, source, count = product.volume, product.source, product.count
+
+    def rule(function: type[_Product], info: Any, in_dims: tuple, *args: Any):
+        size = info.batch_size
+        mapped = volume is not None and in_dims[volume] is not None
+        outside = count is not None or mapped
+        axis = 0 if outside else 1
+        folded = []
+        for position, (arg, dim) in enumerate(zip(args, in_dims, strict=True)):
+            if position == count:
+                arg = arg * size
+            elif isinstance(arg, Tensor) and arg.dim() > 1:
+                arg = _fold(arg, dim, axis, size, keep=position in (volume, source))
+            folded.append(arg)
+        out = call(function, *folded)
+        outputs = out if isinstance(out, tuple) else (out,)
+        shape = (size, -1) if outside else (-1, size)
+        split = tuple(o.unflatten(0, shape) if o.dim() > 1 else o for o in outputs)
+        dims = tuple(axis if o.dim() > 1 else None for o in outputs)
+        return (split, dims) if isinstance(out, tuple) else (split[0], dims[0])
+
+    return rule
 
 
 def _fold(arg: Tensor, dim: int | None, axis: int, size: int, keep: bool) -> Tensor:
@@ -334,4 +342,4 @@ for _product, _jvp in (
     (TangentAdjoint, _no_jvp),
     (Second, _no_jvp),
 ):
-    complete(_product, _jvp, _vmap)
+    complete(_product, _jvp, _vmap_of(_product))

@@ -5,14 +5,16 @@
 For each: that torch and the wheel with its extras from the index, then `pip check`, `drrkit
 doctor`, `drrkit demo` and the quick tests, run from the sdist's tests where no drrkit but the
 installed one can be found. With --rebuild the sdist is then built against that torch, and tested
-again. Prints a table for docs/install.md; exit code 1 where anything failed. Logs stay in --work. A
-torch with CUDA takes 5 to 8 GB of disk while it is there.
+again; DRRKIT_CUDA=0 keeps that a build for CPU. Prints a table for docs/install.md; exit code 1
+where anything failed. Logs stay in --work. A torch with CUDA takes 5 to 8 GB of disk while it is
+there.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -115,7 +117,7 @@ def create(folder: Path, torch: str, log: Path, base: str) -> Path:
 
 def install(python: Path, distribution: Path, log: Path, *options: str) -> None:
     """drrkit with its extras; what is there of torch must stay there."""
-    torch = "import torch; print(torch.__version__)"
+    torch = "from importlib.metadata import version; print(version('torch'))"
     before = run(log, python, "-c", torch, cwd=python.parent)
     pip = (python, "-m", "pip", "install", "--no-cache-dir", *options)
     run(log, *pip, f"{distribution}[test,plots,view]", cwd=python.parent)
@@ -187,10 +189,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rebuild", action="store_true", help="build the sdist there, too")
     parser.add_argument("--python", default=sys.executable, help="the wheel's CPython")
     parser.add_argument("--work", type=Path, help="where environments and logs go; new")
-    parser.add_argument("tests", nargs="*", help="options of pytest, after --")
-    options = parser.parse_args(arguments)
-    options.tests = options.tests or ["-m", "not slow"]
-    return options
+    parser.add_argument(
+        "--tests", type=shlex.split, default=["-m", "not slow"], help="what pytest is told, quoted"
+    )
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,8 @@ from drrkit.cli import main
 from drrkit.cli.poses import write_pose
 from drrkit.report import save_image
 
-ROOT = Path(drrkit.__file__).parent.parent
+ROOT = Path(drrkit.__file__).parent.parent  # of drrkit; TESTS may be beside it or elsewhere
+TESTS = Path(__file__).parent
 CAMERA = ["--size", "48x64", "--pixel-spacing", "6,5.5"]
 
 

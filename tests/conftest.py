@@ -6,14 +6,13 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from commands import small_camera, small_ct, write_data
 
-if TYPE_CHECKING:
-    from drrkit import Camera, Volume
+import drrkit
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 NO_DATA = (
@@ -47,26 +46,20 @@ def data_folder() -> Path:
 
 
 @pytest.fixture(scope="module")
-def ct() -> Volume:
+def ct() -> drrkit.Volume:
     """The CT that the tests of the command line work on."""
-    from commands import small_ct
-
     return small_ct()
 
 
 @pytest.fixture(scope="module")
-def camera() -> Camera:
+def camera() -> drrkit.Camera:
     """What the options CAMERA of the command line's tests say."""
-    from commands import small_camera
-
     return small_camera()
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of files for the command line: see write_data."""
-    from commands import write_data
-
     return write_data(tmp_path_factory.mktemp("data"))
 
 

@@ -317,7 +317,12 @@ def test_in_continuous_integration_a_skipped_test_is_a_failure(
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**environment, **({"CI": ci} if ci else {})},
+        # conftest shares what tests/commands.py writes
+        env={
+            **environment,
+            **({"CI": ci} if ci else {}),
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+        },
     )
     assert done.returncode == (1 if ci and skips else 0), done.stdout + done.stderr
     for how in skips if ci else ():

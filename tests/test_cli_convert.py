@@ -100,3 +100,19 @@ def test_rtk_says_that_rows_are_flipped(place: Path) -> None:
         + [str(word) for word in options],
     )
     assert "flip the rows" in result.output + (result.stderr if result.stderr_bytes else "")
+
+
+@pytest.mark.parametrize(
+    "row, read", [((0.0, -2e-19, 3e-18, 1 - 1e-16), True), ((0, 0, 1e-3, 1), False)]
+)
+def test_a_last_row_off_by_rounding_is_read_as_exact(
+    row: tuple[float, ...], read: bool, tmp_path: Path
+) -> None:
+    """Which inverse gives 0 0 0 1 to the bit depends on the BLAS that made it."""
+    file = tmp_path / "pose.json"
+    file.write_text(json.dumps([[1.0, 0, 0, 5], [0, 1, 0, 6], [0, 0, 1, 800], list(row)]))
+    if read:
+        assert read_pose(file).world_to_camera[3].tolist() == [0.0, 0.0, 0.0, 1.0]
+    else:
+        with pytest.raises(ValueError, match="0 0 0 1"):
+            read_pose(file)

@@ -388,11 +388,10 @@ def test_ctrl_c_ends_a_process_with_130_and_without_a_file(data: Path, tmp_path:
         "main(sys.argv[1:])\n"
     )
     words = ["render", data / "ct.nii.gz", *CAMERA, "-o", tmp_path / "a.npy"]
-    told = python("-c", code, *words)
-    assert told.returncode == 130 and told.stderr == "Interrupted.\n"
-    assert os.listdir(tmp_path) == []
     told = python("-c", code, *words, "--json")
+    assert told.returncode == 130 and told.stderr == "Interrupted.\n"
     assert json.loads(told.stdout)["error"]["kind"] == "interrupted"
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_output_may_not_be_an_input_under_another_name(tmp_path: Path) -> None:

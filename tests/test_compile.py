@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import drrkit
+from drrkit._functions import LOSES_VJP
 
 F = torch.func
 SIZE = (4, 5)
@@ -259,7 +260,12 @@ def test_jacobians_inside_compile_equal_eager(transform, device) -> None:
     def derivative(where: Tensor) -> Tensor:
         return transform(lambda f: energy(values, f))(where)
 
-    assert equal([torch.compile(derivative, backend="aot_eager")(frames)], [derivative(frames)])
+    run = torch.compile(derivative, backend="aot_eager")
+    if transform is F.jacrev and LOSES_VJP:
+        with pytest.raises(RuntimeError, match=r"they would be zero.*torch 2\.12 or newer"):
+            run(frames)
+    else:
+        assert equal([run(frames)], [derivative(frames)])
 
 
 # ---- limits

@@ -313,6 +313,20 @@ def test_xregs_frames_project_as_its_own_formulas(
     assert bool(((own[..., 2] - source_z) * forward > 0).all())
 
 
+@pytest.mark.parametrize("size, works", [(1e-17, True), (1e-4, False)])
+def test_nanodrrs_k_inv_may_have_rounding_below_its_diagonal(size: float, works: bool) -> None:
+    """A general inverse leaves it with some BLAS; more than that is no camera of ours."""
+    view = conversions.to_nanodrr(camera(), poses())
+    below = size * torch.ones(3, 3, dtype=torch.float64).tril(-1)
+    view = view._replace(k_inv=view.k_inv + below)
+    if works:
+        found = conversions.from_nanodrr(view).camera.K
+        assert torch.equal(found, found.triu()) and torch.allclose(found, camera().K)
+    else:
+        with pytest.raises(ValueError, match="K: expected"):
+            conversions.from_nanodrr(view)
+
+
 def test_nanodrr_reflections_mirror_the_columns() -> None:
     view = conversions.to_nanodrr(camera(), poses())
     mirror = torch.diag(torch.tensor((-1.0, 1.0, 1.0, 1.0), dtype=torch.float64))

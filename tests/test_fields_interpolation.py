@@ -50,7 +50,7 @@ def test_a_node_outside_the_grid_has_no_weight_and_a_place_inside() -> None:
     index = torch.tensor([[-0.25, 1.0, 1.0], [-5.0, 40.0, 2.0]], dtype=torch.float64)
     place, weight = corners_and_weights(index, (3, 4, 5))
     assert int(place.min()) >= 0 and int(place.max()) < 60
-    assert weight.sum(-1).tolist() == [0.75, 0.0]
+    assert weight.sum(0).tolist() == [0.75, 0.0]
 
 
 def test_interpolation_has_first_and_second_derivatives_in_both_modes() -> None:

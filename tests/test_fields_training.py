@@ -365,12 +365,13 @@ def test_nett_is_trained_from_files_and_resumed(tmp_path: Path) -> None:
 
 @pytest.mark.io
 def test_mnerf_is_trained_from_files_and_phantoms(tmp_path: Path) -> None:
-    small = ["--width", 8, "--depth", 2, "--octaves", 2, "--images", 2, "--rays", 10]
-    small += ["--steps", 2, "--held-out", 1, "-q", "--device", "cpu"]
+    small = ["--width", 8, "--depth", 2, "--octaves", 2, "--levels", 1, "--images", 2]
+    small += ["--rays", 10, "--steps", 2, "--held-out", 1, "-q", "--device", "cpu"]
     ct, folder = write_pairs(tmp_path, 0)
     succeed("train", "mnerf", "--pairs", ct, folder, "--out", tmp_path / "a", *small)
     field = fields.load_field(tmp_path / "a" / "mnerf.pt")
     assert isinstance(field, fields.MNeRF) and field.mask.shape == (16, 16, 16)
+    assert field.features is not None and len(field.features.tables) == 1
     phantoms = ["--phantoms", 1, "--voxels", 16, "--views", 3, "--pixels", 16]
     succeed("train", "mnerf", *phantoms, "--out", tmp_path / "b", *small)
     twice = run("train", "mnerf", "--pairs", ct, folder, "--pairs", ct, folder, "--out", tmp_path)

@@ -20,7 +20,7 @@ import drrkit
 from drrkit.registration import Stage
 from drrkit.report import registration_page
 from drrkit.report.charts import Line, _Axis, heat_map, line_chart
-from drrkit.report.facts import beam_words, cautions, pose_words, repeat_command, uncertainty
+from drrkit.report.facts import cautions, pose_words, repeat_command, uncertainty
 from drrkit.report.landscapes import landscape_charts, pose_landscape
 from drrkit.report.scene import scene_svg
 
@@ -203,20 +203,6 @@ def test_the_pose_is_told_in_the_words_of_clinicians() -> None:
     assert words["Source to the volume's centre"] == "800.0 mm along the beam"
     assert words["The volume's centre in the image"] == "row 23.5, column 31.5"
     assert words["Image edges"].startswith("left R, top H, right L, bottom F")
-
-
-@pytest.mark.parametrize(
-    ("direction", "words"),
-    [
-        ((0.0, 1.0, 0.0), "front to back (AP)"),
-        ((0.0, -1.0, 0.0), "back to front (PA)"),
-        ((-1.0, 0.0, 0.0), "left to right"),
-        ((-math.sin(0.1), math.cos(0.1), 0.0), "front to back (AP), 5.7° towards right"),
-        ((0.0, math.cos(0.2), math.sin(0.2)), "front to back (AP), 11.5° towards head"),
-    ],
-)
-def test_a_beam_is_told_by_where_it_goes(direction: tuple[float, ...], words: str) -> None:
-    assert beam_words(torch.tensor(direction, dtype=torch.float64)) == words
 
 
 def test_standard_deviations_are_in_degrees_and_mm_and_unknown_ones_are_not_invented() -> None:

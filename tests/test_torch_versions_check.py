@@ -68,6 +68,14 @@ def test_the_table_is_markdown() -> None:
     ]
 
 
+def test_pytest_is_told_to_run_the_quick_tests_unless_told_otherwise() -> None:
+    few = ["a.whl", "--torch", "2.10.0", "2.15.0"]
+    options = TOOL["parse"](few)
+    assert options.torch == ["2.10.0", "2.15.0"] and options.tests == ["-m", "not slow"]
+    told = TOOL["parse"]([*few, "--tests", "tests/test_ops.py -k 'a or b'"])
+    assert told.tests == ["tests/test_ops.py", "-k", "a or b"]
+
+
 def test_a_wheel_without_its_sdist_is_refused(tmp_path: Path) -> None:
     wheel = tmp_path / "drrkit-0.1.0+cu13-cp311-cp311-linux_x86_64.whl"
     wheel.write_bytes(b"")

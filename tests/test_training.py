@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import ROOT, python
+from commands import TESTS, python
 from torch import Tensor
 from torch.optim import lr_scheduler
 from training_tasks import GradientMatching, Regression, weights
@@ -205,7 +205,7 @@ def test_mixed_precision_trains_and_resumes(precision: str, tmp_path: Path) -> N
 def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(
     how: str, least: int, tmp_path: Path
 ) -> None:
-    done = python(ROOT / "tests" / "training_crashes.py", tmp_path / how, how)
+    done = python(TESTS / "training_crashes.py", tmp_path / how, how)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout.split()[-1]) >= least
     steps = 40 if how == "kill" else 6

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ROOT
+from commands import ROOT, TESTS
 from torch import Tensor
 from training_processes import run
 
 from drrkit.training import Processes, load_checkpoint
 
-SCRIPT = ROOT / "tests" / "training_processes.py"
+SCRIPT = TESTS / "training_processes.py"
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ def test_a_distance_that_the_file_does_not_tell_can_be_given(answers: Path, tmp_
 
 
 def test_the_page_stands_alone(answers: Path) -> None:
-    page = (answers / "report.html").read_text()
+    page = (answers / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") >= 7
     assert "accepted" in page
     assert "source is" in page

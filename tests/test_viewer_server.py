@@ -443,7 +443,7 @@ def test_the_command_refuses_what_makes_no_sense(tmp_path: Path) -> None:
     (tmp_path / "ct.npy").write_bytes(b"")
     for arguments, message in (
         (["view", tmp_path / "ct.npy"], "XRAY is missing"),
-        (["view", "--init", "AP"], "--init goes with a CT"),
+        (["view", "--init", "AP"], "--init goes with a CT and an X-ray"),
         (["view", "--port", "70000"], "70000 is not in the range"),
         (["view", "-o", tmp_path / "pose.txt"], "ending in .json"),
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import re
 import struct
 import sys
 from dataclasses import replace
@@ -235,15 +236,35 @@ def test_metaimage_headers_that_mean_nothing_are_refused(tmp_path, field, value,
 
 
 @pytest.mark.io
-def test_values_that_are_not_finite_in_a_file_are_refused_with_its_name(tmp_path):
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz", "ct.nrrd", "ct.mha"])
+def test_values_that_are_not_finite_in_a_file_are_refused_with_its_name(tmp_path, name, dtype, bad):
     import numpy as np
     import SimpleITK as sitk
 
-    pixels = np.zeros((2, 3, 4), np.float32)
-    pixels[1, 2, 0] = np.nan
-    sitk.WriteImage(sitk.GetImageFromArray(pixels), str(tmp_path / "ct.nrrd"))
-    with pytest.raises(ValueError, match=r"ct\.nrrd: values: .* first at index \(1, 2, 0\)"):
-        read_volume(tmp_path / "ct.nrrd")
+    pixels = np.zeros((3, 5, 7), dtype)  # an odd number of them
+    pixels[1, 2, 0] = pixels[-1, -1, -1] = bad
+    sitk.WriteImage(sitk.GetImageFromArray(pixels), str(tmp_path / name))
+    message = rf"{re.escape(name)}: values: .* got 2 that are not, the first at index \(1, 2, 0\)"
+    with pytest.raises(ValueError, match=message):
+        read_volume(tmp_path / name)
+
+
+@pytest.mark.io
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
+def test_voxels_that_are_not_finite_are_found_wherever_they_stand(tmp_path, name, monkeypatch):
+    import SimpleITK as sitk
+
+    monkeypatch.setattr("drrkit.volume.nifti.CHUNK", 64)  # several pieces, the last one shorter
+    values = random_volume((3, 5, 7), whole=False)
+    write_volume(values, tmp_path / name)
+    assert torch.equal(read_volume(tmp_path / name).values, values.values)
+    image = sitk.ReadImage(str(tmp_path / name))
+    image[6, 4, 2] = math.nan
+    sitk.WriteImage(image, str(tmp_path / name))
+    with pytest.raises(ValueError, match=r"got 1 that are not, the first at index \(2, 4, 6\)"):
+        read_volume(tmp_path / name)
 
 
 # Label maps in files

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -57,7 +57,7 @@ def doctor_command() -> Answer:
 def examine() -> Iterator[Finding]:
     """All findings, one after another; a check that fails is a finding, not an error."""
     about = describe()
-    yield _build(about["built_for"].get("torch"))
+    yield _build(about["built_for"])
     for device in _devices():
         yield _checked(f"kernels on {device}", lambda device=device: _known_answers(device))
     if torch.cuda.is_available() and not about["cuda_kernels"]:
@@ -74,12 +74,15 @@ def examine() -> Iterator[Finding]:
     yield _threads()
 
 
-def _build(built: str | None) -> Finding:
-    """One binary serves every torch from the oldest on; below that the kernels may not load."""
-    here = torch.__version__
-    text = f"built with torch {built or 'unknown'}, running on {here}"
+def _build(record: dict[str, Any]) -> Finding:
+    """One binary serves every torch from the oldest on, of the CUDA major that it has."""
+    here, cuda = torch.__version__, record.get("cuda")
+    text = f"built with torch {record.get('torch') or 'unknown'}, running on {here}"
     if tuple(int(part) for part in here.split(".")[:2]) < OLDEST_TORCH:
         return Finding("build", "problem", f"{text}; drrkit needs torch 2.10 or newer")
+    if cuda and cuda.split(".")[0] != (torch.version.cuda or "").split(".")[0]:
+        mix = f"{text}; its kernels are for CUDA {cuda}, torch has {torch.version.cuda}"
+        return Finding("build", "problem", f"{mix}: install the build for that, or one for CPU")
     return Finding("build", "ok", f"{text}: one build serves every torch from 2.10 on")
 
 
@@ -110,16 +113,17 @@ def _known_answers(device: torch.device) -> str:
     for method in ("joseph", "siddon", "trilinear"):
         along = torch.tensor([[[20.0, -400.0, 10.0], [19.5, 400.0, 9.5], [0, 0, 0], [0, 0, 0]]])
         found = project(slab.values, along.to(device), (1, 1), spacing=slab.spacing, method=method)
-        if abs(float(found) - 0.02 * 60.0) > 0.02:
+        if not abs(float(found) - 0.02 * 60.0) <= 0.02:
             raise RuntimeError(f"{method}: expected an integral of 1.2, got {float(found):.4f}")
         image = torch.rand(1, 1, 24, 24, generator=generator, dtype=torch.float64).to(device)
         values = slab.values.double()
         ahead = project(values, frames, camera.size, spacing=slab.spacing, method=method)
         back = backproject(image, frames, values.shape, spacing=slab.spacing, method=method)
         left, right = float((ahead * image).sum()), float((values * back).sum())
-        worst = max(worst, abs(left - right) / abs(left))
-    if worst > 1e-10:
-        raise RuntimeError(f"<A x, y> and <x, A* y> differ by {worst:.1e}")
+        gap = abs(left - right) / abs(left)
+        if not gap <= 1e-10:  # NaN, too, is wrong
+            raise RuntimeError(f"{method}: <A x, y> and <x, A* y> differ by {gap:.1e}")
+        worst = max(worst, gap)
     return f"right in {1000 * (time.perf_counter() - began):.0f} ms, adjoint to {worst:.0e}"
 
 

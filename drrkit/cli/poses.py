@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+LAST_ROW_ROUNDING = 1e-6  # a transposed pose has millimetres there
 
 
 class PoseFile(NamedTuple):
@@ -69,6 +70,7 @@ def read_pose(path: Path) -> PoseFile:
         raise ValueError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
     pose = _matrix(path, "world_to_camera", content["world_to_camera"], 4)
     _check_rigid(path, pose)
+    pose[3] = pose.new_tensor((0.0, 0.0, 0.0, 1.0))  # an inverted matrix has it but for rounding
     camera = content.get("camera")
     return PoseFile(pose, None if camera is None else _camera(path, camera))
 
@@ -157,7 +159,7 @@ def _check_rigid(path: Path, pose: Tensor) -> None:
         raise ValueError(
             f"{path}: world_to_camera: expected a rotation in the upper left 3x3, got {problem}"
         )
-    if pose[3].tolist() != [0.0, 0.0, 0.0, 1.0]:
+    if float((pose[3] - pose.new_tensor((0.0, 0.0, 0.0, 1.0))).abs().max()) > LAST_ROW_ROUNDING:
         raise ValueError(
             f"{path}: world_to_camera: expected the last row 0 0 0 1, got {pose[3].tolist()} "
             "(is the matrix transposed?)"

@@ -69,7 +69,10 @@ def view_command(
         raise click.UsageError("XRAY is missing: give a CT and an X-ray, or neither.")
     if ct is None or xray is None:
         if given.init is not None or given.landmarks is not None:
-            raise click.UsageError("The phantom has a start of its own: no --init or --landmarks.")
+            raise click.UsageError(
+                "--init goes with a CT and an X-ray, and --landmarks too; the phantom has its own "
+                "start."
+            )
         session, title = _of_phantom(ctx, given, output), "torso phantom"
     else:
         session, title = _of_files(ctx, ct, xray, given, output), f"{ct.name}, {xray.name}"

@@ -110,7 +110,7 @@ def from_nanodrr(view: NanodrrView) -> CameraView:
     """
     k_inv = batched("k_inv", view.k_inv, (3, 3)).double()
     to_world = batched("rt_inv", view.rt_inv, (4, 4)).double()
-    matrix = torch.linalg.inv(k_inv)
+    matrix = _upper(torch.linalg.inv(k_inv))
     matrix = _shifted(matrix / matrix[:, 2:, 2:], -HALF_PIXEL)
     pose = torch.linalg.inv(lps_from_ras(to_world))
     return _from_matrices(matrix, pose, (view.height, view.width), view.sdd)
@@ -243,6 +243,12 @@ def _mirrored(matrix: Tensor, cols: int) -> Tensor:
     """K of the image with its columns counted from the other end."""
     turn = matrix.new_tensor(((-1.0, 0.0, cols - 1.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
     return turn @ matrix
+
+
+def _upper(matrix: Tensor) -> Tensor:
+    """K without the rounding that some BLAS leaves below the diagonal of an inverse."""
+    below = matrix.detach().tril(-1).abs().amax()
+    return matrix.triu() if bool(below <= 1e-6 * matrix.detach().abs().amax()) else matrix
 
 
 def _shifted(matrix: Tensor, pixels: float) -> Tensor:

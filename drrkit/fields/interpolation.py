@@ -19,23 +19,25 @@ def corners_and_weights(index: Tensor, shape: tuple[int, int, int]) -> tuple[Ten
         shape: (D, H, W) of the grid.
 
     Returns:
-        [S, 8] int64, places in the flattened grid, and [S, 8] in the dtype of the points. A node
+        [8, S] int64, places in the flattened grid, and [8, S] in the dtype of the points. A node
         outside the grid has the place of one inside and weight 0.
     """
-    low = index.detach().floor()
-    share = index - low
-    node = low.long()[..., None] + torch.arange(2, device=index.device)  # [S, 3, 2]
+    # The points come last, so that all arithmetic runs along contiguous rows.
+    rows = index.T.contiguous()  # [3, S]
+    low = rows.detach().floor()
+    share = rows - low
+    node = low.long() + torch.arange(2, device=index.device)[:, None, None]  # [2, 3, S]
     last = torch.tensor(shape[::-1], device=index.device)[:, None] - 1
     inside = (node >= 0) & (node <= last)
     x, y, z = torch.minimum(node.clamp_min(0), last).unbind(1)
-    along_x, along_y, along_z = (torch.stack((1.0 - share, share), -1) * inside).unbind(1)
-    plane = z[:, :, None] * shape[1] + y[:, None]  # [S, 2, 2]
-    place = plane[..., None] * shape[2] + x[:, None, None]
-    weight = along_z[:, :, None, None] * along_y[:, None, :, None] * along_x[:, None, None]
-    return place.flatten(1), weight.flatten(1)
+    along_x, along_y, along_z = (torch.stack((1.0 - share, share)) * inside).unbind(1)
+    plane = z[:, None] * shape[1] + y  # [2, 2, S]
+    place = plane[:, :, None] * shape[2] + x
+    weight = (along_z[:, None] * along_y)[:, :, None] * along_x
+    return place.flatten(0, 2), weight.flatten(0, 2)
 
 
 def trilinear(grid: Tensor, index: Tensor) -> Tensor:
     """Values [S] of a grid [D, H, W] of numbers or bools, zero outside, at [S, 3] (x, y, z)."""
     place, weight = corners_and_weights(index, (grid.shape[0], grid.shape[1], grid.shape[2]))
-    return (grid.flatten()[place] * weight).sum(-1)
+    return (grid.flatten()[place] * weight).sum(0)

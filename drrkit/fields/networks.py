@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from drrkit.fields.interpolation import corners_and_weights
 
@@ -73,8 +72,8 @@ class FeatureGrids(nn.Module):
             place, weight = corners_and_weights(
                 index * index.new_tensor(self.spacing) / cell, shape
             )
-            nodes = functional.embedding(place, table)  # [S, 8, features]
-            found.append((nodes * weight.to(table.dtype)[..., None]).sum(1))
+            nodes = table.index_select(0, place.flatten()).unflatten(0, place.shape)
+            found.append((nodes * weight.to(table.dtype)[..., None]).sum(0))
         return torch.cat(found, -1)
 
 

@@ -22,6 +22,9 @@ UNSEEN_MM = 1e4
 # Ratio of curvatures below which a direction is not shown: rounding leaves that much.
 _UNSEEN = 1e-9
 
+# A loss below this is that of a match.
+_MATCHED = 1e-3
+
 
 def pose_covariance(
     parts: Iterable[Linearised],
@@ -49,14 +52,29 @@ def pose_covariance(
     hessian, spread = _curvature_and_spread(parts, both)
     hessian, spread = hessian * share, spread * share**2
     if added is not None:
+        narrow = _tempered(hessian, added * both)
+        both, hessian, spread = both * narrow, hessian * narrow, spread * narrow
         hessian = hessian + added * both
         spread = spread + added * both * (1.0 - share)
     values, vectors = torch.linalg.eigh(hessian)
-    seen = values > _UNSEEN * values[-1]
+    seen = values > _UNSEEN * values[-1].clamp_min(0.0)
     inverse = torch.where(seen, 1.0 / torch.where(seen, values, 1.0), 0.0)
     inverse = (vectors * inverse) @ vectors.mT
     unseen = vectors[:, ~seen]
     return (inverse @ spread @ inverse + UNSEEN_MM**2 * unseen @ unseen.mT) * both
+
+
+def _tempered(hessian: Tensor, added: Tensor) -> Tensor:
+    """Products [D, D] of scales that bring a prior's curvature down to that of the images.
+
+    Beside a prior that holds one unknown very tightly, the others would count as not shown.
+    """
+    largest = torch.linalg.eigvalsh(hessian)[-1]
+    if largest <= 0:
+        return torch.ones_like(hessian)
+    diagonal = (hessian + added).diagonal()
+    scale = (largest / torch.maximum(diagonal, largest)).sqrt()
+    return scale[:, None] * scale
 
 
 def dispersion(parts: Iterable[Linearised], units: Tensor) -> float:
@@ -65,12 +83,14 @@ def dispersion(parts: Iterable[Linearised], units: Tensor) -> float:
     Were the loss phi times a negative log-likelihood, its gradient's covariance S would be phi
     times its curvature H; phi is the mean of H^-1 S over the directions that images show, as in
     quasi-likelihood (Wedderburn 1974). It is the weight at which a prior's logarithm belongs beside
-    the loss. Arguments as for `pose_covariance`.
+    the loss; 0 where the images show nothing. Arguments as for `pose_covariance`.
     """
     both = units.double()[:, None] * units.double()
     hessian, spread = _curvature_and_spread(parts, both)
     values, vectors = torch.linalg.eigh(hessian)
-    seen = values > _UNSEEN * values[-1]
+    seen = values > _UNSEEN * values[-1].clamp_min(0.0)
+    if not bool(seen.any()):
+        return 0.0
     along = (vectors.mT @ spread @ vectors).diagonal()
     return float((along[seen] / values[seen]).mean())
 
@@ -82,11 +102,22 @@ def _curvature_and_spread(parts: Iterable[Linearised], both: Tensor) -> tuple[Te
     """
     hessian, spread, count = torch.zeros_like(both), torch.zeros_like(both), 0
     for part in parts:
+        count += 1
+        if _says_nothing(part):
+            continue
         hessian += part.matrix[0].double()
         shares = _shares_of_blocks(part)
         spread += shares @ shares.mT
-        count += 1
     return hessian * both / count, spread * both / count**2
+
+
+def _says_nothing(part: Linearised) -> bool:
+    """Whether no change of the image would change the loss, as where the X-ray is constant.
+
+    Its curvature is that of a match then, which there is none of. At a perfect match the slope
+    vanishes as well, but so does the loss.
+    """
+    return not bool((part.slope != 0).any()) and float(part.loss.abs().max()) > _MATCHED
 
 
 def _shares_of_blocks(part: Linearised) -> Tensor:

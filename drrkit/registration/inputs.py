@@ -12,10 +12,12 @@ from torch import Tensor
 from drrkit.geometry import Camera, view_ap, volume_center
 from drrkit.registration.bodies import Bodies
 from drrkit.registration.landmarks import Landmarks
+from drrkit.registration.prior import PosePrior
 from drrkit.registration.stages import Search, Stage
+from drrkit.registration.views import check_rotations
 from drrkit.volume import Volume
 
-__all__ = ["check_scene", "start_poses"]
+__all__ = ["check_options", "check_scene", "start_poses"]
 
 
 def check_scene(volume: Any, center: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -33,6 +35,8 @@ def check_scene(volume: Any, center: Tensor | None) -> tuple[Tensor, Tensor]:
         found = tuple(center.shape) if isinstance(center, Tensor) else type(center).__name__
         wanted = "[3]" if not bodies else f"[{len(volume)}, 3], one a body,"
         raise ValueError(f"center: expected a tensor {wanted} in world mm, got {found}")
+    if center is not None and not bool(center.isfinite().all()):
+        raise ValueError("center: expected finite numbers, got some that are not")
     if bodies:
         values = volume.bodies[0].values
         middle = volume.center if center is None else center
@@ -56,6 +60,18 @@ def check_scene(volume: Any, center: Tensor | None) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
     like = torch.empty(0, dtype=dtype, device=values.device)
     return like, middle.detach().to(device=values.device, dtype=torch.float64)
+
+
+def check_options(prior: Any, seed: Any, progress: Any) -> None:
+    """Raises TypeError where one of these options of `register` is something else."""
+    if prior is not None and not isinstance(prior, PosePrior):
+        raise TypeError(f"prior: expected a PosePrior or None, got {type(prior).__name__}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed: expected an integer, got {type(seed).__name__}")
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(
+            f"progress: expected True, False or a function, got {type(progress).__name__}"
+        )
 
 
 def start_poses(init: Any, stages: Sequence[Stage | Search], camera: Camera, volume: Any) -> Tensor:
@@ -101,13 +117,5 @@ def _check_init(init: Any, volume: Any) -> Tensor:
     pose = init.detach().reshape(-1, *one).to(torch.float64)
     if len(pose) == 0:
         raise ValueError(f"init: expected at least one pose, got shape {tuple(init.shape)}")
-    if not bool(pose.isfinite().all()):
-        raise ValueError("init: expected finite poses, got values that are not")
-    rotation = pose[..., :3, :3]
-    error = (rotation @ rotation.mT - torch.eye(3, dtype=pose.dtype, device=pose.device)).abs()
-    if float(error.max()) > 1e-3 or bool((torch.linalg.det(rotation) < 0).any()):
-        raise ValueError(
-            f"init: expected rotations, got matrices off by {float(error.max()):.2g} "
-            "or of negative determinant"
-        )
+    check_rotations("init", pose)
     return pose

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from drrkit.geometry import Camera, perturb
+from drrkit.registration.bodies import Bodies
 from drrkit.registration.covariance import dispersion, pose_covariance
 from drrkit.registration.inputs import check_scene, start_poses
 from drrkit.registration.levenberg import (
@@ -129,6 +131,10 @@ def refine_intrinsics(
         TypeError, ValueError: as `register`; several starts, or deviations that are not positive.
     """
     began = time.perf_counter()
+    if isinstance(volume, Bodies):
+        raise TypeError("volume: expected a Volume in mu, got Bodies; all bodies as one will do")
+    if not isinstance(progress, bool):
+        raise TypeError(f"progress: expected True or False, got {type(progress).__name__}")
     like, center = check_scene(volume, None)
     views = make_views(camera, xray, mask, rig_to_camera, like)
     pose = start_poses(init, (stage,), views[0].camera, volume).to(center)
@@ -145,7 +151,7 @@ def refine_intrinsics(
         state, reason = _optimised(model, state, stage, bar)
         if reason != "interrupted":
             phi = dispersion(model.linearise(state), model.units)
-            model.weight = phi / (1.0 + phi)
+            model.weight = phi / (1.0 + phi) if phi > 0 else _WEIGHT
             state, reason = _optimised(model, state, stage, bar)
     finally:
         bar.close()
@@ -164,8 +170,10 @@ def _optimised(model: _Model, state: Tensor, stage: Stage, bar: Any) -> tuple[Te
 
 def _per_camera(name: str, value: float | Sequence[float], count: int) -> Tensor:
     """Positive numbers, one a camera: [count] float64."""
-    numbers = [value] * count if isinstance(value, (int, float)) else list(value)
-    if len(numbers) != count or not all(number > 0 for number in numbers):
+    single = isinstance(value, (int, float))
+    many = isinstance(value, (list, tuple)) and all(isinstance(n, (int, float)) for n in value)
+    numbers = [value] * count if single else list(value) if many else []
+    if len(numbers) != count or not all(0 < number < math.inf for number in numbers):
         raise ValueError(
             f"{name}: expected a positive number, or {count} of them, one a camera, got {value!r}"
         )

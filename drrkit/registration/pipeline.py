@@ -22,7 +22,7 @@ from drrkit.registration.covariance import pose_covariance
 from drrkit.registration.curvature import has_curvature
 from drrkit.registration.descent import PoseDescent
 from drrkit.registration.directions import DirectionDescent
-from drrkit.registration.inputs import check_scene, start_poses
+from drrkit.registration.inputs import check_options, check_scene, start_poses
 from drrkit.registration.landmarks import Landmarks
 from drrkit.registration.levenberg import LevenbergMarquardt, expansion, linearised
 from drrkit.registration.motion import mean_depth, motion_units, moved
@@ -86,7 +86,8 @@ def register(
         seed: of the starts that stages with several draw; the same seed gives the same result.
         progress: show a progress bar (needs tqdm; silently none without it); or a function that is
             told the best pose so far, [4, 4] ([n, 4, 4] for n bodies), and its loss in the current
-            stage after every step, and may raise KeyboardInterrupt to end with that pose.
+            stage after every step. What it returns is ignored; KeyboardInterrupt, raised in it,
+            ends the registration with that pose, and any other exception passes through.
 
     Returns:
         a RegistrationResult; with a UserWarning where the images do not show the depth.
@@ -97,6 +98,7 @@ def register(
     """
     began = time.perf_counter()
     resolved = resolve_stages(stages)
+    check_options(prior, seed, progress)
     grid = getattr(volume, "volume", None)
     volume = grid if isinstance(grid, Volume) else volume
     like, middle = check_scene(volume, center)

@@ -27,6 +27,9 @@ FOLLOW: tuple[Stage, ...] = (
 )
 """From a start within a few degrees and about a centimetre: what a frame's predecessor gives."""
 
+# A confidence below this is that of no agreement at all, whatever is usual.
+_NOTHING = 0.1
+
 Pipeline = str | Stage | Search | Sequence[Stage | Search]
 
 
@@ -78,9 +81,10 @@ def register_sequence(
 
     A frame starts from the last pose and, where motion is extrapolated, also from where the motion
     between the last two frames leads; the better one wins. A frame is lost when its confidence is
-    below `lost_below` times the median of the frames that were not; the pipelines of `recover` are
-    tried then, in their order, from the last pose that was not lost. A frame that stays lost keeps
-    its best attempt and does not guide the next one. Ctrl-C returns the frames so far.
+    below `lost_below` times the median of the frames that were not, or below 0.1; the pipelines of
+    `recover` are tried then, in their order, from the last pose that was not lost. A frame that
+    stays lost keeps its best attempt and does not guide the next one. Ctrl-C returns the frames so
+    far.
 
     Args:
         volume, camera, init: as for `register`; init is where the first frame starts.
@@ -103,6 +107,8 @@ def register_sequence(
     """
     began = time.perf_counter()
     frames = _frames(camera, xrays)
+    if not isinstance(progress, bool):
+        raise TypeError(f"progress: expected True or False, got {type(progress).__name__}")
     if not 0 <= lost_below <= 1:
         raise ValueError(f"lost_below: expected a number in [0, 1], got {lost_below!r}")
     pipelines = [resolve_stages(stages) for stages in (first, follow, *recover)]
@@ -172,6 +178,8 @@ class _Track:
         return register(self.volume, self.camera, frame, start, stages=stages, **options)
 
     def _is_lost(self, result: RegistrationResult) -> bool:
+        if result.confidence < _NOTHING:
+            return True
         usual = [f.confidence for f, lost in zip(self.frames, self.lost, strict=True) if not lost]
         return bool(usual) and result.confidence < self.below * median(usual)
 
@@ -215,4 +223,7 @@ def _checked(xrays: Any) -> Tensor:
             "xrays: expected shape [T, rows, cols] or [T, 1, rows, cols] with at least one frame, "
             f"got {tuple(xrays.shape)}"
         )
+    broken = (~xrays.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(f"xrays: expected finite values, got others in the frames {broken}")
     return xrays

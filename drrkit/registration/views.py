@@ -22,6 +22,7 @@ from drrkit.xray import gaussian_blur
 __all__ = [
     "View",
     "blurred",
+    "check_rotations",
     "downsampling",
     "downsamplings",
     "make_views",
@@ -36,6 +37,12 @@ __all__ = [
 
 # An X-ray is not made smaller than this by a stage that chooses its own resolution.
 FEWEST_PIXELS = 24
+
+# And not registered below this: derivatives of images need neighbours.
+FEWEST_SIDE = 3
+
+# Images brighter than this overflow when they are squared and summed.
+_BRIGHTEST = 1e12
 
 # What `register` asks of a projector unless told otherwise.
 DEFAULT_METHOD = "joseph"
@@ -212,6 +219,8 @@ def make_views(
     Raises:
         TypeError, ValueError: an argument does not fit the others, or an image is not finite.
     """
+    for one in _cameras(camera):
+        _check_camera(one)
     if isinstance(camera, Camera):
         if rig_to_camera is not None:
             raise ValueError("rig_to_camera: expected None for a single camera")
@@ -250,6 +259,30 @@ def negatives(views: Sequence[View]) -> list[View]:
     return [replace(view, xray=-view.xray) for view in views]
 
 
+def _cameras(camera: Any) -> list[Any]:
+    """The cameras of the argument, not yet checked."""
+    if isinstance(camera, Camera):
+        return [camera]
+    if not isinstance(camera, (list, tuple)) or not camera:
+        found = "an empty list" if isinstance(camera, (list, tuple)) else type(camera).__name__
+        raise TypeError(f"camera: expected a Camera or a list of them, got {found}")
+    return list(camera)
+
+
+def _check_camera(camera: Any) -> None:
+    if not isinstance(camera, Camera):
+        raise TypeError(f"camera: expected a Camera or a list of them, got {type(camera).__name__}")
+    if camera.K.numel() != 9 or torch.as_tensor(camera.sdd).numel() != 1:
+        raise ValueError(
+            f"camera: expected a single one, got a batch with K {tuple(camera.K.shape)}; several "
+            "views of one patient are a list of cameras"
+        )
+    if min(camera.size) < FEWEST_SIDE:
+        raise ValueError(
+            f"camera: expected at least {FEWEST_SIDE} rows and columns, got {camera.size}"
+        )
+
+
 def _as_many(value: Any, name: str, count: int) -> list[Any]:
     if isinstance(value, Tensor) or not isinstance(value, Sequence) or len(value) != count:
         found = f"{len(value)}" if isinstance(value, (list, tuple)) else type(value).__name__
@@ -268,7 +301,21 @@ def _rig(rig_to_camera: Tensor | None, count: int, device: torch.device) -> Tens
     rig = rig_to_camera.detach().to(device=device, dtype=torch.float64)
     if not torch.allclose(rig[0], torch.eye(4, dtype=rig.dtype, device=device), atol=1e-9):
         raise ValueError("rig_to_camera: expected the identity for the first camera")
+    check_rotations("rig_to_camera", rig)
     return rig
+
+
+def check_rotations(name: str, pose: Tensor) -> None:
+    """Raises ValueError where poses [..., 4, 4] are not finite, or no rotations and shifts."""
+    if not bool(pose.isfinite().all()):
+        raise ValueError(f"{name}: expected finite poses, got values that are not")
+    rotation = pose[..., :3, :3]
+    error = (rotation @ rotation.mT - torch.eye(3, dtype=pose.dtype, device=pose.device)).abs()
+    if float(error.max()) > 1e-3 or bool((torch.linalg.det(rotation) < 0).any()):
+        raise ValueError(
+            f"{name}: expected rotations, got matrices off by {float(error.max()):.2g} "
+            "or of negative determinant"
+        )
 
 
 def _image(image: Any, camera: Camera, name: str, like: Tensor) -> Tensor:
@@ -287,6 +334,9 @@ def _image(image: Any, camera: Camera, name: str, like: Tensor) -> Tensor:
     if not bool(image.isfinite().all()):
         bad = int((~image.isfinite()).sum())
         raise ValueError(f"{name}: expected finite values, got {bad} that are not")
+    largest = float(image.abs().max())
+    if largest > _BRIGHTEST:
+        raise ValueError(f"{name}: expected values up to {_BRIGHTEST:g}, got {largest:g}")
     return image
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import html
 import math
-from itertools import groupby
 from typing import Any
 
 from drrkit.report.charts import Line, line_chart
-from drrkit.report.path import PathStep, bone_like_points, distances, registration_path
+from drrkit.report.path import bone_like_points, distances, registration_path, stage_starts
 from drrkit.volume import Volume
 
 __all__ = ["convergence"]
@@ -63,17 +62,11 @@ def _way(volume: Volume, result: dict[str, Any]) -> list[str]:
         x_label="step, all stages",
         y_label="mm from the result (mTRE)",
         log=True,
-        marks=_stage_starts(path),
+        marks=[(first - 0.5, name) for first, name in stage_starts(path)],
         whole=True,
         size=(560, 240),
     )
     return [chart]
-
-
-def _stage_starts(path: list[PathStep]) -> list[tuple[float, str]]:
-    numbered = groupby(enumerate(path), key=lambda pair: pair[1].stage)
-    firsts = [next(steps) for stage, steps in numbered if stage]
-    return [(number - 0.5, str(step.stage)) for number, step in firsts]
 
 
 def _losses(stages: list[dict[str, Any]]) -> list[str]:

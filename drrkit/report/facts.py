@@ -12,11 +12,11 @@ from torch import Tensor
 from drrkit.conversions import to_dicom_angles
 from drrkit.geometry import Camera, project_points, volume_center
 from drrkit.registration import DEPTH_LIMIT_MM
-from drrkit.report.scene import describe_geometry, orientation
+from drrkit.report.placement import placement
+from drrkit.report.scene import orientation
 from drrkit.volume import Volume
 
 __all__ = [
-    "beam_words",
     "cautions",
     "files",
     "options",
@@ -83,35 +83,17 @@ def pose_words(volume: Volume, camera: Camera, pose: Tensor) -> dict[str, str]:
     center = volume_center(volume).cpu()
     row, col = project_points(camera, pose, center[None])[0, 0].tolist()
     left, top, right, bottom = orientation(pose)
+    placed = placement(volume, camera, pose)
     return {
-        "Beam": beam_words(pose[2, :3]),
+        "Beam": placed.direction(),
         "DICOM positioner angles": f"primary {_signed(primary)} (LAO +), secondary "
         f"{_signed(secondary)} (CRA +), detector turned about the beam by {_signed(roll)}; the "
         "patient head first and supine, 0° is PA",
         "Source to the volume's centre": f"{sod:.1f} mm along the beam",
         "The volume's centre in the image": f"row {row:.1f}, column {col:.1f}",
         "Image edges": f"left {left}, top {top}, right {right}, bottom {bottom}",
-        "In a sentence": describe_geometry(volume, camera, pose),
+        "In a sentence": placed.sentence(),
     }
-
-
-def beam_words(direction: Tensor) -> str:
-    """Where a beam [3] (LPS) goes through the patient: "front to back (AP), 3.0° towards left"."""
-    main = int(direction.abs().argmax())
-    words = [_BEAMS[main][0 if float(direction[main]) > 0 else 1]]
-    for axis in (0, 1, 2):
-        away = math.degrees(math.atan2(float(direction[axis]), float(direction[main].abs())))
-        if axis != main and abs(away) >= 0.05:
-            words.append(f"{abs(away):.1f}° towards {_ENDS[axis][0 if away > 0 else 1]}")
-    return ", ".join(words)
-
-
-_BEAMS = (
-    ("right to left", "left to right"),
-    ("front to back (AP)", "back to front (PA)"),
-    ("feet to head", "head to feet"),
-)
-_ENDS = (("left", "right"), ("back", "front"), ("head", "feet"))
 
 
 def uncertainty(result: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,14 @@ from torch import Tensor
 
 from drrkit.files import whole_file
 from drrkit.geometry import Camera
-from drrkit.report.path import PathStep, bone_like_points, distances, registration_path
+from drrkit.report.path import (
+    PathStep,
+    bone_like_points,
+    distances,
+    registration_path,
+    stage_spans,
+    stage_starts,
+)
 from drrkit.report.pictures import overlay_edges
 from drrkit.report.scene import orientation
 from drrkit.report.screen import Screen
@@ -224,11 +231,11 @@ class _Charts:
             (left / width, bottom / height, wide / width, tall / height), facecolor=GROUND
         )
         whole = [(0, len(values))]  # losses of two stages have nothing in common
-        for first, last in whole if log else _spans(self.path):
+        for first, last in whole if log else stage_spans(self.path):
             axes.plot(range(first, last), values[first:last], color=QUIET, linewidth=1, alpha=0.6)
         if log:
             axes.set_yscale("log")
-        for start, name in _stage_starts(self.path):
+        for start, name in stage_starts(self.path):
             axes.axvline(start - 0.5, color=QUIET, linewidth=0.6, linestyle=":")
             axes.text(
                 start - 0.45,
@@ -248,18 +255,6 @@ class _Charts:
         (progress,) = axes.plot([], [], color=CURVE, linewidth=1.8)
         (mark,) = axes.plot([], [], "o", color=NOW, markersize=5, clip_on=False)
         return _Curve(values, self._moves(progress), self._moves(mark))
-
-
-def _stage_starts(path: Sequence[PathStep]) -> list[tuple[int, str]]:
-    """Where each stage begins, and its number."""
-    return [(first, str(path[first].stage)) for first, _ in _spans(path) if path[first].stage]
-
-
-def _spans(path: Sequence[PathStep]) -> list[tuple[int, int]]:
-    """First step of each stage and the one after its last."""
-    counts = [sum(1 for _ in steps) for _, steps in groupby(path, key=lambda step: step.stage)]
-    ends = list(accumulate(counts))
-    return list(zip([0, *ends], ends, strict=False))
 
 
 def _scaled_losses(path: Sequence[PathStep]) -> list[float]:

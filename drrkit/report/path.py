@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,14 @@ from torch import Tensor
 from drrkit.metrics import mtre
 from drrkit.volume import Volume
 
-__all__ = ["PathStep", "bone_like_points", "distances", "registration_path"]
+__all__ = [
+    "PathStep",
+    "bone_like_points",
+    "distances",
+    "registration_path",
+    "stage_spans",
+    "stage_starts",
+]
 
 
 class PathStep(NamedTuple):
@@ -73,6 +81,18 @@ def distances(path: Sequence[PathStep], reference: Tensor, points: Tensor) -> li
     poses = torch.stack([step.world_to_camera for step in path])
     found = mtre(poses, reference.detach().double().cpu().reshape(1, 4, 4), points)
     return [distance if math.isfinite(distance) else math.nan for distance in found.tolist()]
+
+
+def stage_spans(path: Sequence[PathStep]) -> list[tuple[int, int]]:
+    """Of each stage, the start being one, the index of its first step and that after its last."""
+    counts = [sum(1 for _ in steps) for _, steps in groupby(path, key=lambda step: step.stage)]
+    ends = list(accumulate(counts))
+    return list(zip([0, *ends], ends, strict=False))
+
+
+def stage_starts(path: Sequence[PathStep]) -> list[tuple[int, str]]:
+    """Index of each stage's first step, and the stage's number; without the start."""
+    return [(first, str(path[first].stage)) for first, _ in stage_spans(path) if path[first].stage]
 
 
 def _pose(rows: Any) -> Tensor:

@@ -81,14 +81,15 @@ class Placement:
         if self.beam == "parallel":
             distances, size = "The rays are parallel", "no magnification"
         return (
-            f"{distances}, looking {self.looking} ({self.view}){self._angles()}: {size}. The "
+            f"{distances}, looking {self.direction()}: {size}. The "
             f"detector covers {width:.0f} x {height:.0f} mm (width x height); {self._filling()}. "
             f"Right in the image is {self._side(self.right)}, down is {self._side(self.down)}; the "
             f"CT's centre lies {self.off_axis:.1f} degrees off the central ray."
         )
 
-    def _angles(self) -> str:
-        told = ""
+    def direction(self) -> str:
+        """Where the beam goes: the nearest named view, and how far it is turned from it."""
+        told = f"{self.looking} ({self.view})"
         if self.turned >= EXACT_DEG:
             told += (
                 f", with the detector turned {self.turned:.4g} degrees towards "
@@ -164,11 +165,6 @@ def _turn(beam: Tensor, view: str) -> tuple[float, str]:
     along, across = (0, 1) if lateral else (1, 0)
     angle = math.degrees(math.atan2(float(beam[across]), abs(float(beam[along]))))
     return abs(angle), SIDES[across][0 if angle > 0 else 1]
-
-
-def _tilt(beam: Tensor) -> float:
-    """How far the beam points towards the head."""
-    return math.degrees(math.atan2(float(beam[2]), math.hypot(float(beam[0]), float(beam[1]))))
 
 
 def _filled(

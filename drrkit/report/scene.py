@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drrkit.geometry import Camera, volume_center
+from drrkit.geometry import Camera
 from drrkit.report.pictures import data_uri
 from drrkit.volume import Volume
 
-__all__ = ["describe_geometry", "orientation", "scene_svg"]
+__all__ = ["orientation", "scene_svg"]
 
 WIDTH, HEIGHT, MARGIN = 560, 400, 24
 ENLARGED = 1.25
@@ -32,24 +32,6 @@ SCENE_STYLE = """
   stroke: none; fill: #2a7ae2 }
 .scene text.side { fill: #7b8a99; font-weight: 600 }
 """
-
-
-def describe_geometry(volume: Volume, camera: Camera, world_to_camera: Tensor) -> str:
-    """One sentence on where source and detector stand and what of the volume is in the picture."""
-    pose = world_to_camera.detach().double().cpu().reshape(4, 4)
-    center = volume_center(volume).cpu()
-    x, y, depth = (pose[:3, :3] @ center + pose[:3, 3]).tolist()
-    sdd = float(torch.as_tensor(camera.sdd).flatten()[0])
-    right, down, beam = pose[:3, :3]
-    off = math.degrees(math.atan2(math.hypot(x, y), depth))
-    row, col = camera.pixel_spacing
-    size = f"{camera.size[0] * float(row):.0f} x {camera.size[1] * float(col):.0f} mm"
-    return (
-        f"The source is {_towards(-beam)} of the patient, {depth:.0f} mm from the volume's centre, "
-        f"the detector ({size}) {sdd:.0f} mm from the source: magnification {sdd / depth:.2f}. "
-        f"Right in the image is the patient's {_towards(right)}, down is {_towards(down)}. "
-        f"The volume's centre lies {off:.1f} degrees off the central ray."
-    )
 
 
 def orientation(world_to_camera: Tensor) -> tuple[str, str, str, str]:

@@ -18,7 +18,8 @@ from drrkit.registration import AUTO, GLOBAL, SIMILARITIES, Search, Stage, regis
 from drrkit.registration.motion import mean_depth, motion_of
 from drrkit.registration.views import View, make_views, pixel_at
 from drrkit.report import to_display
-from drrkit.report.scene import describe_geometry, scene_svg
+from drrkit.report.placement import placement
+from drrkit.report.scene import scene_svg
 from drrkit.viewer.slices import Picture, Slices
 from drrkit.volume import Volume
 
@@ -192,7 +193,7 @@ class Session:
             svg = sentence = None
             if fine:
                 svg = scene_svg(self.volume, self.camera, [self.start.cpu(), pose.cpu()])
-                sentence = describe_geometry(self.volume, self.camera, pose)
+                sentence = placement(self.volume, self.camera, pose).sentence()
         xi = motion_of(self.start, pose[None], self.center)[0]
         return Look(
             version=version,

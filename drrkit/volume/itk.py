@@ -67,12 +67,16 @@ def readable_errors(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
 def checked_header(path: str | os.PathLike[str]) -> nifti.Header | None:
     """Checks what ITK does not: the header of a NIfTI, MetaImage or NRRD file, by its name.
 
+    Of NIfTI, whose reader makes zeros of voxels that are not finite, these too.
+
     Raises:
-        OSError, ValueError: as nifti.check and textheaders.check_metaimage.
+        OSError, ValueError: as nifti.check, nifti.check_finite and textheaders.check_metaimage.
     """
     name = os.fspath(path).lower()
     if name.endswith((".nii", ".nii.gz")):
-        return nifti.check(path)
+        header = nifti.check(path)
+        nifti.check_finite(path, header)
+        return header
     if name.endswith((".mha", ".mhd")):
         textheaders.check_metaimage(path)
     elif name.endswith((".nrrd", ".nhdr")):

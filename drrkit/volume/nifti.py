@@ -1,7 +1,8 @@
-"""What ITK lets pass in a NIfTI file: missing voxels, zero spacing, contradictory scales.
+"""What ITK lets pass in a NIfTI file: missing voxels, zero spacing, contradictory scales, NaN.
 
-ITK reads a truncated file as zeros, replaces a zero or NaN spacing by 1 mm, and reports success
-when the disk is full. Each would be a silently wrong patient, so the header is read here too.
+ITK reads a truncated file and voxels that are not finite as zeros, replaces a zero or NaN spacing
+by 1 mm, and reports success when the disk is full. Each would be a silently wrong patient, so the
+header is read here too, and voxels that may be NaN.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
 GZIP_MAGIC = b"\x1f\x8b"
+CHUNK = 1 << 22
+"""Bytes read at once; a multiple of what a voxel has."""
+REALS = {16: "f4", 64: "f8"}
+"""Codes of the datatypes that can be NaN."""
 
 
 class Header(NamedTuple):
@@ -27,6 +33,9 @@ class Header(NamedTuple):
     qform: tuple[float, ...] | None
     sform: np.ndarray | None
     length: int
+    offset: int
+    real: str | None
+    """NumPy's word for the voxels if they are floating-point numbers."""
 
 
 def check(path: str | os.PathLike[str]) -> Header:
@@ -73,11 +82,55 @@ def check_scales(
         )
 
 
-def _read_header(name: str) -> Header:
+def check_finite(path: str | os.PathLike[str], header: Header) -> None:
+    """Checks that floating-point voxels are finite, as they are stored; reads all of them.
+
+    Raises ValueError with the words of Volume, which would get zeros in their place.
+    """
+    if header.real is None:
+        return
+    name, count, first = os.fspath(path), 0, 0
+    for start, values in _stored(name, header):
+        bad = ~np.isfinite(values)
+        if count == 0 and bad.any():
+            first = start + int(bad.argmax())
+        count += int(bad.sum())
+    if count:
+        index = tuple(int(i) for i in np.unravel_index(first, header.shape[::-1]))
+        raise ValueError(
+            f"{name}: values: expected finite numbers, got {count} that are not, "
+            f"the first at index {index} ([..., z, y, x])"
+        )
+
+
+def _stored(name: str, header: Header) -> Iterator[tuple[int, np.ndarray]]:
+    """The floating-point voxels piece by piece, each with the number of those before it."""
+    dtype = np.dtype(header.real)
+    total, start = math.prod(max(n, 0) for n in header.shape), 0
+    try:
+        with _unpacked(name) as file:
+            file.seek(header.offset)
+            while start < total:
+                data = file.read(min(CHUNK, (total - start) * dtype.itemsize))
+                if len(data) < dtype.itemsize:
+                    return
+                values = np.frombuffer(data, dtype, len(data) // dtype.itemsize)
+                yield start, values
+                start += values.size
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{name}: the file is truncated or damaged: {error}") from error
+
+
+def _unpacked(name: str) -> BinaryIO:
+    """The file as it would be without gzip."""
     with open(name, "rb") as file:
         packed = file.read(2) == GZIP_MAGIC
+    return cast(BinaryIO, gzip.open(name)) if packed else open(name, "rb")
+
+
+def _read_header(name: str) -> Header:
     try:
-        with gzip.open(name) if packed else open(name, "rb") as file:  # type: ignore[attr-defined]
+        with _unpacked(name) as file:
             data = file.read(540)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
@@ -89,14 +142,14 @@ def _read_header(name: str) -> Header:
         raise ValueError(f"{name}: not a NIfTI file, or one cut off within its header")
     if size == 348:
         dim = struct.unpack_from(order + "8h", data, 40)
-        (bits,) = struct.unpack_from(order + "h", data, 72)
+        kind, bits = struct.unpack_from(order + "2h", data, 70)
         pixdim = struct.unpack_from(order + "8f", data, 76)
         (offset,) = struct.unpack_from(order + "f", data, 108)
         qform_code, sform_code = struct.unpack_from(order + "2h", data, 252)
         qform = struct.unpack_from(order + "6f", data, 256)
         sform = struct.unpack_from(order + "12f", data, 280)
     else:
-        (bits,) = struct.unpack_from(order + "h", data, 14)
+        kind, bits = struct.unpack_from(order + "2h", data, 12)
         dim = struct.unpack_from(order + "8q", data, 16)
         pixdim = struct.unpack_from(order + "8d", data, 104)
         (offset,) = struct.unpack_from(order + "q", data, 168)
@@ -113,6 +166,8 @@ def _read_header(name: str) -> Header:
         qform=qform if qform_code > 0 else None,
         sform=np.array(sform).reshape(3, 4) if sform_code > 0 else None,
         length=length,
+        offset=max(int(offset), size),
+        real=order + REALS[kind] if kind in REALS else None,
     )
 
 
@@ -130,7 +185,7 @@ def _is_whole(name: str, expected: int) -> bool:
     total = 0
     try:
         with gzip.open(name) as packed:
-            while chunk := packed.read(1 << 22):
+            while chunk := packed.read(CHUNK):
                 total += len(chunk)
     except (EOFError, zlib.error, gzip.BadGzipFile):
         return False

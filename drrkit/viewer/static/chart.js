@@ -46,9 +46,7 @@ export class Chart {
     context.fill();
     context.fillStyle = "#98a3b0";
     context.textAlign = "right";
-    context.fillText(high.toPrecision(4), width - margin, margin + 14);
-    if (values.length < 2 || high === low) return;
-    const steps = `${low.toPrecision(4)} at the lowest, ${values.length} pictures`;
-    context.fillText(steps, width - margin, height - margin - 10);
+    const fall = values.length > 1 ? `${high.toPrecision(4)} to ${low.toPrecision(4)}` : high.toPrecision(4);
+    context.fillText(fall, width - margin, margin + 14);
   }
 }
