@@ -128,6 +128,29 @@ def test_blurring_a_view_lets_nothing_out_of_its_masked_part():
     assert plain.diff(dim=-1).abs().mean() < 0.8 * clean.diff(dim=-1).abs().mean()
 
 
+def test_downsampling_a_view_lets_nothing_out_of_its_masked_part():
+    mask = torch.ones(1, 1, 64, 64)
+    mask[..., 5:22, 21:43] = 0.0  # edges inside of pixels of 4 x 4, and whole ones between them
+    clean, spoiled = target(), target()
+    spoiled[mask == 0] = 1e4
+    small = [View(CAMERA, xray, mask, None).downsampled(4) for xray in (clean, spoiled)]
+    torch.testing.assert_close(small[0].xray, small[1].xray)
+    inside = small[0].mask == 1
+    plain = View(CAMERA, clean, None, None).downsampled(4).xray
+    torch.testing.assert_close(small[0].xray[inside], plain[inside])
+    assert inside.any() and (small[0].mask == 0).any()
+
+
+def test_masked_shutters_do_not_keep_a_coarse_to_fine_registration_from_the_truth():
+    spoiled, mask = target(), torch.zeros(1, 1, 64, 64)
+    mask[..., 7:57, 5:54] = 1.0
+    spoiled[mask == 0] = 40.0
+    start = off(6.0, 15.0, seed=6)
+    found = register(attenuation(), CAMERA, spoiled, start, mask=mask)
+    assert error(found.world_to_camera).item() < 1.0
+    assert found.confidence > 0.9
+
+
 def test_a_stage_may_choose_its_resolution_by_the_pixels_width_at_the_patient():
     fine = CArm(1020.0, (512, 512), 0.5)
     for pixel_mm, factor in ((0.1, 1), (0.4, 1), (1.6, 4), (7.8, 20), (100.0, 21)):

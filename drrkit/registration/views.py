@@ -73,7 +73,7 @@ class View:
                 f"{self.camera.size} pixels, got {factor}"
             )
         mask = None if self.mask is None else functional.avg_pool2d(self.mask, factor)
-        xray = functional.avg_pool2d(self.xray, factor)
+        xray = _averaged(self.xray, self.mask, factor)
         return replace(self, camera=self.camera.rescale(factor), xray=xray, mask=mask)
 
     def blurred(self, sigma_px: float) -> View:
@@ -189,6 +189,21 @@ def _self_rendered(
         return functional.avg_pool2d(scene.render(fine, world_to_camera, **options), supersample)
 
     return draw
+
+
+def _averaged(image: Tensor, mask: Tensor | None, factor: int) -> Tensor:
+    """Means of factor x factor pixels, of those alone that the mask does not leave out.
+
+    A shutter is far darker than any patient: a larger pixel that it touches would otherwise be an
+    outlier with a weight. Pixels of which nothing is left are as bright as the mean of all others.
+    """
+    if mask is None:
+        return functional.avg_pool2d(image, factor)
+    inside = mask > 0
+    share = functional.avg_pool2d(inside.to(image), factor)
+    seen = functional.avg_pool2d(torch.where(inside, image, 0.0), factor)
+    mean = seen.sum() / share.sum()
+    return torch.where(share > 0, seen / share.clamp_min(1 / factor**2), mean)
 
 
 def blurred(image: Tensor, mask: Tensor | None, sigma_px: float) -> Tensor:
