@@ -240,7 +240,7 @@ REGISTER_ERRORS = {
     "another size": (
         "b.npy", [], lambda f: np.save("b.npy", np.eye(20)), ["b.npy", "48x64", "20x20"],
     ),
-    "a folder": ("d.npy", [], lambda f: (f / "d.npy").mkdir(), ["d.npy", "folder"]),
+    "a folder": ("d.npy", [], lambda f: (f / "d.npy").mkdir(), ["d.npy", "folder", "CT"]),
     "negative intensities": (
         "m.npy", ["--xray-kind", "intensity"], lambda f: np.save("m.npy", -np.eye(48, 64)),
         ["m.npy", "intensities", "-1", "--xray-kind line"],
@@ -343,6 +343,28 @@ def test_an_x_ray_whose_bone_is_dark_is_warned_about(data: Path, tmp_path: Path)
     assert "bone looks dark" in succeed("register", *files, *options).stderr
     told = succeed("register", *files, *options, "--xray-kind", "inverted")
     assert "bone looks dark" not in told.stderr
+
+
+@pytest.mark.io
+def test_a_distance_that_is_assumed_is_told(data: Path, tmp_path: Path) -> None:
+    files = [data / "ct.nii.gz", data / "xray.npy", "--init", "AP", "--pixel-spacing", "6,5.5"]
+    options = ["--stages", "ncc:4:1", "--min-confidence", 0, "-q", "-o", tmp_path / "r.json"]
+    told = succeed("register", *files, *options).stderr
+    assert "--sdd" in told and "1020 mm is assumed" in told
+    assert "assumed" not in succeed("register", *files, *options, "--sdd", 1020).stderr
+
+
+@pytest.mark.io
+@pytest.mark.parametrize("stages, words", [("ncc:4:1", "--stages global"), ("global", "--init PA")])
+def test_a_result_that_is_not_accepted_says_what_to_look_at(
+    data: Path, tmp_path: Path, stages: str, words: str
+) -> None:
+    files = [data / "ct.nii.gz", data / "xray.npy", "--init", data / "start.json"]
+    options = ["--stages", stages, "--min-confidence", 1, "-q", "-o", tmp_path / "r.json"]
+    result = run("register", *files, *options)
+    assert result.exit_code == 1
+    for word in ("Not accepted", words, "--xray-kind", "mirrored", "--pixel-spacing", "--mask"):
+        assert word in result.stderr
 
 
 @pytest.mark.io

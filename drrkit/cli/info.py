@@ -83,7 +83,9 @@ def _geometry(view: Path, ct: Path | None, series: str | None, scene: Path | Non
     from drrkit.volume import read_volume
 
     if ct is None:
-        raise click.UsageError("--ct is needed: where the C-arm stands is told about a patient.")
+        raise click.UsageError(
+            f"--ct is needed: the CT that {view.name}, a pose file or a C-arm's DICOM image, shows."
+        )
     refuse_overwriting([scene], [view, ct])
     volume = read_volume(ct, series=series)
     camera, pose = _view(view, volume)

@@ -171,6 +171,13 @@ def xray_camera(detector: CameraOptions, stored: PoseFile | None, xray: Path, fi
             f"{xray}: expected an X-ray of {rows}x{cols} pixels as the geometry says, got "
             f"{size[0]}x{size[1]}"
         )
+    if known is None and detector.sdd is None and not detector.parallel:
+        click.echo(
+            f"Warning: {xray}: --sdd is not given, and nothing says the source-to-detector "
+            f"distance: {camera.sdd:g} mm is assumed. A wrong one makes the depth wrong, which "
+            "neither loss nor confidence shows.",
+            err=True,
+        )
     used = pixel_pitch(camera)
     if spacing is not None and any(
         abs(a / b - 1) > 0.01 for a, b in zip(used, spacing, strict=True)

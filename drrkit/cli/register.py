@@ -138,9 +138,9 @@ def register_command(
     """Find the pose of CT in XRAY: DICOM, .npy, .png, .tif, NIfTI, NRRD or MetaImage.
 
     A C-arm's DICOM file says where detector and source stood; other formats need --pixel-spacing,
-    --sdd and --init, or --calibration. Pixels must be bright where the patient attenuates;
-    --xray-kind converts others. Gain and offset do not matter, and with --similarity mi no
-    remapping does. Ctrl-C writes the best pose so far.
+    --sdd and --init (PA where the source is behind the patient), or --calibration. Pixels must be
+    bright where the patient attenuates; --xray-kind converts others. Gain and offset do not matter,
+    and with --similarity mi no remapping does. Ctrl-C writes the best pose so far.
     """
     began = time.perf_counter()
     stages = _with_similarity(stages, similarity, given.device)
@@ -176,7 +176,7 @@ def register_command(
             problem.volume, problem.camera, problem.line, poses, method=given.method
         )
         save_image(drawn, overlay)
-    code = _verdict(result, judged, searching)
+    code = _verdict(result, judged, stages)
     return Answer({"written": str(output), **content}, _sentence(result, judged), code)
 
 
@@ -240,15 +240,17 @@ def _sentence(result: RegistrationResult, judged: dict[str, Any]) -> str:
     )
 
 
-def _verdict(result: RegistrationResult, judged: dict[str, Any], searched: bool) -> int:
+def _verdict(
+    result: RegistrationResult, judged: dict[str, Any], stages: tuple[Stage | Search, ...]
+) -> int:
     """The exit code; what there is to complain of is told."""
+    searched = isinstance(stages[0], Search)
     if result.stop_reason == "interrupted":
         return INTERRUPTED
     if not judged["accepted"]:
         click.echo(
             f"Not accepted: confidence {result.confidence:.3f} is below "
-            f"{judged['min_confidence']:g}. Is "
-            "bone bright in the X-ray (--xray-kind)? Is the start near, and the geometry right?",
+            f"{judged['min_confidence']:g}. {_doubts(searched)}",
             err=True,
         )
         return 1
@@ -257,3 +259,20 @@ def _verdict(result: RegistrationResult, judged: dict[str, Any], searched: bool)
     if far and not searched:
         click.echo("Warning: the pose ended far from its start; look at --overlay.", err=True)
     return 0
+
+
+def _doubts(searched: bool) -> str:
+    """What most often makes a registration fail, in the order in which to look at it."""
+    place = (
+        "does the C-arm look as --init says or, without it, about from the front (--init PA where "
+        "the source is behind the patient)"
+        if searched
+        else "is the start within 10 degrees and 5 cm (else --stages global, and --init PA where "
+        "the source is behind the patient)"
+    )
+    return (
+        f"Is it this patient's CT; {place}; is bone bright (--xray-kind, --preprocess); is the "
+        "image as seen from the source, neither mirrored nor upside down; are --pixel-spacing and "
+        "--sdd right; are collimator and metal masked (--mask, --preprocess)? The overlay of "
+        "drrkit report shows most of it."
+    )

@@ -74,7 +74,8 @@ class XrayOptions:
     def load(self, path: Path, sdd: float | None, device: torch.device) -> Seen:
         """Reads the X-ray; what its file had to be supplemented with is told as a warning."""
         if path.is_dir():
-            raise ValueError(f"{path}: expected an image file, got a folder")
+            found = f"{path}: expected an X-ray image, got a folder"
+            raise ValueError(f"{found}; if this is the CT, it comes first")
         xray = read_xray(path, frames=self.frame, calibration=self.calibration, sdd=sdd)
         if len(xray.image) != 1:
             found = f"{path}: expected one image, got a run of {len(xray.image)}"
