@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # Peers whose images the converters' tests compare with; most of what they depend on is not needed.
 PEERS := scipy==1.17.1 nanodrr==0.1.7 diffdrr==0.6.1 fastcore==2.2.39 einops==0.8.2 jaxtyping==0.3.11 wadler-lindig==0.1.8
 NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-EMULATED := $(shell find tests/cuda_emulation -name '*.h' -o -name '*.cpp')
+EMULATED := $(shell find tests/emulator -name '*.h' -o -name '*.cpp')
 
 .PHONY: demo test check lint sanitize bench build dist check-torch clean
 
@@ -32,13 +32,13 @@ lint: $(READY)
 # The CPU kernels, and the CUDA kernels on the emulator, under the address and undefined-behaviour
 # sanitizers, in a copy of the sources. A finding ends the run: it is in build/sanitized/*.findings.
 SANITIZED := build/sanitized
-SANITIZED_TESTS := $(addprefix tests/test_, ops.py identities.py projector.py second_order.py \
+SANITIZED_TESTS := $(addprefix tests/core/test_, ops.py identities.py projector.py second_order.py \
 	render.py bad_input.py transforms.py tiles.py tile_adjoints.py bricks.py pack.py float32.py)
-EMULATED_TESTS := $(addprefix tests/test_, cuda_emulated.py pack_emulated.py voxel_adjoint.py pose_maps.py)
+EMULATED_TESTS := $(addprefix tests/emulator/test_, kernels.py pack.py voxel_adjoint.py) tests/core/test_pose_maps.py
 SANITIZED_PYTEST := cd $(SANITIZED) && env \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:log_path=address.findings \
-	UBSAN_OPTIONS=print_stacktrace=1:log_path=undefined.findings PYTHONPATH=.:tests OMP_NUM_THREADS=2 \
+	UBSAN_OPTIONS=print_stacktrace=1:log_path=undefined.findings PYTHONPATH=. OMP_NUM_THREADS=2 \
 	$(abspath $(BIN))/python -m pytest -q -p no:cacheprovider -m "not slow and not data"
 sanitize: $(READY)
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
@@ -46,7 +46,7 @@ sanitize: $(READY)
 	rm -f $(SANITIZED)/drrkit/*.so
 	cd $(SANITIZED) && DRRKIT_SANITIZE=1 DRRKIT_CUDA=0 $(abspath $(BIN))/python setup.py -q build_ext --inplace
 	$(SANITIZED_PYTEST) $(SANITIZED_TESTS)
-	cd $(SANITIZED)/tests/cuda_emulation && \
+	cd $(SANITIZED)/tests/emulator && \
 	$(abspath $(BIN))/python -c "import build; print(build.build(sanitize=True))" > ../../library
 	export DRRKIT_EMULATION="$$(cat $(SANITIZED)/library)" && $(SANITIZED_PYTEST) $(EMULATED_TESTS)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import drrkit
-from drrkit import _ops
+from drrkit._native import ops as _ops
 from drrkit.bench.machine import machine, versions
 
 CALLS = 20  # a sample is the mean over so many calls: clocks tick in microseconds

@@ -60,7 +60,7 @@ from drrkit.similarity import (
     pose_gradient,
     save_similarity,
 )
-from drrkit.similarity.task import Synthesis, simulated
+from drrkit.similarity.tasks.similarity_task import Synthesis, simulated
 from drrkit.training import generator, load_checkpoint, train
 from drrkit.xray import TargetSynthesis, randomise
 

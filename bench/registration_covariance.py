@@ -29,7 +29,7 @@ import drrkit
 from drrkit.bench.machine import machine, versions
 from drrkit.evaluation import PROTOCOLS, Subject
 from drrkit.registration import AUTO
-from drrkit.registration.motion import motion_of
+from drrkit.registration.problem.motion import motion_of
 from drrkit.xray import SPECTRUM_90KV
 
 SCHEMA = 2

@@ -58,7 +58,7 @@ from drrkit.similarity import (
     pose_gradient,
     save_similarity,
 )
-from drrkit.similarity.task import simulated
+from drrkit.similarity.tasks.similarity_task import simulated
 from drrkit.training import generator, load_checkpoint, train
 
 SCHEMA = 1

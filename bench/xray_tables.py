@@ -1,7 +1,7 @@
-"""Writes drrkit/xray/tables.py: mass attenuation of materials, spectra of X-ray tubes.
+"""Writes drrkit/xray/simulate/tables.py: mass attenuation of materials, spectra of X-ray tubes.
 
     pip install xraylib spekpy
-    python bench/xray_tables.py drrkit/xray/tables.py
+    python bench/xray_tables.py drrkit/xray/simulate/tables.py
 
 The attenuation comes from xraylib (BSD licence; cross sections of Kissel and Elam, which follow
 NIST's XCOM within a per cent) and the materials' compositions from ICRU report 44 and the NIST

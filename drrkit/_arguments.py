@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drrkit import _ops
-from drrkit._ops import BEAMS, METHODS, Spec
+from drrkit._native import BEAMS, METHODS, Spec
+from drrkit._native import ops as _ops
 from drrkit.geometry import Camera
 from drrkit.volume import Volume
 

@@ -37,7 +37,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from drrkit import _ops
 from drrkit._arguments import (
     VOXEL_DTYPES,
     as_volumes,
@@ -49,13 +48,9 @@ from drrkit._arguments import (
     make_spec,
     spec_of,
 )
-from drrkit._functions import call
-from drrkit._ops import Spec
-from drrkit._pack import Pack
-from drrkit._products import Backproject, Project, ProjectPacked
-from drrkit.geometry import Camera, GridConstants, grid_constants
-from drrkit.geometry.checks import batched_pose
-from drrkit.geometry.frames import frames_of_rays
+from drrkit._native import Backproject, Pack, Project, ProjectPacked, Spec, call
+from drrkit._native import ops as _ops
+from drrkit.geometry import Camera, GridConstants, batched_pose, frames_of_rays, grid_constants
 from drrkit.volume import Volume
 
 

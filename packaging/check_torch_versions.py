@@ -27,7 +27,11 @@ from typing import NamedTuple
 
 BUILD_TOOLS = ("setuptools>=77", "wheel", "pybind11>=2.13", "ninja")
 # Those read drrkit's sources, which are not there, or build distributions themselves.
-NEED_SOURCES = ("test_architecture.py", "test_packaging.py", "test_distribution_check.py")
+NEED_SOURCES = (
+    "core/test_architecture.py",
+    "core/test_packaging.py",
+    "core/test_distribution_check.py",
+)
 VERSIONS = """
 import torch, drrkit
 from drrkit import _build

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import small_camera, small_ct, write_data
 
 import drrkit
+from tests.support.commands import small_camera, small_ct, write_data
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 NO_DATA = (

@@ -31,8 +31,8 @@ from drrkit import losses
 from drrkit.evaluation import Case, Protocol, Row, Subject, moved_about, read_rows
 from drrkit.geometry import so3_exp, volume_center
 from drrkit.registration.confidence import agreement
+from drrkit.registration.problem.views import View, blurred, downsampling, make_views, renderer
 from drrkit.registration.stages import Stage
-from drrkit.registration.views import View, blurred, downsampling, make_views, renderer
 
 COLUMNS = ("method", "protocol", "subject", "number", "mtre", "whole", "patches")
 AT_PATIENT = Stage(losses.gradient_ncc, pixel_mm=3.5, blur=1.5)

@@ -21,9 +21,7 @@ from drrkit.cli.verbs import verb
 from drrkit.conversions import CameraView
 from drrkit.geometry import Camera, CArm, volume_center
 from drrkit.volume import read_volume
-from drrkit.xray import DEEPFLUORO_BONES
-from drrkit.xray.calibration import read_calibration
-from drrkit.xray.opencv_storage import STORAGE_SUFFIXES
+from drrkit.xray import DEEPFLUORO_BONES, STORAGE_SUFFIXES, read_calibration
 
 __all__ = ["convert_command"]
 

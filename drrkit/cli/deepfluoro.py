@@ -11,8 +11,7 @@ from torch import Tensor
 from drrkit.cli.images import to_line
 from drrkit.cli.poses import write_pose
 from drrkit.files import whole_file
-from drrkit.volume import write_volume
-from drrkit.volume.itk import load_simpleitk
+from drrkit.volume import load_simpleitk, write_volume
 from drrkit.xray import (
     deepfluoro_contents,
     read_deepfluoro_specimen,

@@ -78,8 +78,7 @@ def _specimens(path: Path) -> Answer:
 
 
 def _geometry(view: Path, ct: Path | None, series: str | None, scene: Path | None) -> Answer:
-    from drrkit.report.placement import placement
-    from drrkit.report.scene import scene_svg
+    from drrkit.report import placement, scene_svg
     from drrkit.volume import read_volume
 
     if ct is None:

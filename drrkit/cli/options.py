@@ -13,7 +13,7 @@ import click
 import torch
 from torch import Tensor
 
-from drrkit._ops import METHODS
+from drrkit._native import METHODS
 from drrkit.cli.arguments import Device, Integers, Number, NumberRange, Numbers, Size, existing
 from drrkit.cli.poses import pixel_pitch
 from drrkit.geometry import (
@@ -27,7 +27,7 @@ from drrkit.geometry import (
     view_right_lateral,
     volume_center,
 )
-from drrkit.phantoms.subjects import FIELD_MM
+from drrkit.phantoms import FIELD_MM
 from drrkit.volume import Volume, read_volume
 
 __all__ = [

@@ -19,8 +19,15 @@ from drrkit.geometry import Camera, CArm
 from drrkit.phantoms import random_anatomy
 from drrkit.training import generator
 from drrkit.volume import Volume, read_volume
-from drrkit.xray import SPECTRUM_90KV, XRAY_KINDS, read_xray, simulate_xray
-from drrkit.xray.reading import DICOM_SUFFIXES, PICTURE_SUFFIXES, RASTER_SUFFIXES
+from drrkit.xray import (
+    DICOM_SUFFIXES,
+    PICTURE_SUFFIXES,
+    RASTER_SUFFIXES,
+    SPECTRUM_90KV,
+    XRAY_KINDS,
+    read_xray,
+    simulate_xray,
+)
 
 __all__ = ["PairOptions", "read_pairs"]
 

@@ -133,7 +133,7 @@ def _landscape(
     method: str,
 ) -> Any:
     """The last stage's loss about the found pose; that of auto for a network's."""
-    from drrkit.report.landscapes import pose_landscape
+    from drrkit.report import pose_landscape
 
     last = (content.get("stages") or [{}])[-1]
     name = last.get("similarity")

@@ -11,7 +11,7 @@ from drrkit.cli.arguments import Number, NumberRange, Size
 from drrkit.cli.options import SDD, SOD
 from drrkit.cli.poses import pixel_pitch
 from drrkit.geometry import Camera, CArm
-from drrkit.similarity.task import Synthesis, simulated
+from drrkit.similarity import Synthesis, simulated
 from drrkit.volume import Volume
 from drrkit.xray import (
     CdregRandomisation,

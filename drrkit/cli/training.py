@@ -14,8 +14,7 @@ from drrkit.cli.answers import Answer
 from drrkit.cli.arguments import NumberRange
 from drrkit.cli.configuration import run_record
 from drrkit.cli.options import device_option, seed_option
-from drrkit.training import Processes, Task, TrainingResult, train
-from drrkit.training.stepping import PRECISIONS
+from drrkit.training import PRECISIONS, Processes, Task, TrainingResult, train
 
 __all__ = ["TrainingOptions", "run_training"]
 

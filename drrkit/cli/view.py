@@ -61,10 +61,8 @@ def view_command(
     view. It is served to this machine only, under an address that cannot be guessed, until Ctrl-C.
     Needs the packages of drrkit[view].
     """
-    try:
-        from drrkit.viewer.server import serve
-    except ImportError as error:
-        raise ImportError(f"{error}: pip install 'drrkit[view]' brings it") from error
+    from drrkit.viewer import serve
+
     if (ct is None) != (xray is None):
         raise click.UsageError("XRAY is missing: give a CT and an X-ray, or neither.")
     if ct is None or xray is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from drrkit.geometry.checks import check_floating
+from drrkit.geometry import check_floating
 
 __all__ = ["euler_to_matrix", "lps_from_ras", "matrix_to_euler"]
 

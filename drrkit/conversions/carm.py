@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 
 from drrkit.conversions.vectors import checked_view
-from drrkit.geometry import Camera, so3_exp, so3_log, view_carm, volume_center
-from drrkit.geometry.checks import batched, check_floating, checked_positive
-from drrkit.geometry.se3 import assemble
+from drrkit.geometry import (
+    Camera,
+    assemble,
+    batched,
+    check_floating,
+    checked_positive,
+    so3_exp,
+    so3_log,
+    view_carm,
+    volume_center,
+)
 
 
 class DicomAngles(NamedTuple):

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from drrkit.conversions.angles import lps_from_ras
 from drrkit.conversions.vectors import CameraView, checked_view, one_pitch
-from drrkit.geometry import Camera, CArm, volume_center
-from drrkit.geometry.checks import batched
+from drrkit.geometry import Camera, CArm, batched, volume_center
 
 REORIENT: dict[str | None, tuple[tuple[float, ...], ...]] = {
     "AP": ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0)),

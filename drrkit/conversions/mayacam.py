@@ -17,8 +17,7 @@ from drrkit.conversions.angles import euler_to_matrix, matrix_to_euler
 from drrkit.conversions.pinhole import from_opencv
 from drrkit.conversions.vectors import CameraView, checked_view
 from drrkit.files import PathLike, existing_file, whole_file
-from drrkit.geometry import Camera
-from drrkit.geometry.checks import checked_positive
+from drrkit.geometry import Camera, checked_positive
 
 PARTS = ("image size", "camera matrix", "rotation", "translation")
 """Of version 2, in its order."""

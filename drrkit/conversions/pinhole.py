@@ -9,9 +9,7 @@ from torch import Tensor
 
 from drrkit.conversions.angles import lps_from_ras
 from drrkit.conversions.vectors import CameraView, checked_view, shared
-from drrkit.geometry import Camera, so3_exp
-from drrkit.geometry.checks import batched, check_floating, checked_size
-from drrkit.geometry.se3 import assemble
+from drrkit.geometry import Camera, assemble, batched, check_floating, checked_size, so3_exp
 
 HALF_PIXEL = 0.5
 """Where the first pixel's centre stands for tools that put its corner at zero."""

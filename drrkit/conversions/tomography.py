@@ -18,8 +18,7 @@ from drrkit.conversions.vectors import (
     patient_world,
     to_vectors,
 )
-from drrkit.geometry import Camera, volume_center
-from drrkit.geometry.checks import check_floating, checked_size
+from drrkit.geometry import Camera, check_floating, checked_size, volume_center
 
 
 class LeapView(NamedTuple):

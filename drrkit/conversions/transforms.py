@@ -9,9 +9,8 @@ from torch import Tensor
 
 from drrkit.conversions.mayacam import numbers
 from drrkit.files import PathLike, existing_file, whole_file
-from drrkit.geometry.checks import check_floating
-from drrkit.geometry.se3 import assemble
-from drrkit.volume.itk import load_simpleitk
+from drrkit.geometry import assemble, check_floating
+from drrkit.volume import load_simpleitk
 
 
 def write_itk_transform(path: PathLike, to_parent: Tensor) -> None:

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from drrkit.geometry import Camera, volume_center
-from drrkit.geometry.checks import batched, batched_pose, checked_size
+from drrkit.geometry import Camera, batched, batched_pose, checked_size, volume_center
 
 
 class CameraView(NamedTuple):

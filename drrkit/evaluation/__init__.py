@@ -7,10 +7,13 @@ print(summarise(rows)["success"])
 
 from drrkit.evaluation.appearance import is_inverted, shifted_appearance
 from drrkit.evaluation.landscapes import (
+    AXES,
     Landscape,
+    axis_offsets,
     landscape,
     landscapes_of,
     local_minima,
+    losses_at,
     save_landscapes,
 )
 from drrkit.evaluation.methods import METHODS, with_similarity
@@ -19,6 +22,7 @@ from drrkit.evaluation.running import Row, evaluate, measure, read_rows, shard
 from drrkit.evaluation.summary import auroc, capture_range, recall_at, summarise, top_mean
 
 __all__ = [
+    "AXES",
     "METHODS",
     "PROTOCOLS",
     "Case",
@@ -27,12 +31,14 @@ __all__ = [
     "Row",
     "Subject",
     "auroc",
+    "axis_offsets",
     "capture_range",
     "evaluate",
     "is_inverted",
     "landscape",
     "landscapes_of",
     "local_minima",
+    "losses_at",
     "measure",
     "moved_about",
     "read_rows",

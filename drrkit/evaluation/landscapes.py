@@ -18,9 +18,7 @@ from torch import Tensor
 from drrkit.evaluation.protocols import Case
 from drrkit.geometry import perturb, volume_center
 from drrkit.metrics import mtre
-from drrkit.registration import Stage
-from drrkit.registration.stages import Similarity
-from drrkit.registration.views import View, downsampling, make_views, objective
+from drrkit.registration import Similarity, Stage, View, downsampling, make_views, objective
 from drrkit.volume import Volume
 
 __all__ = [

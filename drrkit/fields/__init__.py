@@ -4,7 +4,6 @@ Every scene renders through `scene.render(camera, world_to_camera, **options)` a
 by `drrkit.register`. docs/fields.md is the tour.
 """
 
-from drrkit.fields.crossing import FoldResult, cross_subject, cross_validate
 from drrkit.fields.files import load_field, save_field
 from drrkit.fields.formation import (
     FORMATIONS,
@@ -14,14 +13,21 @@ from drrkit.fields.formation import (
     volume_rendering,
 )
 from drrkit.fields.masks import body_mask
-from drrkit.fields.mnerf import MNeRF
 from drrkit.fields.ndc import DIFFPROJ_SDD, DIFFPROJ_SOD, NDC
-from drrkit.fields.nett import LOCAL_FEATURES, NeTT, TunedCT
-from drrkit.fields.networks import Perceptron, positional_encoding
-from drrkit.fields.pairs import Pairs, check_subjects, random_views
-from drrkit.fields.quality import IMAGE_LOSSES, Normalised, min_max, psnr, ssim_index
+from drrkit.fields.networks.layers import Perceptron, positional_encoding
+from drrkit.fields.networks.mnerf import MNeRF
+from drrkit.fields.networks.nett import LOCAL_FEATURES, NeTT, TunedCT
 from drrkit.fields.scenes import CT, Scene, as_scene
-from drrkit.fields.tasks import ImageObjective, MNeRFTask, NeTTTask, scene_quality
+from drrkit.fields.tasks.crossing import FoldResult, cross_subject, cross_validate
+from drrkit.fields.tasks.field_tasks import ImageObjective, MNeRFTask, NeTTTask, scene_quality
+from drrkit.fields.tasks.pairs import Pairs, check_subjects, random_views
+from drrkit.fields.tasks.quality import (
+    IMAGE_LOSSES,
+    Normalised,
+    min_max,
+    psnr,
+    ssim_index,
+)
 
 __all__ = [
     "CT",

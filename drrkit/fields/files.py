@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from drrkit.fields.mnerf import MNeRF
-from drrkit.fields.nett import NeTT
-from drrkit.training.checkpoints import load_tensors, write_whole
+from drrkit.fields.networks.mnerf import MNeRF
+from drrkit.fields.networks.nett import NeTT
+from drrkit.training import load_tensors, write_whole
 from drrkit.volume import Volume
 
 __all__ = ["load_field", "save_field"]

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drrkit.volume import Volume
-from drrkit.volume.data import BODY_THRESHOLD
+from drrkit.volume import BODY_THRESHOLD, Volume
 
 __all__ = ["body_mask", "dilated", "eroded"]
 

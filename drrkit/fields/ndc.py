@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from drrkit.geometry import Camera, volume_center
-from drrkit.geometry.checks import batched
+from drrkit.geometry import Camera, batched, volume_center
 from drrkit.volume import Volume
 
 __all__ = ["DIFFPROJ_SDD", "DIFFPROJ_SOD", "NDC"]

@@ -7,28 +7,37 @@ voxel grid is a frame [4, 3] in the grid's index coordinates, in the order (x, y
 """
 
 from drrkit.geometry.camera import Camera, CArm, project_points
+from drrkit.geometry.checks import (
+    batched,
+    batched_pose,
+    check_floating,
+    checked_positive,
+    checked_size,
+)
 from drrkit.geometry.frames import (
     GridConstants,
     VolumeLike,
+    frames_of_rays,
     grid_constants,
     view_frames,
     volume_center,
 )
 from drrkit.geometry.pnp import reprojection_rms, solve_pnp
-from drrkit.geometry.se3 import perturb, se3_exp, se3_log, so3_exp, so3_log
-from drrkit.geometry.views import (
-    view_ap,
-    view_carm,
-    view_left_lateral,
-    view_pa,
-    view_right_lateral,
-)
+from drrkit.geometry.se3 import assemble, perturb, se3_exp, se3_log, so3_exp, so3_log
+from drrkit.geometry.views import view_ap, view_carm, view_left_lateral, view_pa, view_right_lateral
 
 __all__ = [
     "CArm",
     "Camera",
     "GridConstants",
     "VolumeLike",
+    "assemble",
+    "batched",
+    "batched_pose",
+    "check_floating",
+    "checked_positive",
+    "checked_size",
+    "frames_of_rays",
     "grid_constants",
     "perturb",
     "project_points",

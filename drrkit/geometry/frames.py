@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from drrkit._native import apply_map
 from drrkit.geometry.camera import Camera
 from drrkit.geometry.checks import batched_pose
-from drrkit.geometry.pose_maps import apply_map
 
 
 class VolumeLike(Protocol):

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from drrkit._native import apply_map
 from drrkit.geometry.checks import batched, check_floating
-from drrkit.geometry.pose_maps import apply_map
 
 # Below these squares (of the angle; of tan(angle / 2)) the derivatives of the closed forms lose
 # digits and the series take over, long enough for second derivatives in float64 at the seam.

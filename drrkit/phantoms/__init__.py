@@ -1,11 +1,12 @@
 """Phantoms: ellipsoids with exact images and derivatives, a voxelised torso, random subjects."""
 
-from drrkit.phantoms.anatomy import TORSO_LABELS, torso
 from drrkit.phantoms.ellipsoids import Ellipsoids, random_soft_ellipsoids, shepp_logan_3d
-from drrkit.phantoms.subjects import ANATOMY_LABELS, random_anatomy
+from drrkit.phantoms.random_anatomy import ANATOMY_LABELS, FIELD_MM, random_anatomy
+from drrkit.phantoms.torso import TORSO_LABELS, torso
 
 __all__ = [
     "ANATOMY_LABELS",
+    "FIELD_MM",
     "TORSO_LABELS",
     "Ellipsoids",
     "random_anatomy",

@@ -4,22 +4,25 @@ A stage says what to minimise, at which resolution and with which step lengths; 
 in order, the result of one starting the next; everything works on a batch of poses.
 """
 
-from drrkit.registration.bodies import Bodies
 from drrkit.registration.hybrid import hybrid
 from drrkit.registration.intrinsics import CalibrationResult, refine_intrinsics
-from drrkit.registration.landmarks import LandmarkPose, Landmarks
 from drrkit.registration.pipeline import register
 from drrkit.registration.presets import AUTO, GLOBAL, PIPELINES
-from drrkit.registration.prior import PosePrior
-from drrkit.registration.result import (
-    DEPTH_LIMIT_MM,
-    TRUSTED,
-    RegistrationResult,
-    StageRecord,
+from drrkit.registration.problem.bodies import Bodies
+from drrkit.registration.problem.landmarks import LandmarkPose, Landmarks
+from drrkit.registration.problem.motion import mean_depth, motion_of
+from drrkit.registration.problem.prior import PosePrior
+from drrkit.registration.problem.views import (
+    View,
+    downsampling,
+    make_views,
+    objective,
+    pixel_at,
+    rig_of,
 )
+from drrkit.registration.result import DEPTH_LIMIT_MM, TRUSTED, RegistrationResult, StageRecord
 from drrkit.registration.sequence import FOLLOW, SequenceResult, register_sequence
-from drrkit.registration.stages import OPTIMISERS, SIMILARITIES, Search, Stage
-from drrkit.registration.views import rig_of
+from drrkit.registration.stages import OPTIMISERS, SIMILARITIES, Search, Similarity, Stage
 
 __all__ = [
     "AUTO",
@@ -38,9 +41,17 @@ __all__ = [
     "RegistrationResult",
     "Search",
     "SequenceResult",
+    "Similarity",
     "Stage",
     "StageRecord",
+    "View",
+    "downsampling",
     "hybrid",
+    "make_views",
+    "mean_depth",
+    "motion_of",
+    "objective",
+    "pixel_at",
     "refine_intrinsics",
     "register",
     "register_sequence",

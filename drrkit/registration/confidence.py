@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from drrkit import losses
-from drrkit.registration.views import View, blurred, renderer
+from drrkit.registration.problem.views import View, blurred, renderer
 
 __all__ = ["agreement"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drrkit.registration.levenberg import Linearised
+from drrkit.registration.optimisers.levenberg import Linearised
 
 __all__ = ["UNSEEN_MM", "dispersion", "pose_covariance"]
 

@@ -14,20 +14,18 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from drrkit.geometry import Camera, perturb
-from drrkit.registration.bodies import Bodies
 from drrkit.registration.covariance import dispersion, pose_covariance
-from drrkit.registration.inputs import check_scene, start_poses
-from drrkit.registration.levenberg import (
+from drrkit.registration.optimisers.levenberg import (
     Expansion,
     LevenbergMarquardt,
     Linearised,
     linearised_view,
     view_jacobian,
 )
-from drrkit.registration.motion import mean_depth, motion_units
-from drrkit.registration.progress import progress_bar, run
-from drrkit.registration.stages import Stage
-from drrkit.registration.views import (
+from drrkit.registration.problem.bodies import Bodies
+from drrkit.registration.problem.inputs import check_scene, start_poses
+from drrkit.registration.problem.motion import mean_depth, motion_units
+from drrkit.registration.problem.views import (
     View,
     downsamplings,
     make_views,
@@ -35,6 +33,8 @@ from drrkit.registration.views import (
     renderer,
     scaled_views,
 )
+from drrkit.registration.progress import progress_bar, run
+from drrkit.registration.stages import Stage
 
 __all__ = ["CalibrationResult", "refine_intrinsics"]
 

@@ -14,28 +14,28 @@ import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera
-from drrkit.registration.bodies import Bodies
-from drrkit.registration.candidates import distinct_poses
-from drrkit.registration.cmaes import CmaEs
 from drrkit.registration.confidence import agreement
 from drrkit.registration.covariance import pose_covariance
-from drrkit.registration.curvature import has_curvature
-from drrkit.registration.descent import PoseDescent
-from drrkit.registration.directions import DirectionDescent
-from drrkit.registration.inputs import check_options, check_scene, start_poses
-from drrkit.registration.landmarks import Landmarks
-from drrkit.registration.levenberg import LevenbergMarquardt, expansion, linearised
-from drrkit.registration.motion import mean_depth, motion_units, moved
-from drrkit.registration.optimiser import PoseOptimiser
+from drrkit.registration.optimisers.cmaes import CmaEs
+from drrkit.registration.optimisers.curvature import has_curvature
+from drrkit.registration.optimisers.descent import PoseDescent
+from drrkit.registration.optimisers.directions import DirectionDescent
+from drrkit.registration.optimisers.levenberg import LevenbergMarquardt, expansion, linearised
+from drrkit.registration.optimisers.optimiser import PoseOptimiser
+from drrkit.registration.optimisers.regressor import PoseRegression, proposals
+from drrkit.registration.optimisers.trust_region import TrustRegion
 from drrkit.registration.presets import resolve_stages
-from drrkit.registration.prior import PosePrior, PriorTerm
+from drrkit.registration.problem.bodies import Bodies
+from drrkit.registration.problem.inputs import check_options, check_scene, start_poses
+from drrkit.registration.problem.landmarks import Landmarks
+from drrkit.registration.problem.motion import mean_depth, motion_units, moved
+from drrkit.registration.problem.prior import PosePrior, PriorTerm
+from drrkit.registration.problem.views import View, downsamplings, make_views, negatives, objective
 from drrkit.registration.progress import Watcher, count_steps, progress_bar, run
-from drrkit.registration.refine import TrustRegion
-from drrkit.registration.regression import PoseRegression, proposals
 from drrkit.registration.result import DEPTH_LIMIT_MM, RegistrationResult, StageRecord
-from drrkit.registration.search import GlobalSearch, viewed_alike
+from drrkit.registration.search.candidates import distinct_poses
+from drrkit.registration.search.search import GlobalSearch, viewed_alike
 from drrkit.registration.stages import Search, Stage
-from drrkit.registration.views import View, downsamplings, make_views, negatives, objective
 from drrkit.volume import Volume
 
 __all__ = ["register"]

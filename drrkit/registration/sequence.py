@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera
-from drrkit.registration.bodies import Bodies
 from drrkit.registration.pipeline import register
 from drrkit.registration.presets import AUTO, resolve_stages
+from drrkit.registration.problem.bodies import Bodies
 from drrkit.registration.progress import progress_bar
 from drrkit.registration.result import RegistrationResult
 from drrkit.registration.stages import Search, Stage

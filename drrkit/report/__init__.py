@@ -1,6 +1,7 @@
 """Pictures of X-rays and registrations, films of them, and pages that hold them."""
 
 from drrkit.report.film import FILM_SUFFIXES, save_film
+from drrkit.report.landscapes import pose_landscape
 from drrkit.report.page import registration_page, save_page
 from drrkit.report.path import registration_path
 from drrkit.report.pictures import (
@@ -14,7 +15,8 @@ from drrkit.report.pictures import (
     save_image,
     to_display,
 )
-from drrkit.report.scene import scene_svg
+from drrkit.report.placement import placement
+from drrkit.report.scene import orientation, scene_svg
 from drrkit.report.screen import pose_overlays
 
 __all__ = [
@@ -25,7 +27,10 @@ __all__ = [
     "edges",
     "line_to_absorption",
     "line_to_transmission",
+    "orientation",
     "overlay_edges",
+    "placement",
+    "pose_landscape",
     "pose_overlays",
     "registration_page",
     "registration_path",

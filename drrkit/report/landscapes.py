@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drrkit.evaluation.landscapes import AXES, axis_offsets, local_minima, losses_at
+from drrkit.evaluation import AXES, axis_offsets, local_minima, losses_at
 from drrkit.geometry import Camera, perturb, volume_center
-from drrkit.registration import Stage
-from drrkit.registration.motion import mean_depth
-from drrkit.registration.views import downsampling, make_views
+from drrkit.registration import Stage, downsampling, make_views, mean_depth
 from drrkit.report.charts import Line, heat_map, line_chart
 from drrkit.volume import Volume
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from drrkit.files import whole_file
-from drrkit.volume.itk import load_simpleitk, readable_errors
+from drrkit.volume import load_simpleitk, readable_errors
 from drrkit.xray import gaussian_blur
 
 IMAGE_SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".nii.gz", ".nii", ".nrrd", ".mha")

@@ -6,11 +6,14 @@ Pose regressors, which the learned similarities are compared with, are built and
 `RegressorTask` trains them, and Stage(optimiser="regressor", regressor=...) uses them.
 """
 
-from drrkit.similarity.cdreg_training import CDRegTask
-from drrkit.similarity.configuration import Configuration
-from drrkit.similarity.geodesic import geodesic_gradient, geodesic_loss
-from drrkit.similarity.learned import LearnedSimilarity
-from drrkit.similarity.objectives import (
+from drrkit.similarity.networks.configuration import Configuration
+from drrkit.similarity.networks.learned import LearnedSimilarity
+from drrkit.similarity.networks.regressor import PoseRegressor
+from drrkit.similarity.storage.files import load_similarity, save_similarity
+from drrkit.similarity.storage.registry import KINDS, NETWORKS, build, construct
+from drrkit.similarity.tasks.cdreg_task import CDRegTask
+from drrkit.similarity.tasks.geodesic import geodesic_gradient, geodesic_loss
+from drrkit.similarity.tasks.objectives import (
     OBJECTIVES,
     cosines,
     direction_distance,
@@ -18,16 +21,15 @@ from drrkit.similarity.objectives import (
     objective_loss,
     pose_gradient,
 )
-from drrkit.similarity.poses import SAMPLINGS, PoseChart, PoseSampling
-from drrkit.similarity.registry import KINDS, NETWORKS, build, construct
-from drrkit.similarity.regressor import PoseRegressor
-from drrkit.similarity.regressor_training import (
-    REGRESSOR_RECIPES,
-    RegressorRecipe,
-    RegressorTask,
+from drrkit.similarity.tasks.poses import SAMPLINGS, PoseChart, PoseSampling
+from drrkit.similarity.tasks.regressor_task import REGRESSOR_RECIPES, RegressorRecipe, RegressorTask
+from drrkit.similarity.tasks.similarity_task import (
+    SimilarityTask,
+    Synthesis,
+    TrainingPatient,
+    TrainingRecipe,
+    simulated,
 )
-from drrkit.similarity.storage import load_similarity, save_similarity
-from drrkit.similarity.task import SimilarityTask, TrainingPatient, TrainingRecipe
 
 __all__ = [
     "KINDS",
@@ -44,6 +46,7 @@ __all__ = [
     "RegressorRecipe",
     "RegressorTask",
     "SimilarityTask",
+    "Synthesis",
     "TrainingPatient",
     "TrainingRecipe",
     "build",
@@ -57,4 +60,5 @@ __all__ = [
     "objective_loss",
     "pose_gradient",
     "save_similarity",
+    "simulated",
 ]

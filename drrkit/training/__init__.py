@@ -9,14 +9,17 @@ from drrkit.training.checkpoints import (
     find_checkpoint,
     load_checkpoint,
     load_tensors,
+    write_whole,
 )
 from drrkit.training.distributed import Processes
 from drrkit.training.engine import TrainingResult, train
 from drrkit.training.folds import Split, k_folds, split
 from drrkit.training.randomness import generator
+from drrkit.training.stepping import PRECISIONS
 from drrkit.training.task import Task
 
 __all__ = [
+    "PRECISIONS",
     "Checkpoint",
     "Processes",
     "Split",
@@ -29,4 +32,5 @@ __all__ = [
     "load_tensors",
     "split",
     "train",
+    "write_whole",
 ]

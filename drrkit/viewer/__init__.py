@@ -4,7 +4,28 @@
 packages of the extra `view`.
 """
 
+from typing import Any
+
 from drrkit.viewer.session import STRATEGIES, Look, Session, strategy_stages
 from drrkit.viewer.slices import PLANES, Picture, Slices
 
-__all__ = ["PLANES", "STRATEGIES", "Look", "Picture", "Session", "Slices", "strategy_stages"]
+
+def serve(*args: Any, **options: Any) -> None:
+    """`drrkit.viewer.server.serve`; ImportError without the packages of the extra `view`."""
+    try:
+        from drrkit.viewer import server
+    except ImportError as error:
+        raise ImportError(f"{error}: pip install 'drrkit[view]' brings it") from error
+    server.serve(*args, **options)
+
+
+__all__ = [
+    "PLANES",
+    "STRATEGIES",
+    "Look",
+    "Picture",
+    "Session",
+    "Slices",
+    "serve",
+    "strategy_stages",
+]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from drrkit.registration import SIMILARITIES
-from drrkit.report.scene import orientation
+from drrkit.report import orientation
 from drrkit.viewer.session import FARTHEST_MM, STRATEGIES, Look, Session
 from drrkit.viewer.slices import PLANES, Picture
 

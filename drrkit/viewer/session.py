@@ -14,12 +14,20 @@ from torch.nn import functional
 
 from drrkit.geometry import Camera, perturb, volume_center
 from drrkit.projector import Projector
-from drrkit.registration import AUTO, GLOBAL, SIMILARITIES, Search, Stage, register
-from drrkit.registration.motion import mean_depth, motion_of
-from drrkit.registration.views import View, make_views, pixel_at
-from drrkit.report import to_display
-from drrkit.report.placement import placement
-from drrkit.report.scene import scene_svg
+from drrkit.registration import (
+    AUTO,
+    GLOBAL,
+    SIMILARITIES,
+    Search,
+    Stage,
+    View,
+    make_views,
+    mean_depth,
+    motion_of,
+    pixel_at,
+    register,
+)
+from drrkit.report import placement, scene_svg, to_display
 from drrkit.viewer.slices import Picture, Slices
 from drrkit.volume import Volume
 

@@ -1,6 +1,8 @@
 """X-ray images: real ones from files; simulated ones, from plain to realistic."""
 
-from drrkit.xray.deepfluoro import (
+from drrkit.xray.preprocessing import PreprocessedXray, bone_is_bright, preprocess_xray
+from drrkit.xray.read.calibration import read_calibration
+from drrkit.xray.read.deepfluoro import (
     DEEPFLUORO_BONES,
     DeepfluoroSpecimen,
     DeepfluoroXray,
@@ -8,8 +10,23 @@ from drrkit.xray.deepfluoro import (
     read_deepfluoro_specimen,
     read_deepfluoro_xray,
 )
-from drrkit.xray.detector import Signal, add_noise, add_scatter, beer_lambert, gaussian_blur
-from drrkit.xray.materials import (
+from drrkit.xray.read.files import (
+    DICOM_SUFFIXES,
+    PICTURE_SUFFIXES,
+    RASTER_SUFFIXES,
+    XRAY_KINDS,
+    Xray,
+    read_xray,
+)
+from drrkit.xray.read.opencv_storage import STORAGE_SUFFIXES
+from drrkit.xray.simulate.detector import (
+    Signal,
+    add_noise,
+    add_scatter,
+    beer_lambert,
+    gaussian_blur,
+)
+from drrkit.xray.simulate.materials import (
     DENSITIES,
     SPECTRA,
     MaterialVolume,
@@ -18,19 +35,17 @@ from drrkit.xray.materials import (
     mass_attenuation,
     tissue_materials,
 )
-from drrkit.xray.preprocessing import PreprocessedXray, bone_is_bright, preprocess_xray
-from drrkit.xray.randomisation import (
+from drrkit.xray.simulate.randomisation import (
     CdregRandomisation,
     DomainRandomisation,
     Randomisation,
     min_max,
     randomise,
 )
-from drrkit.xray.reading import XRAY_KINDS, Xray, read_xray
-from drrkit.xray.synthesis import XrayModel, motion_path, synthesise_xray
-from drrkit.xray.targets import TargetSynthesis
-from drrkit.xray.tools import PlacedTool, Tool, k_wire, random_tool_pose, rod, screw
-from drrkit.xray.two_materials import (
+from drrkit.xray.simulate.synthesis import XrayModel, motion_path, synthesise_xray
+from drrkit.xray.simulate.targets import TargetSynthesis
+from drrkit.xray.simulate.tools import PlacedTool, Tool, k_wire, random_tool_pose, rod, screw
+from drrkit.xray.simulate.two_materials import (
     BONE_MU_PER_MM,
     SPECTRUM_90KV,
     bone_attenuation,
@@ -42,8 +57,12 @@ __all__ = [
     "BONE_MU_PER_MM",
     "DEEPFLUORO_BONES",
     "DENSITIES",
+    "DICOM_SUFFIXES",
+    "PICTURE_SUFFIXES",
+    "RASTER_SUFFIXES",
     "SPECTRA",
     "SPECTRUM_90KV",
+    "STORAGE_SUFFIXES",
     "XRAY_KINDS",
     "CdregRandomisation",
     "DeepfluoroSpecimen",
@@ -74,6 +93,7 @@ __all__ = [
     "preprocess_xray",
     "random_tool_pose",
     "randomise",
+    "read_calibration",
     "read_deepfluoro_specimen",
     "read_deepfluoro_xray",
     "read_xray",

@@ -1,0 +1,1 @@
+"""Neural scenes: NeTT, mNeRF and what they are made of."""

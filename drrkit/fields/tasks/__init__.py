@@ -1,0 +1,1 @@
+"""Training neural scenes from X-rays with known poses."""

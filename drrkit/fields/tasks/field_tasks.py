@@ -1,0 +1,263 @@
+"""What `drrkit.training.train` trains: NeTT and mNeRF, from X-rays with known poses.
+
+Sources: arXiv 2308.00214 trains both through the projector on pairs of X-ray and pose; NeRF's Adam
+from 5e-4 to 5e-5. Batches, losses and normalisation are options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from drrkit.fields.formation import FORMATIONS
+from drrkit.fields.networks.mnerf import MNeRF
+from drrkit.fields.networks.nett import NeTT, TunedCT
+from drrkit.fields.scenes import Scene
+from drrkit.fields.tasks.pairs import Pairs, check_subjects
+from drrkit.fields.tasks.quality import (
+    IMAGE_LOSSES,
+    Normalised,
+    min_max,
+    psnr,
+    ssim_index,
+)
+from drrkit.geometry import view_frames
+from drrkit.training import generator
+
+__all__ = ["ImageObjective", "MNeRFTask", "NeTTTask", "scene_quality"]
+
+
+@dataclass(frozen=True)
+class ImageObjective:
+    """How a rendered image is compared with an X-ray, in training.
+
+    Attributes:
+        loss: a name in IMAGE_LOSSES.
+        formation: "rc" or "vr", a name in FORMATIONS: what the X-rays are compared with.
+        normalised: map both images to [0, 1] first: X-rays of unknown gain and offset.
+        rate, final_rate: Adam's learning rate falls from one to the other, geometrically.
+
+    Raises:
+        ValueError: an unknown name, or rates that are not positive.
+    """
+
+    loss: str = "mse"
+    formation: str = "rc"
+    normalised: bool = True
+    rate: float = 5e-3
+    final_rate: float = 5e-4
+
+    def __post_init__(self) -> None:
+        for name, known in (("loss", IMAGE_LOSSES), ("formation", FORMATIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}: expected one of {sorted(known)}, got {getattr(self, name)!r}"
+                )
+        if not 0 < self.final_rate <= self.rate:
+            raise ValueError(
+                f"rate, final_rate: expected 0 < final_rate <= rate, got {self.rate}, "
+                f"{self.final_rate}"
+            )
+
+    def formed(self, line_integrals: Tensor) -> Tensor:
+        """Line integrals as the formation shows them."""
+        return line_integrals if self.formation == "rc" else -torch.expm1(-line_integrals)
+
+    def compare(self, formed: Tensor, xray: Tensor) -> Tensor:
+        """The loss [B] of images [B, 1, rows, cols]."""
+        loss = IMAGE_LOSSES[self.loss]
+        return (Normalised(loss) if self.normalised else loss)(formed, xray)
+
+    def schedule(self, optimiser: torch.optim.Optimizer, steps: int) -> LRScheduler:
+        """Learning rates that fall to the final one within so many steps."""
+        share = self.final_rate / self.rate
+        return LambdaLR(optimiser, lambda step: share ** min(step / steps, 1.0))
+
+
+def scene_quality(
+    scene: Scene, pairs: Pairs, objective: ImageObjective, supersample: int = 1
+) -> dict[str, float]:
+    """Mean loss, PSNR (dB) and SSIM of a scene's images against all X-rays of the pairs.
+
+    PSNR and SSIM are of images in [0, 1] where the objective normalises; otherwise their peak is
+    the X-ray's own range. SSIM is left out of images smaller than its window of 11 pixels.
+    """
+    found: dict[str, list[Tensor]] = {"loss": [], "psnr": [], "ssim": []}
+    with torch.no_grad():
+        for xray, pose in zip(pairs.xrays.split(1), pairs.world_to_camera.split(1), strict=True):
+            image = scene.render(pairs.camera, pose, supersample=supersample)
+            image = objective.formed(image)
+            found["loss"].append(objective.compare(image, xray))
+            if objective.normalised:
+                image, xray = min_max(image), min_max(xray)
+            found["psnr"].append(psnr(image, xray))
+            if min(image.shape[-2:]) >= 11:
+                found["ssim"].append(ssim_index(image, xray))
+    return {name: float(torch.cat(all_).mean()) for name, all_ in found.items() if all_}
+
+
+class NeTTTask:
+    """Trains NeTT on the pairs of one or more subjects; a step sees a few X-rays of one of them.
+
+    Args:
+        nett: the network, the task's `model`.
+        train: pairs to train on.
+        validation: pairs of other subjects; none: validate on the training pairs.
+        objective: loss, formation, rates.
+        steps: after which the learning rate is the final one.
+        batch: X-rays a step.
+        supersample: n x n rays a pixel.
+        seed: of which X-rays are seen when.
+
+    Raises:
+        ValueError: a validation subject is also trained on, under the same or another name.
+    """
+
+    def __init__(
+        self,
+        nett: NeTT,
+        train: Sequence[Pairs],
+        validation: Sequence[Pairs] = (),
+        *,
+        objective: ImageObjective | None = None,
+        steps: int = 1000,
+        batch: int = 4,
+        supersample: int = 1,
+        seed: int = 0,
+    ) -> None:
+        check_subjects([*train, *validation])
+        both = {p.subject for p in train} & {p.subject for p in validation}
+        if both:
+            raise ValueError(f"validation: subjects {sorted(both)} are trained on")
+        _check_counts(steps=steps, batch=batch, supersample=supersample)
+        self.model: nn.Module = nett
+        self.nett = nett
+        self.train_pairs, self.validation_pairs = list(train), list(validation)
+        self.objective = objective or ImageObjective()
+        self.steps, self.batch, self.supersample, self.seed = steps, batch, supersample, seed
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """Adam."""
+        return torch.optim.Adam(self.nett.parameters(), lr=self.objective.rate)
+
+    def schedule(self, optimiser: torch.optim.Optimizer) -> LRScheduler:
+        """A geometric fall of the learning rate."""
+        return self.objective.schedule(optimiser, self.steps)
+
+    def losses(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        """The mean loss of `batch` X-rays of one subject, drawn from (seed, step, rank)."""
+        draw = generator(self.seed, step, rank)
+        subject = int(torch.randint(len(self.train_pairs), (1,), generator=draw))
+        pairs = self.train_pairs[subject]
+        pairs = pairs.chosen(torch.randint(len(pairs), (self.batch,), generator=draw))
+        scene = TunedCT(self.nett, pairs.volume)
+        image = scene.render(pairs.camera, pairs.world_to_camera, supersample=self.supersample)
+        image = self.objective.formed(image)
+        return {"loss": self.objective.compare(image, pairs.xrays).mean()}
+
+    def validate(self) -> dict[str, float]:
+        """Mean loss, PSNR and SSIM over the validation subjects."""
+        found = [
+            scene_quality(TunedCT(self.nett, pairs.volume), pairs, self.objective, self.supersample)
+            for pairs in self.validation_pairs or self.train_pairs
+        ]
+        return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+
+
+class MNeRFTask:
+    """Trains mNeRF on the X-rays of its one subject; other X-rays of it validate.
+
+    A step draws `rays` pixels of each of `images` X-rays; with "ssim_dice_l1", which compares
+    neighbourhoods, square patches of about as many pixels instead. A set of pixels is normalised as
+    an image is.
+
+    Args:
+        field: the field, the task's `model`.
+        train: pairs to train on.
+        validation: pairs of the same subject that are not trained on; None: the training pairs.
+        objective: loss, formation, rates. Without `normalised` the field's attenuation is in 1/mm.
+        steps: after which the learning rate is the final one.
+        images, rays: X-rays a step and pixels of each.
+        seed: of which rays are seen when, and of where on them the samples are.
+
+    Raises:
+        ValueError: validation is of another subject, or an X-ray of it is trained on.
+    """
+
+    def __init__(
+        self,
+        field: MNeRF,
+        train: Pairs,
+        validation: Pairs | None = None,
+        *,
+        objective: ImageObjective | None = None,
+        steps: int = 2000,
+        images: int = 8,
+        rays: int = 128,
+        seed: int = 0,
+    ) -> None:
+        if validation is not None:
+            if validation.subject != train.subject:
+                raise ValueError(
+                    f"validation: a field is of one subject, expected X-rays of "
+                    f"{train.subject!r}, got {validation.subject!r}"
+                )
+            if train.view_fingerprints() & validation.view_fingerprints():
+                raise ValueError("validation: some of these X-rays are trained on")
+        _check_counts(steps=steps, images=images, rays=rays)
+        self.model: nn.Module = field
+        self.field, self.train_pairs, self.validation_pairs = field, train, validation
+        self.objective = objective or ImageObjective(normalised=False)
+        self.steps, self.images, self.rays, self.seed = steps, images, rays, seed
+        self.side = min(max(11, round(rays**0.5)), *train.camera.size)
+        if self.objective.loss == "ssim_dice_l1" and self.side < 11:
+            raise ValueError("loss: 'ssim_dice_l1' needs X-rays of 11 x 11 pixels at least")
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """Adam."""
+        return torch.optim.Adam(self.field.parameters(), lr=self.objective.rate)
+
+    def schedule(self, optimiser: torch.optim.Optimizer) -> LRScheduler:
+        """A geometric fall of the learning rate."""
+        return self.objective.schedule(optimiser, self.steps)
+
+    def losses(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        """The mean loss of the pixels drawn from (seed, step, rank)."""
+        draw = generator(self.seed, step, rank)
+        pairs = self.train_pairs
+        chosen = pairs.chosen(torch.randint(len(pairs), (self.images,), generator=draw))
+        pixels, shape = self._pixels(draw)  # [images, P, 2]
+        frames = view_frames(self.field.grid, pairs.camera, chosen.world_to_camera)
+        line = self.field(frames, pixels, beam=pairs.camera.beam, generator=draw)
+        row, col = pixels.long().to(chosen.xrays.device).unbind(-1)
+        xray = chosen.xrays[:, 0].gather(1, row[..., None].expand(-1, -1, chosen.xrays.shape[-1]))
+        xray = xray.gather(2, col[..., None])[..., 0]
+        image = self.objective.formed(line).reshape(self.images, 1, *shape)
+        return {"loss": self.objective.compare(image, xray.reshape_as(image).to(image)).mean()}
+
+    def validate(self) -> dict[str, float]:
+        """Mean loss, PSNR and SSIM over the X-rays held out."""
+        pairs = self.train_pairs if self.validation_pairs is None else self.validation_pairs
+        return scene_quality(self.field, pairs, self.objective)
+
+    def _pixels(self, draw: torch.Generator) -> tuple[Tensor, tuple[int, int]]:
+        """Pixels (row, col) [images, P, 2] float64, and how they lie beside each other."""
+        rows, cols = self.train_pairs.camera.size
+        if self.objective.loss != "ssim_dice_l1":
+            place = torch.rand(self.images, self.rays, 2, generator=draw, dtype=torch.float64)
+            return (place * place.new_tensor((rows, cols))).floor(), (1, self.rays)
+        side = self.side
+        free = torch.tensor((rows - side + 1, cols - side + 1), dtype=torch.float64)
+        corner = (torch.rand(self.images, 1, 2, generator=draw, dtype=torch.float64) * free).floor()
+        patch = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
+        return corner + patch, (side, side)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a positive integer, got {value!r}")

@@ -1,0 +1,196 @@
+"""Random asymmetric phantoms: a pelvis, a spine or a skull that is another one for every seed.
+
+What learned similarities train and are tested on where no CTs are at hand: train on some seeds,
+test on others.  A subject's bones are signed distances in body millimetres (x left, y posterior,
+z superior) whose sizes and places are drawn anew for each side, so that no subject has a mirror
+twin; the whole is then scaled, turned, shifted and bent by a smooth random displacement.  Bone is
+a cortical shell of 700 to 1500 HU around cancellous bone, in soft tissue of about 40 HU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from drrkit.phantoms.bones import ANATOMIES, Bone, Draw
+from drrkit.phantoms.shapes import Box, Canvas, Point, Shape, smooth_min
+from drrkit.volume import Volume
+
+ANATOMY_LABELS: dict[str, int] = {
+    "air": 0,
+    "soft_tissue": 1,
+    "bone": 2,
+    "other_bone": 3,
+    "gas": 4,
+}
+"""Labels of `random_anatomy`. "bone" moves as one piece: hip bones, sacrum and fifth lumbar
+vertebra; the vertebrae; the cranium. "other_bone" may move against it in a patient: femurs, ribs,
+mandible and neck."""
+
+FIELD_MM: dict[str, float] = {"pelvis": 288.0, "spine": 192.0, "skull": 240.0}
+"""Edge of the cube that the default spacing covers."""
+
+BEND_MM = 4.0
+"""Standard deviation of each component of a subject's smooth displacement."""
+
+_STREAMS = {"pelvis": 0, "spine": 1, "skull": 2}
+
+
+def random_anatomy(
+    kind: str = "pelvis",
+    seed: int = 0,
+    *,
+    shape: int | tuple[int, int, int] = 48,
+    spacing: float | tuple[float, float, float] | None = None,
+    texture: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> Volume:
+    """A random subject as a labelled CT in HU about the world's origin; the same for a seed.
+
+    Args:
+        kind: "pelvis", "spine" or "skull".
+        seed: of the subject, 0 or more; subjects of different seeds differ in every size, place,
+            density and in their bend. The same seed shows the same subject on every grid.
+        shape: voxels, one number or (x, y, z), 8 to 512 each.
+        spacing: mm, one number or (x, y, z); default: what makes the largest side of `shape` cover
+            288 mm (pelvis), 192 mm (spine) or 240 mm (skull). What lies outside is cut off.
+        texture: scales the fluctuations inside the tissues (0: none).
+        dtype: of the values.
+
+    Returns:
+        a Volume on the CPU, values [z, y, x], labels as in `ANATOMY_LABELS`: air -1000 HU, fat
+        about -100, soft tissue about 40, cancellous bone 250 to 600, cortical bone 700 to 1500;
+        voxels at a surface take the share they are covered by.
+
+    Raises:
+        TypeError, ValueError: an argument is none of those described.
+    """
+    counts, pitch = _checked_grid(kind, seed, shape, spacing, texture)
+    generator = torch.Generator().manual_seed(len(_STREAMS) * seed + _STREAMS[kind])
+    draw = Draw(generator)
+    width, height, depth = (n * p for n, p in zip(counts, pitch, strict=True))
+    canvas = Canvas((width, height, depth), pitch)
+    body = Body(canvas, draw)
+    fine = texture * canvas.noise(draw.integer(), waves=24, shortest=9.0, longest=25.0)
+    coarse = texture * canvas.noise(draw.integer(), waves=12, shortest=30.0, longest=90.0)
+    outline, bones, gas = ANATOMIES[kind](draw)
+    _paint_soft_tissue(body, draw, outline, fine, coarse)
+    for pocket in gas:
+        canvas.paint(*body.union([pocket]), -950.0, ANATOMY_LABELS["gas"])
+    cortical = draw.between(800.0, 1400.0)
+    cancellous = draw.between(300.0, 500.0) + 50.0 * fine + 25.0 * coarse
+    for bone in bones:
+        _paint_bone(body, bone, cortical * draw.between(0.9, 1.07), cancellous)
+    # Several surfaces may share a voxel that none of them covers by half.
+    shared = (canvas.labels == ANATOMY_LABELS["air"]) & (canvas.hu > -400.0)
+    canvas.labels[shared] = ANATOMY_LABELS["soft_tissue"]
+    return Volume(canvas.hu.to(dtype), pitch, canvas.origin, unit="HU", labels=canvas.labels)
+
+
+class Body:
+    """A canvas in body coordinates: scaled, turned, shifted and bent against the world's."""
+
+    def __init__(self, canvas: Canvas, draw: Draw) -> None:
+        self.canvas = canvas
+        self.scale = draw.between(0.9, 1.1)
+        self.rotation = draw.rotation(0.14)
+        self.shift = torch.tensor([draw.between(-7.0, 7.0) for _ in range(3)])
+        x, y, z = torch.broadcast_tensors(*canvas.coordinates(canvas.whole()))
+        world = torch.stack([x, y, z], dim=-1)
+        bend = [canvas.noise(draw.integer(), 6, shortest=90.0, longest=220.0) for _ in range(3)]
+        bend = BEND_MM * torch.stack(bend, dim=-1)
+        self.reach = float(bend.abs().max())
+        placed = (world + bend - self.shift) @ self.rotation / self.scale
+        self.coordinates = placed.permute(3, 0, 1, 2).contiguous()
+
+    def _box(self, shape: Shape, margin: float) -> Box:
+        """The voxels that may lie within `margin` mm of the shape."""
+        corners = torch.tensor(list(product(*zip(shape.low, shape.high, strict=True))))
+        placed = self.scale * corners @ self.rotation.mT + self.shift
+        grow = margin + self.reach
+        low = (placed.amin(0) - grow).tolist()
+        return self.canvas.region(tuple(low), tuple((placed.amax(0) + grow).tolist()))
+
+    def distance(self, shape: Shape, box: Box) -> Tensor:
+        """World millimetres to the shape, negative inside, at the voxels of a box."""
+        return self.scale * shape.distance(*self.coordinates[(slice(None), *box)])
+
+    def union(self, shapes: Sequence[Shape], blend: float = 0.0) -> tuple[Box, Tensor]:
+        """Distance to the union of the shapes, in the smallest box of voxels that holds it."""
+        boxes = [self._box(shape, 2.0 * self.canvas.blur + blend) for shape in shapes]
+        depth, height, width = (
+            slice(min(part.start for part in parts), max(part.stop for part in parts))
+            for parts in zip(*boxes, strict=True)
+        )
+        whole = depth, height, width
+        field = self.canvas.hu.new_full([part.stop - part.start for part in whole], 1e3)
+        for shape, box in zip(shapes, boxes, strict=True):
+            if any(b.start >= b.stop for b in box):
+                continue  # outside the grid
+            part = tuple(
+                slice(b.start - w.start, b.stop - w.start) for b, w in zip(box, whole, strict=True)
+            )
+            field[part] = smooth_min(field[part], self.distance(shape, box), blend)
+        return whole, field
+
+
+def _paint_soft_tissue(
+    body: Body, draw: Draw, outline: Shape, fine: Tensor, coarse: Tensor
+) -> None:
+    """The skin's outline filled with fat, soft tissue under it."""
+    canvas = body.canvas
+    whole = canvas.whole()
+    skin = body.distance(outline, whole)
+    label = ANATOMY_LABELS["soft_tissue"]
+    canvas.paint(whole, skin, -100.0 + 7.0 * fine, label)
+    fat = draw.between(4.0, 16.0) + 2.0 * coarse
+    canvas.paint(whole, skin + fat.clamp(min=2.0), 40.0 + 12.0 * coarse + 6.0 * fine, label)
+
+
+def _paint_bone(body: Body, bone: Bone, cortical: float, cancellous: Tensor) -> None:
+    """A shell of cortical bone around cancellous bone, holes carved out of both."""
+    box, distance = body.union(bone.shapes, bone.blend)
+    for hole in bone.holes:
+        distance = torch.maximum(distance, -body.distance(hole, box))
+    label = ANATOMY_LABELS["other_bone" if bone.moves else "bone"]
+    body.canvas.paint(box, distance, min(max(cortical, 700.0), 1500.0), label)
+    body.canvas.paint(box, distance + bone.cortex, cancellous.clamp(250.0, 600.0), None)
+
+
+def _checked_grid(
+    kind: str,
+    seed: int,
+    shape: int | tuple[int, int, int],
+    spacing: float | tuple[float, float, float] | None,
+    texture: float,
+) -> tuple[tuple[int, int, int], Point]:
+    """Counts and spacing (x, y, z), every argument checked."""
+    if kind not in ANATOMIES:
+        raise ValueError(f"kind: expected one of {', '.join(ANATOMIES)}, got {kind!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed: expected an integer, got {seed!r}")
+    if seed < 0:
+        raise ValueError(f"seed: expected 0 or more, got {seed}")
+    counts = _three("shape", shape, lambda n: isinstance(n, int) and 8 <= n <= 512)
+    if spacing is None:
+        spacing = FIELD_MM[kind] / max(counts)
+    pitch = _three("spacing", spacing, lambda p: isinstance(p, (int, float)) and 0.3 <= p <= 30.0)
+    if not (isinstance(texture, (int, float)) and 0.0 <= texture < math.inf):
+        raise ValueError(f"texture: expected a number of at least 0, got {texture!r}")
+    return counts, (float(pitch[0]), float(pitch[1]), float(pitch[2]))
+
+
+def _three(name: str, value: object, allowed: Callable[[object], bool]) -> tuple:
+    """One value for every axis or one each, all allowed."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * 3
+    if len(values) != 3 or any(isinstance(v, bool) or not allowed(v) for v in values):
+        wanted = {
+            "shape": "an integer from 8 to 512, or three (x, y, z)",
+            "spacing": "mm from 0.3 to 30, a number or three (x, y, z)",
+        }[name]
+        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
+    return values

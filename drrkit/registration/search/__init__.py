@@ -1,0 +1,1 @@
+"""Registration without a start: a grid of views, matched by FFT."""

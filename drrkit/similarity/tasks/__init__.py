@@ -1,0 +1,1 @@
+"""What is trained: similarities and regressors, their objectives and poses."""

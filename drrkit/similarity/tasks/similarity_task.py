@@ -1,0 +1,284 @@
+"""Training of a learned similarity: the double backward pass of one batch, and its validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from drrkit.geometry import Camera, GridConstants, grid_constants, view_ap, view_frames
+from drrkit.projector import project
+from drrkit.similarity.networks.learned import CT_ENERGY_KEV, LearnedSimilarity
+from drrkit.similarity.tasks.geodesic import geodesic_gradient
+from drrkit.similarity.tasks.objectives import (
+    OBJECTIVES,
+    cosines,
+    direction_distance,
+    objective_loss,
+    pose_gradient,
+)
+from drrkit.similarity.tasks.poses import PoseChart, PoseSampling
+from drrkit.training import generator
+from drrkit.volume import Volume
+from drrkit.xray import SPECTRUM_90KV, simulate_xray
+
+__all__ = ["SimilarityTask", "Synthesis", "TrainingPatient", "TrainingRecipe", "simulated"]
+
+Synthesis = Callable[[Volume, Camera, Tensor, int], Tensor]
+"""synthesise(ct in HU, camera, world_to_camera [B, 4, 4], seed) -> X-rays [B, 1, rows, cols] on the
+scale of line integrals, without gradient."""
+
+# Numbers that keep the streams of random numbers apart.
+_VALIDATION_STREAM = 7_919
+
+
+class TrainingPatient(NamedTuple):
+    """A CT as training uses it.
+
+    Attributes:
+        name: for splits and reports.
+        ct: in HU, from which X-rays are synthesised.
+        moving: what the network reads of it (`LearnedSimilarity.moving`), on one device.
+        grid: of `moving`.
+        chart: theta <-> poses.
+    """
+
+    name: str
+    ct: Volume
+    moving: Volume
+    grid: GridConstants
+    chart: PoseChart
+
+    @staticmethod
+    def of(
+        name: str,
+        ct: Volume,
+        network: LearnedSimilarity,
+        *,
+        sod: float = 800.0,
+        reference: Tensor | None = None,
+        bones: Sequence[int] | None = None,
+        moves: str = "patient",
+    ) -> TrainingPatient:
+        """A CT in HU, made ready for a network.
+
+        Args:
+            sod: distance of the volume's centre from the source in the reference view, an AP view.
+            reference: [4, 4] world_to_camera of another reference view, instead of `sod`.
+            bones: labels of `ct` that the moving volume shows; None: by the network's threshold.
+            moves: see PoseChart.
+        """
+        view = view_ap(ct, sod)[0] if reference is None else reference
+        scene = (ct if bones is None else ct.select(bones)).to_mu(CT_ENERGY_KEV)
+        moving = network.moving(scene)
+        chart = PoseChart(ct, view, moves)
+        return TrainingPatient(name, ct, moving, grid_constants(moving), chart)
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """How a similarity is trained.
+
+    Attributes:
+        objective: see `objectives`.
+        batch: image pairs a step; all share one patient, so that the 3D network runs once.
+        optimiser: "adam", or "sgd" with momentum 0.9 as published.
+        rate: learning rate; with "cyclic" the highest.
+        schedule: "cyclic" between rate / 100 and rate, up and down in 200 steps, as published
+            (1e-6 to 1e-4); "cosine", down to a hundredth in `steps`, after a rise over the first
+            twentieth; "constant".
+        steps: of the cosine schedule.
+        validation_pairs: pose pairs for each held-out patient.
+        seed: of patients, poses and noise.
+    """
+
+    objective: str = "direction"
+    batch: int = 4
+    optimiser: str = "adam"
+    rate: float = 1e-3
+    schedule: str = "cosine"
+    steps: int = 2000
+    validation_pairs: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {
+            "objective": OBJECTIVES,
+            "optimiser": ("adam", "sgd"),
+            "schedule": ("cyclic", "cosine", "constant"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
+        for name in ("batch", "steps", "validation_pairs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)!r}")
+        if not self.rate > 0:
+            raise ValueError(f"rate: expected a positive number, got {self.rate!r}")
+
+
+class SimilarityTask:
+    """Trains S so that its pose gradient points along that of the geodesic distance.
+
+    One batch: a patient, pairs of a moving and a true pose; X-rays of the full CT at the true
+    poses, projections of the network's channels at the moving poses, S, and the objective, whose
+    gradient goes through dS / d pose into the weights: twice through the projector.
+
+    Satisfies drrkit.training.Task.
+
+    Args:
+        model: the network, on the patients' device.
+        patients: to train on.
+        held_out: to validate on, none of them in `patients`.
+        camera: of all images.
+        sampling: of the poses.
+        recipe: everything else.
+        synthesise: makes the X-rays; see `simulated`.
+        randomise: domain randomisation of X-rays: (images [B, 1, r, c], seed) -> images; not used
+            in validation.
+
+    Raises:
+        ValueError: no patients, or one that is trained and validated on.
+    """
+
+    def __init__(
+        self,
+        model: LearnedSimilarity,
+        patients: Sequence[TrainingPatient],
+        held_out: Sequence[TrainingPatient],
+        camera: Camera,
+        sampling: PoseSampling,
+        recipe: TrainingRecipe,
+        *,
+        synthesise: Synthesis | None = None,
+        randomise: Callable[[Tensor, int], Tensor] | None = None,
+    ) -> None:
+        if not patients:
+            raise ValueError("patients: expected at least one, got none")
+        shared = {p.name for p in patients} & {p.name for p in held_out}
+        if shared:
+            raise ValueError(f"held_out: {sorted(shared)} are trained on, too")
+        self.model = model
+        self.patients, self.held_out = list(patients), list(held_out)
+        self.camera, self.sampling, self.recipe = camera, sampling, recipe
+        self.synthesise = simulated if synthesise is None else synthesise
+        self.randomise = randomise
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """Of all weights, by the recipe."""
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        if self.recipe.optimiser == "sgd":
+            return torch.optim.SGD(weights, lr=self.recipe.rate, momentum=0.9)
+        return torch.optim.Adam(weights, lr=self.recipe.rate)
+
+    def schedule(
+        self, optimiser: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.LRScheduler | None:
+        """Of the learning rate, by the recipe."""
+        rate, steps = self.recipe.rate, self.recipe.steps
+        if self.recipe.schedule == "cyclic":
+            return torch.optim.lr_scheduler.CyclicLR(
+                optimiser,
+                base_lr=rate / 100,
+                max_lr=rate,
+                step_size_up=100,
+                cycle_momentum=False,
+            )
+        if self.recipe.schedule == "cosine":
+            return torch.optim.lr_scheduler.OneCycleLR(
+                optimiser,
+                max_lr=rate,
+                total_steps=steps + 1,
+                pct_start=0.05,
+                div_factor=10,
+                final_div_factor=10,
+                cycle_momentum=False,
+            )
+        return None
+
+    def losses(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        """The objective of one batch as "loss"."""
+        patient, theta, target, xray = self.batch(step, rank)
+        similarity = self.similarity(patient, theta, xray)
+        return {"loss": objective_loss(self.recipe.objective, similarity, theta, target)}
+
+    def batch(self, step: int, rank: int) -> tuple[TrainingPatient, Tensor, Tensor, Tensor]:
+        """A patient, moving poses theta [B, 6] that require a gradient, true ones, their X-rays."""
+        random = generator(self.recipe.seed, step, rank)
+        patient = self.patients[_integer(random, len(self.patients))]
+        theta, target = self.sampling.draw(patient.chart, self.recipe.batch, random)
+        xray = self._xrays(patient, target, _integer(random, 2**31 - 1))
+        if self.randomise is not None:
+            xray = self.randomise(xray, _integer(random, 2**31 - 1))
+        theta = theta.to(xray.device).requires_grad_()
+        return patient, theta, target.to(theta), xray
+
+    def similarity(
+        self, patient: TrainingPatient, theta: Tensor, xray: Tensor, values: Tensor | None = None
+    ) -> Tensor:
+        """S [B] of a patient at poses theta [B, 6] with X-rays, differentiable in both orders.
+
+        values: the network's channels, if they are known.
+        """
+        return self.model(self.projections(patient, theta, values), xray)
+
+    def projections(
+        self, patient: TrainingPatient, theta: Tensor, values: Tensor | None = None
+    ) -> Tensor:
+        """A patient's channels at poses theta [B, 6]: [B, C, rows, cols]; arguments as above."""
+        if values is None:
+            values = self.model.channels(patient.moving.values)
+        pose = patient.chart.world_to_camera(theta)
+        frames = view_frames(patient.grid, self.camera, pose, extend=True)
+        return project(values, frames, self.camera.size, spacing=patient.moving.spacing)
+
+    def validate(self) -> dict[str, float]:
+        """On held-out patients at fixed poses: how well pose gradients point.
+
+        "cosine_rotation", "cosine_translation": means over all pairs of the cosine with the
+        geodesic gradient; "cosine": of all six numbers, both halves scaled to length one;
+        "loss": the direction objective, 4 (1 - cosine).
+        """
+        found = [self._gradients(patient, number) for number, patient in enumerate(self.held_out)]
+        if not found:
+            return {}
+        gradient, wanted = (torch.cat(part) for part in zip(*found, strict=True))
+        rotation, translation = cosines(gradient, wanted)
+        return {
+            "loss": float(direction_distance(gradient, wanted).mean()),
+            "cosine": float((rotation + translation).mean() / 2),
+            "cosine_rotation": float(rotation.mean()),
+            "cosine_translation": float(translation.mean()),
+        }
+
+    def _gradients(self, patient: TrainingPatient, number: int) -> tuple[Tensor, Tensor]:
+        """Pose gradients of S and of the geodesic distance, [pairs, 6] each."""
+        random = generator(self.recipe.seed + _VALIDATION_STREAM, number, 0)
+        pairs = self.recipe.validation_pairs
+        theta, target = self.sampling.draw(patient.chart, pairs, random)
+        xray = self._xrays(patient, target, _integer(random, 2**31 - 1))
+        with torch.no_grad():
+            values = self.model.channels(patient.moving.values)
+        theta = theta.to(xray.device).requires_grad_()
+        with torch.enable_grad():
+            gradient = pose_gradient(self.similarity(patient, theta, xray, values), theta)
+        return gradient, geodesic_gradient(theta.detach(), target.to(theta))
+
+    def _xrays(self, patient: TrainingPatient, theta: Tensor, seed: int) -> Tensor:
+        pose = patient.chart.world_to_camera(theta).to(patient.ct.values.device)
+        with torch.no_grad():
+            return self.synthesise(patient.ct, self.camera, pose, seed).float()
+
+
+def simulated(ct: Volume, camera: Camera, world_to_camera: Tensor, seed: int) -> Tensor:
+    """The default synthesis: `simulate_xray` with a 90 kV spectrum and 4 rays a pixel."""
+    return simulate_xray(
+        ct, camera, world_to_camera, energy_kev=SPECTRUM_90KV, supersample=2, seed=seed
+    )
+
+
+def _integer(random: torch.Generator, below: int) -> int:
+    return int(torch.randint(below, (), generator=random))

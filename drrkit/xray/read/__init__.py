@@ -1,0 +1,1 @@
+"""Real X-rays from files, with their cameras."""

@@ -1,0 +1,278 @@
+"""Real X-rays from files: pixels, and all the geometry that came with them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drrkit.conversions import CameraView, from_dicom_angles
+from drrkit.files import existing_file
+from drrkit.geometry import Camera, CArm
+from drrkit.volume import checked_header, load_simpleitk, readable_errors
+from drrkit.xray.read import dicom, dicom_pixels
+from drrkit.xray.read.calibration import read_calibration
+from drrkit.xray.read.distortion import undistorted
+
+__all__ = ["XRAY_KINDS", "Xray", "read_xray"]
+
+PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+"""Formats whose spacing, if any, is a printer's resolution."""
+RASTER_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+
+Kind = Literal["line", "intensity", "display", "inverted"]
+XRAY_KINDS: tuple[Kind, ...] = ("line", "intensity", "display", "inverted")
+"""What pixels mean: line integrals; proportional to photons; a picture with bone bright; a picture
+with bone dark."""
+
+
+@dataclass(frozen=True, eq=False)
+class Xray:
+    """X-ray images of one source and detector, as seen from the source.
+
+    Attributes:
+        image: [F, 1, rows, cols] float32, one a frame; what its numbers mean is `kind`.
+        kind: "line", "intensity", "display" or "inverted"; None where the file does not say.
+        camera: with the size of the image; None where sdd or pixel spacing are not known.
+        pixel_spacing: (row, col) mm at the detector, None where not known.
+        mask: [1, 1, rows, cols] float32, 0 behind the collimator; None where there is none.
+        world_to_camera: [4, 4] or [F, 4, 4], where the file holds a calibrated pose.
+        primary_deg: [F] positioner primary angle, LAO positive; None where not known.
+        secondary_deg: [F] positioner secondary angle, CRA positive.
+        sod: source-to-isocentre distance, mm.
+        warnings: what was assumed because the file does not say it.
+    """
+
+    image: Tensor
+    kind: Kind | None = None
+    camera: Camera | None = None
+    pixel_spacing: tuple[float, float] | None = None
+    mask: Tensor | None = None
+    world_to_camera: Tensor | None = None
+    primary_deg: Tensor | None = None
+    secondary_deg: Tensor | None = None
+    sod: float | None = None
+    warnings: tuple[str, ...] = field(default=())
+
+    def start(self, volume: Any, sod: float | None = None) -> Tensor:
+        """Where a registration may start: poses [F, 4, 4] float64.
+
+        The calibrated pose if there is one, else the C-arm at the file's angles with the volume's
+        centre at the isocentre; sod (mm) in place of what the file says. Raises ValueError when
+        the file says neither.
+        """
+        if self.world_to_camera is not None:
+            return self.world_to_camera.reshape(-1, 4, 4)
+        sod = self.sod if sod is None else sod
+        if self.primary_deg is None or self.secondary_deg is None or sod is None:
+            angles = self.primary_deg is None or self.secondary_deg is None
+            raise ValueError(
+                "the X-ray's file does not say where the C-arm stood: it has no "
+                + ("positioner angles" if angles else "source-to-isocentre distance; give sod=")
+            )
+        return from_dicom_angles(self.primary_deg, self.secondary_deg, sod, volume)
+
+
+def read_xray(
+    path: str | os.PathLike[str],
+    *,
+    calibration: str | os.PathLike[str] | None = None,
+    frames: int | slice | None = None,
+    sdd: float | None = None,
+    pixel_spacing: float | tuple[float, float] | None = None,
+    principal_point: tuple[float, float] | None = None,
+    orient: bool = True,
+) -> Xray:
+    """Reads an X-ray: DICOM (XA, RF, DX, CR), PNG, TIFF, JPEG, NIfTI, NRRD, MetaImage or .npy.
+
+    path             .npy arrays are [rows, cols] or [frames, rows, cols]
+    calibration      a MayaCam file, OpenCV's K, R, t as .yml, .xml or .json, or a drrkit pose
+                     file: gives camera and pose; an image with lens distortion is straightened
+    frames           of a run of images, an index or a slice; default all
+    sdd, pixel_spacing, principal_point
+                     as CArm takes them, in place of what the file says
+    orient           DICOM: mirror the image so that it is seen from the source, as drrkit renders;
+                     stored images are seen from the detector, facing the patient
+
+    Raises OSError, ImportError (SimpleITK, for all but .npy), and ValueError naming the file and
+    what is wrong with it: not an image, colours, several volumes, pixels that are not finite.
+    """
+    source = existing_file(path)
+    name = source.name.lower()
+    if name.endswith(".npy"):
+        found = Xray(_checked(source, _read_npy(source)))
+    elif name.endswith(PICTURE_SUFFIXES + RASTER_SUFFIXES):
+        found = _read_raster(source)
+    elif name.endswith(DICOM_SUFFIXES) or dicom.is_dicom(source):
+        found = _read_dicom(source, orient)
+    else:
+        known = ".npy, " + ", ".join(DICOM_SUFFIXES + PICTURE_SUFFIXES + RASTER_SUFFIXES)
+        raise ValueError(f"{source}: expected a DICOM file or one of {known}")
+    found = _chosen(found, frames, source)
+    return _placed(found, source, calibration, sdd, pixel_spacing, principal_point)
+
+
+def _placed(
+    xray: Xray,
+    source: Path,
+    calibration: str | os.PathLike[str] | None,
+    sdd: float | None,
+    pixel_spacing: float | tuple[float, float] | None,
+    principal_point: tuple[float, float] | None,
+) -> Xray:
+    """The X-ray with its camera: from a calibration, from what the caller says, from the file."""
+    rows, cols = xray.image.shape[-2:]
+    size = (int(rows), int(cols))
+    if calibration is not None:
+        return _calibrated(xray, *read_calibration(calibration, size, sdd))
+    known = xray.camera
+    sdd = sdd if sdd is not None else (None if known is None else float(known.sdd))
+    sdd = sdd if sdd is not None else _sdd_of(xray)
+    spacing = pixel_spacing if pixel_spacing is not None else xray.pixel_spacing
+    if sdd is None or spacing is None:
+        return _with(xray, pixel_spacing=_pair(spacing))
+    if principal_point is None and known is not None:
+        principal_point = (float(known.K[0, 2]), float(known.K[1, 2]))
+    camera = CArm(sdd, size, spacing, principal_point)
+    return _with(xray, camera=camera, pixel_spacing=_pair(spacing))
+
+
+def _calibrated(xray: Xray, view: CameraView, distortion: Tensor | None) -> Xray:
+    """The X-ray with a calibrated camera; a distorted image is straightened."""
+    changes: dict[str, Any] = {}
+    if distortion is not None:
+        image, seen = undistorted(xray.image, view.camera.K, distortion)
+        mask = xray.mask
+        if mask is not None:
+            straight, _ = undistorted(mask, view.camera.K, distortion)
+            seen = seen * (straight > 0.999)
+        told = "the image has been straightened by the calibration's distortion coefficients"
+        partly = bool((seen == 0).any())
+        changes = {
+            "image": image,
+            "mask": seen if partly else mask,
+            "warnings": (*xray.warnings, told),
+        }
+    return _with(
+        xray,
+        camera=view.camera,
+        world_to_camera=view.world_to_camera,
+        pixel_spacing=view.camera.pixel_spacing,
+        **changes,
+    )
+
+
+def _sdd_of(xray: Xray) -> float | None:
+    return None if xray.camera is None else float(xray.camera.sdd)
+
+
+def _pair(spacing: float | tuple[float, float] | None) -> tuple[float, float] | None:
+    if spacing is None:
+        return None
+    pair = (spacing, spacing) if isinstance(spacing, (int, float)) else spacing
+    return float(pair[0]), float(pair[1])
+
+
+def _with(xray: Xray, **changes: Any) -> Xray:
+    return Xray(**{**vars(xray), **changes})
+
+
+def _chosen(xray: Xray, frames: int | slice | None, source: Path) -> Xray:
+    """The X-ray with some of its frames."""
+    if frames is None:
+        return xray
+    count = len(xray.image)
+    index = range(count)[frames] if isinstance(frames, slice) else frames
+    if isinstance(index, int):
+        if not -count <= index < count:
+            raise ValueError(f"frames: expected an index below {count} of {source}, got {index}")
+        index = range(index % count, index % count + 1)
+    if len(index) == 0:
+        raise ValueError(f"frames: {frames} leaves none of the {count} frames of {source}")
+    kept = list(index)
+    angles = {
+        name: None if value is None else value[kept] if len(value) == count else value
+        for name, value in (
+            ("primary_deg", xray.primary_deg),
+            ("secondary_deg", xray.secondary_deg),
+        )
+    }
+    return _with(xray, image=xray.image[kept], **angles)
+
+
+def _checked(source: Path, pixels: np.ndarray) -> Tensor:
+    """[F, 1, rows, cols] float32 of an array [rows, cols], [F, rows, cols] or with ones more."""
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    frames = pixels.reshape(-1, *pixels.shape[-2:]) if pixels.ndim > 2 and pixels.size else pixels
+    if pixels.ndim < 2 or pixels.size == 0:
+        raise ValueError(f"{source}: expected images of rows x cols, got shape {pixels.shape}")
+    image = torch.from_numpy(np.ascontiguousarray(frames[:, None]).astype(np.float32))
+    bad = int((~torch.isfinite(image)).sum())
+    if bad:
+        raise ValueError(f"{source}: expected finite pixels, got {bad} that are not")
+    return image
+
+
+def _read_npy(source: Path) -> np.ndarray:
+    try:
+        pixels = np.load(source, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # the header is Python, and so are its errors, of any kind
+        raise ValueError(
+            f"{source}: not a NumPy array file, or a truncated one ({error})"
+        ) from error
+    if not isinstance(pixels, np.ndarray) or pixels.dtype.kind not in "fiub":
+        kind = getattr(pixels, "dtype", type(pixels).__name__)
+        raise ValueError(f"{source}: expected an array of real numbers, got {kind}")
+    return pixels
+
+
+def _read_raster(source: Path) -> Xray:
+    name = source.name.lower()
+    checked_header(source)
+    sitk = load_simpleitk()
+    with readable_errors(source, "read"):
+        image = sitk.ReadImage(os.fspath(source))
+    pixels = dicom_pixels.grey(source, image)
+    spacing = None
+    if name.endswith(RASTER_SUFFIXES):
+        col, row = image.GetSpacing()[:2]
+        spacing = (row, col)
+    return Xray(_checked(source, pixels), pixel_spacing=spacing)
+
+
+def _read_dicom(source: Path, orient: bool) -> Xray:
+    pixels, header = dicom_pixels.read_dicom(source)
+    frames = _checked(source, pixels)
+    size = (int(frames.shape[-2]), int(frames.shape[-1]))
+    found = dicom.describe(header, size, len(frames))
+    flip = found.flip if orient else ()
+    mask = found.mask
+    empty = dicom_pixels.padding(header, pixels)
+    if empty is not None:
+        seen = torch.from_numpy(~empty).float()[None, None]
+        mask = seen if mask is None else mask * seen
+    camera = found.camera
+    if orient and camera is not None:
+        camera = dicom.flipped_camera(camera, flip)
+    dims = list(flip)
+    return Xray(
+        frames.flip(dims) if dims else frames,
+        found.kind,
+        camera,
+        found.pixel_spacing,
+        mask.flip(dims) if mask is not None and dims else mask,
+        None,
+        found.primary_deg,
+        found.secondary_deg,
+        found.sod,
+        found.warnings,
+    )

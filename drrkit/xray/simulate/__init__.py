@@ -1,0 +1,1 @@
+"""Simulated X-rays: materials, spectra, detectors, tools, randomisation."""

@@ -1,0 +1,294 @@
+"""Domain randomisation: target images changed at random, so that a network learns none's looks.
+
+Two published recipes as sequences of steps, each taken with probability 1/2 for every image by
+itself: `DomainRandomisation`, that of ProST (Gao et al., IEEE TMI 2024), and
+`CdregRandomisation`, that of the code of CDreg (arXiv 2402.02498).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from drrkit.xray.simulate.detector import gaussian_blur
+
+__all__ = ["CdregRandomisation", "DomainRandomisation", "Randomisation", "min_max", "randomise"]
+
+Range = tuple[float, float]
+FILL = 1e-12  # ranges below are those of a constant image
+
+
+class Randomisation(Protocol):
+    """Anything that changes images [B, 1, rows, cols] at random."""
+
+    def __call__(self, images: Tensor, seed: int | torch.Generator = 0) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class DomainRandomisation:
+    """The recipe of ProST: inversion, noise, gamma, boxes of noise, in this order.
+
+    Attributes:
+        probability: of each step, for each image.
+        noise: standard deviation of Gaussian noise as a share of the image's range, uniform.
+        gamma: exponent on the image scaled to [0, 1], uniform.
+        boxes: smallest and largest number of corrupted boxes; how many and how large is not
+            published, these are drrkit's.
+        box_side: their sides as a share of the image's, uniform, each of the two by itself.
+        box_noise: standard deviation of the noise in them as a share of the image's range.
+        normalise: scale each image to [0, 1] before the first step and before the boxes, whose
+            noise is clipped to it: targets are given to networks like this. False: keep the scale.
+
+    Raises:
+        ValueError: a probability outside [0, 1] or a range that is not one.
+    """
+
+    probability: float = 0.5
+    noise: Range = (0.005, 0.1)
+    gamma: Range = (0.7, 1.3)
+    boxes: tuple[int, int] = (1, 5)
+    box_side: Range = (0.05, 0.25)
+    box_noise: float = 1.0
+    normalise: bool = True
+
+    def __post_init__(self) -> None:
+        _check_probability(self.probability)
+        for name, lowest in (("noise", 0.0), ("gamma", 1e-6), ("boxes", 0), ("box_side", 0.0)):
+            _check_range(name, getattr(self, name), lowest)
+        if not 0.0 <= self.box_noise < math.inf:
+            raise ValueError(f"box_noise: expected a number >= 0, got {self.box_noise!r}")
+
+    def __call__(self, images: Tensor, seed: int | torch.Generator = 0) -> Tensor:
+        """Changed images [B, 1, rows, cols]; see `randomise`."""
+        _check_images(images)
+        draw = _Draws(images, seed)
+        if self.normalise:
+            images = min_max(images)
+        images = torch.where(draw.happens(self.probability), _inverted(images), images)
+        noisy = images + draw.uniform(*self.noise) * _range(images) * draw.normal()
+        images = torch.where(draw.happens(self.probability), noisy, images)
+        bent = _gamma(images, draw.uniform(*self.gamma))
+        images = torch.where(draw.happens(self.probability), bent, images)
+        if self.normalise:
+            images = min_max(images)
+        corrupted = self._with_boxes(images, draw)
+        images = torch.where(draw.happens(self.probability), corrupted, images)
+        # Scaling by the boxes' extremes would leave the anatomy next to no contrast.
+        return images.clamp(0.0, 1.0) if self.normalise else images
+
+    def _with_boxes(self, images: Tensor, draw: _Draws) -> Tensor:
+        noise = images + self.box_noise * _range(images) * draw.normal()
+        fewest, most = self.boxes
+        count = (fewest + draw.uniform(0.0, most - fewest + 1.0).floor()).clamp_max(most)
+        for box in range(most):
+            inside = draw.box(draw.uniform(*self.box_side), draw.uniform(*self.box_side))
+            images = torch.where(inside & (box < count), noise, images)
+        return images
+
+
+@dataclass(frozen=True)
+class CdregRandomisation:
+    """The recipe in CDreg's code: smoothing, noise, scale, gamma, a sine, one erased box.
+
+    Attributes:
+        probability: of each step, for each image.
+        smoothing: standard deviations in pixels, one of them drawn.
+        noise: Gaussian noise has |U(noise)| times noise_scale times the image's maximum.
+        noise_scale: see there.
+        scale: factor, uniform.
+        gamma: exponent on the image scaled to [0, 1], uniform.
+        sine_gain, sine_offset: a sin(b I + c), a and b from the first, c from the second, uniform.
+        erased_area: share of the image that a box of value 0 covers, uniform.
+        erased_aspect: its height to its width, log-uniform between this and its inverse.
+        normalise: scale each image to [0, 1] before and after; False: before the scale step only.
+
+    Raises:
+        ValueError: a probability outside [0, 1] or a range that is not one.
+    """
+
+    probability: float = 0.5
+    smoothing: tuple[float, ...] = (1.0, 3.0, 5.0)
+    noise: Range = (-0.15, 0.1)
+    noise_scale: float = 0.4
+    scale: Range = (0.9, 1.05)
+    gamma: Range = (0.7, 1.3)
+    sine_gain: Range = (0.8, 1.1)
+    sine_offset: Range = (-0.5, 0.4)
+    erased_area: Range = (0.02, 0.4)
+    erased_aspect: float = 0.3
+    normalise: bool = True
+
+    def __post_init__(self) -> None:
+        _check_probability(self.probability)
+        for name in ("noise", "sine_gain", "sine_offset"):
+            _check_range(name, getattr(self, name), -math.inf)
+        for name, lowest in (("scale", 0.0), ("gamma", 1e-6), ("erased_area", 0.0)):
+            _check_range(name, getattr(self, name), lowest)
+        if not self.smoothing or not all(0.0 < s < math.inf for s in self.smoothing):
+            raise ValueError(f"smoothing: expected positive pixels, got {self.smoothing!r}")
+        if not 0.0 <= self.noise_scale < math.inf:
+            raise ValueError(f"noise_scale: expected a number >= 0, got {self.noise_scale!r}")
+        if not 0.0 < self.erased_aspect <= 1.0:
+            raise ValueError(f"erased_aspect: expected 0 to 1, got {self.erased_aspect!r}")
+
+    def __call__(self, images: Tensor, seed: int | torch.Generator = 0) -> Tensor:
+        """Changed images [B, 1, rows, cols]; see `randomise`."""
+        _check_images(images)
+        draw = _Draws(images, seed)
+        if self.normalise:
+            images = min_max(images)
+        images = self._smoothed(images, draw)
+        sigma = self.noise_scale * images.amax(dim=(-1, -2), keepdim=True)
+        noisy = images + sigma * draw.uniform(*self.noise).abs() * draw.normal()
+        images = min_max(torch.where(draw.happens(self.probability), noisy, images))
+        scaled = images * draw.uniform(*self.scale)
+        images = torch.where(draw.happens(self.probability), scaled, images)
+        bent = _gamma(images, draw.uniform(*self.gamma))
+        images = torch.where(draw.happens(self.probability), bent, images)
+        gain, slope = draw.uniform(*self.sine_gain), draw.uniform(*self.sine_gain)
+        waved = gain * torch.sin(slope * images + draw.uniform(*self.sine_offset))
+        images = torch.where(draw.happens(self.probability), waved, images)
+        erased = torch.where(self._erased(draw), torch.zeros_like(images), images)
+        images = torch.where(draw.happens(self.probability), erased, images)
+        return min_max(images) if self.normalise else images
+
+    def _smoothed(self, images: Tensor, draw: _Draws) -> Tensor:
+        which = draw.uniform(0.0, float(len(self.smoothing))).floor()
+        happens = draw.happens(self.probability)
+        result = images
+        for k, sigma in enumerate(self.smoothing):
+            chosen = happens & (which.clamp_max(len(self.smoothing) - 1) == k)
+            result = torch.where(chosen, gaussian_blur(images, sigma), result)
+        return result
+
+    def _erased(self, draw: _Draws) -> Tensor:
+        area = draw.uniform(*self.erased_area)
+        limit = -math.log(self.erased_aspect)
+        aspect = draw.uniform(-limit, limit).exp()
+        # Sides as shares of the image's own, which need not be a square.
+        rows, cols = draw.size
+        height = (area * aspect * cols / rows).sqrt().clamp_max(1.0)
+        width = (area / aspect * rows / cols).sqrt().clamp_max(1.0)
+        return draw.box(height, width)
+
+
+RECIPES: dict[str, type[DomainRandomisation] | type[CdregRandomisation]] = {
+    "prost": DomainRandomisation,
+    "cdreg": CdregRandomisation,
+}
+
+
+def randomise(
+    images: Tensor,
+    recipe: str | Randomisation = "prost",
+    *,
+    seed: int | torch.Generator = 0,
+) -> Tensor:
+    """Images changed at random, every one with draws of its own.
+
+    Args:
+        images: [B, 1, rows, cols], float32 or float64.
+        recipe: "prost", "cdreg", or a `DomainRandomisation`, a `CdregRandomisation` or another
+            Randomisation.
+        seed: an integer, one generator on the images' device; or a torch.Generator, on whose
+            device all numbers are drawn and which is advanced.
+
+    Returns:
+        [B, 1, rows, cols] of the images' dtype and device; the images themselves are left alone.
+
+    Raises:
+        TypeError, ValueError: an unknown recipe, or images of another shape or dtype.
+    """
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
+            raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {recipe!r}")
+        recipe = RECIPES[recipe]()
+    if not callable(recipe):
+        raise TypeError(f"recipe: expected a name or a Randomisation, got {recipe!r}")
+    return recipe(images, seed)
+
+
+def min_max(images: Tensor) -> Tensor:
+    """Each image scaled to [0, 1]; a constant one becomes 0."""
+    low = images.amin(dim=(-1, -2), keepdim=True)
+    return (images - low) / _range(images).clamp_min(FILL)
+
+
+class _Draws:
+    """Random numbers for a batch of images, drawn on one generator's device."""
+
+    def __init__(self, images: Tensor, seed: int | torch.Generator) -> None:
+        if not isinstance(seed, torch.Generator):
+            if isinstance(seed, bool) or not isinstance(seed, int):
+                raise TypeError(f"seed: expected an integer or a torch.Generator, got {seed!r}")
+            seed = torch.Generator(images.device).manual_seed(seed)
+        self._images = images
+        self._options: dict[str, Any] = {
+            "generator": seed,
+            "device": seed.device,
+            "dtype": images.dtype,
+        }
+        self.size = (int(images.shape[-2]), int(images.shape[-1]))
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """[B, 1, 1, 1] in [low, high)."""
+        unit = torch.rand(self._images.shape[0], 1, 1, 1, **self._options)
+        return low + (high - low) * unit.to(self._images)
+
+    def happens(self, probability: float) -> Tensor:
+        """[B, 1, 1, 1], true with a probability."""
+        return self.uniform(0.0, 1.0) < probability
+
+    def normal(self) -> Tensor:
+        """[B, 1, rows, cols] of standard deviation one."""
+        return torch.randn(self._images.shape, **self._options).to(self._images)
+
+    def box(self, height: Tensor, width: Tensor) -> Tensor:
+        """[B, 1, rows, cols], true in a box of these shares of the image, anywhere inside it."""
+        inside = []
+        for count, share, dim in zip(self.size, (height, width), (-2, -1), strict=True):
+            extent = (share * count).round().clamp(1, count)
+            start = (self.uniform(0.0, 1.0) * (count - extent + 1)).floor()
+            places = torch.arange(count, device=self._images.device)
+            places = places[:, None] if dim == -2 else places[None, :]
+            inside.append((places >= start) & (places < start + extent))
+        return inside[0] & inside[1]
+
+
+def _range(images: Tensor) -> Tensor:
+    low, high = images.amin(dim=(-1, -2), keepdim=True), images.amax(dim=(-1, -2), keepdim=True)
+    return high - low
+
+
+def _inverted(images: Tensor) -> Tensor:
+    """max - I, per image."""
+    return images.amax(dim=(-1, -2), keepdim=True) - images
+
+
+def _gamma(images: Tensor, exponent: Tensor) -> Tensor:
+    """The exponent on each image scaled to [0, 1], back on its scale."""
+    low = images.amin(dim=(-1, -2), keepdim=True)
+    return low + _range(images) * min_max(images).pow(exponent)
+
+
+def _check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor) or images.dtype not in (torch.float32, torch.float64):
+        found = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"images: expected a float32 or float64 tensor, got {found}")
+    if images.dim() != 4 or images.shape[1] != 1 or images.numel() == 0:
+        raise ValueError(f"images: expected [B, 1, rows, cols], got {tuple(images.shape)}")
+
+
+def _check_probability(probability: float) -> None:
+    if not 0.0 <= probability <= 1.0:
+        raise ValueError(f"probability: expected 0 to 1, got {probability!r}")
+
+
+def _check_range(name: str, pair: Range, lowest: float) -> None:
+    low, high = pair
+    if not (lowest <= low <= high < math.inf and math.isfinite(low)):
+        raise ValueError(f"{name}: expected (low, high), rising and finite, got {pair!r}")

@@ -1,0 +1,229 @@
+"""Every raw op keeps torch's contract: schema, fake kernel (shape, dtype, strides), tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from drrkit._native import ops as _ops
+from drrkit._native.pack import Pack
+from tests.support.scenes import BEAMS, SPACING, endpoints, oblique, rand, randn
+
+SIZE = (3, 2)
+SHAPE = (4, 3, 5)
+VIEWS, VOLUMES, CHANNELS = 4, 2, 3
+RAYS = SIZE[0] * SIZE[1]
+SCALARS = (torch.float32, torch.float64)
+VOXELS = (torch.float16, torch.bfloat16, *SCALARS)
+
+
+def scalar_of(voxel: torch.dtype) -> torch.dtype:
+    return torch.float64 if voxel == torch.float64 else torch.float32
+
+
+def spec_of(method: str = "joseph", beam: str = "cone", line: bool = False, foot: bool = False):
+    mode = _ops.mode_bits(method, beam, line, foot)
+    return _ops.Spec(*SHAPE, *SIZE, *SPACING, mode, 0.4)
+
+
+def geometry(kind: str, beam: str = "cone", seed: int = 0) -> Tensor:
+    frames = oblique(VIEWS, seed=seed)
+    return frames if kind == "frames" else endpoints(frames, SIZE, beam)[:, :5].contiguous()
+
+
+def values(dtype: torch.dtype) -> Tensor:
+    return rand(VOLUMES, CHANNELS, *SHAPE, seed=1).to(dtype)
+
+
+def images(dtype: torch.dtype, rays: int) -> Tensor:
+    return randn(VIEWS, CHANNELS, rays, seed=2).to(dtype)
+
+
+def check(product: Callable, op: str, *arguments: object) -> None:
+    """opcheck on the very call that `product` of drrkit._native.ops makes."""
+    calls = []
+    original = getattr(_ops._torch_ops, op)
+
+    class Recorder:
+        def __getattr__(self, name: str) -> Callable:
+            assert name == op
+            return lambda *args: calls.append(args) or original(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_ops, "_torch_ops", Recorder())
+        product(*arguments)
+    (call,) = calls
+    torch.library.opcheck(original, call)
+
+
+@pytest.mark.parametrize("kind", ["frames", "endpoints"])
+@pytest.mark.parametrize("with_rays", [False, True])
+@pytest.mark.parametrize("dtype", VOXELS)
+def test_project_passes_opcheck(dtype, with_rays, kind, device) -> None:
+    arguments = (values(dtype).to(device), geometry(kind).to(device), with_rays, spec_of())
+    check(_ops.project, "project", *arguments)
+
+
+@pytest.mark.parametrize("kind", ["frames", "endpoints"])
+@pytest.mark.parametrize("with_rays", [False, True])
+@pytest.mark.parametrize("dims", [3, 4, 5])
+@pytest.mark.parametrize("dtype", VOXELS)
+def test_project_packed_passes_opcheck(dtype, dims, with_rays, kind, device) -> None:
+    volume = values(dtype)[(0,) * (5 - dims)].to(device)
+    pack = Pack("auto", "joseph")  # alive while its handle is used
+    for handle in (pack.handle_of(volume), 0, 10**6):
+        arguments = (volume, geometry(kind).to(device), handle, with_rays, spec_of())
+        check(_ops.project_packed, "project_packed", *arguments)
+
+
+@pytest.mark.parametrize("kind", ["frames", "endpoints"])
+@pytest.mark.parametrize("tangent", [False, True])
+@pytest.mark.parametrize("dtype", SCALARS)
+def test_backproject_passes_opcheck(dtype, tangent, kind, device) -> None:
+    where = geometry(kind).to(device)
+    along = geometry(kind, seed=5).to(device) if tangent else None
+    rays = RAYS if kind == "frames" else where.shape[1]
+    arguments = (images(dtype, rays).to(device), where, along, VOLUMES, spec_of())
+    check(_ops.backproject, "backproject", *arguments)
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["frames", "endpoints"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", SCALARS)
+def test_reduce_rays_passes_opcheck(dtype, weighted, ends, device) -> None:
+    rays = randn(VIEWS, CHANNELS, 6, RAYS, seed=3).to(device, dtype)
+    weights = images(dtype, RAYS).to(device) if weighted else None
+    check(_ops.reduce_rays, "reduce_rays", rays, weights, ends, spec_of())
+
+
+@pytest.mark.parametrize("kind", ["frames", "endpoints"])
+@pytest.mark.parametrize("dtype", SCALARS)
+def test_tangent_passes_opcheck(dtype, kind, device) -> None:
+    along = geometry(kind, seed=5).to(device)
+    rays = RAYS if kind == "frames" else along.shape[1]
+    six = randn(VIEWS, CHANNELS, 6, rays, seed=3).to(device, dtype)
+    check(_ops.tangent, "tangent", six, along, spec_of())
+
+
+@pytest.mark.parametrize("kind", ["frames", "endpoints"])
+@pytest.mark.parametrize("dtype", VOXELS)
+def test_second_passes_opcheck(dtype, kind, device) -> None:
+    where = geometry(kind).to(device)
+    rays = RAYS if kind == "frames" else where.shape[1]
+    weights = images(scalar_of(dtype), rays).to(device)
+    arguments = (
+        values(dtype).to(device),
+        where,
+        weights,
+        geometry(kind, seed=5).to(device),
+        spec_of(),
+    )
+    check(_ops.second, "second", *arguments)
+
+
+@pytest.mark.parametrize("beam", BEAMS)
+@pytest.mark.parametrize("method", ["siddon", "trilinear"])
+def test_every_product_of_the_other_methods_passes_opcheck(method, beam, device) -> None:
+    spec = spec_of(method, beam)
+    volume, where, along = (
+        values(torch.float64).to(device),
+        geometry("frames").to(device),
+        geometry("frames").to(device),
+    )
+    weights = images(torch.float64, RAYS).to(device)
+    check(_ops.project, "project", volume, where, True, spec)
+    check(_ops.backproject, "backproject", weights, where, None, VOLUMES, spec)
+    check(_ops.backproject, "backproject", weights, where, along, VOLUMES, spec)
+    check(_ops.second, "second", volume, where, weights, along, spec)
+    six = _ops.project(volume, where, True, spec)[1]
+    check(_ops.reduce_rays, "reduce_rays", six, weights, False, spec)
+    check(_ops.tangent, "tangent", six, along, spec)
+
+
+@pytest.mark.parametrize("kind", ["frames", "endpoints"])
+def test_ops_read_tensors_of_any_strides(kind, device) -> None:
+    def strided(t: Tensor) -> Tensor:
+        return t.mT.contiguous().mT
+
+    spec = spec_of("trilinear")
+    volume, where, along = (
+        values(torch.float64).to(device),
+        geometry(kind).to(device),
+        geometry(kind, seed=5).to(device),
+    )
+    rays = RAYS if kind == "frames" else where.shape[1]
+    weights = images(torch.float64, rays).to(device)
+    six = _ops.project(volume, where, True, spec)[1]
+    products = (
+        (_ops.project, (volume, where, True, spec)),
+        (_ops.backproject, (weights, where, along, VOLUMES, spec)),
+        (_ops.second, (volume, where, weights, along, spec)),
+        (_ops.reduce_rays, (six, weights, kind == "endpoints", spec)),
+        (_ops.tangent, (six, along, spec)),
+    )
+    for product, arguments in products:
+        moved = tuple(strided(a) if isinstance(a, Tensor) else a for a in arguments)
+        assert not any(a.is_contiguous() for a in moved if isinstance(a, Tensor))
+        found, expected = product(*moved), product(*arguments)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_every_op_of_the_library_is_checked_here() -> None:
+    schemas = torch._C._jit_get_all_schemas()
+    names = {s.name.split("::")[1] for s in schemas if s.name.startswith("drrkit::")}
+    maps = {f"{m}{s}" for m in ("perturb", "frames") for s in ("", "_vjp", "_jvp", "_second")}
+    products = {"project", "project_packed", "backproject", "reduce_rays", "tangent", "second"}
+    assert names == products | maps  # the maps of poses: test_pose_maps.py
+
+
+@pytest.mark.parametrize("dtype", VOXELS)
+def test_products_return_float64_for_float64_voxels_and_float32_for_all_others(
+    dtype, device
+) -> None:
+    volume, where = values(dtype).to(device), geometry("frames").to(device)
+    image, six = _ops.project(volume, where, True, spec_of())
+    assert image.dtype == six.dtype == scalar_of(dtype)
+    assert image.shape == (VIEWS, CHANNELS, RAYS)
+    assert six.shape == (VIEWS, CHANNELS, 6, RAYS)
+    adjoint = _ops.backproject(image, where, None, VOLUMES, spec_of())
+    assert adjoint.dtype == scalar_of(dtype) and adjoint.shape == volume.shape
+    assert _ops.reduce_rays(six, image, False, spec_of()).dtype == torch.float64
+    assert _ops.tangent(six, where, spec_of()).dtype == scalar_of(dtype)
+
+
+def test_a_march_without_rays_returns_the_same_image_and_an_empty_tensor(device) -> None:
+    volume, where = values(torch.float32).to(device), geometry("frames").to(device)
+    image, nothing = _ops.project(volume, where, False, spec_of())
+    with_rays, _ = _ops.project(volume, where, True, spec_of())
+    assert nothing.shape == (0,)
+    torch.testing.assert_close(image, with_rays, rtol=1e-5, atol=1e-5)
+
+
+if not _ops._C.has_cuda:
+
+    @pytest.mark.parametrize("name", _ops.OPS)
+    def test_a_cpu_build_refuses_cuda_tensors_in_words(name: str) -> None:
+        """The dispatcher is sent to CUDA's kernel, which asks for no GPU."""
+        op = getattr(torch.ops.drrkit, name).default
+        given = {"Tensor": torch.zeros(1, 4, 4), "float": 1.0, "bool": False}
+        arguments = [
+            given.get(str(a.type), None if "Optional" in str(a.type) else 1)
+            for a in op._schema.arguments
+        ]
+        cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+        with pytest.raises(
+            ValueError, match="got CUDA tensors: this drrkit was built without CUDA"
+        ):
+            op.redispatch(cuda, *arguments)
+
+    def test_all_ops_are_refused() -> None:
+        """None was forgotten: the names are those of the library."""
+        known = {
+            n.removeprefix("drrkit::")
+            for n in torch._C._dispatch_get_all_op_names()
+            if n.startswith("drrkit::")
+        }
+        assert known == set(_ops.OPS)

@@ -1,0 +1,172 @@
+"""Prepared volumes of csrc/cuda on the emulator, in the place of drrkit._C's.
+
+with emulated_packs() as ops: ...      Projectors of CPU tensors prepare what CUDA ones would
+capture() -> Graph                     what is launched inside belongs to a graph
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator, Sequence
+from ctypes import c_bool, c_char_p, c_int, c_int32, c_int64, c_void_p
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from drrkit import _C
+from drrkit._native import pack as _pack
+
+from .build import library
+from .products import EmulatedOps, _scene, emulated_ops, pointer, scalar_of
+
+
+def _call(name: str, *arguments: object) -> None:
+    function = getattr(library(), name)
+    function.restype = c_char_p
+    error = function(*arguments)
+    if error is not None:
+        text = error.decode()
+        raise MemoryError(text) if text == "no memory" else RuntimeError(text)
+
+
+class CudaPackedVolume:
+    """drrkit._C.CudaPackedVolume."""
+
+    def __init__(
+        self, device: int, shape: Sequence[int], voxel: int, texel: int, bricks: Sequence[int]
+    ) -> None:
+        self._made = c_void_p()
+        _call(
+            "emulated_packed_new",
+            ctypes.byref(self._made),
+            (c_int64 * 5)(*shape),
+            c_int(voxel),
+            c_int(texel),
+            (c_int32 * 3)(*bricks),
+        )
+
+    def __del__(self) -> None:
+        if self._made:
+            library().emulated_packed_delete(self._made)
+
+    def _number(self, name: str) -> int:
+        function = getattr(library(), name)
+        function.restype = c_int64
+        return function(self._made)
+
+    @property
+    def handle(self) -> int:
+        return self._number("emulated_packed_handle")
+
+    @property
+    def bytes(self) -> int:
+        return self._number("emulated_packed_bytes")
+
+    @property
+    def uses(self) -> int:
+        return self._number("emulated_packed_uses")
+
+    def fill_texture(self, image: int, axis: int, texels: int, stream: int) -> None:
+        numbers = c_int64(image), c_int(axis), c_void_p(texels)
+        _call("emulated_packed_fill_texture", self._made, *numbers)
+
+    def fill(self, scale: int, copy: int, occupied: int, distance: int, stream: int) -> None:
+        where = (c_void_p(p) for p in (scale, copy, occupied, distance))
+        _call("emulated_packed_fill", self._made, *where)
+
+    def publish(self, data: int, version: int, textures: bool) -> None:
+        library().emulated_packed_publish(
+            self._made, c_void_p(data), c_int64(version), c_bool(textures)
+        )
+
+
+class PackedOps(EmulatedOps):
+    """The emulator's ops with project_packed, and which of the two paths was taken."""
+
+    def __init__(self) -> None:
+        self.packed = self.plain = 0
+
+    def project_packed(
+        self, source, geometry, handle, rows, cols, sx, sy, sz, mode, step, with_rays
+    ) -> tuple[Tensor, Tensor]:
+        volumes, channels, nz, ny, nx = _pack._shape(source)
+        geometry = geometry.contiguous()
+        numbers = {"rows": rows, "cols": cols, "sx": sx, "sy": sy, "sz": sz, "mode": mode}
+        scene = _scene(
+            geometry, source.dtype, volumes, channels, nx=nx, ny=ny, nz=nz, step=step, **numbers
+        )
+        dtype = scalar_of(source.dtype)
+        image = torch.full((scene.n_views, channels, scene.rays), torch.nan, dtype=dtype)
+        six = (scene.n_views, channels, 6, scene.rays) if with_rays else (0,)
+        rays = torch.full(six, torch.nan, dtype=dtype)
+        error = c_char_p()
+        function = library().emulated_project_packed
+        function.restype = c_bool
+        served = source.is_contiguous() and function(
+            ctypes.byref(scene),
+            c_void_p(pointer(geometry)),
+            c_void_p(source.data_ptr()),
+            c_int64(source._version),
+            c_int64(handle),
+            c_void_p(pointer(image)),
+            c_void_p(pointer(rays) if with_rays else None),
+            ctypes.byref(error),
+        )
+        if error.value is not None:
+            raise RuntimeError(f"drrkit: CUDA launch failed: {error.value.decode()}")
+        self.packed += served
+        self.plain += not served
+        if served:
+            return image, rays
+        values = source.reshape(_pack._shape(source))
+        return self.project(
+            values, geometry, rows, cols, sx, sy, sz, mode, step, with_rays=with_rays
+        )
+
+
+@contextlib.contextmanager
+def emulated_packs() -> Iterator[PackedOps]:
+    """drrkit on the emulator, preparing what it would on a GPU."""
+    emulated_ops()
+    ops = PackedOps()
+    native = SimpleNamespace(
+        PackedVolume=_C.PackedVolume, CudaPackedVolume=CudaPackedVolume, has_cuda=True
+    )
+    with ops.in_place(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_pack, "_C", native)
+        patch.setattr(_pack, "_is_cuda", lambda values: True)
+        patch.setattr(_pack, "_stream", lambda device: 0)
+        patch.setattr(_pack, "_free_bytes", lambda device: 1 << 40)
+        patch.setattr(_pack, "_is_capturing", lambda: _capturing)
+        yield ops
+
+
+_capturing = False
+
+
+class Graph:
+    """A graph that was captured; keeps what its launches read until it is destroyed."""
+
+    def __init__(self, address: int) -> None:
+        self._address = address
+
+    def destroy(self) -> None:
+        library().emulated_graph_destroy(c_void_p(self._address))
+
+
+@contextlib.contextmanager
+def capture() -> Iterator[list[Graph]]:
+    """Launches inside are captured; the list holds the graph afterwards."""
+    global _capturing
+    graphs: list[Graph] = []
+    library().emulated_capture_begin()
+    _capturing = True
+    try:
+        yield graphs
+    finally:
+        _capturing = False
+        library().emulated_capture_end.restype = c_void_p
+        graphs.append(Graph(library().emulated_capture_end()))

@@ -1,0 +1,124 @@
+"""The bench of learned registration: what it compares, its table, its guard against leaks."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from drrkit.evaluation import Row
+from drrkit.training import Split, k_folds
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    if not BENCH.is_dir():
+        pytest.skip("the bench is not part of an installed package")
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module("learned_registration")
+
+
+@pytest.fixture
+def report(bench: ModuleType) -> ModuleType:
+    return importlib.import_module("learned_registration_report")
+
+
+def row(method: str, subject: str, number: int, start: float, end: float) -> Row:
+    text = {"method": method, "protocol": "cdreg", "subject": subject, "device": "cpu"}
+    values: dict[str, Any] = dict.fromkeys(Row.__dataclass_fields__, 0.0)
+    values |= {**text, "number": number, "stages": 1, "stop_reason": "converged"}
+    return Row(**(values | {"start_mtre": start, "mtre": end}))
+
+
+def test_the_table_has_the_posters_numbers_of_every_method(report: ModuleType) -> None:
+    rows = []
+    for number in range(20):
+        start = 100.0 + number
+        rows += [
+            row("initial + cmaes", "spine-001", number, start, 50.0),
+            row("prost + cmaes", "spine-001", number, start, 2.0 if number < 10 else 40.0),
+            row("cdreg + cmaes", "spine-001", number, start, 1.0),
+        ]
+    found = {name: report.numbers(errors) for name, errors in report.by_method(rows).items()}
+    assert list(found) == ["initial", "initial + cmaes", "prost + cmaes", "cdreg + cmaes"]
+    assert found["initial"]["top"][2]["mean"] == pytest.approx(104.5)
+    assert found["prost + cmaes"]["success"]["rate"] == 0.5
+    assert found["prost + cmaes"]["top"][2] == {"mean": 2.0, "std": 0.0}
+    # 0.75 * 20 = 15 lowest: ten of 2 mm and five of 40.
+    assert found["prost + cmaes"]["top"][1]["mean"] == pytest.approx((20 + 200) / 15)
+    said = report.findings(found)
+    assert any("of prost + cmaes over initial + cmaes +50.0, as published" in s for s in said)
+    assert any("of cdreg + cmaes over prost + cmaes +50.0, as published" in s for s in said)
+    table = report.markdown(found, "python bench")
+    assert "| cdreg + cmaes | 1.0±0.0 |" in table and "32.0 / 7.9 / 2.2; 61.0 %" in table
+
+
+def test_the_report_is_written_as_json_and_as_a_table(
+    report: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row("initial + cmaes", "a", n, 90.0, 1.0) for n in range(4)]
+    options = {"steps": 3, "folder": tmp_path, "networks": ["prost"]}
+    report.write_report(rows, "python bench", options, tmp_path / "results")
+    record = json.loads((tmp_path / "results" / "learned_registration.json").read_text())
+    assert record["options"] == {"steps": 3, "networks": ["prost"]}
+    assert record["methods"]["initial + cmaes"]["success"]["rate"] == 1.0
+    text = (tmp_path / "results" / "learned_registration.md").read_text()
+    assert text in capsys.readouterr().out and str(tmp_path) not in text
+
+
+def test_an_ordering_that_is_not_the_published_one_is_called_so(report: ModuleType) -> None:
+    rows = [row("initial + cmaes", "a", n, 90.0, 1.0) for n in range(4)]
+    rows += [row("prost + cmaes", "a", n, 90.0, 90.0) for n in range(4)]
+    found = {name: report.numbers(errors) for name, errors in report.by_method(rows).items()}
+    assert any("-100.0, not as published" in said for said in report.findings(found))
+
+
+def test_networks_that_were_trained_on_test_subjects_are_found_out(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folds = (Split(("a", "b"), test=("c",)), Split(("c",), test=("a", "b")))
+    rows = [row("prost", "c", 0, 1.0, 1.0), row("prost", "a", 0, 1.0, 1.0)]
+    for fold in range(2):
+        path = tmp_path / f"fold-{fold}" / "prost"
+        path.mkdir(parents=True)
+        (path / "last.pt").touch()
+    seen = {0: ["a", "b"], 1: ["c"]}
+
+    class Stored:
+        def __init__(self, path: Path) -> None:
+            self.config = {"subjects": seen[int(path.parts[-3].removeprefix("fold-"))]}
+
+    monkeypatch.setattr(bench, "load_checkpoint", Stored)
+    bench.check_no_leak(rows, folds, tmp_path)
+    seen[1] = ["c", "a"]
+    with pytest.raises(ValueError, match="trained on test subjects"):
+        bench.check_no_leak(rows, folds, tmp_path)
+
+
+def test_every_subject_is_tested_once_and_never_by_a_network_that_saw_it() -> None:
+    names = [f"spine-{number:03d}" for number in range(11)]
+    folds = k_folds(names, 3)
+    assert sorted(name for fold in folds for name in fold.test) == names
+    assert all(not set(fold.train) & set(fold.test) for fold in folds)
+
+
+def test_all_methods_end_with_the_same_cmaes(bench: ModuleType) -> None:
+    options = bench.parse(["folder"])
+    trained = {name: bench.fresh(name).eval() for name in (*bench.SIMILARITIES, *bench.REGRESSORS)}
+    cmaes = bench.evolution(options)
+    found = bench.methods(trained, cmaes)
+    assert {"initial + cmaes", "prost", "sopi", "sopi + cmaes", "cdreg + cmaes", "dmw"} <= set(
+        found
+    )
+    staged = {name: s for name, s in found.items() if isinstance(s, tuple)}
+    assert all((cmaes in s) == name.endswith("cmaes") for name, s in staged.items())
+    widths = torch.tensor(bench.POSTER.target, dtype=torch.float64)
+    widths[:3] = widths[:3].deg2rad()
+    torch.testing.assert_close(trained["initialiser"].span, widths)

@@ -1,0 +1,344 @@
+"""The blocks of CDreg and SOPI do what their publications say, counted, inverted, compared."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from drrkit.similarity.networks.cdreg import (
+    CDReg,
+    Features,
+    GatedScore,
+    correlation,
+    decomposition_loss,
+)
+from drrkit.similarity.networks.composite import CascadeFusion, CompositeEncoder, FocalBlock
+from drrkit.similarity.networks.fourier import (
+    FourierConvolution,
+    FourierResidual,
+    FourierUnit,
+    SpectralTransform,
+)
+from drrkit.similarity.networks.invertible import CouplingStep, InvertibleNetwork
+from drrkit.similarity.networks.norms import ChannelNorm, resized
+from drrkit.similarity.networks.poolformer import PoolformerEncoder
+from drrkit.similarity.networks.splat import ConvolutionPair, SplitAttention, SplitBottleneck
+from drrkit.similarity.networks.uncertainty import UncertaintyWeights
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def smooth(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def test_parameters_are_as_many_as_in_the_published_code() -> None:
+    # Counted in the authors' repositories, layer by layer with torch.
+    assert parameters(PoolformerEncoder(3, 256, (8, 16, 32, 64, 64), 0.1)) == 193752
+    assert parameters(FourierResidual(64)) == parameters(FourierResidual(64, "batch")) == 62016
+    assert parameters(InvertibleNetwork(64)) == 54528
+    assert parameters(CompositeEncoder()) == 5349792
+    assert parameters(ConvolutionPair(3, 1, 64)) == 112576
+    assert parameters(ConvolutionPair(2, 1, 64)) == 37568
+    assert parameters(SplitBottleneck(64)) == 19104
+    with torch.device("meta"):
+        score = GatedScore(64, 16)
+    assert parameters(score) == 176_700_418
+
+
+@pytest.mark.parametrize("channels, steps", [(8, 1), (64, 3)])
+def test_the_invertible_network_is_undone_by_its_inverse(channels: int, steps: int) -> None:
+    network = InvertibleNetwork(channels, steps)
+    image = torch.randn(2, channels, 9, 7)
+    assert not torch.allclose(network(image), image, atol=1e-2)
+    assert (network.inverse(network(image)) - image).abs().max() < 1e-5
+    assert (network(network.inverse(image)) - image).abs().max() < 1e-5
+
+
+def test_the_invertible_network_stays_invertible_when_its_weights_have_moved() -> None:
+    network = InvertibleNetwork(8)
+    image = torch.randn(4, 8, 6, 6)
+    optimiser = torch.optim.SGD(network.parameters(), 1e-2)
+    for _ in range(20):
+        optimiser.zero_grad()
+        (network(image) - image.flip(-1)).square().mean().backward()
+        optimiser.step()
+    assert (network.inverse(network(image)) - image).abs().max() < 1e-5
+
+
+def test_a_coupling_step_follows_the_formula() -> None:
+    step = CouplingStep(4).double()
+    image = smooth(1, 4, 5, 5)
+    mixed = torch.einsum("oi,bixy->boxy", step.shuffle.weight[:, :, 0, 0], image)
+    mixed = mixed + step.shuffle.bias[None, :, None, None]
+    first, second = mixed[:, :2], mixed[:, 2:]
+    second = second + step.phi(first)
+    first = first * step.rho(second).exp() + step.eta(second)
+    torch.testing.assert_close(step(image), torch.cat((first, second), 1))
+
+
+def test_a_fourier_unit_is_a_convolution_of_the_spectrum_by_definition() -> None:
+    unit = FourierUnit(2, norm="none").double()
+    image = smooth(1, 2, 6, 4)
+    rows, cols = torch.arange(6.0).double(), torch.arange(4.0).double()
+    over_rows = torch.exp(-2j * math.pi * rows[:, None] * rows / 6) / math.sqrt(6)
+    over_cols = torch.exp(-2j * math.pi * cols[:3, None] * cols / 4) / math.sqrt(4)
+    spectrum = torch.einsum("kx,ly,bcxy->bckl", over_rows, over_cols, image.to(torch.complex128))
+    parts = torch.stack((spectrum[:, 0].real, spectrum[:, 0].imag), 1)
+    parts = torch.cat((parts, spectrum[:, 1].real[:, None], spectrum[:, 1].imag[:, None]), 1)
+    parts = torch.einsum("oi,bikl->bokl", unit.mix.weight[:, :, 0, 0], parts).relu()
+    mixed = torch.complex(parts[:, 0::2], parts[:, 1::2])
+    # The columns left out are the conjugates of those kept; DC and Nyquist columns stand once.
+    count = torch.tensor([1.0, 2.0, 1.0]).double()
+    back = torch.einsum("kx,ly,l,bckl->bcxy", over_rows.conj(), over_cols.conj(), count + 0j, mixed)
+    torch.testing.assert_close(unit(image), back.real)
+
+
+def test_the_global_branch_sees_global_structure_and_the_local_one_does_not() -> None:
+    layer = FourierConvolution(16, norm="none").double()
+    image = smooth(1, 8, 16, 16).requires_grad_()
+    # A corner of the global channels depends on every pixel, but for what the ReLUs hold back.
+    unit = torch.autograd.grad(layer.global_to_global.whole(image[:, :4])[0, :, 0, 0].sum(), image)
+    assert bool((unit[0][:, :4].abs().amax(1) > 0).all())
+    reach = torch.autograd.grad(layer.global_to_global(image)[0, :, 0, 0].sum(), image)[0]
+    assert (reach.abs().amax(1) > 0).double().mean() > 0.9
+    near = torch.autograd.grad(layer.local_to_local(image)[0, :, 0, 0].sum(), image)[0]
+    assert not bool(near[:, :, 3:].any()) and not bool(near[:, :, :, 3:].any())
+
+
+def test_the_fourier_unit_can_pass_low_frequencies_and_hold_back_high_ones() -> None:
+    # ReLU passes coefficients by their sign, whatever their place in the image: with the identity
+    # for the convolution a bright background passes and a fine pattern of the other sign does not.
+    unit = FourierUnit(1, norm="none").double()
+    with torch.no_grad():
+        unit.mix.weight.copy_(torch.eye(2)[:, :, None, None])
+    constant = torch.full((1, 1, 8, 8), 2.0, dtype=torch.float64)
+    torch.testing.assert_close(unit(constant), constant)
+    checks = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(4)
+    stripes = -(checks[:, None] * torch.ones(8, dtype=torch.float64))[None, None]
+    # (-1)^row with a minus: its one coefficient is negative and does not pass.
+    torch.testing.assert_close(unit(stripes), torch.zeros_like(stripes))
+    torch.testing.assert_close(unit(constant + stripes), constant)
+
+
+def test_quadrants_of_the_local_fourier_unit_are_exchangeable_only_through_its_weights() -> None:
+    transform = SpectralTransform(8, norm="none").double()
+    image = smooth(1, 8, 8, 8)
+    with torch.no_grad():
+        for weight in transform.whole.parameters():
+            weight.zero_()
+        transform.expand.weight.zero_()
+        transform.expand.weight[0, 0] = 1.0
+    reduced = transform.reduce(image)
+    local = (transform(image)[:, 0] - reduced[:, 0]).unflatten(-1, (2, 4)).unflatten(-3, (2, 4))
+    # What the local unit adds repeats over the four quadrants.
+    torch.testing.assert_close(local[:, 0, :, 0], local[:, 1, :, 1])
+    assert local.abs().max() > 0
+
+
+def test_odd_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match="channels: expected a multiple of 8"):
+        SpectralTransform(12)
+    with pytest.raises(ValueError, match="channels: expected an even number"):
+        InvertibleNetwork(7)
+    with pytest.raises(ValueError, match="side: expected a multiple of 16"):
+        PoolformerEncoder(3, 40, (8, 8, 8, 8, 8), 0.0)
+
+
+def test_the_shared_encoder_makes_64_features_of_16_by_16() -> None:
+    encoder = PoolformerEncoder(3, 256, (8, 16, 32, 64, 64), 0.1).eval()
+    with torch.no_grad():
+        assert encoder(torch.randn(1, 3, 256, 256)).shape == (1, 64, 16, 16)
+
+
+def test_the_composite_encoder_makes_three_scales() -> None:
+    encoder = CompositeEncoder((4, 8), (16, 24, 32))
+    shapes = [tuple(f.shape) for f in encoder(torch.randn(2, 1, 64, 96))]
+    assert shapes == [(2, 16, 8, 12), (2, 16, 8, 12), (2, 24, 4, 6)]
+    fused, added, coarse = CascadeFusion((16, 24, 32))(torch.randn(1, 16, 8, 8))
+    assert fused.shape == added.shape == (1, 16, 8, 8) and coarse.shape == (1, 24, 4, 4)
+
+
+def test_split_attention_weighs_two_branches_with_weights_that_add_up_to_one() -> None:
+    attention = SplitAttention(4).double()
+    with torch.no_grad():
+        # Equal branches: whatever the weights, the sum is the branch.
+        attention.branches.weight[4:] = attention.branches.weight[:4]
+        attention.branches.bias[4:] = attention.branches.bias[:4]
+        # Both branches read their own half of the channels; make the halves equal, too.
+    half = smooth(2, 2, 5, 5)
+    image = torch.cat((half, half), 1)
+    branch = attention.branches(image).relu()[:, :4]
+    torch.testing.assert_close(attention(image), branch)
+
+
+def test_channel_norm_is_layer_norm_over_channels() -> None:
+    norm = ChannelNorm(6).double()
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2.0)
+        norm.bias.uniform_(-1.0, 1.0)
+    image = smooth(2, 6, 3, 4)
+    wanted = nn.functional.layer_norm(image.movedim(1, -1), (6,), norm.weight, norm.bias, 1e-5)
+    torch.testing.assert_close(norm(image), wanted.movedim(-1, 1))
+
+
+def test_resized_images_keep_their_mean_or_are_interpolated() -> None:
+    image = smooth(1, 1, 8, 8)
+    torch.testing.assert_close(resized(image, 4).mean(), image.mean())
+    assert resized(image, 8) is image
+    assert resized(image, 12).shape == (1, 1, 12, 12)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FourierResidual(16),
+        lambda: InvertibleNetwork(4, 2),
+        lambda: PoolformerEncoder(4, 8, (8, 8), 0.0),
+        lambda: SplitBottleneck(4),
+        lambda: FocalBlock(4),
+    ],
+)
+def test_blocks_have_second_derivatives_and_judge_every_image_on_its_own(make) -> None:
+    block = make().double().train()
+    channels = 16 if isinstance(block, FourierResidual) else 4
+    image = smooth(2, channels, 8, 8).requires_grad_()
+    weights = [p for p in block.parameters() if p.requires_grad]
+
+    def pushed(push: Tensor) -> Tensor:
+        value = (block(image + push).square()).mean()
+        return torch.autograd.grad(value, image, create_graph=True)[0]
+
+    direction = smooth(2, channels, 8, 8)
+    slope = (pushed(torch.zeros_like(image)) * direction).sum()
+    found = torch.autograd.grad(slope, [image, *weights], allow_unused=True)
+    assert any(f is not None and f.abs().max() > 0 for f in found[1:])
+    step = 1e-5
+    ahead, behind = (
+        (pushed(sign * step * direction.detach()) * direction).sum().detach() for sign in (1, -1)
+    )
+    second = (found[0] * direction).sum()
+    torch.testing.assert_close(second, (ahead - behind) / (2 * step), rtol=1e-4, atol=1e-7)
+    of_first = torch.autograd.grad(block(image)[0].square().sum(), image)[0]
+    assert not bool(of_first[1].any())
+
+
+def features(whole: Tensor, local: Tensor) -> Features:
+    """Features whose global and local correlations are those of these pairs of images."""
+    return Features(whole[:1], whole[1:], local[:1], local[1:])
+
+
+def correlated(by: float) -> Tensor:
+    """Two images [2, 1, 8, 8] of correlation `by`."""
+    first, second = smooth(2, 64)
+    first = first - first.mean()
+    second = second - second.mean()
+    second = second - first * (first @ second) / (first @ first)
+    other = by * first / first.norm() + math.sqrt(1 - by * by) * second / second.norm()
+    return torch.stack((first, 3.0 * other)).reshape(2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("whole", [-1.0, -0.4, 0.0, 0.7, 1.0])
+@pytest.mark.parametrize("local", [-1.0, 0.0, 1.0])
+def test_the_decomposition_loss_is_the_ratio_with_epsilon_in_the_denominator(
+    whole: float, local: float
+) -> None:
+    given = features(correlated(whole), correlated(local))
+    wanted = {
+        "literal": whole / (local + 1.01),
+        "squared": whole * whole / (local + 1.01),
+        "clamped": max(whole, 0.0) / (local + 1.01),
+    }
+    for numerator, value in wanted.items():
+        found = decomposition_loss(given, numerator=numerator)
+        assert bool(found.isfinite())
+        assert float(found) == pytest.approx(value, abs=1e-6 + 1e-6 * abs(value) / 0.01)
+
+
+def test_the_decomposition_loss_pushes_global_correlation_down_and_local_correlation_up() -> None:
+    first = correlated(0.5).requires_grad_()
+    second = correlated(0.3).requires_grad_()
+    for numerator in ("literal", "squared", "clamped"):
+        loss = decomposition_loss(features(first, second), numerator=numerator)
+        of_whole, of_local = torch.autograd.grad(loss, (first, second))
+        with torch.no_grad():
+            step = 1e-3
+            less = correlation(*(first - step * of_whole / of_whole.norm()).split(1))
+            more = correlation(*(second - step * of_local / of_local.norm()).split(1))
+        assert less < correlation(*first.split(1))
+        assert more > correlation(*second.split(1))
+
+
+def test_the_decomposition_loss_has_derivatives_of_constant_features() -> None:
+    flat = torch.zeros(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    loss = decomposition_loss(features(flat, correlated(0.2)))
+    assert bool(torch.autograd.grad(loss, flat)[0].isfinite().all())
+
+
+def test_the_decomposition_loss_refuses_a_denominator_that_may_vanish() -> None:
+    given = features(correlated(0.1), correlated(0.1))
+    with pytest.raises(ValueError, match="epsilon: expected a number above 1"):
+        decomposition_loss(given, epsilon=1.0)
+    with pytest.raises(ValueError, match="numerator: expected one of"):
+        decomposition_loss(given, numerator="root")
+
+
+def test_both_combinations_of_scores_follow_their_formulas() -> None:
+    settings = {"image": 32, "features": (8, 16, 16), "expansion": (3,), "score_side": 4}
+    gated = CDReg(**settings).eval()
+    literal = CDReg(**settings, combination="sigmoid_product").eval()
+    literal.load_state_dict(gated.state_dict())
+    moving, fixed = torch.rand(2, 3, 32, 32), torch.rand(1, 1, 32, 32)
+    found = gated.features(moving, fixed)
+    whole, trust = gated.global_score((found.global_fixed - found.global_moving).square())
+    local, local_trust = gated.local_score((found.local_fixed - found.local_moving).square())
+    torch.testing.assert_close(gated(moving, fixed), whole * trust + local * local_trust)
+    torch.testing.assert_close(literal(moving, fixed), torch.sigmoid(whole) * torch.sigmoid(local))
+    assert bool(((trust > 0) & (trust < 1)).all())
+
+
+def test_uncertainty_weights_are_kendalls_near_zero_and_learn_the_log_of_the_losses() -> None:
+    weights = UncertaintyWeights(2).double()
+    first, second = (torch.tensor(v, dtype=torch.float64) for v in (2.0, 0.5))
+    assert float(weights(first, second).detach()) == pytest.approx(0.5 * (2.0 + 0.5))
+    optimiser = torch.optim.SGD(weights.parameters(), 0.2)
+    for _ in range(500):
+        optimiser.zero_grad()
+        weights(first, second).backward()
+        optimiser.step()
+    # d/ds (L exp(-s) + s) = 0 at s = log L.
+    torch.testing.assert_close(
+        weights.log_variance.detach(), torch.tensor([2.0, 0.5]).double().log(), rtol=0, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("rate", [1e-2, 1.0, 100.0])
+def test_uncertainty_weights_do_not_diverge_where_losses_are_negative(rate: float) -> None:
+    weights = UncertaintyWeights(2, bound=3.0)
+    optimiser = torch.optim.SGD(weights.parameters(), rate, momentum=0.9)
+    for _ in range(2000):
+        optimiser.zero_grad()
+        total = weights(torch.tensor(1.0), torch.tensor(-0.7))
+        total.backward()
+        optimiser.step()
+    sigma = (0.5 * weights.log_variance).exp()
+    assert bool(sigma.isfinite().all()) and bool((sigma > 0).all())
+    assert float(total.detach()) >= 0.5 * (-0.7 * math.exp(3.0) - 2 * 3.0) - 1e-3
+    assert bool((weights.log_variance.abs() <= 3.0).all())
+
+
+def test_uncertainty_weights_refuse_another_number_of_losses() -> None:
+    with pytest.raises(ValueError, match="losses: expected 2 of them, got 1"):
+        UncertaintyWeights(2)(torch.tensor(1.0))
+    with pytest.raises(ValueError, match="losses, bound"):
+        UncertaintyWeights(0)
