@@ -1,7 +1,8 @@
 """The projector: line integrals of voxel volumes along rays, and every derivative of them.
 
 `project` and `backproject` are matched adjoints and know frames only; `render` adds cameras and
-poses; `Projector` holds what a loop needs once; `project_with_jacobian` serves Gauss-Newton.
+poses; `Projector` holds what a loop needs once; `project_with_jacobian`, and `with_jacobian` of a
+Projector, serve Gauss-Newton.
 Index coordinates are in the order (x, y, z); the mathematics stands in csrc/joseph.h, siddon.h and
 trilinear.h.
 
@@ -31,7 +32,8 @@ kept: 24 bytes a ray and channel in float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -215,31 +217,48 @@ def project_with_jacobian(
         rays = _fine_rays(camera, supersample, values.device)
         frames = _frames_of(grid_constants(volume), camera, rays, world_to_camera, extend)
         image, six = _ops.project(values, frames, True, spec)
-        jacobian = _ops.tangents(six, _twist_tangents(frames, volume, world_to_camera), spec)
-        size = (spec.rows, spec.cols)
-        jacobian = _pooled(jacobian.unflatten(3, size).flatten(1, 2), supersample)
-        return _pooled(image.unflatten(2, size), supersample), jacobian.unflatten(1, (-1, 6))
+        twists = _twist_constants(volume).tangents(frames, world_to_camera)
+        return _image_and_jacobian(image, six, twists, spec, supersample)
 
 
-def _twist_tangents(frames: Tensor, volume: Volume, world_to_camera: Tensor) -> Tensor:
-    """How frames move in a volume that moves by xi about its centre: [B, 6, 4, 3].
+def _image_and_jacobian(
+    image: Tensor, six: Tensor, twists: Tensor, spec: Spec, supersample: int
+) -> tuple[Tensor, Tensor]:
+    """[B, C, rows, cols] and [B, C, 6, rows, cols] from a march and the tangents of its frames."""
+    size = (spec.rows, spec.cols)
+    jacobian = _ops.tangents(six, twists, spec).unflatten(3, size).flatten(1, 2)
+    jacobian = _pooled(jacobian, supersample).unflatten(1, (-1, 6))
+    return _pooled(image.unflatten(2, size), supersample), jacobian
 
-    In mm along the grid's axes a point q of the frame moves by -B' (tau + omega x B q) =
-    -B' tau - det(B) (B' omega) x q, B the grid's axes in the camera; steps do not feel tau.
-    """
 
-    def constant(numbers: Any) -> Tensor:
-        return torch.as_tensor(numbers, dtype=torch.float64, device=frames.device)
+class TwistConstants(NamedTuple):
+    """How frames move in a volume that moves by xi about its centre: what the volume says of it."""
 
-    spacing, direction = constant(volume.spacing), constant(volume.direction)
-    rotation = world_to_camera.detach().to(torch.float64).reshape(-1, 4, 4)[:, :3, :3]
-    axes = rotation @ direction  # B; its rows are B' e_k
+    spacing: Tensor  # [3] mm
+    direction: Tensor  # [3, 3]
+    middle: Tensor  # [3] the grid's centre
+    points: Tensor  # [4, 1] 1 for the two points of a frame, 0 for its two steps
+
+    def tangents(self, frames: Tensor, world_to_camera: Tensor) -> Tensor:
+        """[B, 6, 4, 3] of frames [B, 4, 3] for poses [B, 4, 4] or [4, 4].
+
+        In mm along the grid's axes a point q of the frame moves by -B' (tau + omega x B q) =
+        -B' tau - det(B) (B' omega) x q, B the grid's axes in the camera; steps do not feel tau.
+        """
+        rotation = world_to_camera.detach().to(torch.float64).reshape(-1, 4, 4)[:, :3, :3]
+        axes = rotation @ self.direction  # B; its rows are B' e_k
+        arms = (frames - self.points * self.middle) * self.spacing  # [B, 4, 3]
+        turns = torch.linalg.det(axes)[:, None, None] * axes  # [B, 3, 3]
+        by_omega = torch.linalg.cross(arms[:, None], turns[:, :, None])  # -turn x arm: [B, 3, 4, 3]
+        by_tau = -axes[:, :, None] * self.points
+        return torch.cat((by_omega, by_tau), 1) / self.spacing
+
+
+def _twist_constants(volume: Volume) -> TwistConstants:
     middle = [(n - 1) / 2 for n in reversed(volume.values.shape[-3:])]
-    arms = (frames - constant([middle, middle, [0.0] * 3, [0.0] * 3])) * spacing  # [B, 4, 3]
-    turns = torch.linalg.det(axes)[:, None, None] * axes  # [B, 3, 3]
-    by_omega = torch.linalg.cross(arms[:, None], turns[:, :, None])  # -turn x arm: [B, 3, 4, 3]
-    by_tau = -axes[:, :, None] * constant([1.0, 1.0, 0.0, 0.0])[:, None]
-    return torch.cat((by_omega, by_tau), 1) / spacing
+    numbers = (volume.spacing, volume.direction, middle, [[1.0], [1.0], [0.0], [0.0]])
+    as_constant = partial(torch.as_tensor, dtype=torch.float64, device=volume.values.device)
+    return TwistConstants(*map(as_constant, numbers))
 
 
 class Projector(nn.Module):
@@ -290,6 +309,7 @@ class Projector(nn.Module):
         else:
             self.register_buffer("values", volume.values)
         self._grid = grid_constants(volume)
+        self._twists = _twist_constants(volume)
         self._pack = Pack(pack, method)
         self._follow()
 
@@ -317,12 +337,36 @@ class Projector(nn.Module):
         """Follow the values to another device; dtypes are theirs alone, geometry stays float64."""
         super()._apply(fn, recurse)
         self._grid = GridConstants(*(c.to(self.values.device) for c in self._grid))
+        self._twists = TwistConstants(*(c.to(self.values.device) for c in self._twists))
         self.camera = self.camera.to(self.values.device)
         self._follow()
         return self
 
     def forward(self, world_to_camera: Tensor) -> Tensor:
         """[4, 4] or [B, 4, 4] -> line integrals [B, C, rows, cols]."""
+        values, frames = self._seen_from(world_to_camera)
+        handle = self._pack.handle_of(self.values)
+        image = _image(values, frames, self._spec, self.values, handle)
+        return _pooled(image, self.supersample)
+
+    def with_jacobian(self, world_to_camera: Tensor) -> tuple[Tensor, Tensor]:
+        """`project_with_jacobian` by what is prepared: image and d image / d xi, both detached.
+
+        [4, 4] or [B, 4, 4] -> [B, C, rows, cols] and [B, C, 6, rows, cols]. Empty bricks are
+        leapt over, and on CUDA the march reads the prepared copy of the exact values.
+        """
+        with torch.no_grad():
+            values, frames = self._seen_from(world_to_camera)
+            handle = self._pack.handle_of(self.values)
+            if handle:
+                image, six = _ops.project_packed(self.values, frames, handle, True, self._spec)
+            else:
+                image, six = _ops.project(values, frames, True, self._spec)
+            twists = self._twists.tangents(frames, world_to_camera)
+            return _image_and_jacobian(image, six, twists, self._spec, self.supersample)
+
+    def _seen_from(self, world_to_camera: Tensor) -> tuple[Tensor, Tensor]:
+        """The volumes [N, C, D, H, W] and the frames of poses."""
         values = as_volumes(self.values)
         if values.shape[2:] != self._spec[:3]:
             raise ValueError(
@@ -332,10 +376,7 @@ class Projector(nn.Module):
         rays = self._rays
         if rays is None or self.camera.requires_grad:
             rays = self._rays_now()
-        frames = _frames_of(self._grid, self.camera, rays, world_to_camera, self.extend)
-        handle = self._pack.handle_of(self.values)
-        image = _image(values, frames, self._spec, self.values, handle)
-        return _pooled(image, self.supersample)
+        return values, _frames_of(self._grid, self.camera, rays, world_to_camera, self.extend)
 
     def extra_repr(self) -> str:
         shape = tuple(self.values.shape)

@@ -194,8 +194,8 @@ def test_no_poses_give_no_images(device) -> None:
         image = drrkit.render(volume, camera, none, supersample=n)
         assert image.shape == (0, 2, *SIZE)
         assert torch.autograd.grad(image.sum(), none)[0].shape == (0, 4, 4)
-        jacobian = drrkit.project_with_jacobian(volume, camera, none, supersample=n)[1]
-        assert jacobian.shape == (0, 2, 6, *SIZE)
+        projector = drrkit.Projector(volume, camera, supersample=n)
+        assert projector.with_jacobian(none)[1].shape == (0, 2, 6, *SIZE)
 
 
 @every_beam
@@ -233,6 +233,33 @@ def test_the_jacobian_is_the_derivative_of_render_in_the_twist(
     for view in range(2):
         expected = full[view, ..., view, :].permute(0, 3, 1, 2)
         assert relative(jacobian[view], expected) <= 1e-10
+
+
+@every_beam
+@pytest.mark.parametrize("supersample", [1, 2])
+@every_method
+def test_a_projector_gives_the_jacobian_of_the_function_to_the_bit(
+    method, supersample, beam, device
+) -> None:
+    volume, camera, poses = scene(device, beam, seed=6)
+    values = torch.zeros_like(volume.values)
+    values[..., 1:3, 2:4, 1:4] = volume.values[..., 1:3, 2:4, 1:4]
+    volume = replace(volume, values=values).to(torch.float32)
+    options = {**METHODS[method], "supersample": supersample}
+    projector = drrkit.Projector(volume, camera, **options)
+    found = projector.with_jacobian(poses.requires_grad_())
+    expected = drrkit.project_with_jacobian(volume, camera, poses, **options)
+    assert not found[0].requires_grad and not found[1].requires_grad
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other) if device.type == "cpu" else relative(one, other) <= 1e-5
+    handled = device.type == "cpu" or method == "joseph"
+    assert projector._pack.prepared is None or projector._pack.prepared.uses == handled
+    projector.values.mul_(2)  # what was prepared is followed
+    assert relative(projector.with_jacobian(poses)[1], 2 * expected[1]) <= 1e-5
+    doubled = replace(volume, values=projector.values.double())
+    expected = drrkit.project_with_jacobian(doubled, camera, poses[0], **options)
+    found = projector.to(torch.float64).with_jacobian(poses[0])
+    assert relative(found[1], expected[1]) <= 1e-12
 
 
 def test_float32_poses_and_volumes_give_float32_images_and_gradients(device) -> None:
