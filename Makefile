@@ -1,12 +1,16 @@
 # make demo, make test (quick, the whole mathematics), make check (everything; what CI runs).
 # make bench: the long benchmark, on an otherwise idle machine; its tables into bench/results and README.md.
-# Each sets up .venv by itself. Another torch: make TORCH="torch==2.11.0" test. Other Python: PYTHON=python3.12.
+# Each sets up .venv by itself: the demo with what drrkit needs to run, the others with what tests need. Another torch: make TORCH="torch==2.11.0" test. Other Python: PYTHON=python3.12.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TESTED := $(VENV)/.tested
+# Processes that share the tests, a file at a time: what a file prepares is prepared once.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 # Peers whose images the converters' tests compare with; most of what they depend on is not needed.
 PEERS := scipy==1.17.1 nanodrr==0.1.7 diffdrr==0.6.1 fastcore==2.2.39 einops==0.8.2 jaxtyping==0.3.11 wadler-lindig==0.1.8
 NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
@@ -17,13 +21,13 @@ EMULATED := $(shell find tests/emulator -name '*.h' -o -name '*.cpp')
 demo: $(READY)
 	$(BIN)/drrkit demo --out demo_out
 
-test: $(READY)
-	$(BIN)/python -m pytest -q -m "not slow"
+test: $(TESTED)
+	$(PYTEST) -m "not slow"
 
 check: test lint
-	$(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m slow
 
-lint: $(READY)
+lint: $(TESTED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/ty check
@@ -40,7 +44,7 @@ SANITIZED_PYTEST := cd $(SANITIZED) && env \
 	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:log_path=address.findings \
 	UBSAN_OPTIONS=print_stacktrace=1:log_path=undefined.findings PYTHONPATH=. OMP_NUM_THREADS=2 \
 	$(abspath $(BIN))/python -m pytest -q -p no:cacheprovider -m "not slow and not data"
-sanitize: $(READY)
+sanitize: $(TESTED)
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	cp -r csrc drrkit tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
 	rm -f $(SANITIZED)/drrkit/*.so
@@ -50,7 +54,7 @@ sanitize: $(READY)
 	$(abspath $(BIN))/python -c "import build; print(build.build(sanitize=True))" > ../../library
 	export DRRKIT_EMULATION="$$(cat $(SANITIZED)/library)" && $(SANITIZED_PYTEST) $(EMULATED_TESTS)
 
-bench: $(READY)
+bench: $(TESTED)
 	$(BIN)/python -m drrkit.bench --out bench/results
 	$(BIN)/python bench/readme_table.py
 
@@ -58,7 +62,7 @@ build: $(READY)
 
 # sdist and wheel into dist/, for this Python and this torch's CUDA (docs/install.md), and what is in them.
 # Files in the wheel have the last commit's time: building it again gives the same bytes.
-dist: $(READY)
+dist: $(TESTED)
 	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 1767225600)} \
 	$(BIN)/python -m build --no-isolation --outdir dist
 	$(BIN)/python packaging/check_distributions.py dist
@@ -77,7 +81,12 @@ $(VENV)/.torch:
 	touch $@
 
 $(READY): $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev,witness]"
+	$(BIN)/pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+# drrkit is there: pip adds what its extras name, and builds nothing again.
+$(TESTED): $(READY)
+	$(BIN)/pip install --quiet "drrkit[dev,witness]"
 	$(BIN)/pip install --quiet --no-deps $(PEERS)
 	touch $@
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +17,12 @@ from torch.nn import functional
 from drrkit.cli.answers import Answer
 from drrkit.cli.options import SDD, SOD, device_option, seed_option
 from drrkit.cli.poses import write_pose
+from drrkit.cli.register import INTERRUPTED, register_command
 from drrkit.cli.verbs import verb
 from drrkit.geometry import CArm, perturb, view_ap, volume_center
 from drrkit.metrics import mtre, rotation_error, translation_error
 from drrkit.phantoms import TORSO_LABELS, torso
-from drrkit.registration import register
-from drrkit.report import pose_overlays, save_image, to_display
+from drrkit.report import save_image, to_display
 from drrkit.volume import Volume, write_volume
 from drrkit.xray import SPECTRUM_90KV, simulate_xray
 
@@ -49,13 +52,16 @@ class Errors(NamedTuple):
 @seed_option("Of start and noise.")
 @device_option
 @click.option("--quiet", "-q", is_flag=True, help="No progress bar.")
-def demo_command(out: Path, seed: int, device: torch.device, quiet: bool) -> Answer:
+@click.pass_context
+def demo_command(
+    ctx: click.Context, out: Path, seed: int, device: torch.device, quiet: bool
+) -> Answer:
     """Simulate an X-ray of the torso phantom, start 10-15 degrees and 20-30 mm off, register it.
 
-    The X-ray has a spectrum, beam hardening, area pixels, photon noise and blur, none of which the
-    registration knows. Writes overlay.png (the X-ray with the edges of the rendered CT, before on
-    the left and after on the right) and the inputs, to be used with drrkit register. Exit code 1
-    if the registration ends 2 mm or more from the truth.
+    The X-ray has a spectrum, beam hardening, area pixels, photon noise and blur that the
+    registration does not model. Writes the inputs of drrkit register, its result found.json and
+    overlay.png (the X-ray with the edges of the rendered CT, before on the left and after on the
+    right). Exit code 1 if the registration ends 2 mm or more from the truth.
     """
     out.mkdir(parents=True, exist_ok=True)
     click.echo("building the phantom and its X-ray ...", err=True)
@@ -68,37 +74,56 @@ def demo_command(out: Path, seed: int, device: torch.device, quiet: bool) -> Ans
     save_image(xray, out / "xray.nii.gz", pixel_spacing=(PIXEL_SPACING, PIXEL_SPACING))
     save_image(to_display(xray), out / "xray.png")
     write_pose(out / "start.json", start, camera)
-    volume = ct.to_mu().to(device)
-    result = register(volume, camera, xray.to(device), start.to(device), progress=not quiet)
-    found = result.world_to_camera.cpu()
-    write_pose(out / "found.json", found, camera, **{"registration": result.as_dict()})
-    overlay = pose_overlays(volume, camera, xray, [start[0], found])
-    save_image(overlay, out / "overlay.png")
-    before, after = _errors(start[0], truth[0], ct), _errors(found, truth[0], ct)
+    words = [str(out / "ct.nii.gz"), str(out / "xray.nii.gz"), "--init", str(out / "start.json")]
+    found = _registered(ctx, words, out, seed, device, quiet)
+    if found.code == INTERRUPTED:
+        return found
+    pose = torch.tensor(found.content["world_to_camera"], dtype=torch.float64)
+    before, after = _errors(start[0], truth[0], ct), _errors(pose, truth[0], ct)
     errors = {"before": before, "after": after}
     succeeded = after.mtre_mm < SUCCESS_MM
     if not succeeded:
         click.echo(f"The registration failed: mTRE is not below {SUCCESS_MM:g} mm.", err=True)
-    by_hand = (
-        f"drrkit register {out / 'ct.nii.gz'} {out / 'xray.nii.gz'} --init {out / 'start.json'} "
-        f"-o {out / 'result.json'}"
-    )
+    program = _program()
+    report = f"{program} report {out / 'found.json'} -o {out / 'report.html'}"
+    by_hand = f"{program} register {' '.join(words)} -o {out / 'result.json'}"
     content = {
         "out": str(out),
         "succeeded": succeeded,
         "before": before._asdict(),
         "after": after._asdict(),
-        "seconds": result.seconds,
+        "seconds": found.content["seconds"],
+        "report": report,
         "by_hand": by_hand,
     }
     rows = (f"{name:8}{e[0]:10.2f}{e[1]:14.2f}{e[2]:16.2f}" for name, e in errors.items())
     lines = [
         f"{'':8}{'mTRE mm':>10}{'rotation deg':>14}{'translation mm':>16}",
         *rows,
-        f"registered in {result.seconds:.1f} s; look at {out / 'overlay.png'}",
+        f"registered in {content['seconds']:.1f} s; look at {out / 'overlay.png'}",
+        f"next, a report: {report}",
         f"the same by hand: {by_hand}",
     ]
     return Answer(content, "\n".join(lines), 0 if succeeded else 1)
+
+
+def _registered(
+    ctx: click.Context, words: list[str], out: Path, seed: int, device: torch.device, quiet: bool
+) -> Answer:
+    """What drrkit register answers; it leaves found.json and overlay.png."""
+    words = [*words, "-o", str(out / "found.json"), "--overlay", str(out / "overlay.png")]
+    words += ["--seed", str(seed), "--device", str(device), *(["-q"] if quiet else [])]
+    # Without --json: that one is the demo's own.
+    params = [p for p in register_command.params if p.name != "as_json"]
+    command = click.Command("register", params=params, callback=register_command.callback)
+    with command.make_context("register", words, ctx.parent) as other:
+        return command.invoke(other)
+
+
+def _program() -> str:
+    """drrkit as a shell in this folder finds it: by its name, else by its path."""
+    beside = Path(sys.executable).with_name("drrkit")
+    return "drrkit" if shutil.which("drrkit") or not beside.exists() else os.path.relpath(beside)
 
 
 def random_offset(seed: int) -> Tensor:

@@ -242,13 +242,25 @@ def test_a_demo_that_misses_the_truth_says_so_and_fails(
     stay = (drrkit.Stage("ncc", downsample=8, iterations=1),)
     register = drrkit.register
     monkeypatch.setattr(
-        "drrkit.cli.demo.register", lambda *a, **k: register(*a, **{**k, "stages": stay})
+        "drrkit.cli.register.register", lambda *a, **k: register(*a, **{**k, "stages": stay})
     )
     monkeypatch.setattr("drrkit.cli.demo.torso", lambda _: small_ct())
     result = run("demo", "--out", tmp_path / "new" / "out", "-q")
     assert result.exit_code == 1 and "failed" in result.output
     names = {path.name for path in (tmp_path / "new" / "out").iterdir()}
     assert {"overlay.png", "ct.nii.gz", "xray.nii.gz", "start.json", "found.json"} <= names
+
+
+@pytest.mark.io
+def test_what_the_demo_writes_can_be_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("drrkit.cli.demo.torso", lambda _: small_ct())
+    told = json.loads(run("demo", "-q", "--json").stdout)
+    assert json.loads((tmp_path / "demo_out" / "found.json").read_text())["stages"]
+    succeed(*told["report"].split()[1:])
+    assert "<svg" in (tmp_path / "demo_out" / "report.html").read_text()
 
 
 @pytest.mark.io
@@ -260,7 +272,7 @@ def test_the_demo_registers_to_under_a_millimetre(tmp_path: Path, seed: int) -> 
     rows = dict(re.findall(r"^(before|after) +([\d.]+)", process.stdout, re.MULTILINE))
     assert float(rows["before"]) > 15 and float(rows["after"]) < 1.0
     # The same by hand, from the files it left, an output away from its own.
-    command = re.search(r"by hand: drrkit (.*)", process.stdout)
+    command = re.search(r"by hand: \S*drrkit (.*)", process.stdout)
     assert command is not None
     assert python("-m", "drrkit", *command[1].split(), "-q").returncode == 0
     truth = drrkit.view_ap(drrkit.read_volume(tmp_path / "ct.nii.gz"), 800.0)

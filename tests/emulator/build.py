@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -79,7 +80,13 @@ def build(*, sanitize: bool = False) -> Path:
     if target.exists():
         return target
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    with (
+        target.with_suffix(".lock").open("w") as lock,
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process compiles, the others wait for it
+        if target.exists():
+            return target
         objects = [Path(scratch) / f"{i}.o" for i in range(len(_sources()))]
         compile_ = [*command, f"-I{HERE / 'include'}", f"-I{HERE}", "-x", "c++", "-c"]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -91,7 +98,7 @@ def build(*, sanitize: bool = False) -> Path:
                 job.result()
         whole = Path(scratch) / "library.so"
         _run([*command, "-shared", *map(str, objects), "-o", str(whole)])
-        os.replace(whole, target)  # whole or not at all, whoever else builds
+        os.replace(whole, target)  # whole or not at all
     return target
 
 
