@@ -156,7 +156,7 @@ BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the 
     "": 1_000,  # the modules beside the packages
     "_native": 1_320,
     "bench": 3_800,
-    "cli": 5_010,
+    "cli": 5_030,
     "conversions": 1_600,
     "evaluation": 890,
     "fields": 1_980,
