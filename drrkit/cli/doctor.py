@@ -24,7 +24,7 @@ NEEDED_FOR = {
     "SimpleITK": "reading and writing image files",
     "cma": "CMA-ES registration",
     "tqdm": "progress bars",
-    "matplotlib": "plots of benchmarks and landscapes: pip install 'drrkit[plots]'",
+    "matplotlib": "charts of reports and plots of benchmarks: pip install 'drrkit[plots]'",
     "starlette": "drrkit view: pip install 'drrkit[view]'",
     "uvicorn": "drrkit view: pip install 'drrkit[view]'",
     "websockets": "drrkit view: pip install 'drrkit[view]'",

@@ -28,6 +28,7 @@ from drrkit.geometry import (
     volume_center,
 )
 from drrkit.phantoms import FIELD_MM
+from drrkit.report import nearest_side
 from drrkit.volume import Volume, read_volume
 
 __all__ = [
@@ -304,16 +305,10 @@ class PoseOptions:
 
 def orientation(world_to_camera: Tensor) -> str:
     """How an image lies, in words: which side of the patient is right, down and at the source."""
-    names = (("left", "right"), ("posterior", "anterior"), ("superior", "inferior"))
-
-    def nearest(axis: Tensor) -> str:
-        largest = int(axis.abs().argmax())
-        return names[largest][0 if float(axis[largest]) > 0 else 1]
-
     rows = world_to_camera.reshape(4, 4)[:3, :3].cpu()
     return (
-        f"image right = patient's {nearest(rows[0])}, down = {nearest(rows[1])}, "
-        f"source {nearest(-rows[2])}"
+        f"image right = patient's {nearest_side(rows[0])}, down = {nearest_side(rows[1])}, "
+        f"source {nearest_side(-rows[2])}"
     )
 
 

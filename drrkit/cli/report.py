@@ -1,4 +1,4 @@
-"""`drrkit report`: a registration as one HTML page, and as a film."""
+"""`drrkit report`: a registration as one HTML page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from drrkit.cli.xrays import XrayOptions
 from drrkit.files import fingerprint
 from drrkit.geometry import Camera
 from drrkit.registration import AUTO, SIMILARITIES, Stage
-from drrkit.report import FILM_SUFFIXES, registration_page, save_film, save_page
+from drrkit.report import pose_landscape, registration_page, save_page
 from drrkit.volume import Volume
 
 __all__ = ["report_command"]
@@ -30,18 +30,12 @@ __all__ = ["report_command"]
 @verb("report")
 @click.argument("result", type=existing)
 @click.option("--output", "-o", type=OutputFile(".html"), help="The page.")
-@click.option(
-    "--film",
-    type=OutputFile(*FILM_SUFFIXES),
-    help="The way from the start to the result, step by step: .gif, or .mp4 where there is ffmpeg.",
-)
+@click.option("--film", hidden=True)
 @click.option(
     "--landscape",
     is_flag=True,
-    help="Measure the loss about the found pose, along each axis and over pairs of them.",
-)
-@click.option(
-    "--truth", type=existing, help="Pose file of the right pose: --film tells errors (mTRE)."
+    help="Measure the loss about the found pose, along each axis and over pairs of them; needs "
+    "drrkit[plots].",
 )
 @click.option("--ct", type=existing, help="Where the CT is now.  [default: where it was]")
 @click.option("--xray", type=existing, help="Where the X-ray is now.  [default: where it was]")
@@ -51,9 +45,8 @@ def report_command(
     ctx: click.Context,
     result: Path,
     output: Path | None,
-    film: Path | None,
+    film: str | None,
     landscape: bool,
-    truth: Path | None,
     ct: Path | None,
     xray: Path | None,
     device: torch.device,
@@ -63,10 +56,10 @@ def report_command(
     The page holds everything in one file and needs neither a server nor a network. CT and X-ray are
     read again, from where the registration found them, relative to the current folder.
     """
-    if output is None and film is None:
-        raise click.UsageError("--output or --film is missing: what is to be written?")
-    if truth is not None and film is None:
-        raise click.UsageError("--truth belongs to --film.")
+    if film is not None:
+        raise click.UsageError("--film: films are no longer made; --output writes the page.")
+    if output is None:
+        raise click.UsageError("--output is missing: the page to write.")
     stored = read_pose(result)
     content = json.loads(result.read_text(encoding="utf-8"))
     run = content.get("run") if isinstance(content, dict) else None
@@ -74,29 +67,23 @@ def report_command(
         raise ValueError(f"{result}: expected a result of drrkit register, got a bare pose file")
     options = run.get("options")
     ct, xray = ct or _there(result, options, "ct"), xray or _there(result, options, "xray")
-    refuse_overwriting([output, film], [result, ct, xray, truth])
+    refuse_overwriting([output], [result, ct, xray])
     volume = recorded_group(ctx, register_command, result, CTOptions).load(ct, device)
     seeing = recorded_group(ctx, register_command, result, XrayOptions)
     seen = seeing.load(xray, float(stored.camera.sdd), device)
     seen = seeing.prepared(seen, stored.camera)
     scene = (volume, stored.camera, seen.line, content)
     method = str(options.get("method") or "joseph")
-    written = [path for path in (output, film) if path is not None]
-    if output is not None:
-        around = _landscape(*scene, seen.weights, method) if landscape else None
-        page = registration_page(
-            *scene,
-            method=method,
-            source=result.name,
-            notes=_changed(content, ct=ct, xray=xray),
-            landscape=around,
-        )
-        save_page(page, output)
-    if film is not None:
-        right = None if truth is None else read_pose(truth).world_to_camera
-        save_film(*scene, film, truth=right, method=method)
-    names = [str(path) for path in written]
-    return Answer({"written": names}, "\n".join(f"wrote {name}" for name in names))
+    around = _landscape(*scene, seen.weights, method) if landscape else None
+    page = registration_page(
+        *scene,
+        method=method,
+        source=result.name,
+        notes=_changed(content, ct=ct, xray=xray),
+        landscape=around,
+    )
+    save_page(page, output)
+    return Answer({"written": [str(output)]}, f"wrote {output}")
 
 
 def _there(result: Path, options: Any, name: str) -> Path:
@@ -133,8 +120,6 @@ def _landscape(
     method: str,
 ) -> Any:
     """The last stage's loss about the found pose; that of auto for a network's."""
-    from drrkit.report import pose_landscape
-
     last = (content.get("stages") or [{}])[-1]
     name = last.get("similarity")
     stage = Stage(

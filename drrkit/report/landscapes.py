@@ -12,16 +12,19 @@ from torch import Tensor
 from drrkit.evaluation import AXES, axis_offsets, local_minima, losses_at
 from drrkit.geometry import Camera, perturb, volume_center
 from drrkit.registration import Stage, downsampling, make_views, mean_depth
-from drrkit.report.charts import Line, heat_map, line_chart
+from drrkit.report.charts import heat_map, line_chart
 from drrkit.volume import Volume
 
-__all__ = ["PAIRS", "PoseLandscape", "landscape_charts", "pose_landscape"]
+__all__ = ["PoseLandscape", "landscape_charts", "pose_landscape"]
 
 WIDTHS = (10.0, 10.0, 10.0, 20.0, 20.0, 60.0)
 """To each side of the pose: degrees about x, y, z, mm along them."""
 
-PAIRS = ((0, 4), (1, 3), (2, 5))
-"""Of axes that maps are made of: a tilt looks like a shift down, a swing like one to the side."""
+MAPPED = ((0, 4), (1, 3), (2, 5))
+"""Axes that maps are made of: a tilt looks like a shift down, a swing like one to the side."""
+
+UNITS = ("degrees",) * 3 + ("mm",) * 3
+SCALES = (180 / math.pi,) * 3 + (1.0,) * 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,22 +36,21 @@ class PoseLandscape:
         pixel_mm: width of the pixels that were compared, at the patient.
         offsets: [6, N] xi (rad, mm, camera axes) of the sweeps, 0 in the middle.
         sweeps: [6, N] losses along them.
-        grids: [P, 2, M] xi of the maps' first and second axis.
-        maps: [P, M, M] losses; rows are the second axis of PAIRS, columns the first. P may be 0.
+        grid: [6, M] xi of the maps' axes.
+        maps: [P, M, M] losses; rows are the second axis of MAPPED, columns the first. P may be 0.
     """
 
     name: str
     pixel_mm: float
     offsets: Tensor
     sweeps: Tensor
-    grids: Tensor
+    grid: Tensor
     maps: Tensor
 
     @property
     def lowest(self) -> Tensor:
         """Where each sweep is lowest, [6] rad and mm: how far the found pose is from the bottom."""
-        best = self.sweeps.argmin(1, keepdim=True)
-        return self.offsets.gather(1, best)[:, 0]
+        return self.offsets.gather(1, self.sweeps.argmin(1, keepdim=True))[:, 0]
 
 
 def pose_landscape(
@@ -74,7 +76,7 @@ def pose_landscape(
         stage: its similarity and pixels are taken; default gradient_ncc on the X-ray's own pixels.
         mask: float weights of the X-ray's shape, or None.
         widths: to each side of the pose, six in degrees and mm.
-        count: poses of a sweep, odd.
+        count: poses per sweep, odd.
         map_count: poses along each side of a map, odd; 0 for no maps.
         method: projector method, as in `render`.
 
@@ -93,63 +95,46 @@ def pose_landscape(
     depth = mean_depth(pose, center)
     factor = downsampling(stage, camera, depth)
     offsets = axis_offsets(widths, count)
-    grids, pairs = _grids(widths, map_count)
+    grid = axis_offsets(widths, map_count) if map_count else offsets[:, :0]
+    xi = torch.zeros(len(MAPPED), map_count, map_count, 6, dtype=torch.float64)
+    for part, (first, second) in zip(xi, MAPPED, strict=True):
+        part[..., first], part[..., second] = grid[first][None], grid[second][:, None]
     on_axes = torch.diag_embed(offsets.T).transpose(0, 1).flatten(0, 1)  # [6 N, 6]
-    poses = perturb(pose, torch.cat((on_axes, pairs)).to(center), center)
+    poses = perturb(pose, torch.cat((on_axes, xi.reshape(-1, 6))).to(center), center)
     losses = losses_at(volume, views, stage, factor, poses, method)
-    maps = losses[6 * count :].reshape(len(grids), map_count, map_count)
+    maps = losses[6 * count :].reshape(-1, map_count, map_count) if map_count else losses[:0]
     pitch = float(camera.rescale(factor).pixel_spacing[1]) * depth / float(camera.sdd)
     sweeps = losses[: 6 * count].reshape(6, count)
-    return PoseLandscape(stage.name, pitch, offsets, sweeps, grids, maps)
+    return PoseLandscape(stage.name, pitch, offsets, sweeps, grid, maps)
 
 
 def landscape_charts(found: PoseLandscape) -> list[str]:
-    """A landscape as SVG: six curves, then the maps."""
+    """A landscape as SVG elements: six curves, then the maps. ImportError without matplotlib."""
+    labels = [f"{name}, {unit}" for name, unit in zip(AXES, UNITS, strict=True)]
     charts = []
-    for axis, name in enumerate(AXES):
-        x = [value * _scale(axis) for value in found.offsets[axis].tolist()]
-        minima = local_minima(found.sweeps[axis])
+    for axis, sweep in enumerate(found.sweeps):
+        minima = local_minima(sweep)
         charts.append(
             line_chart(
-                [Line(x, found.sweeps[axis].tolist())],
-                title=f"{name}: {'one minimum' if minima == 1 else f'{minima} minima'}",
-                x_label=f"{name}, {_unit(axis)}",
+                (found.offsets[axis] * SCALES[axis]).tolist(),
+                sweep.tolist(),
+                title=f"{AXES[axis]}: {'one minimum' if minima == 1 else f'{minima} minima'}",
+                x_label=labels[axis],
                 y_label=found.name,
                 marks=[(0.0, "")],
                 size=(360, 200),
             )
         )
-    for (first, second), grid, values in zip(PAIRS, found.grids, found.maps, strict=False):
+    for (first, second), values in zip(MAPPED, found.maps, strict=False):
         charts.append(
             heat_map(
                 values,
-                [value * _scale(first) for value in grid[0].tolist()],
-                [value * _scale(second) for value in grid[1].tolist()],
+                (found.grid[first] * SCALES[first]).tolist(),
+                (found.grid[second] * SCALES[second]).tolist(),
                 title=f"{AXES[first]} and {AXES[second]}",
-                x_label=f"{AXES[first]}, {_unit(first)}",
-                y_label=f"{AXES[second]}, {_unit(second)}",
+                x_label=labels[first],
+                y_label=labels[second],
                 value_label=found.name,
-                size=(360, 290),
             )
         )
     return charts
-
-
-def _grids(widths: Sequence[float], count: int) -> tuple[Tensor, Tensor]:
-    """The axes [P, 2, M] of the maps, and the xi [P M M, 6] of their poses, row by row."""
-    if count == 0:
-        return torch.empty(0, 2, 0), torch.empty(0, 6, dtype=torch.float64)
-    ends = axis_offsets(widths, count)
-    grids = torch.stack([ends[list(pair)] for pair in PAIRS])
-    poses = torch.zeros(len(PAIRS), count, count, 6, dtype=torch.float64)
-    for part, (first, second), (across, up) in zip(poses, PAIRS, grids, strict=True):
-        part[..., first], part[..., second] = across[None], up[:, None]
-    return grids, poses.reshape(-1, 6)
-
-
-def _scale(axis: int) -> float:
-    return 180.0 / math.pi if axis < 3 else 1.0
-
-
-def _unit(axis: int) -> str:
-    return "degrees" if axis < 3 else "mm"

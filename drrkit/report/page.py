@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import json
-import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +16,13 @@ from torch import Tensor
 from drrkit.files import whole_file
 from drrkit.geometry import Camera, volume_center
 from drrkit.report import facts
-from drrkit.report.convergence import convergence
-from drrkit.report.path import bone_like_points
+from drrkit.report.convergence import bone_like_points, convergence
+from drrkit.report.landscapes import SCALES, PoseLandscape, landscape_charts
 from drrkit.report.pictures import checkerboard, data_uri, difference, overlay_edges, to_display
-from drrkit.report.scene import orientation, scene_svg
+from drrkit.report.placement import edge_letters
+from drrkit.report.scene import scene_svg
 from drrkit.report.screen import Screen
 from drrkit.volume import Volume
-
-if TYPE_CHECKING:
-    from drrkit.report.landscapes import PoseLandscape
 
 __all__ = ["registration_page", "save_page"]
 
@@ -127,16 +124,22 @@ def _header(result: dict[str, Any]) -> str:
     made = [_names(result)]
     if result.get("finished"):
         made.append(str(result["finished"]).replace("T", " "))
-    if facts.versions(result).get("drrkit"):
-        made.append(f"drrkit {facts.versions(result)['drrkit']}")
+    if _versions(result).get("drrkit"):
+        made.append(f"drrkit {_versions(result)['drrkit']}")
     return f'<h1>Registration{verdict}</h1><p class="quiet">{html.escape(" · ".join(made))}</p>'
 
 
 def _names(result: dict[str, Any]) -> str:
     """The files that were registered, without their folders."""
-    given = facts.options(result)
+    given = facts.given_options(result)
     names = [Path(given[key]).name for key in ("ct", "xray") if given.get(key)]
     return " and ".join(names) or "a CT and an X-ray"
+
+
+def _versions(result: dict[str, Any]) -> dict[str, str]:
+    """Of drrkit and the packages it used."""
+    found = (result.get("run") or {}).get("versions") or result.get("versions") or {}
+    return {name: str(value) for name, value in found.items() if value is not None}
 
 
 def _caution(words: str) -> str:
@@ -144,23 +147,23 @@ def _caution(words: str) -> str:
 
 
 def _cards(result: dict[str, Any]) -> str:
-    """The numbers that everybody looks for."""
+    """The most important numbers."""
     cards = []
     confidence, least = result.get("confidence"), result.get("min_confidence")
     if confidence is not None:
         limit = "" if least is None else f' low="{least}"'
-        told = "agreement of X-ray and rendered CT, 0 to 1"
-        told += "" if least is None else f"; accepted from {least:g} on"
+        words = "agreement of X-ray and rendered CT, 0 to 1"
+        words += "" if least is None else f"; accepted from {least:g} on"
         bar = f'<meter min="0" max="1" value="{confidence:.4f}"{limit} aria-hidden="true"></meter>'
-        cards.append(("confidence", f"{confidence:.3f}", bar + told))
+        cards.append(("confidence", f"{confidence:.3f}", bar + words))
     motion = result.get("motion")
     if motion:
         moved = f"{motion['rotation_deg']:.2f}°, {motion['translation_mm']:.2f} mm"
         cards.append(("moved from the start", moved, "rotation, translation of the CT's centre"))
     rows = facts.uncertainty(result)
     if result.get("covariance") is not None and rows:
-        told = f"1 σ of depth; in the image plane {rows[3][2]} and {rows[4][2]}"
-        cards.append(("uncertainty", rows[5][2], told))
+        words = f"1 σ of depth; in the image plane {rows[3][2]} and {rows[4][2]}"
+        cards.append(("uncertainty", rows[5][2], words))
     if result.get("loss") is not None:
         stages = result.get("stages") or [{}]
         cards.append(("loss", f"{result['loss']:.4f}", str(stages[-1].get("similarity", ""))))
@@ -168,8 +171,8 @@ def _cards(result: dict[str, Any]) -> str:
         ended = str(result.get("stop_reason", ""))
         cards.append(("time", f"{result['seconds']:.1f} s", ended))
     shown = "".join(
-        f'<div class="card">{name}<b>{html.escape(value)}</b><small>{told}</small></div>'
-        for name, value, told in cards
+        f'<div class="card">{name}<b>{html.escape(value)}</b><small>{words}</small></div>'
+        for name, value, words in cards
     )
     return f'<div class="cards">{shown}</div>'
 
@@ -182,21 +185,23 @@ def _images(
 ) -> str:
     screen = Screen.of(camera, xray, most=800)
     target = screen.picture
-    shot = _Shots(volume, screen, poses[-1])
+    frame = _Frame(volume, screen, poses[-1])
     drrs = [screen.rendered(volume, pose, method) for pose in poses]
     matched = [screen.matched(drr) for drr in drrs]
     figures = []
     for name, drr in zip(("start", "result")[-len(poses) :], drrs, strict=True):
         picture = overlay_edges(target, screen.edges(drr))
-        figures.append(shot.figure(picture, f"At the {name}: edges of the rendered CT, in green"))
-    figures.append(shot.figure(target, "X-ray"))
-    figures.append(shot.figure(matched[-1], "Rendered CT at the result, on the X-ray's grey scale"))
+        figures.append(frame.figure(picture, f"At the {name}: edges of the rendered CT, in green"))
+    figures.append(frame.figure(target, "X-ray"))
+    figures.append(
+        frame.figure(matched[-1], "Rendered CT at the result, on the X-ray's grey scale")
+    )
     board = checkerboard(target, matched[-1])
-    figures.append(shot.figure(board, "Checkerboard of X-ray and rendered CT at the result"))
+    figures.append(frame.figure(board, "Checkerboard of X-ray and rendered CT at the result"))
     for name, drr in zip(("start", "result")[-len(poses) :], matched, strict=True):
         words = f"At the {name}: X-ray minus rendered CT, grey where equal"
-        figures.append(shot.figure(difference(target, drr), words))
-    figures.append(shot.comparison(target, matched[-1]))
+        figures.append(frame.figure(difference(target, drr), words))
+    figures.append(frame.comparison(target, matched[-1]))
     rows, cols = camera.size
     pitch = [float(p) for p in camera.pixel_spacing]
     sizes = f"{rows} × {cols} pixels of {pitch[0]:.4g} × {pitch[1]:.4g} mm at the detector"
@@ -207,7 +212,7 @@ def _images(
     )
 
 
-class _Shots:
+class _Frame:
     """Pictures of one X-ray's size as figures, with the patient's directions and a scale bar."""
 
     def __init__(self, volume: Volume, screen: Screen, pose: Tensor) -> None:
@@ -220,7 +225,7 @@ class _Shots:
         if screen.camera.beam != "parallel":
             width *= depth / float(screen.camera.sdd)
         bar = next((mm for mm in SCALE_BARS_MM if mm <= 0.3 * width), 1.0)
-        words = zip("ltrb", orientation(pose), strict=True)
+        words = zip("ltrb", edge_letters(pose), strict=True)
         self.marks = "".join(f'<b class="{side}">{letter}</b>' for side, letter in words)
         self.marks += f'<i style="width: {100 * bar / width:.1f}%">{bar:g} mm</i>'
 
@@ -269,7 +274,7 @@ def _pose(volume: Volume, camera: Camera, found: Tensor, result: dict[str, Any])
     rows = facts.uncertainty(result)
     if rows:
         head = ("Camera axes, about the CT's centre", "moved from the start", "1 σ")
-        parts.append("<h3>Way and uncertainty</h3>" + table(rows, head))
+        parts.append("<h3>Motion and uncertainty</h3>" + table(rows, head))
         parts.append(f"<p><small>{html.escape(_uncertain_words(result))}</small></p>")
     numbers = "\n".join("  ".join(f"{v:14.8f}" for v in row) for row in found.tolist())
     parts.append(
@@ -289,19 +294,16 @@ def _uncertain_words(result: dict[str, Any]) -> str:
     if result.get("covariance") is None:
         return "No standard deviations: the last stage's optimiser or similarity has no curvature."
     return (
-        "From the curvature and the residuals of the last stage. They know noise and what parts of "
-        "the image get wrong on their own, not what all of it gets wrong together, such as a wrong "
-        "source-to-detector distance."
+        "From the curvature and the residuals of the last stage. Accounts for noise and for model "
+        "errors that differ from block to block of pixels, not for errors shared by the whole "
+        "image, such as a wrong source-to-detector distance."
     )
 
 
 def _landscape(landscape: PoseLandscape | None) -> str:
     if landscape is None:
         return ""
-    from drrkit.report.landscapes import landscape_charts
-
-    scale = [180 / math.pi] * 3 + [1.0] * 3
-    low = [value * k for value, k in zip(landscape.lowest.tolist(), scale, strict=True)]
+    low = [value * k for value, k in zip(landscape.lowest.tolist(), SCALES, strict=True)]
     words = (
         f"{landscape.name} on pixels of {landscape.pixel_mm:.2g} mm at the patient, one axis or "
         "two at a time moved from the pose that was found (0). Lowest along each axis at "
@@ -317,27 +319,32 @@ def _landscape(landscape: PoseLandscape | None) -> str:
 
 def _provenance(result: dict[str, Any], source: str | None) -> str:
     parts = []
-    held = facts.files(result)
-    if held:
-        rows = table(held, ("", "file", "size", "SHA-256"))
-        parts.append(f'<h3>Files</h3><div class="hashes">{rows}</div>')
-    told = facts.options(result)
-    if told:
-        parts.append("<h3>Options</h3>" + table(told.items()))
-    known = facts.versions(result)
-    if known:
-        parts.append(
-            f"<h3>Versions</h3><p>{html.escape(', '.join(map(' '.join, known.items())))}</p>"
-        )
+    files = (result.get("files") or {}).items()
+    if files:
+        rows = [
+            (name, str(f.get("path", "–")), _megabytes(f.get("bytes")), str(f.get("sha256", "–")))
+            for name, f in files
+        ]
+        shown = table(rows, ("", "file", "size", "SHA-256"))
+        parts.append(f'<h3>Files</h3><div class="hashes">{shown}</div>')
+    given = facts.given_options(result)
+    if given:
+        parts.append("<h3>Options</h3>" + table(given.items()))
+    versions = ", ".join(map(" ".join, _versions(result).items()))
+    if versions:
+        parts.append(f"<h3>Versions</h3><p>{html.escape(versions)}</p>")
     command = facts.repeat_command(result, source)
     if command is not None:
         parts.append(f"<h3>To repeat it</h3><pre>{html.escape(command)}</pre>")
-    text = json.dumps(result, indent=1, default=str)
-    held_result = base64.b64encode(text.encode()).decode()
+    encoded = base64.b64encode(json.dumps(result, indent=1, default=str).encode()).decode()
     name = html.escape(Path(source or "result.json").name, quote=True)
     parts.append(
         f'<p class="screen"><a download="{name}" '
-        f'href="data:application/json;base64,{held_result}">The result as a file</a>, which '
+        f'href="data:application/json;base64,{encoded}">The result as a file</a>, which '
         "drrkit render, convert and report take.</p>"
     )
     return "".join(parts)
+
+
+def _megabytes(size: int | None) -> str:
+    return "–" if size is None else f"{size / 1e6:.2f} MB"

@@ -1,7 +1,7 @@
-"""Pictures: named display conversions, edges, registration overlays, image files.
+"""Pictures: named display conversions, edges, overlays, image files.
 
-Line integrals are what the projector returns; everything here that is not a line integral has a
-name. Pictures are uint8, [rows, cols] grey or [rows, cols, 3] RGB.
+The projector returns line integrals; whatever is made of them here has a name. Pictures are uint8,
+[rows, cols] grey or [rows, cols, 3] RGB.
 """
 
 from __future__ import annotations
@@ -154,7 +154,6 @@ def save_image(
     Raises:
         TypeError, ValueError: an unknown suffix, or an image that does not fit it.
         OSError: the place cannot be written to.
-        ImportError: SimpleITK is not installed (needed for all but .npy).
     """
     target = Path(path)
     name = target.name.lower()
@@ -196,7 +195,7 @@ def _plane(name: str, image: Any) -> Tensor:
     plane = image.detach().cpu().reshape(image.shape[-2:])
     if not bool(torch.isfinite(plane).all()):
         bad = int((~torch.isfinite(plane)).sum())
-        raise ValueError(f"{name}: expected finite numbers, got {bad} that are not")
+        raise ValueError(f"{name}: contains {bad} non-finite values")
     return plane
 
 
@@ -256,18 +255,10 @@ def _ridges(length: Tensor, across: Tensor, down: Tensor) -> Tensor:
 
 
 def _connected(seed: Tensor, allowed: Tensor) -> Tensor:
-    """The allowed pixels that a chain of allowed ones joins to a seed; neighbours touch at corners.
-
-    Neither may touch the border.
-    """
-    cols = seed.shape[1]
-    around = np.array([row * cols + col for row in (-1, 0, 1) for col in (-1, 0, 1)])
-    kept = seed.numpy().ravel().copy()
-    open_pixels = allowed.numpy().ravel() & ~kept
-    front = np.flatnonzero(kept)
-    while front.size:
-        touched = np.unique(front[:, None] + around)
-        front = touched[open_pixels[touched]]
-        open_pixels[front] = False
-        kept[front] = True
-    return torch.from_numpy(kept).reshape(seed.shape)
+    """The allowed pixels that a chain of allowed ones, of 8 neighbours, joins to a seed."""
+    sitk = load_simpleitk()
+    marker, mask = (sitk.GetImageFromArray(one.numpy().astype(np.uint8)) for one in (seed, allowed))
+    joined = sitk.BinaryReconstructionByDilation(
+        marker, mask, backgroundValue=0.0, foregroundValue=1.0, fullyConnected=True
+    )
+    return torch.from_numpy(sitk.GetArrayFromImage(joined) > 0)

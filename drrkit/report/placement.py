@@ -12,10 +12,11 @@ from torch import Tensor
 from drrkit.geometry import Camera, volume_center
 from drrkit.volume import Volume
 
-__all__ = ["Placement", "placement"]
+__all__ = ["PlacedView", "box_corners", "edge_letters", "nearest_side", "placement"]
 
 SIDES = (("left", "right"), ("posterior", "anterior"), ("superior", "inferior"))
 """Of a patient: where the axes of LPS point to, and where they come from."""
+LETTERS = dict(zip(sum(SIDES, ()), "LRPAHF", strict=True))
 LOOKS = {
     "posterior": ("from front to back", "AP"),
     "anterior": ("from back to front", "PA"),
@@ -25,11 +26,11 @@ LOOKS = {
     "inferior": ("from the head to the feet", "axial"),
 }
 EXACT_DEG = 0.05
-"""Angles below this are not told."""
+"""Smaller angles are left out of sentences."""
 
 
 @dataclass(frozen=True)
-class Placement:
+class PlacedView:
     """A view of a patient; lengths in mm, angles in degrees.
 
     Attributes:
@@ -83,23 +84,20 @@ class Placement:
         return (
             f"{distances}, looking {self.direction()}: {size}. The "
             f"detector covers {width:.0f} x {height:.0f} mm (width x height); {self._filling()}. "
-            f"Right in the image is {self._side(self.right)}, down is {self._side(self.down)}; the "
-            f"CT's centre lies {self.off_axis:.1f} degrees off the central ray."
+            f"Right in the image is {_of_patient(self.right)}, down is {_of_patient(self.down)}; "
+            f"the CT's centre lies {self.off_axis:.1f} degrees off the central ray."
         )
 
     def direction(self) -> str:
         """Where the beam goes: the nearest named view, and how far it is turned from it."""
-        told = f"{self.looking} ({self.view})"
+        words = f"{self.looking} ({self.view})"
         if self.turned >= EXACT_DEG:
-            told += (
-                f", with the detector turned {self.turned:.4g} degrees towards "
-                f"{self._side(self.turned_towards)}"
-            )
+            side = _of_patient(self.turned_towards)
+            words += f", with the detector turned {self.turned:.4g} degrees towards {side}"
         if abs(self.cranial) >= EXACT_DEG:
-            told += (
-                f", {abs(self.cranial):.4g} degrees {'cranial' if self.cranial > 0 else 'caudal'}"
-            )
-        return told
+            name = "cranial" if self.cranial > 0 else "caudal"
+            words += f", {abs(self.cranial):.4g} degrees {name}"
+        return words
 
     def _filling(self) -> str:
         if self.filled is None:
@@ -110,12 +108,8 @@ class Placement:
         cut = ", and reaches beyond it" if self.cut_off else ""
         return f"the CT fills {width} of its width and {height} of its height{cut}"
 
-    @staticmethod
-    def _side(name: str) -> str:
-        return f"the patient's {name}" if name in ("left", "right") else name
 
-
-def placement(volume: Volume, camera: Camera, world_to_camera: Tensor) -> Placement:
+def placement(volume: Volume, camera: Camera, world_to_camera: Tensor) -> PlacedView:
     """How a view [4, 4] of a volume is placed.
 
     Raises:
@@ -126,18 +120,16 @@ def placement(volume: Volume, camera: Camera, world_to_camera: Tensor) -> Placem
     right, down, beam = pose[:3, :3]
     sdd = float(torch.as_tensor(camera.sdd).flatten()[0])
     row, col = (float(pitch) for pitch in camera.pixel_spacing)
-    ahead = _side_of(beam)
-    looking, view = LOOKS[ahead]
+    looking, view = LOOKS[nearest_side(beam)]
     turned, towards = _turn(beam, view)
+    tilt = math.degrees(math.asin(max(-1.0, min(1.0, float(beam[2])))))
     filled, cut_off = _filled(volume, camera, pose)
-    return Placement(
+    return PlacedView(
         view=view,
         looking=looking,
         turned=turned,
         turned_towards=towards,
-        cranial=0.0
-        if view == "axial"
-        else math.degrees(math.asin(max(-1, min(1, float(beam[2]))))),
+        cranial=0.0 if view == "axial" else tilt,
         sdd=sdd,
         source_to_center=math.dist((x, y, depth), (0, 0, 0)),
         magnification=1.0 if camera.beam == "parallel" or depth == 0 else sdd / depth,
@@ -145,24 +137,43 @@ def placement(volume: Volume, camera: Camera, world_to_camera: Tensor) -> Placem
         filled=filled,
         cut_off=cut_off,
         off_axis=math.degrees(math.atan2(math.hypot(x, y), depth)),
-        right=_side_of(right),
-        down=_side_of(down),
+        right=nearest_side(right),
+        down=nearest_side(down),
         beam=camera.beam,
     )
 
 
-def _side_of(direction: Tensor) -> str:
-    """The nearest of the patient's six sides."""
+def edge_letters(world_to_camera: Tensor) -> tuple[str, str, str, str]:
+    """Letters at a picture's left, top, right and bottom: the patient's L R, A P, H F there."""
+    turn = world_to_camera.detach().double().cpu().reshape(4, 4)[:3, :3]
+    left, top, right, bottom = (
+        LETTERS[nearest_side(d)] for d in (-turn[0], -turn[1], turn[0], turn[1])
+    )
+    return left, top, right, bottom
+
+
+def nearest_side(direction: Tensor) -> str:
+    """The nearest of the patient's six sides to a direction [3] in the world."""
     axis = int(direction.abs().argmax())
     return SIDES[axis][0 if float(direction[axis]) > 0 else 1]
+
+
+def box_corners(volume: Volume) -> Tensor:
+    """The corners of the volume's grid, outer faces of its voxels: [8, 3] world mm."""
+    ends = [(-0.5, n - 0.5) for n in volume.shape_xyz]
+    index = [[ends[axis][(k >> axis) & 1] for axis in range(3)] for k in range(8)]
+    return volume.index_to_world(torch.tensor(index, dtype=torch.float64)).cpu()
+
+
+def _of_patient(side: str) -> str:
+    return f"the patient's {side}" if side in ("left", "right") else side
 
 
 def _turn(beam: Tensor, view: str) -> tuple[float, str]:
     """How far the beam is turned about the long axis from a named view, and to which side."""
     if view == "axial":
         return 0.0, ""
-    lateral = view not in ("AP", "PA")
-    along, across = (0, 1) if lateral else (1, 0)
+    along, across = (1, 0) if view in ("AP", "PA") else (0, 1)
     angle = math.degrees(math.atan2(float(beam[across]), abs(float(beam[along]))))
     return abs(angle), SIDES[across][0 if angle > 0 else 1]
 
@@ -171,10 +182,7 @@ def _filled(
     volume: Volume, camera: Camera, pose: Tensor
 ) -> tuple[tuple[float, float] | None, bool]:
     """Shares of the detector's rows and columns that the volume's box covers; whether it is cut."""
-    ends = [(-0.5, n - 0.5) for n in volume.shape_xyz]
-    index = [[ends[axis][(k >> axis) & 1] for axis in range(3)] for k in range(8)]
-    corners = volume.index_to_world(torch.tensor(index, dtype=torch.float64)).cpu()
-    seen = corners @ pose[:3, :3].mT + pose[:3, 3]
+    seen = box_corners(volume) @ pose[:3, :3].mT + pose[:3, 3]
     if camera.beam == "parallel":
         seen[:, 2] = float(torch.as_tensor(camera.sdd).flatten()[0])
     elif not bool((seen[:, 2] > 0).all()):

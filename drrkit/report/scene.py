@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera
 from drrkit.report.pictures import data_uri
+from drrkit.report.placement import box_corners
 from drrkit.volume import Volume
 
-__all__ = ["orientation", "scene_svg"]
+__all__ = ["scene_svg"]
 
 WIDTH, HEIGHT, MARGIN = 560, 400, 24
 ENLARGED = 1.25
@@ -34,13 +34,6 @@ SCENE_STYLE = """
 """
 
 
-def orientation(world_to_camera: Tensor) -> tuple[str, str, str, str]:
-    """Letters at a picture's left, top, right and bottom: the patient's L R, A P, H F there."""
-    turn = world_to_camera.detach().double().cpu().reshape(4, 4)[:3, :3]
-    letters = [_LETTERS[_towards(d)] for d in (-turn[0], -turn[1], turn[0], turn[1])]
-    return letters[0], letters[1], letters[2], letters[3]
-
-
 def scene_svg(
     volume: Volume,
     camera: Camera,
@@ -49,10 +42,10 @@ def scene_svg(
     points: Tensor | None = None,
     xray: Tensor | None = None,
 ) -> str:
-    """The scene as an SVG drawing, oblique from above: the volume's box, and each pose's C-arm.
+    """The scene as an SVG drawing, seen obliquely from above: the volume's box, a C-arm per pose.
 
     Every element has its 3D points, whole mm about the drawing's middle, in `data-p`, so that a
-    script may turn the scene.
+    script can turn the scene.
 
     Args:
         volume: whose box is drawn.
@@ -61,7 +54,7 @@ def scene_svg(
         points: [P, 3] world mm, drawn as dots: on bone, for example.
         xray: [rows, cols] or [rows, cols, 3] uint8, shown on the last pose's detector.
     """
-    corners = _box(volume)
+    corners = box_corners(volume)
     arms = [_carm(camera, pose) for pose in poses]
     ends = torch.cat([corners, *(torch.cat((source[None], plane)) for source, plane in arms)])
     drawing = _Drawing((ends.amin(0) + ends.amax(0)) / 2, ends)
@@ -116,27 +109,27 @@ class _Drawing:
         points = torch.stack((start, end))
         (x1, y1), (x2, y2) = self._page(points)
         self.parts.append(
-            f'<line class="{look}" {self._told(points)} x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
+            f'<line class="{look}" {self._data(points)} x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
         )
 
     def dots(self, points: Tensor, look: str) -> None:
         path = "".join(f"M{x} {y}h0" for x, y in self._page(points))
-        self.parts.append(f'<path class="{look}" {self._told(points)} d="{path}"/>')
+        self.parts.append(f'<path class="{look}" {self._data(points)} d="{path}"/>')
 
     def text(self, place: Tensor, words: str, look: str) -> None:
         ((x, y),) = self._page(place[None])
-        told = self._told(place[None])
-        self.parts.append(f'<text class="{look}" {told} x="{x}" y="{y}">{words}</text>')
+        data = self._data(place[None])
+        self.parts.append(f'<text class="{look}" {data} x="{x}" y="{y}">{words}</text>')
 
     def image(self, corners: Tensor, uri: str) -> None:
         """A picture whose first row begins at the first of the corners [3, 3] and ends at the
         second, and whose first column ends at the third."""
         (x, y), (right, down), (low, lowest) = self._page(corners)
         matrix = (right - x, down - y, low - x, lowest - y, x, y)
-        told = " ".join(f"{number:.1f}" for number in matrix)
+        numbers = " ".join(f"{number:.1f}" for number in matrix)
         self.parts.append(
-            f'<image {self._told(corners)} href="{uri}" width="1" height="1" opacity="0.85" '
-            f'preserveAspectRatio="none" transform="matrix({told})"/>'
+            f'<image {self._data(corners)} href="{uri}" width="1" height="1" opacity="0.85" '
+            f'preserveAspectRatio="none" transform="matrix({numbers})"/>'
         )
 
     def svg(self) -> str:
@@ -154,39 +147,23 @@ class _Drawing:
             (round(x + self.center[0], 1), round(y + self.center[1], 1)) for x, y in flat.tolist()
         ]
 
-    def _told(self, points: Tensor) -> str:
+    def _data(self, points: Tensor) -> str:
         numbers = (points - self.middle).round().long().flatten().tolist()
         return f'data-p="{" ".join(map(str, numbers))}"'
 
 
-_LETTERS = {
-    "left": "L",
-    "right": "R",
-    "anterior": "A",
-    "posterior": "P",
-    "superior": "H",
-    "inferior": "F",
-}
+_OBLIQUE = torch.tensor(
+    (
+        (math.cos(TURN), -math.sin(TURN), 0.0),
+        (-math.sin(TURN) * math.sin(TILT), -math.cos(TURN) * math.sin(TILT), -math.cos(TILT)),
+    ),
+    dtype=torch.float64,
+)
+"""From LPS to the page, [2, 3]: to its right, and down."""
 
-
-def _oblique() -> Tensor:
-    """From LPS to the page, [2, 3]: seen from the patient's front left and a little above."""
-    right = (math.cos(TURN), -math.sin(TURN), 0.0)
-    down = (-math.sin(TURN) * math.sin(TILT), -math.cos(TURN) * math.sin(TILT), -math.cos(TILT))
-    return torch.tensor((right, down), dtype=torch.float64)
-
-
-_OBLIQUE = _oblique()
 _BOX_EDGES = [
     (i, j) for i in range(8) for j in range(i + 1, 8) if bin(i ^ j).count("1") == 1
 ]  # corners whose binary numbers differ in one digit
-
-
-def _box(volume: Any) -> Tensor:
-    """The corners of the volume's grid, [8, 3] world mm."""
-    ends = [(-0.5, n - 0.5) for n in volume.shape_xyz]
-    index = [[ends[axis][(k >> axis) & 1] for axis in range(3)] for k in range(8)]
-    return volume.index_to_world(torch.tensor(index, dtype=torch.float64)).cpu()
 
 
 def _carm(camera: Camera, pose: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,10 +175,3 @@ def _carm(camera: Camera, pose: Tensor) -> tuple[Tensor, Tensor]:
     plane = torch.stack([frame[1] + c * frame[2] + r * frame[3] for r, c in around])
     turn, shift = matrix[:3, :3], matrix[:3, 3]
     return -turn.mT @ shift, (plane - shift) @ turn
-
-
-def _towards(direction: Tensor) -> str:
-    """The nearest of the patient's six directions."""
-    names = (("left", "right"), ("posterior", "anterior"), ("superior", "inferior"))
-    axis = int(direction.abs().argmax())
-    return names[axis][0 if float(direction[axis]) > 0 else 1]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from drrkit.registration import SIMILARITIES
-from drrkit.report import orientation
+from drrkit.report import edge_letters
 from drrkit.viewer.session import FARTHEST_MM, STRATEGIES, Look, Session
 from drrkit.viewer.slices import PLANES, Picture
 
@@ -99,7 +99,7 @@ def state(session: Session, look: Look) -> str:
     if look.fine:
         content |= {"geometry": look.geometry, "drawing": look.drawing}
         pose = torch.tensor(look.world_to_camera, dtype=torch.float64)
-        content["letters"] = orientation(pose)
+        content["letters"] = edge_letters(pose)
     return json.dumps(content, allow_nan=False)
 
 

@@ -6,7 +6,7 @@ for (const box of document.querySelectorAll(".compare")) {
   box.querySelector("input").addEventListener("input", show);
   show();
 }
-// The scene turns: every element tells its points in 3D.
+// The scene turns: every element holds its points in 3D.
 for (const scene of document.querySelectorAll("svg.scene")) {
   const { width, height } = scene.viewBox.baseVal;
   const margin = 24;
