@@ -6,12 +6,12 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["PathLike", "existing_file", "fingerprint", "whole_file"]
+__all__ = ["PathLike", "existing_file", "fingerprint", "whole_file", "write_whole"]
 
 PathLike = str | os.PathLike[str]
 
@@ -82,6 +82,28 @@ def whole_file(path: PathLike) -> Iterator[Path]:
     try:
         yield folder / target.name
         for part in sorted(folder.iterdir(), key=lambda p: p.name == target.name):
+            _sync(part)
             os.replace(part, target.parent / part.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    _sync(target.parent)
+
+
+def write_whole(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
+    """`whole_file` for what writes to an open binary file; raises as it."""
+    with whole_file(path) as staged, open(staged, "wb") as stream:
+        write(stream)
+
+
+def _sync(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk where the system can."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)

@@ -9,7 +9,8 @@ import torch
 
 from drrkit.fields.networks.mnerf import MNeRF
 from drrkit.fields.networks.nett import NeTT
-from drrkit.training import load_tensors, write_whole
+from drrkit.files import write_whole
+from drrkit.training import load_tensors
 from drrkit.volume import Volume
 
 __all__ = ["load_field", "save_field"]

@@ -9,7 +9,6 @@ from drrkit.training.checkpoints import (
     find_checkpoint,
     load_checkpoint,
     load_tensors,
-    write_whole,
 )
 from drrkit.training.distributed import Processes
 from drrkit.training.engine import TrainingResult, train
@@ -32,5 +31,4 @@ __all__ = [
     "load_tensors",
     "split",
     "train",
-    "write_whole",
 ]

@@ -12,14 +12,16 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from drrkit.files import write_whole
 
 __all__ = [
     "BEST",
@@ -33,7 +35,6 @@ __all__ = [
     "load_tensors",
     "reserved",
     "save_checkpoint",
-    "write_whole",
 ]
 
 SCHEMA, SCHEMA_VERSION = "drrkit.training", 1
@@ -80,20 +81,6 @@ class Checkpoint:
     best: dict[str, float] = field(default_factory=dict)
     skipped: int = 0
     seconds: float = 0.0
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file so that `path` is, at any moment, the old one or the new one, on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
@@ -250,17 +237,3 @@ def _check_archive(path: Path) -> None:
             raise ValueError(f"{path}: damaged or cut off, or no file of torch at all") from None
     if damaged is not None:
         raise ValueError(f"{path}: damaged, the checksum of {damaged} is wrong")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a renaming durable, where the system can."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)

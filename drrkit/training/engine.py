@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from drrkit.files import write_whole
 from drrkit.training.checkpoints import (
     BEST,
     LAST,
@@ -17,7 +18,6 @@ from drrkit.training.checkpoints import (
     latest_checkpoint,
     reserved,
     save_checkpoint,
-    write_whole,
 )
 from drrkit.training.distributed import Processes
 from drrkit.training.interruption import Interruption

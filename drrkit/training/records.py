@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
-from drrkit.training.checkpoints import write_whole
+from drrkit.files import write_whole
 
 __all__ = ["CsvLog", "NoRecords", "Records", "ScalarBoard", "progress_bar"]
 

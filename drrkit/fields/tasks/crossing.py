@@ -17,7 +17,8 @@ from drrkit.fields.networks.nett import NeTT, TunedCT
 from drrkit.fields.scenes import CT
 from drrkit.fields.tasks.field_tasks import ImageObjective, NeTTTask, scene_quality
 from drrkit.fields.tasks.pairs import Pairs, check_subjects
-from drrkit.training import Split, load_checkpoint, train, write_whole
+from drrkit.files import write_whole
+from drrkit.training import Split, load_checkpoint, train
 
 __all__ = ["FoldResult", "cross_subject", "cross_validate"]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from drrkit.files import write_whole
 from drrkit.similarity.storage.registry import construct
 from drrkit.training import load_tensors
 
@@ -49,17 +49,7 @@ def save_similarity(network: nn.Module, path: str | os.PathLike[str], /, **notes
         "state": state,
         "notes": notes,
     }
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, lambda stream: torch.save(content, stream))
 
 
 def load_similarity(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> nn.Module:
