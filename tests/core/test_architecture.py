@@ -153,7 +153,7 @@ def test_one_word_means_one_thing() -> None:
 
 
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
-    "": 1_000,  # the modules beside the packages
+    "": 1_030,  # the modules beside the packages
     "_native": 1_320,
     "bench": 3_800,
     "cli": 5_030,
@@ -166,7 +166,7 @@ BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the 
     "registration": 4_900,
     "report": 1_750,
     "similarity": 3_330,
-    "training": 1_280,
+    "training": 1_260,
     "viewer": 990,
     "volume": 1_780,
     "xray": 3_850,
