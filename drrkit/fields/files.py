@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from drrkit.fields.networks.mnerf import MNeRF
 from drrkit.fields.networks.nett import NeTT
-from drrkit.files import write_whole
-from drrkit.training import load_tensors
+from drrkit.files import PathLike
+from drrkit.training import load_tensors, save_tensors
 from drrkit.volume import Volume
-
-__all__ = ["load_field", "save_field"]
 
 SCHEMA, SCHEMA_VERSION = "drrkit.field", 1
 
 
-def save_field(field: NeTT | MNeRF, path: Path | str) -> None:
+def save_field(field: NeTT | MNeRF, path: PathLike) -> None:
     """Writes a network with its settings; an mNeRF with its mask and grid.
 
     Raises:
@@ -28,8 +25,6 @@ def save_field(field: NeTT | MNeRF, path: Path | str) -> None:
     if not isinstance(field, (NeTT, MNeRF)):
         raise TypeError(f"field: expected a NeTT or MNeRF, got {type(field).__name__}")
     content: dict[str, Any] = {
-        "schema": SCHEMA,
-        "schema_version": SCHEMA_VERSION,
         "kind": type(field).__name__,
         "settings": field.settings,
         "state": {name: value.detach().cpu() for name, value in field.state_dict().items()},
@@ -40,23 +35,21 @@ def save_field(field: NeTT | MNeRF, path: Path | str) -> None:
             "origin": list(field.origin),
             "direction": field.direction,
         }
-    write_whole(Path(path), lambda stream: torch.save(content, stream))
+    save_tensors(content, path, SCHEMA, SCHEMA_VERSION)
 
 
-def load_field(path: Path | str, device: torch.device | str = "cpu") -> NeTT | MNeRF:
-    """Reads what `save_field` wrote, in evaluation mode.
-
-    Only tensors and plain values are read (torch's weights_only), never code.
+def load_field(path: PathLike, device: torch.device | str = "cpu") -> NeTT | MNeRF:
+    """The field that `save_field` wrote, in evaluation mode. Never runs code (weights_only).
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged, no field of drrkit, or of a newer version.
+        ValueError: it is damaged, no field of drrkit, or of another version.
     """
-    content = _read(Path(path))
+    content = load_tensors(path, schema=SCHEMA, version=SCHEMA_VERSION, what="field")
     try:
         field = _made(content)
         field.load_state_dict(content["state"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, RuntimeError, StopIteration) as error:
         raise ValueError(f"{path}: expected a whole field of drrkit: {error}") from error
     return field.to(device).eval()
 
@@ -68,18 +61,3 @@ def _made(content: dict[str, Any]) -> NeTT | MNeRF:
         return NeTT(**content["settings"]).to(dtype)
     grid = Volume(state["mask"].float(), **content["grid"], unit="mu")
     return MNeRF(state["mask"], grid, **content["settings"]).to(dtype)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = load_tensors(path)
-    except ValueError as error:
-        raise ValueError(f"{path}: expected a field of drrkit ({error})") from None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: expected a field of drrkit, got another file of torch")
-    if content.get("schema_version") != SCHEMA_VERSION:
-        found = content.get("schema_version")
-        raise ValueError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {found!r}")
-    if content.get("kind") not in ("NeTT", "MNeRF"):
-        raise ValueError(f"{path}: expected a NeTT or MNeRF, got {content.get('kind')!r}")
-    return content

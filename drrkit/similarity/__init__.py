@@ -9,8 +9,14 @@ Pose regressors, which the learned similarities are compared with, are built and
 from drrkit.similarity.networks.configuration import Configuration
 from drrkit.similarity.networks.learned import LearnedSimilarity
 from drrkit.similarity.networks.regressor import PoseRegressor
-from drrkit.similarity.storage.files import load_similarity, save_similarity
-from drrkit.similarity.storage.registry import KINDS, NETWORKS, build, construct
+from drrkit.similarity.storage import (
+    KINDS,
+    NETWORKS,
+    build,
+    construct,
+    load_similarity,
+    save_similarity,
+)
 from drrkit.similarity.tasks.cdreg_task import CDRegTask
 from drrkit.similarity.tasks.geodesic import geodesic_gradient, geodesic_loss
 from drrkit.similarity.tasks.objectives import (

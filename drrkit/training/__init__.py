@@ -1,6 +1,6 @@
 """Training: a loop that resumes bit for bit, checkpoints, logs, several processes, splits.
 
-The engine knows no network: it minimises what a Task says, on one processor or on the GPUs of many
+The loop knows no network: it minimises what a Task defines, on one processor or on the GPUs of many
 machines (torchrun), and can be killed at any moment.
 """
 
@@ -9,13 +9,13 @@ from drrkit.training.checkpoints import (
     find_checkpoint,
     load_checkpoint,
     load_tensors,
+    save_tensors,
 )
 from drrkit.training.distributed import Processes
 from drrkit.training.engine import TrainingResult, train
 from drrkit.training.folds import Split, k_folds, split
-from drrkit.training.randomness import generator
-from drrkit.training.stepping import PRECISIONS
-from drrkit.training.task import Task
+from drrkit.training.randomness import drawn_integer, generator
+from drrkit.training.stepping import PRECISIONS, Task
 
 __all__ = [
     "PRECISIONS",
@@ -24,11 +24,13 @@ __all__ = [
     "Split",
     "Task",
     "TrainingResult",
+    "drawn_integer",
     "find_checkpoint",
     "generator",
     "k_folds",
     "load_checkpoint",
     "load_tensors",
+    "save_tensors",
     "split",
     "train",
 ]

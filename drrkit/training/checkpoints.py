@@ -1,12 +1,13 @@
-"""Checkpoints: written whole or not at all, versioned, loaded without running code from the file.
+"""Checkpoints and other files of tensors: written whole, versioned, read without running code.
 
-A folder keeps last.pt, the one before it as previous.pt, and best.pt.
+A training's folder keeps last.pt, the one before it as previous.pt, and best.pt.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import struct
 import warnings
 import zipfile
@@ -21,21 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drrkit.files import write_whole
-
-__all__ = [
-    "BEST",
-    "LAST",
-    "PREVIOUS",
-    "Checkpoint",
-    "check_plain",
-    "find_checkpoint",
-    "latest_checkpoint",
-    "load_checkpoint",
-    "load_tensors",
-    "reserved",
-    "save_checkpoint",
-]
+from drrkit.files import PathLike, write_whole
 
 SCHEMA, SCHEMA_VERSION = "drrkit.training", 1
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
@@ -54,7 +41,7 @@ DAMAGES = (
 
 @dataclass
 class Checkpoint:
-    """All that a training run is at one moment.
+    """The whole state of a training run after a step: tensors and plain values.
 
     Attributes:
         step: steps done.
@@ -65,9 +52,7 @@ class Checkpoint:
         metrics: of the last validation.
         best: step and value of the best validation so far; empty before the first.
         skipped: steps left out because their gradient was not finite.
-        seconds: spent in training up to here.
-
-    All states are tensors and plain values in dicts, lists and tuples.
+        seconds: spent in training so far.
     """
 
     step: int
@@ -83,66 +68,76 @@ class Checkpoint:
     seconds: float = 0.0
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes a checkpoint, whole or not at all; a last.pt that is there becomes previous.pt.
+def save_tensors(content: Mapping[str, Any], path: PathLike, schema: str, version: int) -> None:
+    """Writes tensors and plain values to a file, whole or not at all.
+
+    Args:
+        content: dicts, lists and tuples of tensors and plain values.
+        path: of the file; one that is there is replaced in one move.
+        schema, version: of the content, which `load_tensors` asks for.
 
     Raises:
-        OSError: it cannot be written.
-        TypeError: it holds something that could not be read again.
+        TypeError: content holds something that could not be read again.
+        OSError: the file cannot be written.
     """
+    _check_plain(dict(content), "content")
+    whole = {"schema": schema, "schema_version": version, **content}
+    write_whole(path, lambda stream: torch.save(whole, stream))
+
+
+def load_tensors(
+    path: PathLike, device: torch.device | str = "cpu", *, schema: str, version: int, what: str
+) -> dict[str, Any]:
+    """The content that `save_tensors` wrote. Never runs code (torch's weights_only).
+
+    Args:
+        path: of the file.
+        device: where tensors go.
+        schema, version: that the file must have.
+        what: the kind of file expected, for error messages.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, holds code, or has another schema or version.
+    """
+    _check_archive(Path(path))
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds, some with advice to load code
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: expected tensors and plain values, got {reason}") from None
+    if not isinstance(content, dict) or content.get("schema") != schema:
+        raise ValueError(f"{path}: expected a {what} of drrkit, got another file of torch")
+    if content.get("schema_version") != version:
+        found = content.get("schema_version")
+        raise ValueError(f"{path}: expected schema_version {version}, got {found!r}")
+    return content
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Writes a checkpoint (see `save_tensors`); a last.pt that is there becomes previous.pt."""
     content = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)}
-    check_plain(content, "checkpoint")
-    content = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **content}
+    spare = path.with_name(f".{path.name}.partial")
+    save_tensors(content, spare, SCHEMA, SCHEMA_VERSION)
     if path.name == LAST and path.exists():
-        # A link first: there is never a moment without last.pt.
-        spare = path.with_name(f".{PREVIOUS}.{os.getpid()}.tmp")
-        spare.unlink(missing_ok=True)
-        try:
-            os.link(path, spare)
-            os.replace(spare, path.with_name(PREVIOUS))
-        except OSError:  # a file system without links
-            os.replace(path, path.with_name(PREVIOUS))
-        finally:
-            spare.unlink(missing_ok=True)  # renaming to a link of the same file does nothing
-    write_whole(path, lambda stream: torch.save(content, stream))
+        os.replace(path, path.with_name(PREVIOUS))  # a run killed here resumes from previous.pt
+    os.replace(spare, path)
 
 
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
     """Reads a checkpoint; a folder stands for its best.pt, or last.pt where there is no best.
 
-    Only tensors and plain values are read (torch's weights_only), never code.
-
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged, no checkpoint of drrkit, or of a newer version.
+        ValueError: see `load_tensors`.
     """
     path = find_checkpoint(path)
-    content = load_tensors(path, device)
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: expected a checkpoint of drrkit, got another file of torch")
-    version = content.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
+    content = load_tensors(path, device, schema=SCHEMA, version=SCHEMA_VERSION, what="checkpoint")
     names = {f.name for f in fields(Checkpoint)}
     missing = names - set(content)
     if missing:
         raise ValueError(f"{path}: expected a whole checkpoint, {sorted(missing)} are missing")
     return Checkpoint(**{name: content[name] for name in names})
-
-
-def load_tensors(path: Path | str, device: torch.device | str = "cpu") -> Any:
-    """What torch.save wrote, if that is tensors and plain values and the file is sound.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is damaged, or holds code.
-    """
-    _check_archive(Path(path))
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds, some with advice to load code
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: expected tensors and plain values, got {reason}") from None
 
 
 def find_checkpoint(path: Path | str) -> Path:
@@ -163,16 +158,16 @@ def find_checkpoint(path: Path | str) -> Path:
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """What to resume in a folder: last.pt; with a warning previous.pt where last.pt is damaged.
+    """The checkpoint to resume from: last.pt, or with a warning previous.pt if last.pt is damaged.
 
-    Called by the process that writes there, before it writes: it takes a damaged last.pt out of
-    the way (it would become previous.pt) and what a killed run had not finished writing.
+    For the process that writes in the folder, before it writes: renames a damaged last.pt (which
+    would become previous.pt) and deletes what a killed run had not finished writing.
 
     Raises:
         ValueError: there are checkpoints and none can be read.
     """
-    for rest in folder.glob(".*.tmp"):
-        rest.unlink(missing_ok=True)
+    for rest in folder.glob(".*.partial"):
+        shutil.rmtree(rest) if rest.is_dir() else rest.unlink(missing_ok=True)
     complaints = []
     for name in (LAST, PREVIOUS):
         path = folder / name
@@ -192,28 +187,12 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def check_plain(value: Any, name: str) -> None:
-    """Raises TypeError, naming the place, for what weights_only would not read again."""
-    if isinstance(value, Mapping) and type(value) in (dict, OrderedDict, Counter):
-        for key, inner in value.items():
-            check_plain(key, f"a key of {name}")
-            check_plain(inner, f"{name}[{key!r}]")
-    elif type(value) in (list, tuple):
-        for number, inner in enumerate(value):
-            check_plain(inner, f"{name}[{number}]")
-    elif not isinstance(value, Tensor) and type(value) not in PLAIN:
-        raise TypeError(
-            f"{name}: expected tensors and plain values, got {type(value).__name__}; it could not "
-            "be resumed"
-        )
-
-
 @contextmanager
 def reserved(folder: Path) -> Iterator[None]:
-    """Makes a folder and keeps other processes from training in it; the system ends it by itself.
+    """Makes a folder and keeps other processes from training in it, until this process ends.
 
     Raises:
-        ValueError: another one does already.
+        ValueError: another process trains there.
         OSError: the folder cannot be made or written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -227,9 +206,25 @@ def reserved(folder: Path) -> Iterator[None]:
         yield
 
 
+def _check_plain(value: Any, name: str) -> None:
+    """Raises TypeError, naming the place, for what weights_only would not read again."""
+    if isinstance(value, Mapping) and type(value) in (dict, OrderedDict, Counter):
+        for key, inner in value.items():
+            _check_plain(key, f"a key of {name}")
+            _check_plain(inner, f"{name}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for number, inner in enumerate(value):
+            _check_plain(inner, f"{name}[{number}]")
+    elif not isinstance(value, Tensor) and type(value) not in PLAIN:
+        raise TypeError(
+            f"{name}: expected tensors and plain values, got {type(value).__name__}; it could not "
+            "be read again"
+        )
+
+
 def _check_archive(path: Path) -> None:
-    """Raises ValueError unless the checksums of a file of torch agree; torch does not look."""
-    with open(path, "rb") as stream:  # what cannot be opened is no damage
+    """Raises ValueError unless the checksums of a file of torch agree, which torch ignores."""
+    with open(path, "rb") as stream:  # OSError here is not damage
         try:
             with zipfile.ZipFile(stream) as archive:
                 damaged = archive.testzip()

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-__all__ = ["Processes"]
-
 PATIENCE = timedelta(hours=1)
 """How long a process waits for the others: rank 0 writes checkpoints meanwhile."""
 

@@ -1,16 +1,20 @@
-"""train(): the loop that can be killed at any moment and resumes to the same weights."""
+"""train(): a loop that can be killed at any moment and resumes to the same weights."""
 
 from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from drrkit.files import write_whole
+from drrkit.files import whole_file
 from drrkit.training.checkpoints import (
     BEST,
     LAST,
@@ -20,23 +24,19 @@ from drrkit.training.checkpoints import (
     save_checkpoint,
 )
 from drrkit.training.distributed import Processes
-from drrkit.training.interruption import Interruption
+from drrkit.training.logs import Logs, StepBar
 from drrkit.training.randomness import VALIDATION, seeded
-from drrkit.training.records import NoRecords, Records, progress_bar
-from drrkit.training.stepping import PRECISIONS, Stepper
-from drrkit.training.task import Task
-
-__all__ = ["TrainingResult", "train"]
+from drrkit.training.stepping import PRECISIONS, Stepper, Task
 
 MODES = ("min", "max")
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a call of `train` ended with.
+    """The state of a training at the end of a call of `train`.
 
     Attributes:
-        step: steps done in all, also by earlier calls.
+        step: steps done in all, earlier calls included.
         losses: of the last step, by name; empty if there was nothing to do.
         metrics: of the last validation.
         best_step, best_value: of the validation whose weights best.pt has; 0 and nan without any.
@@ -58,7 +58,7 @@ class TrainingResult:
     best: Path
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON has it."""
+        """Plain values, as in JSON."""
         return {**vars(self), "last": str(self.last), "best": str(self.best)}
 
 
@@ -99,16 +99,18 @@ def train(
         clip_norm: the gradient's norm is limited to this.
         seed: of all randomness, see Task.
         progress: show a progress bar (needs tqdm).
-        accumulate: batches to average for a step. The same as that many times the processes: 2
-            processes that accumulate 3 train as 6 do, and as one that accumulates 6.
-        precision: "float32"; "bfloat16" or "float16", autocast for what torch deems safe:
-            drrkit's projector stays in float32. float16 scales the loss; what a task
-            differentiates inside its own losses is not scaled, and wants "bfloat16".
-        config: plain values that the checkpoints carry and a resumed run has to agree with.
+        accumulate: batches to average for a step. 2 processes that accumulate 3 train as 6
+            processes do, and as one that accumulates 6.
+        precision: "float32"; "bfloat16" or "float16" for autocast, which leaves drrkit's projector
+            in float32. float16 scales the loss, but not what a task differentiates inside its own
+            losses: use "bfloat16" for these.
+        config: plain values that the checkpoints store and a resumed run has to agree with.
         about: more plain values for config.json, which a resumed run need not agree with.
-        watch: which number of `validate` says what is best; default "loss", or the only one.
-        mode: "min" or "max", what is better.
-        max_skips: so many steps in a row may have a gradient that is not finite; they are left out.
+        watch: the number of `validate` that decides which weights are best; default "loss", or the
+            only one.
+        mode: whether "min" or "max" of it is better.
+        max_skips: how many steps in a row may have a gradient that is not finite; they are left
+            out.
         log_every: steps between rows of log.csv.
 
     Returns:
@@ -134,13 +136,13 @@ def train(
     }
     processes.connect(device)
     stepper = Stepper(task, processes, accumulate, precision, clip_norm, max_skips)
-    run = Run(stepper, Path(folder), settings, _plain(config or {}), watch, mode)
+    run = _Run(stepper, Path(folder), settings, _plain(config or {}), watch, mode)
     with reserved(Path(folder)) if processes.writes else nullcontext():
         run.resume(steps, _plain(about or {}))
         return run.until(steps, validate_every, save_every, log_every, progress)
 
 
-class Run:
+class _Run:
     """One training run: its state, and its folder."""
 
     def __init__(
@@ -162,10 +164,8 @@ class Run:
         self.best: dict[str, float] = {}
 
     def resume(self, steps: int, about: dict[str, Any]) -> None:
-        """Takes up the folder's last checkpoint, if there is one, and writes down what is run."""
-        found = None
-        if self.processes.writes:
-            found = latest_checkpoint(self.folder)
+        """Restores the folder's last checkpoint, if there is one, and writes config.json."""
+        found = latest_checkpoint(self.folder) if self.processes.writes else None
         found = self.processes.from_writer(found)
         if found is not None:
             _check_same(self.folder, "settings", found.settings, self.settings)
@@ -175,37 +175,35 @@ class Run:
             self.stepper.restore(found)
         if self.processes.writes:
             own = {"steps": steps, "settings": self.settings, "config": self.config}
-            content = {**about, **own}
-            text = json.dumps(content, indent=2) + "\n"
-            write_whole(self.folder / "config.json", lambda stream: stream.write(text.encode()))
+            with whole_file(self.folder / "config.json") as place:
+                place.write_text(json.dumps({**about, **own}, indent=2) + "\n", encoding="utf-8")
 
     def until(
         self, steps: int, validate_every: int, save_every: int, log_every: int, progress: bool
     ) -> TrainingResult:
         """Trains until so many steps are done, or until interrupted."""
         writes = self.processes.writes and self.step < steps
-        records = Records(self.folder, self.step) if writes else NoRecords()
-        bar = progress_bar(progress and writes, self.step, steps)
+        logs = Logs(self.folder if writes else None, self.step)
+        bar = StepBar(progress and writes, self.step, steps)
         stop = False
         try:
-            with Interruption() as interruption:
+            with _interruptions() as interruptions:
                 while self.step < steps and not stop:
-                    stop = self._advance(interruption.requested)
-                    stop |= interruption.requested and self.processes.world == 1
+                    stop = self._advance(bool(interruptions))
+                    stop |= bool(interruptions) and self.processes.world == 1
                     last = self.step == steps
                     if self.step % log_every == 0 or last:
-                        records.write("training", self.step, self._logged())
-                    bar.update(1)
-                    bar.set_postfix(loss=f"{self.losses['loss']:.4g}", refresh=False)
+                        logs.write("training", self.step, self._logged())
+                    bar.advance(self.losses["loss"])
                     if self.step % validate_every == 0 or last:
                         self._validate()
-                        records.write("validation", self.step, self.metrics)
+                        logs.write("validation", self.step, self.metrics)
                     if self.step % save_every == 0 or last or stop:
-                        records.sync()
+                        logs.sync()
                         self._save(LAST)
         finally:
             bar.close()
-            records.close()
+            logs.close()
         return self._result(interrupted=self.step < steps)
 
     def _advance(self, requested: bool) -> bool:
@@ -246,7 +244,7 @@ class Run:
         name = self.watch or ("loss" if "loss" in names or len(names) != 1 else names[0])
         if name not in names:
             raise ValueError(
-                f"watch: expected one of {names}, which validate() gives, got {name!r}"
+                f"watch: expected one of {names}, the names of validate(), got {name!r}"
             )
         return name
 
@@ -278,6 +276,29 @@ class Run:
         )
 
 
+@contextmanager
+def _interruptions() -> Iterator[list[int]]:
+    """A list that gets the numbers of SIGINT and SIGTERM; a second SIGINT is a KeyboardInterrupt.
+
+    Always empty outside the main thread, where Python allows no signal handlers.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _check(task: Any, counts: dict[str, int], precision: str, mode: str) -> None:
     if not isinstance(task, Task):
         raise TypeError(f"task: expected a drrkit.training.Task, got {type(task).__name__}")
@@ -295,7 +316,7 @@ def _check(task: Any, counts: dict[str, int], precision: str, mode: str) -> None
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """A config as JSON has it, so that one that was read again is equal to it."""
+    """A config after a round trip through JSON, equal to what a checkpoint returns."""
     try:
         return json.loads(json.dumps(config))
     except (TypeError, ValueError) as error:
@@ -303,12 +324,12 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def _check_same(folder: Path, what: str, stored: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raises ValueError where a run that is resumed would go on as another one."""
+    """Raises ValueError if a run would be resumed with other settings than it began with."""
     names = sorted(set(stored) | set(given))
     other = [n for n in names if stored.get(n) != given.get(n)]
     if other:
         differences = ", ".join(f"{n} was {stored.get(n)!r}, now {given.get(n)!r}" for n in other)
         raise ValueError(
-            f"{folder}: holds a run with other {what} ({differences}); go on with those, or train "
-            "in another folder"
+            f"{folder}: holds a run with other {what} ({differences}); resume it with those, or "
+            "train in another folder"
         )

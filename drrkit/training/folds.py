@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Split", "k_folds", "split"]
-
 
 @dataclass(frozen=True)
 class Split:

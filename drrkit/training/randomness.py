@@ -1,4 +1,4 @@
-"""Randomness that is a function of (seed, step, rank): nothing of it has to be saved."""
+"""Random numbers that are a function of (seed, step, rank), so that no checkpoint need keep any."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["TRAINING", "VALIDATION", "derived_seed", "generator", "seeded"]
-
-TRAINING, VALIDATION = 0, 1  # what comes behind the seed, so that the two have nothing in common
+TRAINING, VALIDATION = 0, 1  # follow the seed, so that the two streams have nothing in common
 
 
-def derived_seed(*numbers: int) -> int:
+def _derived_seed(*numbers: int) -> int:
     """A seed of 63 bits from whole numbers >= 0; other numbers give an unrelated one."""
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
@@ -22,7 +20,12 @@ def derived_seed(*numbers: int) -> int:
 
 def generator(*numbers: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A new generator seeded from whole numbers >= 0, such as (seed, step, rank)."""
-    return torch.Generator(device).manual_seed(derived_seed(*numbers))
+    return torch.Generator(device).manual_seed(_derived_seed(*numbers))
+
+
+def drawn_integer(draw: torch.Generator, below: int = 2**31 - 1) -> int:
+    """A whole number from 0 to below - 1; the default range makes seeds."""
+    return int(torch.randint(below, (), generator=draw))
 
 
 @contextmanager
@@ -30,7 +33,7 @@ def seeded(*numbers: int) -> Iterator[None]:
     """Seeds the global generators of torch (all devices), NumPy and Python; restores them after."""
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    seed = derived_seed(*numbers)
+    seed = _derived_seed(*numbers)
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     random.seed(seed)

@@ -1,32 +1,73 @@
-"""One step: losses, gradients over all batches and processes, their guard, the optimiser."""
+"""What can be trained (Task), and one step of it: losses, gradients, their check, the optimiser."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from drrkit.training.checkpoints import Checkpoint
 from drrkit.training.distributed import Processes
 from drrkit.training.randomness import TRAINING, seeded
-from drrkit.training.task import Task
-
-__all__ = ["PRECISIONS", "Stepper"]
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Losses(nn.Module):
-    """A task's losses as a module's forward, which is what DistributedDataParallel wraps.
+@runtime_checkable
+class Task(Protocol):
+    """What `train` trains.
+
+    A task keeps no state of its own between steps: what has to survive is a parameter or a buffer
+    of `model`. All randomness of a step comes from (seed, step, rank): from the global generators
+    of torch, NumPy and Python, which `train` seeds before every call, or from
+    `generator(seed, step, rank)` with a seed of the task's own.
+
+    Attributes:
+        model: all trained parameters and all buffers, on one device.
+    """
+
+    model: nn.Module
+
+    def optimiser(self) -> Optimizer:
+        """A new optimiser of the model's parameters."""
+        ...
+
+    def schedule(self, optimiser: Optimizer) -> LRScheduler | None:
+        """A new schedule of its learning rate, stepped after every step; None for a constant."""
+        ...
+
+    def losses(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        """Scalars of one batch: "loss" is minimised, the others are logged. The names never change.
+
+        Args:
+            step: from 0.
+            rank, world: this is the batch of share `rank` of `world`. Shares are averaged, whether
+                processes compute them side by side or one after the other (`accumulate`).
+        """
+        ...
+
+    def validate(self) -> dict[str, float]:
+        """Numbers on data that is not trained on, the same for the same weights.
+
+        The model is in evaluation mode and gradients are on. Every process calls it and the mean
+        over the processes counts, so that a task may share the work out.
+        """
+        ...
+
+
+class _Losses(nn.Module):
+    """A task's losses as a module's forward, for DistributedDataParallel.
 
     Gradients that a task takes inside its losses are of inputs, not of parameters: they stay in
-    this process. What is not minimised is detached, lest a parameter be waited for in vain.
+    this process. Losses that are only logged are detached: processes would wait for their gradient.
     """
 
     def __init__(self, task: Task) -> None:
@@ -68,10 +109,10 @@ class Stepper:
         self.device = self.parameters[0].device
         self.optimiser = task.optimiser()
         self.schedule = task.schedule(self.optimiser)
-        if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if isinstance(self.schedule, ReduceLROnPlateau):
             raise ValueError("schedule: expected one by steps alone, got ReduceLROnPlateau")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
-        self.losses: nn.Module = Losses(task)
+        self.losses: nn.Module = _Losses(task)
         if processes.world > 1:
             # A parameter need not reach the loss: the last bias of a network does not reach the
             # gradient that a learned similarity is trained by.
@@ -104,7 +145,7 @@ class Stepper:
         return losses, stopping > 0
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint says of it."""
+        """What a checkpoint stores of it."""
         return {
             "model": self.task.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -114,11 +155,7 @@ class Stepper:
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Goes on from a checkpoint.
-
-        Raises:
-            ValueError: it belongs to another model or optimiser.
-        """
+        """Continues from a checkpoint; ValueError if it is of another model or optimiser."""
         try:
             self.task.model.load_state_dict(checkpoint.model)
             self.optimiser.load_state_dict(checkpoint.optimiser or {})
@@ -147,14 +184,14 @@ class Stepper:
         return contextlib.nullcontext()
 
     def _skip(self, step: int) -> None:
-        """Leaves a step out, and gives up when that happens too often or harm is done already."""
+        """Leaves a step out; RuntimeError after too many in a row or if a buffer is spoilt."""
         self.skipped += 1
         self.skipped_in_a_row += 1
         for name, buffer in self.task.model.named_buffers():
             if buffer.is_floating_point() and not bool(buffer.isfinite().all()):
                 raise RuntimeError(
                     f"step {step}: the loss or its gradient is not finite, and neither is the "
-                    f"model's buffer {name!r} any more; the last checkpoint has a sound one"
+                    f"model's buffer {name!r} any more; resume from the last checkpoint"
                 )
         if self.skipped_in_a_row > self.max_skips:
             raise RuntimeError(

@@ -302,20 +302,20 @@ def test_what_is_no_field_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         fields.load_field(path)
     path.write_bytes(b"no field")
-    with pytest.raises(ValueError, match="expected a field of drrkit"):
+    with pytest.raises(ValueError, match=r"field\.pt: damaged"):
         fields.load_field(path)
     fields.save_field(fields.NeTT(), path)
     content = bytearray(path.read_bytes())
     weights = next(w for w in fields.load_field(path).state_dict().values() if w.all())
     content[content.index(weights.numpy().tobytes())] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"field\.pt: expected a field of drrkit .*checksum"):
+    with pytest.raises(ValueError, match=r"field\.pt: damaged, the checksum"):
         fields.load_field(path)
     torch.save({"weights": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match="another file of torch"):
         fields.load_field(path)
     torch.save(nn.Linear(2, 2), path)  # a pickled class: code, which is not run
-    with pytest.raises(ValueError, match="expected a field of drrkit"):
+    with pytest.raises(ValueError, match="expected tensors and plain values"):
         fields.load_field(path)
     fields.save_field(fields.NeTT(), path)
     content = torch.load(path, weights_only=True)

@@ -357,11 +357,11 @@ def test_a_failed_write_leaves_the_old_file(
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="expected a file of"):
+    with pytest.raises(ValueError, match="expected a similarity or regressor of drrkit"):
         load_similarity(tmp_path / "other.pt")
     save_similarity(build("prost-2020-small"), tmp_path / "net.pt")
     content = torch.load(tmp_path / "net.pt", weights_only=True)
-    torch.save({**content, "version": 99}, tmp_path / "newer.pt")
+    torch.save({**content, "schema_version": 99}, tmp_path / "newer.pt")
     with pytest.raises(ValueError, match="99"):
         load_similarity(tmp_path / "newer.pt")
     torch.save({**content, "settings": {"expansion": (2, 2)}}, tmp_path / "wrong.pt")

@@ -219,7 +219,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(
         assert torch.equal(whole, torch.cat([v.flatten() for v in found.model.values()]))
         steps_logged = [int(row["step"]) for row in rows(folder / "log.csv")]
         assert steps_logged == list(range(1, steps + 1))
-        assert not list(folder.glob("*.tmp"))
+        assert not list(folder.glob("*.partial"))
 
 
 def test_rows_behind_the_checkpoint_and_torn_lines_go(tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_files_that_are_no_checkpoints_are_named(tmp_path: Path) -> None:
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"checkpoint\['schedule'\]\['f'\]\[0\].*got function"):
+    with pytest.raises(TypeError, match=r"content\['schedule'\]\['f'\]\[0\].*got function"):
         save_checkpoint(Checkpoint(0, {}, schedule={"f": [lambda: 0]}), tmp_path / "last.pt")
     assert not list(tmp_path.iterdir())
 

@@ -1,7 +1,8 @@
 """`python training_crashes.py FOLDER HOW`: trains in children that die, until one arrives.
 
-kill: SIGKILL at random moments. calls: at every call to the file system in turn. Prints how often
-a child died, as the last line.
+kill: SIGKILL at random places of the program. calls: at every call to the file system in turn.
+Prints how often a child died, as the last line. No clock is involved: a child counts its own
+function calls and kills itself at one of them.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import os
 import random
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -38,8 +39,8 @@ def run(folder: Path, steps: int = STEPS) -> None:
     )
 
 
-def child(work: Callable[[], None], patience: float | None = None) -> bool:
-    """Runs in a copy of this process, killed after a while; whether it lived to the end."""
+def child(work: Callable[[], None]) -> bool:
+    """Runs in a copy of this process; whether it lived to the end."""
     process = os.fork()
     if process == 0:
         try:
@@ -48,25 +49,37 @@ def child(work: Callable[[], None], patience: float | None = None) -> bool:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             os._exit(1)
         os._exit(0)
-    if patience is not None:
-        time.sleep(patience)
-        os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1:
         sys.exit("a run failed")
     return os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
 
 
+def calls_of(work: Callable[[], None], last: int | None = None) -> int:
+    """How many functions, of Python or C, work calls; SIGKILL at the `last` of them."""
+    count = 0
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+        if count == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
 def killed_at_random(folder: Path, kills: int) -> int:
-    began = time.perf_counter()
-    child(lambda: run(folder / "timing"))
-    whole = time.perf_counter() - began
+    whole = calls_of(lambda: run(folder / "counting"))
     draw = random.Random(7)
-    died = sum(
-        not child(lambda: run(folder / "run"), draw.uniform(0.02, 0.5) * whole)
-        for _ in range(kills)
-    )
-    assert child(lambda: run(folder / "run"))
+    moments = [int(draw.uniform(0.02, 0.5) * whole) for _ in range(kills)]
+    work = functools.partial(run, folder / "run")
+    died = sum(not child(functools.partial(calls_of, work, moment)) for moment in moments)
+    assert child(work)
     return died
 
 
@@ -94,7 +107,7 @@ def _dying(number: int, work: Callable[[], None]) -> None:
 
         return counted
 
-    os.replace, os.link, os.fsync = dies(os.replace), dies(os.link), dies(os.fsync)
+    os.replace, os.fsync = dies(os.replace), dies(os.fsync)
     work()
 
 

@@ -17,7 +17,7 @@ from drrkit.fields.networks.nett import NeTT, TunedCT
 from drrkit.fields.scenes import CT
 from drrkit.fields.tasks.field_tasks import ImageObjective, NeTTTask, scene_quality
 from drrkit.fields.tasks.pairs import Pairs, check_subjects
-from drrkit.files import write_whole
+from drrkit.files import whole_file
 from drrkit.training import Split, load_checkpoint, train
 
 __all__ = ["FoldResult", "cross_subject", "cross_validate"]
@@ -151,8 +151,8 @@ def _of(by_subject: dict[str, list[Pairs]], names: Sequence[str]) -> list[Pairs]
 
 
 def _write(path: Path, found: Sequence[FoldResult]) -> None:
-    text = json.dumps([asdict(one) for one in found], indent=1) + "\n"
-    write_whole(path, lambda stream: stream.write(text.encode()))
+    with whole_file(path) as place:
+        place.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
 
 
 def _read(path: Path, split: Split) -> list[FoldResult]:
