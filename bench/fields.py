@@ -44,7 +44,7 @@ from drrkit.evaluation import PROTOCOLS, Case, Subject, shifted_appearance
 from drrkit.metrics import mtre, rotation_error
 from drrkit.training import train
 from drrkit.volume import Volume
-from drrkit.xray import SPECTRUM_90KV, simulate_xray
+from drrkit.xray import simulate_xray
 
 SCHEMA = 1
 CELLS = ("main", "shift", "losses", "resolution", "anatomy", "encoding")
@@ -103,9 +103,7 @@ def training_pairs(name: str, count: int, how: str, seed: int) -> fields.Pairs:
     poses = fields.random_views(whose.ct, count, seed, turn=math.radians(25.0), shift=25.0)
     xrays = []
     for number, pose in enumerate(poses):
-        xray = simulate_xray(
-            whose.ct, TRAINING_CAMERA, pose, energy_kev=SPECTRUM_90KV, seed=1000 * seed + number
-        )
+        xray = simulate_xray(whose.ct, TRAINING_CAMERA, pose, seed=1000 * seed + number)
         xrays.append(shifted(xray, how, 1000 * seed + number))
     return fields.Pairs(name, whose.attenuation, TRAINING_CAMERA, torch.cat(xrays), poses)
 

@@ -31,7 +31,6 @@ import drrkit
 from drrkit.bench.machine import machine, versions
 from drrkit.metrics import bone_points, mtre, rotation_error, success_rate
 from drrkit.registration import AUTO
-from drrkit.xray import SPECTRUM_90KV
 
 SCHEMA = 1
 SDD, SOD = 1020.0, 800.0  # mm
@@ -75,9 +74,7 @@ def trial(ct: drrkit.Volume, points: Tensor, seed: int, options: argparse.Namesp
     """One registration: where it started, where it ended, how long it took."""
     camera = drrkit.CArm(SDD, SIZE, PIXEL)
     truth = VIEWS[options.view](ct, SOD)
-    xray = drrkit.simulate_xray(
-        ct, camera, truth, energy_kev=SPECTRUM_90KV, photons_at=options.photons_at, seed=seed
-    )
+    xray = drrkit.simulate_xray(ct, camera, truth, photons_at=options.photons_at, seed=seed)
     xi = offset(seed, options.degrees, options.mm)
     start = drrkit.perturb(truth, xi, drrkit.volume_center(ct))
     result = drrkit.register(ct.to_mu(), camera, xray, start)
@@ -114,7 +111,7 @@ def protocol(ct: drrkit.Volume, points: Tensor, options: argparse.Namespace) -> 
         "sod_mm": SOD,
         "size": SIZE,
         "pixel_mm": PIXEL,
-        "spectrum_kev": SPECTRUM_90KV,
+        "spectrum": "90kV",
         "photons": 2e4,
         "photons_at": options.photons_at,
         "supersample": 3,

@@ -34,7 +34,6 @@ from drrkit.bench.machine import machine, versions
 from drrkit.evaluation import PROTOCOLS, Case, Subject
 from drrkit.metrics import mtre, success_rate
 from drrkit.registration import PIPELINES, rig_of
-from drrkit.xray import SPECTRUM_90KV
 
 SCHEMA = 2
 ISOCENTRE_MM = PROTOCOLS["narrow"].sod
@@ -118,7 +117,6 @@ def case(subject: Subject, one: Case, angle: float, options: argparse.Namespace)
             subject.ct,
             one.camera,
             rig[1] @ one.truth,
-            energy_kev=SPECTRUM_90KV,
             photons=PROTOCOLS[options.protocol].photons,
             photons_at=PROTOCOLS[options.protocol].photons_at,
             seed=10_000 + one.number,

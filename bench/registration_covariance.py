@@ -30,7 +30,6 @@ from drrkit.bench.machine import machine, versions
 from drrkit.evaluation import PROTOCOLS, Subject
 from drrkit.registration import AUTO
 from drrkit.registration.problem.motion import motion_of
-from drrkit.xray import SPECTRUM_90KV
 
 SCHEMA = 2
 PROTOCOL = PROTOCOLS["narrow"]
@@ -88,9 +87,7 @@ def registered(subject: Subject, kind: str, pose: int, noise: int) -> tuple[Tens
         clean = drrkit.render(subject.attenuation, case.camera, case.truth)
         xray = clean + NOISE * torch.randn(clean.shape, generator=generator)
     else:
-        xray = drrkit.simulate_xray(
-            subject.ct, case.camera, case.truth, energy_kev=SPECTRUM_90KV, seed=noise
-        )
+        xray = drrkit.simulate_xray(subject.ct, case.camera, case.truth, seed=noise)
     result = drrkit.register(
         subject.attenuation, case.camera, xray, case.truth, stages=STAGES[kind]
     )

@@ -33,7 +33,7 @@ import drrkit
 from drrkit.evaluation import METHODS, PROTOCOLS, Case, Protocol, Row, Subject, evaluate
 from drrkit.geometry import view_ap
 from drrkit.phantoms import torso
-from drrkit.xray import SPECTRUM_90KV, simulate_xray
+from drrkit.xray import simulate_xray
 
 FILES = {"pelvis": "pelvis_2mm.nii.gz", "chest": "chest_2mm.nii.gz"}
 SUBJECTS = (*FILES, "torso")
@@ -56,7 +56,6 @@ class OtherProjector(Protocol):
             subject.ct.resample(OTHER_VOXELS),
             case.camera,
             case.truth,
-            energy_kev=SPECTRUM_90KV,
             seed=number,
             method="siddon",
         )

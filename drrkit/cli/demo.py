@@ -24,7 +24,7 @@ from drrkit.metrics import mtre, rotation_error, translation_error
 from drrkit.phantoms import TORSO_LABELS, torso
 from drrkit.report import save_image, to_display
 from drrkit.volume import Volume, write_volume
-from drrkit.xray import SPECTRUM_90KV, simulate_xray
+from drrkit.xray import simulate_xray
 
 __all__ = ["demo_command"]
 
@@ -68,7 +68,7 @@ def demo_command(
     ct = torso(3.0)
     camera = CArm(SDD, SIZE, PIXEL_SPACING)
     truth = view_ap(ct, SOD)
-    xray = simulate_xray(ct, camera, truth, energy_kev=SPECTRUM_90KV, seed=seed)
+    xray = simulate_xray(ct, camera, truth, seed=seed)
     start = perturb(truth, random_offset(seed), volume_center(ct))
     write_volume(ct, out / "ct.nii.gz")
     save_image(xray, out / "xray.nii.gz", pixel_spacing=(PIXEL_SPACING, PIXEL_SPACING))

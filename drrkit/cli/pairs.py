@@ -23,7 +23,6 @@ from drrkit.xray import (
     DICOM_SUFFIXES,
     PICTURE_SUFFIXES,
     RASTER_SUFFIXES,
-    SPECTRUM_90KV,
     XRAY_KINDS,
     read_xray,
     simulate_xray,
@@ -129,10 +128,7 @@ class PairOptions:
         camera = CArm(SDD, (self.pixels, self.pixels), 128 * 2.176 / self.pixels)
         poses = random_views(ct, self.views, number, turn=math.radians(25.0))
         noise = int(torch.randint(1 << 30, (1,), generator=generator(seed, number)))
-        xrays = [
-            simulate_xray(ct, camera, pose, energy_kev=SPECTRUM_90KV, seed=noise + k)
-            for k, pose in enumerate(poses)
-        ]
+        xrays = [simulate_xray(ct, camera, pose, seed=noise + k) for k, pose in enumerate(poses)]
         return Pairs(f"{self.anatomy}-{number}", ct.to_mu(), camera, torch.cat(xrays), poses)
 
 

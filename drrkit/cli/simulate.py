@@ -22,14 +22,13 @@ from drrkit.xray import (
     DENSITIES,
     SPECTRA,
     PlacedTool,
-    XrayModel,
     k_wire,
     motion_path,
     random_tool_pose,
     randomise,
     rod,
     screw,
-    synthesise_xray,
+    simulate_xray,
     tissue_materials,
 )
 
@@ -139,18 +138,6 @@ class ModelOptions:
         seed_option("Of noise, tools, motion and randomisation."),
     )
 
-    def model(self) -> XrayModel:
-        """Tube and detector."""
-        return XrayModel(
-            spectrum=self.spectrum,
-            supersample=self.supersample,
-            scatter=self.scatter,
-            photons=self.photons or None,
-            photons_at=self.photons_at,
-            electronic_noise=self.electronic_noise,
-            blur_sigma_px=self.blur,
-        )
-
     def image(self, ct: Volume, camera: Camera, pose: Tensor, method: str) -> Tensor:
         """The X-ray [1, 1, rows, cols], on the scale of line integrals unless randomised."""
         generator = torch.Generator().manual_seed(self.seed)
@@ -162,12 +149,18 @@ class ModelOptions:
             degrees, millimetres = self.motion
             path = {"rotation_sigma": degrees * torch.pi / 180, "translation_sigma": millimetres}
             pose = motion_path(pose, ct, generator, **path, steps=9)
-        image = synthesise_xray(
+        image = simulate_xray(
             tissue_materials(ct, metal=self.metal),
             camera,
             pose,
-            model=self.model(),
+            spectrum=self.spectrum,
             tools=placed,
+            supersample=self.supersample,
+            scatter=self.scatter,
+            photons=self.photons or None,
+            photons_at=self.photons_at,
+            electronic_noise=self.electronic_noise,
+            blur_sigma_px=self.blur,
             seed=generator,
             method=method,
         )

@@ -17,8 +17,7 @@ from drrkit.xray import (
     CdregRandomisation,
     DomainRandomisation,
     Randomisation,
-    XrayModel,
-    synthesise_xray,
+    simulate_xray,
 )
 
 __all__ = ["ImageOptions"]
@@ -27,7 +26,6 @@ PUBLISHED, SMALL = (128, 128), (64, 64)
 FIELD_MM = 128 * 2.176
 """Width of the published detector."""
 
-MODEL = XrayModel(supersample=2, scatter=0.1)
 RANDOMISATIONS: dict[str, Randomisation | None] = {
     "prost": DomainRandomisation(),
     "cdreg": CdregRandomisation(),
@@ -35,12 +33,12 @@ RANDOMISATIONS: dict[str, Randomisation | None] = {
 }
 
 
-def with_materials(ct: Volume, camera: Camera, world_to_camera: Tensor, seed: int) -> Tensor:
-    """X-rays of the CT's tissues with a spectrum, scatter and noise."""
-    return synthesise_xray(ct, camera, world_to_camera, model=MODEL, seed=seed)
+def with_scatter(ct: Volume, camera: Camera, world_to_camera: Tensor, seed: int) -> Tensor:
+    """X-rays with scattered radiation on top."""
+    return simulate_xray(ct, camera, world_to_camera, supersample=2, scatter=0.1, seed=seed)
 
 
-SYNTHESES: dict[str, Synthesis] = {"simple": simulated, "full": with_materials}
+SYNTHESES: dict[str, Synthesis] = {"simple": simulated, "full": with_scatter}
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,7 @@ class ImageOptions:
             type=click.Choice(list(SYNTHESES)),
             default="simple",
             show_default=True,
-            help="simple: a spectrum through soft tissue and bone, noise, blur. full: more "
-            "materials, and scatter.",
+            help="simple: a spectrum through soft tissue and bone, noise, blur. full: scatter too.",
         ),
         click.option(
             "--randomise",

@@ -20,7 +20,7 @@ from drrkit.cli.verbs import verb
 from drrkit.geometry import Camera, CArm, perturb, view_ap, volume_center
 from drrkit.phantoms import torso
 from drrkit.viewer import Session
-from drrkit.xray import SPECTRUM_90KV, simulate_xray
+from drrkit.xray import simulate_xray
 
 __all__ = ["view_command"]
 
@@ -103,7 +103,7 @@ def _of_phantom(ctx: click.Context, given: ProblemOptions, output: Path | None) 
     ct = torso(PHANTOM_VOXEL)
     camera = CArm(SDD, PHANTOM_SIZE, PHANTOM_PIXEL)
     truth = view_ap(ct, SOD)
-    xray = simulate_xray(ct, camera, truth, energy_kev=SPECTRUM_90KV, seed=0).to(given.device)
+    xray = simulate_xray(ct, camera, truth, seed=0).to(given.device)
     volume = ct.to_mu().to(given.device)
     start = perturb(truth, random_offset(0), volume_center(ct))
     start = given.placing.pose(volume, "AP", start[0])

@@ -21,7 +21,7 @@ from drrkit.evaluation.appearance import shifted_appearance
 from drrkit.geometry import Camera, CArm, so3_exp, view_ap, volume_center
 from drrkit.metrics import bone_points
 from drrkit.volume import Volume
-from drrkit.xray import SPECTRUM_90KV, simulate_xray
+from drrkit.xray import simulate_xray
 
 __all__ = ["PROTOCOLS", "Case", "Protocol", "Subject", "moved_about"]
 
@@ -105,7 +105,6 @@ class Protocol:
             subject.ct,
             camera,
             truth.to(subject.ct.values.device),
-            energy_kev=SPECTRUM_90KV,
             photons=self.photons,
             photons_at=self.photons_at,
             seed=int(draw.integers(2**31)),

@@ -19,19 +19,11 @@ from drrkit.xray.read.files import (
     read_xray,
 )
 from drrkit.xray.read.opencv_storage import STORAGE_SUFFIXES
-from drrkit.xray.simulate.detector import (
-    Signal,
-    add_noise,
-    add_scatter,
-    beer_lambert,
-    gaussian_blur,
-)
 from drrkit.xray.simulate.materials import (
     DENSITIES,
     SPECTRA,
     MaterialVolume,
     checked_spectrum,
-    hu_to_density,
     mass_attenuation,
     tissue_materials,
 )
@@ -39,29 +31,27 @@ from drrkit.xray.simulate.randomisation import (
     CdregRandomisation,
     DomainRandomisation,
     Randomisation,
-    min_max,
     randomise,
 )
-from drrkit.xray.simulate.synthesis import XrayModel, motion_path, synthesise_xray
+from drrkit.xray.simulate.simulation import (
+    Signal,
+    add_noise,
+    add_scatter,
+    beer_lambert,
+    gaussian_blur,
+    motion_path,
+    simulate_xray,
+)
 from drrkit.xray.simulate.targets import TargetSynthesis
 from drrkit.xray.simulate.tools import PlacedTool, Tool, k_wire, random_tool_pose, rod, screw
-from drrkit.xray.simulate.two_materials import (
-    BONE_MU_PER_MM,
-    SPECTRUM_90KV,
-    bone_attenuation,
-    simulate_xray,
-    split_materials,
-)
 
 __all__ = [
-    "BONE_MU_PER_MM",
     "DEEPFLUORO_BONES",
     "DENSITIES",
     "DICOM_SUFFIXES",
     "PICTURE_SUFFIXES",
     "RASTER_SUFFIXES",
     "SPECTRA",
-    "SPECTRUM_90KV",
     "STORAGE_SUFFIXES",
     "XRAY_KINDS",
     "CdregRandomisation",
@@ -76,19 +66,15 @@ __all__ = [
     "TargetSynthesis",
     "Tool",
     "Xray",
-    "XrayModel",
     "add_noise",
     "add_scatter",
     "beer_lambert",
-    "bone_attenuation",
     "bone_is_bright",
     "checked_spectrum",
     "deepfluoro_contents",
     "gaussian_blur",
-    "hu_to_density",
     "k_wire",
     "mass_attenuation",
-    "min_max",
     "motion_path",
     "preprocess_xray",
     "random_tool_pose",
@@ -100,7 +86,5 @@ __all__ = [
     "rod",
     "screw",
     "simulate_xray",
-    "split_materials",
-    "synthesise_xray",
     "tissue_materials",
 ]

@@ -11,7 +11,7 @@ import torch
 
 import drrkit
 from drrkit.cli.poses import read_pose
-from drrkit.xray import XrayModel, synthesise_xray
+from drrkit.xray import simulate_xray
 from tests.support.commands import CAMERA, run, small_camera, small_ct, succeed
 
 
@@ -24,9 +24,11 @@ def simulated(data: Path, output: Path, *options: object) -> np.ndarray:
 def test_what_is_written_is_what_the_library_returns(data: Path, tmp_path: Path) -> None:
     options = ["--spectrum", "120kV", "--photons", 0, "--scatter", 0.2, "--blur", 0.7]
     found = simulated(data, tmp_path / "a.npy", *options)
-    model = XrayModel(spectrum="120kV", photons=None, scatter=0.2, blur_sigma_px=0.7)
+    settings = {"spectrum": "120kV", "photons": None, "scatter": 0.2, "blur_sigma_px": 0.7}
     ct = small_ct()
-    expected = synthesise_xray(ct, small_camera(), drrkit.view_ap(ct, 800.0), model=model)
+    expected = simulate_xray(
+        ct, small_camera(), drrkit.view_ap(ct, 800.0), supersample=1, **settings
+    )
     assert found.dtype == np.float32 and found.shape == (48, 64)
     torch.testing.assert_close(torch.from_numpy(found), expected[0, 0], rtol=1e-4, atol=1e-4)
     assert os.listdir(tmp_path) == ["a.npy"]

@@ -134,7 +134,7 @@ ALIKE = {  # layers of one idea that bear its name on purpose
 }
 TO_RENAME = {  # words that still mean two things
     *("Header", "Pairs", "Second", "Session", "Stage", "Tool"),
-    *("check_images", "check_scene", "describe", "min_max", "moved"),
+    *("check_images", "check_scene", "describe", "moved"),
     "sobel",
 }
 

@@ -16,7 +16,6 @@ from drrkit.metrics import bone_points, mtre
 from drrkit.registration import AUTO
 from drrkit.registration.pipeline import motion_units
 from drrkit.registration.problem.views import View, downsampling, make_views
-from drrkit.xray import SPECTRUM_90KV
 from tests.support.registered_torso import CAMERA, attenuation, error, off, phantom, target, truth
 
 QUICK = (
@@ -76,7 +75,7 @@ def test_a_second_camera_fixes_the_depth_that_one_leaves_open():
     isocentre = torch.tensor([0.0, 0.0, 800.0], dtype=torch.float64)
     turn[:3, 3] = isocentre - turn[:3, :3] @ isocentre
     rig = torch.stack([torch.eye(4, dtype=torch.float64), turn])
-    xrays = [target(), simulate_xray(phantom(), CAMERA, turn @ truth(), energy_kev=SPECTRUM_90KV)]
+    xrays = [target(), simulate_xray(phantom(), CAMERA, turn @ truth())]
     start = off(4.0, 10.0, seed=3)
     stages = Stage("gradient_ncc", iterations=50, step=2.0, final_step=0.1)
     both = register(attenuation(), [CAMERA, CAMERA], xrays, start, stages=stages, rig_to_camera=rig)
@@ -98,7 +97,7 @@ def test_a_mask_leaves_out_what_the_volume_does_not_have():
 
 
 def test_the_confidence_tells_a_wrong_end_from_a_right_one():
-    other = simulate_xray(phantom(), CAMERA, off(40.0, 0.0, seed=5), energy_kev=SPECTRUM_90KV)
+    other = simulate_xray(phantom(), CAMERA, off(40.0, 0.0, seed=5))
     stage = Stage("gradient_ncc", iterations=15, step=0.5)
     right = register(attenuation(), CAMERA, target(), truth(), stages=stage)
     wrong = register(attenuation(), CAMERA, other, truth(), stages=stage)
@@ -311,7 +310,7 @@ def test_the_pelvis_ct_is_registered_within_2_mm_from_10_degrees_and_20_mm(data_
     ct = drrkit.read_volume(data_folder / "pelvis_2mm.nii.gz").to(dtype=torch.float32)
     camera = CArm(1020.0, (128, 128), 2.176)
     right = view_ap(ct, 800.0)
-    xray = simulate_xray(ct, camera, right, energy_kev=SPECTRUM_90KV, seed=seed)
+    xray = simulate_xray(ct, camera, right, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     direction = torch.randn(2, 3, generator=generator, dtype=torch.float64)
     direction = direction / direction.norm(dim=1, keepdim=True)

@@ -20,7 +20,6 @@ from drrkit.registration.pipeline import motion_units
 from drrkit.registration.problem.views import View
 from drrkit.registration.search.matching import fast_size, make_templates
 from drrkit.registration.search.search import GlobalSearch, largest_roll, view_directions
-from drrkit.xray import SPECTRUM_90KV
 from tests.support.registered_torso import attenuation, box_mtre, phantom
 
 CAMERA = CArm(1020.0, (64, 64), 4.352)
@@ -229,7 +228,7 @@ def test_candidates_differ_and_come_best_first():
 def test_the_volumes_centre_stays_inside_the_xray_unless_a_shift_is_given():
     start = turned(0, 0, 0, (0, 0, 0))
     truth = turned(0, 0, 0, (140.0, -20.0, 0.0))
-    xray = simulate_xray(phantom(), CAMERA, truth, energy_kev=SPECTRUM_90KV)
+    xray = simulate_xray(phantom(), CAMERA, truth)
     narrow = Search(rotation=math.radians(25), step=math.radians(12), depth=100.0)
     wide = replace(narrow, shift=180.0)
     for search in (narrow, wide):
@@ -267,7 +266,7 @@ def test_the_global_pipeline_ends_within_2_mm_from_far_away(seed, device):
     draw = (2 * torch.rand(12, generator=generator, dtype=torch.float64) - 1).tolist()
     truth = turned(*(15 * a for a in draw[:3]), tuple(25 * t for t in draw[3:6]))
     start = turned(*(50 * a for a in draw[6:9]), (200 * draw[9], 200 * draw[10], 300 * draw[11]))
-    xray = simulate_xray(phantom(), CAMERA, truth, energy_kev=SPECTRUM_90KV, seed=seed)
+    xray = simulate_xray(phantom(), CAMERA, truth, seed=seed)
     result = register(
         attenuation().to(device), CAMERA, xray.to(device), start.to(device), stages="global"
     )
@@ -281,7 +280,7 @@ def test_the_global_pipeline_ends_within_2_mm_from_far_away(seed, device):
 
 def test_a_user_without_any_start_needs_none():
     truth = turned(20.0, -15.0, 12.0, (10.0, -15.0, -60.0))
-    xray = simulate_xray(phantom(), CAMERA, truth, energy_kev=SPECTRUM_90KV)
+    xray = simulate_xray(phantom(), CAMERA, truth)
     result = register(attenuation(), CAMERA, xray, stages="global")
     assert error(result.world_to_camera, truth).item() < 2.0
     again = register(attenuation(), CAMERA, xray[0, 0], init=None, stages="global")
@@ -290,7 +289,7 @@ def test_a_user_without_any_start_needs_none():
 
 def test_a_view_from_behind_is_found_when_all_turns_are_searched():
     truth = turned(10.0, 165.0, -130.0, (0.0, 10.0, 0.0))
-    xray = simulate_xray(phantom(), CAMERA, truth, energy_kev=SPECTRUM_90KV)
+    xray = simulate_xray(phantom(), CAMERA, truth)
     everywhere = (Search(rotation=math.pi, depth=120.0, keep=60), *GLOBAL[1:])
     start = turned(0, 0, 0, (0, 0, 0))
     result = register(attenuation(), CAMERA, xray, start, stages=everywhere)
@@ -299,7 +298,7 @@ def test_a_view_from_behind_is_found_when_all_turns_are_searched():
 
 def test_a_search_finds_out_whether_an_xray_is_inverted():
     truth, start = turned(10, -8, 5, (10, 5, 20)), turned(-20, 25, -15, (60, -40, 100))
-    xray = simulate_xray(phantom(), CAMERA, truth, energy_kev=SPECTRUM_90KV)
+    xray = simulate_xray(phantom(), CAMERA, truth)
     dark = torch.exp(-0.2 * xray)
     blind = register(attenuation(), CAMERA, dark, start, stages=(Search(repeats=0), *GLOBAL[1:]))
     assert error(blind.world_to_camera, truth).item() > 10.0 and blind.confidence < 0.8
@@ -311,7 +310,7 @@ def test_a_search_finds_out_whether_an_xray_is_inverted():
 
 def test_several_starts_are_all_searched_about():
     truth = turned(0.0, 40.0, 0.0, (0.0, 0.0, 0.0))
-    xray = simulate_xray(phantom(), CAMERA, truth, energy_kev=SPECTRUM_90KV)
+    xray = simulate_xray(phantom(), CAMERA, truth)
     starts = torch.stack([turned(0, -40, 0, (0, 0, 0)), turned(0, 60, 20, (0, 0, 30))])
     near = Search(rotation=math.radians(30), depth=80.0, keep=10)
     result = register(attenuation(), CAMERA, xray, starts, stages=(near, *GLOBAL[1:]))
@@ -320,7 +319,7 @@ def test_several_starts_are_all_searched_about():
 
 def test_a_search_whose_outcome_is_not_trusted_is_repeated_more_densely():
     truth, start = turned(5, -5, 10, (10, -15, 20)), turned(35, -25, -30, (100, -80, 100))
-    xray = simulate_xray(phantom(), CAMERA, truth, energy_kev=SPECTRUM_90KV)
+    xray = simulate_xray(phantom(), CAMERA, truth)
     starved = Search(rotation=math.radians(25), step=math.radians(20), keep=1)
     once = (replace(starved, repeats=0), *GLOBAL[1:])
     failed = register(attenuation(), CAMERA, xray, start, stages=once)
@@ -346,7 +345,7 @@ def test_a_search_whose_outcome_is_not_trusted_is_repeated_more_densely():
 def test_a_search_whose_range_is_too_small_says_so_by_its_confidence(turn, shift, search):
     truth = turned(4.0, -6.0, 8.0, (120.0, -30.0, 15.0) if search.shift else (10.0, -15.0, 20.0))
     start = turned(*turn, shift)
-    xray = simulate_xray(phantom(), CAMERA, truth, energy_kev=SPECTRUM_90KV)
+    xray = simulate_xray(phantom(), CAMERA, truth)
     stages = (replace(search, repeats=0, keep=5), *GLOBAL[1:])
     wrong = register(attenuation(), CAMERA, xray, start, stages=stages)
     assert error(wrong.world_to_camera, truth).item() > 50.0

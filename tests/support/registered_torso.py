@@ -12,7 +12,6 @@ from drrkit import CArm, Volume, perturb, simulate_xray, view_ap
 from drrkit.geometry import volume_center
 from drrkit.metrics import mtre
 from drrkit.phantoms import torso
-from drrkit.xray import SPECTRUM_90KV
 
 CAMERA = CArm(1020.0, (64, 64), 4.352)
 AWAY = torch.tensor([0.05, -0.04, 0.03, 4.0, -3.0, 7.0], dtype=torch.float64)
@@ -50,7 +49,7 @@ def truth() -> Tensor:
 
 
 def target() -> Tensor:
-    return simulate_xray(phantom(), CAMERA, truth(), energy_kev=SPECTRUM_90KV)
+    return simulate_xray(phantom(), CAMERA, truth())
 
 
 def off(degrees: float, mm: float, seed: int = 0, count: int = 1) -> Tensor:

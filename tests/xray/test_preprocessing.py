@@ -10,7 +10,7 @@ import torch
 import drrkit
 from drrkit import CArm, Volume, phantoms
 from drrkit.geometry import project_points
-from drrkit.xray import XrayModel, bone_is_bright, preprocess_xray, synthesise_xray
+from drrkit.xray import bone_is_bright, preprocess_xray, simulate_xray
 from drrkit.xray.openings import convex_depth, opened
 
 SIZE = 128
@@ -32,10 +32,9 @@ def subjects() -> list[Volume]:
 @pytest.fixture(scope="module")
 def lines(subjects: list[Volume]) -> list[torch.Tensor]:
     """X-rays on the scale of line integrals, bone bright."""
-    model = XrayModel(scatter=0.1)
     views = (drrkit.view_ap, drrkit.view_left_lateral)
     return [
-        synthesise_xray(ct, CAMERA, view(ct, 800.0), model=model)
+        simulate_xray(ct, CAMERA, view(ct, 800.0), scatter=0.1, supersample=1)
         for ct in subjects
         for view in views
     ]
@@ -147,7 +146,7 @@ def test_a_vignette_is_taken_out_where_air_shows_it(lines: list[torch.Tensor]) -
 def test_a_field_full_of_patient_is_not_taken_for_a_vignette() -> None:
     ct = phantoms.torso(6.0)
     close = CArm(1020.0, (SIZE, SIZE), 1.2)
-    intensity = synthesise_xray(ct, close, drrkit.view_ap(ct, 800.0), output="intensity")
+    intensity = simulate_xray(ct, close, drrkit.view_ap(ct, 800.0), output="intensity")
     settings = {"kind": "intensity", "percentiles": None}
     kept = preprocess_xray(intensity, close, vignette=False, **settings)
     assert torch.equal(preprocess_xray(intensity, close, **settings).image, kept.image)
@@ -183,8 +182,7 @@ def test_a_preprocessed_x_ray_registers_inside_its_mask() -> None:
     ct = phantoms.torso(8.0)
     camera = CArm(1020.0, (64, 64), 4.4)
     truth = drrkit.view_ap(ct, 800.0)
-    model = XrayModel(scatter=0.1, photons=2e4)
-    intensity = synthesise_xray(ct, camera, truth, model=model, output="intensity")
+    intensity = simulate_xray(ct, camera, truth, scatter=0.1, supersample=1, output="intensity")
     row, col = ROW[:64, :64], COL[:64, :64]
     intensity = torch.where((row - 32) ** 2 + (col - 32) ** 2 < 28**2, intensity, 0.0)
     ready = preprocess_xray(1000.0 * intensity, camera, kind="intensity", vignette=False)

@@ -12,7 +12,6 @@ from drrkit.xray import (
     PlacedTool,
     TargetSynthesis,
     rod,
-    synthesise_xray,
     tissue_materials,
 )
 
@@ -38,18 +37,18 @@ def test_a_seed_repeats_and_another_draws_anew(ct: Volume) -> None:
 
 def test_tubes_and_detectors_differ_from_call_to_call(ct: Volume) -> None:
     target = TargetSynthesis()
-    models = [target._model(torch.Generator().manual_seed(seed)) for seed in range(300)]
-    assert {model.spectrum for model in models} == {"60kV", "90kV", "120kV"}
+    drawn = [target._settings(torch.Generator().manual_seed(seed)) for seed in range(300)]
+    assert {settings["spectrum"] for settings in drawn} == {"60kV", "90kV", "120kV"}
     for name, (low, high) in (
         ("photons", target.photons),
         ("scatter", target.scatter),
         ("electronic_noise", target.electronic_noise),
         ("blur_sigma_px", target.blur_sigma_px),
     ):
-        drawn = torch.tensor([getattr(model, name) for model in models])
-        assert low <= drawn.min() < low + 0.1 * (high - low)
-        assert high - 0.1 * (high - low) < drawn.max() <= high
-    photons = torch.tensor([model.photons for model in models]).log()
+        values = torch.tensor([settings[name] for settings in drawn])
+        assert low <= values.min() < low + 0.1 * (high - low)
+        assert high - 0.1 * (high - low) < values.max() <= high
+    photons = torch.tensor([settings["photons"] for settings in drawn]).log()
     middle = torch.tensor(target.photons).log().mean()
     assert float((photons.mean() - middle).abs()) < 0.15
 
@@ -70,12 +69,12 @@ def test_a_tool_of_one_view_stays_out_of_the_others_and_of_their_motion(ct: Volu
     moving = view[:, None].expand(2, 3, 4, 4)
     pose = torch.eye(4, dtype=torch.float64).expand(2, 4, 4)
     placed = PlacedTool(rod(30.0, 60.0), pose, torch.tensor([True, False]))
-    plain = synthesise_xray(ct, CAMERA, moving, seed=1)
-    with_tool = synthesise_xray(ct, CAMERA, moving, seed=1, tools=[placed])
+    plain = simulate_xray(ct, CAMERA, moving, seed=1)
+    with_tool = simulate_xray(ct, CAMERA, moving, seed=1, tools=[placed])
     assert (with_tool[0] > plain[0] + 0.5).any()
     clean = {"seed": 1, "output": "intensity"}
-    still = synthesise_xray(ct, CAMERA, view.expand(2, 4, 4), tools=[placed], **clean)
-    path = synthesise_xray(ct, CAMERA, moving, tools=[placed], **clean)
+    still = simulate_xray(ct, CAMERA, view.expand(2, 4, 4), tools=[placed], **clean)
+    path = simulate_xray(ct, CAMERA, moving, tools=[placed], **clean)
     torch.testing.assert_close(still.mean(), path.mean(), rtol=0.01, atol=0)
 
 

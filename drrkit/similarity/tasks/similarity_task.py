@@ -23,7 +23,7 @@ from drrkit.similarity.tasks.objectives import (
 from drrkit.similarity.tasks.poses import PoseChart, PoseSampling
 from drrkit.training import generator
 from drrkit.volume import Volume
-from drrkit.xray import SPECTRUM_90KV, simulate_xray
+from drrkit.xray import simulate_xray
 
 __all__ = ["SimilarityTask", "Synthesis", "TrainingPatient", "TrainingRecipe", "simulated"]
 
@@ -275,9 +275,7 @@ class SimilarityTask:
 
 def simulated(ct: Volume, camera: Camera, world_to_camera: Tensor, seed: int) -> Tensor:
     """The default synthesis: `simulate_xray` with a 90 kV spectrum and 4 rays a pixel."""
-    return simulate_xray(
-        ct, camera, world_to_camera, energy_kev=SPECTRUM_90KV, supersample=2, seed=seed
-    )
+    return simulate_xray(ct, camera, world_to_camera, supersample=2, seed=seed)
 
 
 def _integer(random: torch.Generator, below: int) -> int:

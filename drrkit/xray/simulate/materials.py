@@ -1,7 +1,6 @@
-"""From Hounsfield units to materials: densities, metal and contrast agent, attenuation.
+"""From Hounsfield units to materials: what fills a voxel, and how strongly it attenuates.
 
-HU become grams per cubic centimetre by two straight lines and materials by thresholds, as in
-DeepDRR (Unberath et al., MICCAI 2018); attenuation is a table's (`tables`, from xraylib).
+Attenuation and tube spectra are tables (`tables`, from xraylib and SpekPy).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from drrkit.geometry import Camera
 from drrkit.projector import render
-from drrkit.volume import Volume
+from drrkit.volume import Volume, water_attenuation
 from drrkit.xray.simulate.tables import MASS_ATTENUATION, SPECTRA
 
 __all__ = [
@@ -23,8 +22,8 @@ __all__ = [
     "SPECTRA",
     "MaterialVolume",
     "Spectrum",
+    "check_material",
     "checked_spectrum",
-    "hu_to_density",
     "mass_attenuation",
     "tissue_materials",
 ]
@@ -47,23 +46,27 @@ DENSITIES: dict[str, float] = {
     "barium_sulfate": 4.5,
     "iodine": 4.93,
 }
-"""Density of each material in bulk [g/cm3]: of metals and tools. Tissue's comes from its HU."""
+"""Density of each material in bulk [g/cm3]; bone is cortical bone."""
 
-AIR_HU, BONE_HU, METAL_HU = -800.0, 350.0, 2500.0
+CT_ENERGY_KEV = 70.0
+"""Effective energy of the CT: there, water and bone together reproduce the volume's own mu."""
+
+WATER_LIMIT_HU = 100.0
+"""Up to here a voxel is water of another density; above, bone takes a growing share of it."""
+
+METAL_HU = 2500.0
 CM_PER_MM = 0.1
 
 
 def mass_attenuation(material: str, energy_kev: float | Iterable[float] | Tensor) -> Tensor:
     """Mass attenuation coefficient in cm2/g, float64, of the energies' shape; 10 to 150 keV.
 
-    Logarithm in logarithm between the table's rows, with its K edges.
+    Between the table's rows, which include K edges, log(mu/rho) is linear in log(energy).
 
     Raises:
         ValueError: an unknown material, or an energy outside the table.
     """
-    if material not in MASS_ATTENUATION:
-        known = ", ".join(MASS_ATTENUATION)
-        raise ValueError(f"material: expected one of {known}, got {material!r}")
+    check_material("material", material)
     if not isinstance(energy_kev, (Tensor, float, int)):
         energy_kev = list(energy_kev)
     wanted = torch.as_tensor(energy_kev, dtype=torch.float64)
@@ -82,7 +85,8 @@ def checked_spectrum(spectrum: Spectrum) -> tuple[Tensor, Tensor]:
     """Energies [E] in keV and their shares of the photons [E], which sum to one; float64.
 
     Raises:
-        ValueError: an unknown name, energies outside 10 to 150 keV, or weights that are negative,
+        TypeError: energies or shares that are not numbers.
+        ValueError: an unknown name, energies outside 10 to 150 keV, or shares that are negative,
             not finite or all zero.
     """
     if isinstance(spectrum, str):
@@ -107,11 +111,6 @@ def checked_spectrum(spectrum: Spectrum) -> tuple[Tensor, Tensor]:
     return energies, shares / total
 
 
-def hu_to_density(hu: Tensor) -> Tensor:
-    """Density in g/cm3: max(min(0.001029 HU + 1.03, 0.0005886 HU + 1.03), 0), as in DeepDRR."""
-    return torch.minimum(0.001029 * hu + 1.03, 0.0005886 * hu + 1.03).clamp_min(0.0)
-
-
 @dataclass(frozen=True, eq=False)
 class MaterialVolume:
     """Densities of several materials on one grid, and what they attenuate.
@@ -120,7 +119,7 @@ class MaterialVolume:
     densities  a Volume [M, D, H, W] of grams of each per cubic centimetre of voxel; its unit is
                "mu" because line integrals of it are wanted
 
-    Raises ValueError for names that are unknown, repeated, or not one a channel.
+    Raises ValueError for names that are unknown or repeated, or whose number is not M.
     """
 
     materials: tuple[str, ...]
@@ -136,14 +135,14 @@ class MaterialVolume:
         if len(set(self.materials)) != len(self.materials):
             raise ValueError(f"materials: expected each once, got {self.materials}")
         for name in self.materials:
-            _check_material("materials", name)
+            check_material("materials", name)
         if self.densities.unit != "mu":
             raise ValueError(f"densities: expected unit 'mu', got {self.densities.unit!r}")
 
     def with_metal(
         self, fraction: Tensor, material: str = "titanium", density: float | None = None
     ) -> MaterialVolume:
-        """The same body with an implant: in each voxel metal replaces its share of what was there.
+        """The same body with an implant: metal replaces its share of what was in each voxel.
 
         Args:
             fraction: [D, H, W], share of each voxel that is metal, 0 to 1; booleans are fine.
@@ -156,7 +155,7 @@ class MaterialVolume:
         share = self._checked_share("fraction", fraction)
         if bool((share > 1.0).any()):
             raise ValueError(f"fraction: expected shares up to 1, got {float(share.max()):g}")
-        _check_material("material", material)
+        check_material("material", material)
         density = DENSITIES[material] if density is None else density
         if not 0.0 < density < math.inf:
             raise ValueError(f"density: expected a positive number of g/cm3, got {density!r}")
@@ -171,14 +170,14 @@ class MaterialVolume:
         Args:
             fraction: [D, H, W], share of each voxel that is filled (vessels, bowel), 0 to 1.
             mg_per_ml: of iodine or barium sulfate; angiography injects 300 to 400 mg iodine/ml,
-                5 to 15 are left in a vein's phase.
+                of which 5 to 15 remain in the venous phase.
             material: "iodine" or "barium_sulfate" as a rule; any name of `DENSITIES`.
 
         Raises:
             ValueError: another shape, negative shares or concentration, an unknown material.
         """
         share = self._checked_share("fraction", fraction)
-        _check_material("material", material)
+        check_material("material", material)
         if not 0.0 <= mg_per_ml < math.inf:
             raise ValueError(f"mg_per_ml: expected a number >= 0, got {mg_per_ml!r}")
         return self._with_added(material, 1e-3 * mg_per_ml * share)
@@ -193,7 +192,7 @@ class MaterialVolume:
     def area_densities(
         self, camera: Camera, world_to_camera: Tensor, *, method: str = "joseph"
     ) -> Tensor:
-        """Grams of each material a square centimetre along the rays: [B, M, rows, cols]."""
+        """Grams of each material per square centimetre along the rays: [B, M, rows, cols]."""
         return CM_PER_MM * render(self.densities, camera, world_to_camera, method=method)
 
     def _checked_share(self, name: str, share: Tensor) -> Tensor:
@@ -219,60 +218,44 @@ class MaterialVolume:
         return MaterialVolume(materials, replace(self.densities, values=values))
 
 
-def tissue_materials(
-    volume: Volume,
-    *,
-    air_hu: float = AIR_HU,
-    bone_hu: float = BONE_HU,
-    transition_hu: float = 0.0,
-    metal: str | None = None,
-    metal_hu: float = METAL_HU,
-) -> MaterialVolume:
-    """Air, soft tissue and bone of a CT, each voxel one material by its HU.
+def tissue_materials(volume: Volume, *, metal: str | None = None) -> MaterialVolume:
+    """Water and cortical bone that together have the CT's own attenuation at CT_ENERGY_KEV.
+
+    A voxel's mu (`Volume.to_mu`) is that of water of another density up to WATER_LIMIT_HU. Above,
+    bone fills a share f of it: mu = (1 - f) mu(limit) + f mu(bone); beyond f = 1 it is bone of
+    another density. So mu is continuous in HU at every energy, which a threshold between soft
+    tissue and bone is not (it makes a third more of 350 HU at 60 keV).
 
     Args:
-        volume: the CT, a Volume in HU with one channel; densities as `hu_to_density`.
-        air_hu, bone_hu: air up to the first, bone above the second.
-        transition_hu: width over which a voxel passes from one material to the next, centred at
-            the threshold; 0: at once, as published. Wider, density moves smoothly from one table
-            to the other where partial volume mixes tissues.
-        metal: voxels above metal_hu are this metal at its own density, which no CT measures; None:
-            they are dense bone.
-        metal_hu: its threshold.
+        volume: the CT, a Volume in HU with one channel.
+        metal: a name of `DENSITIES`: voxels above 2500 HU are this metal at its own density, which
+            no CT measures. None: they are dense bone.
 
     Returns:
-        a MaterialVolume of ("air", "soft_tissue", "bone") and the metal.
+        a MaterialVolume of ("water", "bone") and the metal.
 
     Raises:
-        ValueError: not in HU, several channels, thresholds that are not ordered, an unknown metal.
+        ValueError: not in HU, several channels, an unknown metal.
     """
     if volume.unit != "HU":
         raise ValueError(f"volume: expected values in HU, got unit {volume.unit!r}")
     if volume.values.dim() == 4 and volume.values.shape[0] != 1:
         raise ValueError(f"volume: expected one channel, got shape {tuple(volume.values.shape)}")
-    if not air_hu < bone_hu < metal_hu or not 0.0 <= transition_hu <= bone_hu - air_hu:
-        raise ValueError(
-            "air_hu, bone_hu, metal_hu: expected rising thresholds and a transition_hu that fits "
-            f"between, got {air_hu:g}, {bone_hu:g}, {metal_hu:g} and {transition_hu:g}"
-        )
     dtype = torch.promote_types(volume.values.dtype, torch.float32)
     hu = volume.values.reshape(volume.values.shape[-3:]).to(dtype)
-    density = hu_to_density(hu)
-    above_air, bone = _above(hu, air_hu, transition_hu), _above(hu, bone_hu, transition_hu)
-    shares = torch.stack([1.0 - above_air, above_air - bone, bone])
-    densities = replace(volume, values=shares * density, unit="mu", labels=None)
-    tissues = MaterialVolume(("air", "soft_tissue", "bone"), densities)
-    return tissues if metal is None else tissues.with_metal(hu > metal_hu, metal)
+    mu = replace(volume, values=hu, labels=None).to_mu(CT_ENERGY_KEV)
+    limit = (1.0 + WATER_LIMIT_HU / 1000.0) * water_attenuation(CT_ENERGY_KEV)
+    water, bone = (CM_PER_MM * float(mass_attenuation(m, CT_ENERGY_KEV)) for m in ("water", "bone"))
+    full = bone * DENSITIES["bone"]
+    share = ((mu.values - limit) / (full - limit)).clamp_min(0.0)
+    of_water = torch.where(share > 0.0, limit * (1.0 - share).clamp_min(0.0), mu.values)
+    of_bone = torch.where(share > 1.0, mu.values, full * share)
+    densities = replace(mu, values=torch.stack([of_water / water, of_bone / bone]))
+    tissues = MaterialVolume(("water", "bone"), densities)
+    return tissues if metal is None else tissues.with_metal(hu > METAL_HU, metal)
 
 
-def _above(hu: Tensor, threshold: float, width: float) -> Tensor:
-    """How far a value lies above a threshold: 0 to 1."""
-    if width == 0.0:
-        return (hu > threshold).to(hu)
-    t = ((hu - threshold) / width + 0.5).clamp(0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
-
-
-def _check_material(name: str, material: str) -> None:
+def check_material(name: str, material: str) -> None:
+    """Raise ValueError, naming the argument, unless the material is one of `DENSITIES`."""
     if material not in DENSITIES:
-        raise ValueError(f"{name}: expected names of {', '.join(DENSITIES)}, got {material!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(DENSITIES)}, got {material!r}")

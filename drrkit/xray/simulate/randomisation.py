@@ -1,8 +1,8 @@
-"""Domain randomisation: target images changed at random, so that a network learns none's looks.
+"""Domain randomisation: target images changed at random, so that a network learns no one look.
 
-Two published recipes as sequences of steps, each taken with probability 1/2 for every image by
-itself: `DomainRandomisation`, that of ProST (Gao et al., IEEE TMI 2024), and
-`CdregRandomisation`, that of the code of CDreg (arXiv 2402.02498).
+Two published recipes, each a sequence of steps that are taken with probability 1/2, independently
+for every image: `DomainRandomisation`, of ProST (Gao et al., IEEE TMI 2024), and
+`CdregRandomisation`, of the code of CDreg (arXiv 2402.02498).
 """
 
 from __future__ import annotations
@@ -14,9 +14,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from drrkit.xray.simulate.detector import gaussian_blur
+from drrkit.xray.simulate.simulation import gaussian_blur
 
-__all__ = ["CdregRandomisation", "DomainRandomisation", "Randomisation", "min_max", "randomise"]
+__all__ = [
+    "CdregRandomisation",
+    "DomainRandomisation",
+    "Randomisation",
+    "Range",
+    "check_interval",
+    "check_probability",
+    "randomise",
+]
 
 Range = tuple[float, float]
 FILL = 1e-12  # ranges below are those of a constant image
@@ -36,12 +44,12 @@ class DomainRandomisation:
         probability: of each step, for each image.
         noise: standard deviation of Gaussian noise as a share of the image's range, uniform.
         gamma: exponent on the image scaled to [0, 1], uniform.
-        boxes: smallest and largest number of corrupted boxes; how many and how large is not
-            published, these are drrkit's.
-        box_side: their sides as a share of the image's, uniform, each of the two by itself.
+        boxes: smallest and largest number of corrupted boxes. Their number and size are not
+            published; these are drrkit's.
+        box_side: their sides as a share of the image's, uniform, drawn separately.
         box_noise: standard deviation of the noise in them as a share of the image's range.
-        normalise: scale each image to [0, 1] before the first step and before the boxes, whose
-            noise is clipped to it: targets are given to networks like this. False: keep the scale.
+        normalise: scale each image to [0, 1] before the first step and before the boxes, and clip
+            the boxes' noise to it, as networks are given targets. False: keep the scale.
 
     Raises:
         ValueError: a probability outside [0, 1] or a range that is not one.
@@ -56,9 +64,9 @@ class DomainRandomisation:
     normalise: bool = True
 
     def __post_init__(self) -> None:
-        _check_probability(self.probability)
+        check_probability("probability", self.probability)
         for name, lowest in (("noise", 0.0), ("gamma", 1e-6), ("boxes", 0), ("box_side", 0.0)):
-            _check_range(name, getattr(self, name), lowest)
+            check_interval(name, getattr(self, name), lowest)
         if not 0.0 <= self.box_noise < math.inf:
             raise ValueError(f"box_noise: expected a number >= 0, got {self.box_noise!r}")
 
@@ -67,14 +75,14 @@ class DomainRandomisation:
         _check_images(images)
         draw = _Draws(images, seed)
         if self.normalise:
-            images = min_max(images)
+            images = _to_unit_range(images)
         images = torch.where(draw.happens(self.probability), _inverted(images), images)
         noisy = images + draw.uniform(*self.noise) * _range(images) * draw.normal()
         images = torch.where(draw.happens(self.probability), noisy, images)
         bent = _gamma(images, draw.uniform(*self.gamma))
         images = torch.where(draw.happens(self.probability), bent, images)
         if self.normalise:
-            images = min_max(images)
+            images = _to_unit_range(images)
         corrupted = self._with_boxes(images, draw)
         images = torch.where(draw.happens(self.probability), corrupted, images)
         # Scaling by the boxes' extremes would leave the anatomy next to no contrast.
@@ -123,11 +131,11 @@ class CdregRandomisation:
     normalise: bool = True
 
     def __post_init__(self) -> None:
-        _check_probability(self.probability)
+        check_probability("probability", self.probability)
         for name in ("noise", "sine_gain", "sine_offset"):
-            _check_range(name, getattr(self, name), -math.inf)
+            check_interval(name, getattr(self, name), -math.inf)
         for name, lowest in (("scale", 0.0), ("gamma", 1e-6), ("erased_area", 0.0)):
-            _check_range(name, getattr(self, name), lowest)
+            check_interval(name, getattr(self, name), lowest)
         if not self.smoothing or not all(0.0 < s < math.inf for s in self.smoothing):
             raise ValueError(f"smoothing: expected positive pixels, got {self.smoothing!r}")
         if not 0.0 <= self.noise_scale < math.inf:
@@ -140,11 +148,11 @@ class CdregRandomisation:
         _check_images(images)
         draw = _Draws(images, seed)
         if self.normalise:
-            images = min_max(images)
+            images = _to_unit_range(images)
         images = self._smoothed(images, draw)
         sigma = self.noise_scale * images.amax(dim=(-1, -2), keepdim=True)
         noisy = images + sigma * draw.uniform(*self.noise).abs() * draw.normal()
-        images = min_max(torch.where(draw.happens(self.probability), noisy, images))
+        images = _to_unit_range(torch.where(draw.happens(self.probability), noisy, images))
         scaled = images * draw.uniform(*self.scale)
         images = torch.where(draw.happens(self.probability), scaled, images)
         bent = _gamma(images, draw.uniform(*self.gamma))
@@ -154,7 +162,7 @@ class CdregRandomisation:
         images = torch.where(draw.happens(self.probability), waved, images)
         erased = torch.where(self._erased(draw), torch.zeros_like(images), images)
         images = torch.where(draw.happens(self.probability), erased, images)
-        return min_max(images) if self.normalise else images
+        return _to_unit_range(images) if self.normalise else images
 
     def _smoothed(self, images: Tensor, draw: _Draws) -> Tensor:
         which = draw.uniform(0.0, float(len(self.smoothing))).floor()
@@ -188,17 +196,17 @@ def randomise(
     *,
     seed: int | torch.Generator = 0,
 ) -> Tensor:
-    """Images changed at random, every one with draws of its own.
+    """Images changed at random, each with its own draws.
 
     Args:
         images: [B, 1, rows, cols], float32 or float64.
         recipe: "prost", "cdreg", or a `DomainRandomisation`, a `CdregRandomisation` or another
             Randomisation.
-        seed: an integer, one generator on the images' device; or a torch.Generator, on whose
-            device all numbers are drawn and which is advanced.
+        seed: an integer, which seeds a generator on the images' device; or a torch.Generator, on
+            whose device all numbers are drawn and which is advanced.
 
     Returns:
-        [B, 1, rows, cols] of the images' dtype and device; the images themselves are left alone.
+        [B, 1, rows, cols] of the images' dtype and device; the input is not modified.
 
     Raises:
         TypeError, ValueError: an unknown recipe, or images of another shape or dtype.
@@ -212,7 +220,7 @@ def randomise(
     return recipe(images, seed)
 
 
-def min_max(images: Tensor) -> Tensor:
+def _to_unit_range(images: Tensor) -> Tensor:
     """Each image scaled to [0, 1]; a constant one becomes 0."""
     low = images.amin(dim=(-1, -2), keepdim=True)
     return (images - low) / _range(images).clamp_min(FILL)
@@ -272,7 +280,7 @@ def _inverted(images: Tensor) -> Tensor:
 def _gamma(images: Tensor, exponent: Tensor) -> Tensor:
     """The exponent on each image scaled to [0, 1], back on its scale."""
     low = images.amin(dim=(-1, -2), keepdim=True)
-    return low + _range(images) * min_max(images).pow(exponent)
+    return low + _range(images) * _to_unit_range(images).pow(exponent)
 
 
 def _check_images(images: Tensor) -> None:
@@ -283,12 +291,14 @@ def _check_images(images: Tensor) -> None:
         raise ValueError(f"images: expected [B, 1, rows, cols], got {tuple(images.shape)}")
 
 
-def _check_probability(probability: float) -> None:
+def check_probability(name: str, probability: float) -> None:
+    """Raise ValueError, naming the setting, unless it is a number from 0 to 1."""
     if not 0.0 <= probability <= 1.0:
-        raise ValueError(f"probability: expected 0 to 1, got {probability!r}")
+        raise ValueError(f"{name}: expected 0 to 1, got {probability!r}")
 
 
-def _check_range(name: str, pair: Range, lowest: float) -> None:
+def check_interval(name: str, pair: Range, lowest: float, highest: float = math.inf) -> None:
+    """Raise ValueError, naming the setting, unless it is finite (low, high) within the limits."""
     low, high = pair
-    if not (lowest <= low <= high < math.inf and math.isfinite(low)):
+    if not (lowest <= low <= high <= highest and math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name}: expected (low, high), rising and finite, got {pair!r}")

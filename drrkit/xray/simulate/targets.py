@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,34 +12,33 @@ from torch import Tensor
 from drrkit.geometry import Camera, volume_center
 from drrkit.volume import Volume
 from drrkit.xray.simulate.materials import MaterialVolume, Spectrum, checked_spectrum
-from drrkit.xray.simulate.synthesis import XrayModel, motion_path, synthesise_xray
+from drrkit.xray.simulate.randomisation import Range, check_interval, check_probability
+from drrkit.xray.simulate.simulation import motion_path, simulate_xray
 from drrkit.xray.simulate.tools import PlacedTool, Tool, k_wire, random_tool_pose, rod, screw
 
 __all__ = ["TargetSynthesis"]
 
-Range = tuple[float, float]
-
 
 @dataclass(frozen=True)
 class TargetSynthesis:
-    """Draws what `synthesise_xray` needs and calls it: (ct, camera, poses, seed) -> X-rays.
+    """Draws the options of `simulate_xray` and calls it: (ct, camera, poses, seed) -> X-rays.
 
-    Fits where training asks for a function that makes its targets. What belongs to tube and
-    detector is drawn once a call, tools and motion for every view.
+    The function that training asks for to make its targets. Settings of tube and detector are drawn
+    once per call, tools and motion for every view.
 
     Attributes:
         spectra: one of them is drawn, each a name, an energy or a table.
-        photons: a pixel at the detector, log-uniform.
+        photons: per pixel at the detector, log-uniform.
         scatter: strength, uniform.
         electronic_noise: photons, uniform.
         blur_sigma_px: of the detector, uniform.
-        supersample: rays a pixel along each side.
-        tools: those that may be seen.
+        supersample: rays per pixel along each side.
+        tools: each may be seen in each view.
         tool_probability: of each tool in each view.
         tool_spread_mm: of the tools' tips about the volume's centre.
         motion_probability: of a motion during a view's exposure.
         motion_sigma: of its rotation (rad) and translation (mm), see `motion_path`.
-        motion_steps: poses an exposure.
+        motion_steps: poses per exposure.
 
     Raises:
         ValueError: no spectrum, a probability outside [0, 1] or a range that is not one.
@@ -68,12 +68,9 @@ class TargetSynthesis:
             ("electronic_noise", 0.0, math.inf),
             ("blur_sigma_px", 0.0, math.inf),
         ):
-            low, high = getattr(self, name)
-            if not (lowest <= low <= high <= highest and math.isfinite(high)):
-                raise ValueError(f"{name}: expected (low, high), got {(low, high)!r}")
+            check_interval(name, getattr(self, name), lowest, highest)
         for name in ("tool_probability", "motion_probability"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}: expected 0 to 1, got {getattr(self, name)!r}")
+            check_probability(name, getattr(self, name))
 
     def __call__(
         self,
@@ -85,7 +82,7 @@ class TargetSynthesis:
         """X-rays [B, 1, rows, cols] on the scale of line integrals, bone bright.
 
         Args:
-            scene: a CT in HU or materials, as for `synthesise_xray`.
+            scene: a CT in HU or materials, as for `simulate_xray`.
             camera: the view.
             world_to_camera: [4, 4] or [B, 4, 4].
             seed: of everything that is drawn.
@@ -93,14 +90,15 @@ class TargetSynthesis:
         generator = torch.Generator().manual_seed(seed)
         poses = world_to_camera.detach().reshape(-1, 4, 4)
         volume = scene.densities if isinstance(scene, MaterialVolume) else scene
-        model = self._model(generator)
+        settings = self._settings(generator)
         placed = self._placed(volume, len(poses), generator)
         if self.motion_probability > 0.0:
             poses = self._moving(poses, volume, generator)
         noise = int(torch.randint(2**62, (), generator=generator))
-        return synthesise_xray(scene, camera, poses, model=model, tools=placed, seed=noise)
+        return simulate_xray(scene, camera, poses, tools=placed, seed=noise, **settings)
 
-    def _model(self, generator: torch.Generator) -> XrayModel:
+    def _settings(self, generator: torch.Generator) -> dict[str, Any]:
+        """Of tube and detector."""
         which, *units = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
         photons, scatter, noise, blur = units
         fewest, most = self.photons
@@ -108,14 +106,14 @@ class TargetSynthesis:
         def at(unit: float, limits: Range) -> float:
             return limits[0] + (limits[1] - limits[0]) * unit
 
-        return XrayModel(
-            spectrum=self.spectra[int(which * len(self.spectra))],
-            photons=math.exp(at(photons, (math.log(fewest), math.log(most)))),
-            scatter=at(scatter, self.scatter),
-            electronic_noise=at(noise, self.electronic_noise),
-            blur_sigma_px=at(blur, self.blur_sigma_px),
-            supersample=self.supersample,
-        )
+        return {
+            "spectrum": self.spectra[int(which * len(self.spectra))],
+            "photons": math.exp(at(photons, (math.log(fewest), math.log(most)))),
+            "scatter": at(scatter, self.scatter),
+            "electronic_noise": at(noise, self.electronic_noise),
+            "blur_sigma_px": at(blur, self.blur_sigma_px),
+            "supersample": self.supersample,
+        }
 
     def _placed(self, volume: Volume, views: int, generator: torch.Generator) -> list[PlacedTool]:
         center = volume_center(volume).cpu()

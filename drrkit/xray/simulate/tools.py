@@ -12,7 +12,7 @@ from torch import Tensor
 
 from drrkit.geometry import Camera, so3_exp
 from drrkit.volume import Volume
-from drrkit.xray.simulate.materials import CM_PER_MM, DENSITIES
+from drrkit.xray.simulate.materials import CM_PER_MM, DENSITIES, check_material
 
 __all__ = ["PlacedTool", "Tool", "k_wire", "random_tool_pose", "rod", "screw"]
 
@@ -38,9 +38,7 @@ class Tool:
             raise ValueError(f"profile: expected rising z of some length, got {self.profile}")
         if not all(math.isfinite(z) and 0.0 <= r < math.inf for z, r in self.profile):
             raise ValueError(f"profile: expected finite z and radii >= 0, got {self.profile}")
-        if self.material not in DENSITIES:
-            known = ", ".join(DENSITIES)
-            raise ValueError(f"material: expected one of {known}, got {self.material!r}")
+        check_material("material", self.material)
 
     @property
     def length(self) -> float:
@@ -105,7 +103,7 @@ class Tool:
 class PlacedTool:
     """A tool and where it is.
 
-    tool_to_world  [4, 4], or [B, 4, 4] with one pose a view
+    tool_to_world  [4, 4], or [B, 4, 4], one pose per view
     present        [B], whether a view has it; None: all have
     """
 
@@ -114,7 +112,7 @@ class PlacedTool:
     present: Tensor | None = None
 
     def area_density(self, camera: Camera, world_to_camera: Tensor) -> Tensor:
-        """Grams of its material a square centimetre along the rays: [B, 1, rows, cols]."""
+        """Grams of its material per square centimetre along the rays: [B, 1, rows, cols]."""
         pose = self.tool_to_world.to(world_to_camera.device, torch.float64)
         chords = self.tool.chords(camera, world_to_camera.double() @ pose)
         if self.present is not None:
@@ -122,7 +120,7 @@ class PlacedTool:
         return CM_PER_MM * DENSITIES[self.tool.material] * chords
 
     def for_steps(self, steps: int) -> PlacedTool:
-        """The same for views that are `steps` poses each: what is one a view, repeated."""
+        """The same for views of `steps` poses each: poses and presence per view are repeated."""
         pose, present = self.tool_to_world, self.present
         if pose.dim() == 3:
             pose = pose.repeat_interleave(steps, dim=0)
@@ -167,7 +165,7 @@ def random_tool_pose(
     spread_mm: float = 30.0,
     depth_mm: float = 20.0,
 ) -> Tensor:
-    """Poses of tools that point at a place from anywhere: tool_to_world [count, 4, 4] float64.
+    """Poses of tools that point at a place from any direction: tool_to_world [count, 4, 4] float64.
 
     The direction is uniform on the sphere; the tip lies N(0, spread_mm) along every axis around
     `center` [3] (world mm), and up to depth_mm further along the tool. On the generator's device.
