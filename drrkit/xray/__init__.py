@@ -1,6 +1,6 @@
 """X-ray images: real ones from files; simulated ones, from plain to realistic."""
 
-from drrkit.xray.preprocessing import PreprocessedXray, bone_is_bright, preprocess_xray
+from drrkit.xray.prepare import PreprocessedXray, bone_is_bright, preprocess_xray
 from drrkit.xray.read.calibration import read_calibration
 from drrkit.xray.read.deepfluoro import (
     DEEPFLUORO_BONES,

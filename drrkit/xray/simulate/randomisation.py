@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -76,15 +77,14 @@ class DomainRandomisation:
         draw = _Draws(images, seed)
         if self.normalise:
             images = _to_unit_range(images)
-        images = torch.where(draw.happens(self.probability), _inverted(images), images)
+        sometimes = partial(draw.sometimes, self.probability)
+        images = sometimes(images.amax(dim=(-1, -2), keepdim=True) - images, images)
         noisy = images + draw.uniform(*self.noise) * _range(images) * draw.normal()
-        images = torch.where(draw.happens(self.probability), noisy, images)
-        bent = _gamma(images, draw.uniform(*self.gamma))
-        images = torch.where(draw.happens(self.probability), bent, images)
+        images = sometimes(noisy, images)
+        images = sometimes(_gamma(images, draw.uniform(*self.gamma)), images)
         if self.normalise:
             images = _to_unit_range(images)
-        corrupted = self._with_boxes(images, draw)
-        images = torch.where(draw.happens(self.probability), corrupted, images)
+        images = sometimes(self._with_boxes(images, draw), images)
         # Scaling by the boxes' extremes would leave the anatomy next to no contrast.
         return images.clamp(0.0, 1.0) if self.normalise else images
 
@@ -150,18 +150,16 @@ class CdregRandomisation:
         if self.normalise:
             images = _to_unit_range(images)
         images = self._smoothed(images, draw)
+        sometimes = partial(draw.sometimes, self.probability)
         sigma = self.noise_scale * images.amax(dim=(-1, -2), keepdim=True)
         noisy = images + sigma * draw.uniform(*self.noise).abs() * draw.normal()
-        images = _to_unit_range(torch.where(draw.happens(self.probability), noisy, images))
-        scaled = images * draw.uniform(*self.scale)
-        images = torch.where(draw.happens(self.probability), scaled, images)
-        bent = _gamma(images, draw.uniform(*self.gamma))
-        images = torch.where(draw.happens(self.probability), bent, images)
+        images = _to_unit_range(sometimes(noisy, images))
+        images = sometimes(images * draw.uniform(*self.scale), images)
+        images = sometimes(_gamma(images, draw.uniform(*self.gamma)), images)
         gain, slope = draw.uniform(*self.sine_gain), draw.uniform(*self.sine_gain)
         waved = gain * torch.sin(slope * images + draw.uniform(*self.sine_offset))
-        images = torch.where(draw.happens(self.probability), waved, images)
-        erased = torch.where(self._erased(draw), torch.zeros_like(images), images)
-        images = torch.where(draw.happens(self.probability), erased, images)
+        images = sometimes(waved, images)
+        images = sometimes(torch.where(self._erased(draw), 0.0, images), images)
         return _to_unit_range(images) if self.normalise else images
 
     def _smoothed(self, images: Tensor, draw: _Draws) -> Tensor:
@@ -251,6 +249,10 @@ class _Draws:
         """[B, 1, 1, 1], true with a probability."""
         return self.uniform(0.0, 1.0) < probability
 
+    def sometimes(self, probability: float, changed: Tensor, images: Tensor) -> Tensor:
+        """Each image changed with a probability, drawn after what the change drew."""
+        return torch.where(self.happens(probability), changed, images)
+
     def normal(self) -> Tensor:
         """[B, 1, rows, cols] of standard deviation one."""
         return torch.randn(self._images.shape, **self._options).to(self._images)
@@ -270,11 +272,6 @@ class _Draws:
 def _range(images: Tensor) -> Tensor:
     low, high = images.amin(dim=(-1, -2), keepdim=True), images.amax(dim=(-1, -2), keepdim=True)
     return high - low
-
-
-def _inverted(images: Tensor) -> Tensor:
-    """max - I, per image."""
-    return images.amax(dim=(-1, -2), keepdim=True) - images
 
 
 def _gamma(images: Tensor, exponent: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drrkit.geometry import Camera, so3_exp
+from drrkit.geometry import Camera
 from drrkit.volume import Volume
 from drrkit.xray.simulate.materials import CM_PER_MM, DENSITIES, check_material
 
@@ -178,15 +178,10 @@ def random_tool_pose(
     axis = torch.nn.functional.normalize(torch.randn(count, 3, **options), dim=-1)
     tip = center.to(axis) + spread_mm * torch.randn(count, 3, **options)
     tip = tip - depth_mm * torch.rand(count, 1, **options) * axis
-    # The rotation that takes z to the axis, by the shortest way.
-    z = axis.new_tensor((0.0, 0.0, 1.0)).expand_as(axis)
-    normal = torch.linalg.cross(z, axis)
-    angle = torch.atan2(normal.norm(dim=-1), axis[:, 2])
-    sine = normal.norm(dim=-1, keepdim=True)
-    sideways = axis.new_tensor((1.0, 0.0, 0.0)).expand_as(axis)
-    unit = torch.where(sine > 1e-12, normal / sine.clamp_min(1e-300), sideways)
-    pose = torch.eye(4, dtype=torch.float64, device=axis.device).repeat(count, 1, 1)
-    pose[:, :3, :3] = so3_exp(unit * angle[:, None])
+    across = torch.eye(3, dtype=axis.dtype, device=axis.device)[axis.abs().argmin(dim=-1)]
+    x = torch.nn.functional.normalize(torch.linalg.cross(across, axis), dim=-1)
+    pose = torch.eye(4, dtype=axis.dtype, device=axis.device).repeat(count, 1, 1)
+    pose[:, :3, :3] = torch.stack([x, torch.linalg.cross(axis, x), axis], dim=-1)
     pose[:, :3, 3] = tip
     return pose
 

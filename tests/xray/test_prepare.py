@@ -11,7 +11,7 @@ import drrkit
 from drrkit import CArm, Volume, phantoms
 from drrkit.geometry import project_points
 from drrkit.xray import bone_is_bright, preprocess_xray, simulate_xray
-from drrkit.xray.openings import convex_depth, opened
+from drrkit.xray.prepare import convex_depth, opened
 
 SIZE = 128
 CAMERA = CArm(1020.0, (SIZE, SIZE), 2.2, principal_point=(60.0, 70.0))

@@ -2,8 +2,8 @@
 
 A detector's file shows the shutters of the collimator or the round field of an image intensifier,
 may be bright or dark where bone is, and may fall off towards its edges. `preprocess_xray` returns
-what `drrkit.register` compares: bone bright on the scale of line integrals, a mask of the pixels
-that saw the patient, and the camera of the window that is left.
+what `drrkit.register` compares: bone bright on the scale of line integrals, a mask of the open
+field, and the camera of the cropped window.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from drrkit.geometry import Camera
-from drrkit.xray.openings import convex_depth, opened
 
-__all__ = ["XRAY_KINDS", "PreprocessedXray", "bone_is_bright", "preprocess_xray"]
+__all__ = ["PreprocessedXray", "bone_is_bright", "convex_depth", "opened", "preprocess_xray"]
 
-XRAY_KINDS = ("auto", "intensity", "line", "inverted")
-
+KINDS = ("auto", "intensity", "line", "inverted")
 AUTO_LEVELS = (0.0002, 0.001, 0.005, 0.02)
 EDGE, STEP = 3, 0.15  # a shutter's edge: within so many pixels, so much of the image's range
-AIR_SHARE = 0.03  # of the field: less air than that says nothing about a vignette
+AIR_SHARE = 0.03  # of the field: with less air, no vignette is estimated
 AIR_LEVEL = 0.6  # of the brightest: air, vignette or not
 FLATNESS = 0.02  # median deviation of the air's logarithm from a vignette that fits it
 
@@ -37,7 +35,7 @@ class PreprocessedXray(NamedTuple):
     mask    [1, 1, rows, cols] of the image's dtype, 1 where the patient or air is seen, 0 behind
             shutters: the `mask` of `drrkit.register` and of the losses
     camera  of this window: the principal point has moved with the crop
-    kind    "intensity", "line" or "inverted": what the pixels were taken for
+    kind    "intensity", "line" or "inverted": how the pixels were read
     i0      unattenuated intensity, None unless the kind is "intensity"
     """
 
@@ -70,21 +68,20 @@ def preprocess_xray(
         kind: what the pixels are. "intensity": proportional to photons, bone dark; the logarithm
             is taken. "line": bone bright, already logarithmic. "inverted": bone dark, already
             logarithmic (a display image). "auto": "line" if `bone_is_bright`, else "intensity".
-            A file that says what it holds is to be preferred: DICOM's Pixel Intensity
-            Relationship and its sign.
+            Prefer what the file states: DICOM's Pixel Intensity Relationship and its sign.
         i0: unattenuated intensity; default the median of the brightest hundredth in the open field.
-        mask: what is known to be open, of the pixels' size, 0 elsewhere: a file's `Xray.mask`. What
-            stands behind it, be it black, white or padding, counts for nothing.
+        mask: above 0 where the field is known to be open, of the pixels' size: a file's
+            `Xray.mask`. Pixels outside it (black, white or padding) are ignored.
         flat_field: image of the open beam of the pixels' size, divided out before anything else.
         vignette: without a flat field, divide an intensity by an even polynomial of the radius
-            fitted to the air around the patient; where less than 3 % of the field is air, or air
-            is seen in less than three of its quarters, nothing can be told and nothing is done.
+            fitted to the air around the patient. Nothing is done where less than 3 % of the field
+            is air, or air is seen in fewer than three quarters of the image.
         shutter_level: pixels within this share of the range from the most attenuated value count
-            as blocked; the convex hull of all others is the open field, be it a collimator's
-            polygon or an image intensifier's circle. "auto": the lowest of 0.0002 to 0.02
-            whose field ends in a sharp edge, which a thick patient does not; no such field: all
-            is open. None: the whole detector is open.
-        border: pixels taken off the open field all around, for penumbra.
+            as blocked; the convex hull of all others is the open field (a collimator's polygon or
+            an image intensifier's circle). "auto": the lowest of 0.0002 to 0.02 whose field ends in
+            a sharp edge, as a thick patient's shadow does not; without one, and for None, the
+            whole detector is open.
+        border: pixels removed all around the open field, for penumbra.
         percentiles: of the open field, scaled to 0 and 1 (not clipped); None: no scaling.
         crop: to the open field's bounding box.
 
@@ -109,12 +106,16 @@ def preprocess_xray(
     mask = _open_field(image, kind, shutter_level, border)
     mask = mask if known is None else mask & known
     if not bool(mask.any()):
-        raise ValueError("mask: nothing of the open field is left")
+        raise ValueError(
+            f"border, mask: expected to leave some of the open field, got border={border} and "
+            f"{'no mask' if known is None else 'a mask'} that leave none"
+        )
     found_i0 = None
     if kind == "intensity":
         if vignette and flat_field is None:
             image = _without_vignette(image, mask)
-        found_i0 = _unattenuated(image, mask) if i0 is None else float(i0)
+        brightest = torch.quantile(_sample(image[mask]), 0.995)
+        found_i0 = float(brightest if i0 is None else i0)
         image = _minus_log(image, found_i0)
     elif kind == "inverted":
         image = -image
@@ -127,16 +128,16 @@ def preprocess_xray(
 
 
 def bone_is_bright(pixels: Tensor, mask: Tensor | None = None) -> bool:
-    """Whether an image is bright where the patient attenuates, judged by itself.
+    """Whether an image is bright where the patient attenuates, judged by its pixels.
 
     A patient is thicker in the middle of the picture than at its edge: the mean rank of the inner
-    pixels is compared with that of the outer ones, inside the convex hull of what is neither at
-    the lowest nor at the highest value (shutters, saturated air). A guess: right for a patient
-    who is in the middle, and for nothing else.
+    pixels is compared with that of the outer ones, inside the convex hull of the pixels that are
+    neither at the lowest nor at the highest value (shutters, saturated air). This is a guess that
+    holds only for a patient in the middle of the image.
 
     Args:
         pixels: [rows, cols] or [1, 1, rows, cols].
-        mask: of the same size, 0 where pixels say nothing.
+        mask: of the same size, 0 where pixels are to be ignored.
 
     Raises:
         ValueError: an image of one value.
@@ -161,9 +162,7 @@ def bone_is_bright(pixels: Tensor, mask: Tensor | None = None) -> bool:
 def _open_field(image: Tensor, kind: str, level: float | str | None, border: int) -> Tensor:
     """[1, 1, rows, cols], true where the detector was not behind shutters."""
     everything = torch.ones_like(image, dtype=torch.bool)
-    if level is None:
-        return everything
-    levels = AUTO_LEVELS if isinstance(level, str) else (level,)
+    levels: tuple = AUTO_LEVELS if level == "auto" else () if level is None else (level,)
     for share in levels:
         depth = _depth_of_the_open(image, kind, share)
         if int((depth < 0).sum()) < 0.005 * depth.numel():
@@ -185,7 +184,7 @@ def _depth_of_the_open(image: Tensor, kind: str, level: float) -> Tensor:
 
 def _ends_sharply(image: Tensor, kind: str, depth: Tensor) -> bool:
     """Whether a field's edge is a step in the attenuation nearly all around."""
-    scale = _smooth(image)  # the logarithm of a shutter's noise is all steps
+    scale = _smooth(image)  # unsmoothed, the logarithm of a shutter's noise is full of steps
     if kind == "intensity":
         low, high = torch.aminmax(scale)
         scale = (scale - low + 1e-4 * (high - low)).log()
@@ -248,11 +247,6 @@ def _surrounds(air: Tensor, least: float) -> bool:
     return count >= max(least, 16) and sum(q > 0.05 * count for q in quarters) >= 3
 
 
-def _unattenuated(image: Tensor, mask: Tensor) -> float:
-    """The median of the brightest hundredth in the open field."""
-    return float(torch.quantile(_sample(image[mask]), 0.995))
-
-
 def _minus_log(image: Tensor, i0: float) -> Tensor:
     low = float(image.min())
     if low < 0:
@@ -276,8 +270,6 @@ def _scaled(image: Tensor, mask: Tensor, percentiles: tuple[float, float]) -> Te
 
 def _cropped(image: Tensor, mask: Tensor, camera: Camera) -> tuple[Tensor, Tensor, Camera]:
     seen = mask[0, 0] > 0
-    if not bool(seen.any()):
-        raise ValueError("border: nothing of the open field is left")
     rows, cols = (seen.any(dim).nonzero().flatten() for dim in (1, 0))
     top, left = int(rows[0]), int(cols[0])
     height, width = int(rows[-1]) + 1 - top, int(cols[-1]) + 1 - left
@@ -292,6 +284,68 @@ def _cropped(image: Tensor, mask: Tensor, camera: Camera) -> tuple[Tensor, Tenso
 def _sample(values: Tensor) -> Tensor:
     """At most a million of the values, evenly picked: torch.quantile takes no more than 16."""
     return values[:: max(1, values.numel() // 1_000_000)]
+
+
+def opened(mask: Tensor, size: int = 5) -> Tensor:
+    """A mask [1, 1, rows, cols] without what is narrower than `size` pixels (letters, specks)."""
+    pad = size // 2
+    # Outside counts as inside: the edge of the image is no edge of the mask.
+    outside = functional.pad((~mask).float(), (pad,) * 4, value=0.0)
+    kept = 1.0 - functional.max_pool2d(outside, size, stride=1)
+    return functional.max_pool2d(kept, size, stride=1, padding=pad) > 0.5
+
+
+def convex_depth(mask: Tensor) -> Tensor:
+    """How deep each pixel lies in the convex hull of a mask: [1, 1, rows, cols] float64.
+
+    Pixels to the nearest edge of the polygon through the outermost pixels' centres, negative
+    outside. A mask of fewer than three corners has depth 0 on itself and -1 elsewhere.
+    """
+    corners = _hull(_row_ends(mask[0, 0]))
+    rows, cols = mask.shape[-2:]
+    if len(corners) < 3:
+        return mask.double() - 1.0
+    row = torch.arange(rows, dtype=torch.float64, device=mask.device)[:, None]
+    col = torch.arange(cols, dtype=torch.float64, device=mask.device)[None, :]
+    depth = torch.full((rows, cols), float("inf"), dtype=torch.float64, device=mask.device)
+    for (y0, x0), (y1, x1) in zip(corners, corners[1:] + corners[:1], strict=True):
+        dy, dx = y1 - y0, x1 - x0
+        length = (dy * dy + dx * dx) ** 0.5
+        depth = torch.minimum(depth, ((row - y0) * dx - (col - x0) * dy) / length)
+    return depth[None, None]
+
+
+def _row_ends(mask: Tensor) -> list[tuple[float, float]]:
+    """(row, col) of the first and the last pixel of every row."""
+    inside = mask.to(torch.uint8).cpu()
+    first = inside.argmax(dim=1)
+    last = inside.shape[1] - 1 - inside.flip(1).argmax(dim=1)
+    ends = []
+    for row in inside.any(dim=1).nonzero().flatten().tolist():
+        ends += [(float(row), float(first[row])), (float(row), float(last[row]))]
+    return sorted(set(ends))
+
+
+def _hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Corners of the convex hull of sorted points (row, col), inside on the positive side.
+
+    Andrew's monotone chain.
+    """
+
+    def chain(ordered: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        corners: list[tuple[float, float]] = []
+        for y, x in ordered:
+            while len(corners) >= 2:
+                (y0, x0), (y1, x1) = corners[-2:]
+                if (y - y0) * (x1 - x0) - (x - x0) * (y1 - y0) > 0:
+                    break
+                corners.pop()
+            corners.append((y, x))
+        return corners[:-1]
+
+    if len(points) < 3:
+        return points
+    return chain(points) + chain(points[::-1])
 
 
 def _divided(image: Tensor, flat_field: Tensor) -> Tensor:
@@ -347,8 +401,8 @@ def _check_options(
     border: int,
     percentiles: tuple[float, float] | None,
 ) -> None:
-    if kind not in XRAY_KINDS:
-        raise ValueError(f"kind: expected one of {', '.join(XRAY_KINDS)}, got {kind!r}")
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     named = level is None or level == "auto"
     if not named and not (isinstance(level, (int, float)) and 0.0 <= level < 1.0):
         raise ValueError(
