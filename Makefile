@@ -55,8 +55,8 @@ sanitize: $(TESTED)
 	export DRRKIT_EMULATION="$$(cat $(SANITIZED)/library)" && $(SANITIZED_PYTEST) $(EMULATED_TESTS)
 
 bench: $(TESTED)
-	$(BIN)/python -m drrkit.bench --out bench/results
-	$(BIN)/python bench/readme_table.py
+	$(BIN)/python -m bench.projectors --out bench/results
+	$(BIN)/python -m bench.projectors.readme
 
 build: $(READY)
 

@@ -33,8 +33,8 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 import drrkit
-from drrkit.bench.machine import machine, versions
-from drrkit.bench.timing import peak_bytes
+from bench.projectors.timing import peak_bytes
+from drrkit.machine import machine, versions
 
 SCHEMA = 1
 SDD, SOD = 1020.0, 800.0  # mm

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 import drrkit
-from drrkit.bench.machine import machine, versions
+from drrkit.machine import machine, versions
 from drrkit.phantoms import torso
 from drrkit.similarity import SAMPLINGS, SimilarityTask, TrainingPatient, TrainingRecipe, build
 

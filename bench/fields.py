@@ -39,8 +39,8 @@ from torch import Tensor
 
 import drrkit
 from drrkit import fields, losses
-from drrkit.bench.machine import machine, versions
 from drrkit.evaluation import PROTOCOLS, Case, Subject, shifted_appearance
+from drrkit.machine import machine, versions
 from drrkit.metrics import mtre, rotation_error
 from drrkit.training import train
 from drrkit.volume import Volume

@@ -33,8 +33,8 @@ from loss_grid import LOSSES, PIXEL_MM, SIZE, VOXEL_MM, protocol, subject
 from loss_grid_report import whole
 
 import drrkit
-from drrkit.bench.machine import machine, versions
 from drrkit.evaluation import Landscape, Subject, landscapes_of
+from drrkit.machine import machine, versions
 from drrkit.registration import Stage
 
 SCHEMA = 1

@@ -31,8 +31,8 @@ import train_prost as small
 from landscapes import draw
 
 import drrkit
-from drrkit.bench.machine import machine, versions
 from drrkit.evaluation import Landscape, Protocol, Subject, landscape
+from drrkit.machine import machine, versions
 from drrkit.registration import Stage
 from drrkit.similarity import load_similarity
 

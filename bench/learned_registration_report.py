@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drrkit.bench.machine import machine, versions
 from drrkit.evaluation import Row, top_mean
+from drrkit.machine import machine, versions
 from drrkit.metrics import success_rate
 
 SCHEMA = 1

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 import drrkit
-from drrkit.bench.machine import machine, versions
 from drrkit.evaluation import Row, is_inverted, read_rows
+from drrkit.machine import machine, versions
 from drrkit.metrics import success_rate
 
 __all__ = ["write_report"]

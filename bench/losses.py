@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 
 import drrkit
+from bench.projectors.timing import peak_bytes
 from drrkit import losses
-from drrkit.bench.machine import machine, versions
-from drrkit.bench.timing import peak_bytes
+from drrkit.machine import machine, versions
 
 SCHEMA = 1
 SDD, SOD = 1020.0, 800.0  # mm

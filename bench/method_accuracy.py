@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import drrkit
-from drrkit.bench.machine import machine, versions
+from drrkit.machine import machine, versions
 
 METHODS = {
     "joseph": {"method": "joseph"},

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import drrkit
 from drrkit._native import ops as _ops
-from drrkit.bench.machine import machine, versions
+from drrkit.machine import machine, versions
 
 CALLS = 20  # a sample is the mean over so many calls: clocks tick in microseconds
 SIZE = (8, 8)

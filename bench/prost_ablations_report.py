@@ -16,7 +16,7 @@ import train_prost as small
 
 import drrkit
 from drrkit import metrics
-from drrkit.bench.machine import machine, versions
+from drrkit.machine import machine, versions
 
 SCHEMA = 1
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 import drrkit
-from drrkit.bench.machine import machine, versions
+from drrkit.machine import machine, versions
 from drrkit.metrics import bone_points, mtre, rotation_error, success_rate
 from drrkit.registration import AUTO
 

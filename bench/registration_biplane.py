@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 import drrkit
-from drrkit.bench.machine import machine, versions
 from drrkit.evaluation import PROTOCOLS, Case, Subject
+from drrkit.machine import machine, versions
 from drrkit.metrics import mtre, success_rate
 from drrkit.registration import PIPELINES, rig_of
 

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 import drrkit
-from drrkit.bench.machine import machine, versions
 from drrkit.evaluation import PROTOCOLS, Subject
+from drrkit.machine import machine, versions
 from drrkit.registration import AUTO
 from drrkit.registration.problem.motion import motion_of
 

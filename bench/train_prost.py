@@ -43,7 +43,7 @@ from torch import Tensor
 
 import drrkit
 from drrkit import CArm, Stage, Volume, metrics, register
-from drrkit.bench.machine import machine, versions
+from drrkit.machine import machine, versions
 from drrkit.phantoms import random_anatomy
 from drrkit.similarity import (
     LearnedSimilarity,

@@ -30,8 +30,8 @@ import torch
 from protocols import SUBJECTS
 
 import drrkit
-from drrkit.bench.machine import machine, versions
 from drrkit.evaluation import Row, auroc, read_rows, recall_at, summarise
+from drrkit.machine import machine, versions
 from drrkit.registration import Search
 
 SCHEMA = 1

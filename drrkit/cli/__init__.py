@@ -123,7 +123,7 @@ _COMMANDS = {
     "info": ("info:info_command", "Versions, devices; what a geometry looks like."),
     "doctor": ("doctor:doctor_command", "Check that this installation computes what it should."),
     "view": ("view:view_command", "Look at CT and X-ray in the browser, and register them."),
-    "bench": ("bench:bench_command", "Measure drrkit against other projectors."),
+    "bench": ("bench:bench_command", "Measure how fast drrkit is on this machine."),
 }
 for _name, (_source, _summary) in _COMMANDS.items():
     main.defer(_name, f"drrkit.cli.{_source}", _summary)

@@ -18,7 +18,7 @@ from typing import Any
 import click
 import torch
 
-from drrkit.cli.installation import versions
+from drrkit.machine import versions
 
 if sys.version_info >= (3, 11):
     import tomllib

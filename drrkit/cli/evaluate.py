@@ -10,7 +10,6 @@ from typing import Any
 import click
 import torch
 
-from drrkit.bench.machine import machine
 from drrkit.cli.answers import Answer
 from drrkit.cli.arguments import existing
 from drrkit.cli.configuration import run_record
@@ -36,6 +35,7 @@ from drrkit.evaluation import (
     summarise,
     with_similarity,
 )
+from drrkit.machine import machine
 from drrkit.phantoms import torso
 from drrkit.volume import read_volume
 

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from drrkit import __version__
+from drrkit.machine import versions
 
-__all__ = ["describe", "versions"]
-
-PACKAGES = ("torch", "numpy", "SimpleITK", "cma", "click", "tqdm")
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of drrkit, Python and the packages drrkit uses; None for what is not installed."""
-    found: dict[str, str | None] = {"drrkit": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    found["torch"] = torch.__version__  # with its build, e.g. +cpu
-    return found
+__all__ = ["describe"]
 
 
 def describe() -> dict[str, Any]:

@@ -13,12 +13,10 @@ import pytest
 import torch
 
 import drrkit
-from drrkit.bench import record as records
 from drrkit.cli import main
 from drrkit.cli.configuration import recorded_options
 from drrkit.cli.poses import read_pose, write_pose
 from drrkit.evaluation import METHODS
-from tests.support.bench_records import example
 from tests.support.commands import CAMERA, python, run, small_camera, small_ct, write_data
 
 pytestmark = pytest.mark.io
@@ -49,7 +47,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_data(tmp_path_factory.mktemp("data"))
     camera = small_camera()
     write_pose(folder / "pose.json", drrkit.view_ap(small_ct(), 800.0), camera)
-    records.write(example("cpu"), folder / "bench.json")
     return folder
 
 
@@ -59,7 +56,7 @@ REGISTER = ["ct.nii.gz", "xray.npy", "--init", "start.json", "--stages", "ncc:4:
 SMALL = ["--phantoms", 2, "--voxels", 12, "--size", "32x32", "--batch", 1, *TINY]
 
 CALLS: dict[str, tuple[list[Any], tuple[str, ...]]] = {
-    "bench": (["--draw", "bench.json", "--out", "OUT"], ("written", "record")),
+    "bench": (["ct.nii.gz", "--size", "8x8", "--rounds", 1], ("machine", "rows")),
     "convert": (["pose.json", "--to", "opencv", "-o", "OUT.json"], ("written", "flip")),
     "demo": (["--out", "OUT", "-q"], ("succeeded", "before", "after")),
     "doctor": ([], ("healthy", "findings")),

@@ -16,7 +16,7 @@ from drrkit.cli import main
 from tests.support.commands import ROOT, python, run, succeed
 
 # What only some commands need: networks, training with its processes, evaluation, pictures.
-NEEDED_BY_SOME = ("fields", "similarity", "training", "evaluation", "report", "viewer", "bench")
+NEEDED_BY_SOME = ("fields", "similarity", "training", "evaluation", "report", "viewer")
 
 COMMANDS = sorted(main.commands)
 TRAININGS = ("similarity", "regressor", "nett", "mnerf")
@@ -127,7 +127,7 @@ def test_bash_itself_completes(line: str, proposed: set[str], bash_folder: Path)
         ("drrkit register --similarity unit_s", ["file,unit_s", "plain,unit_soft_dice"]),
         ("drrkit register --device c", ["plain,cpu", "plain,cuda"]),
         ("drrkit render -o le", ["file,le"]),
-        ("drrkit bench --dra", ["plain,--draw"]),
+        ("drrkit bench --si", ["plain,--size"]),
     ],
 )
 def test_values_are_completed(line: str, proposed: list[str]) -> None:

@@ -28,7 +28,7 @@ LEVELS: dict[str, int] = {
     **dict.fromkeys(("geometry", "volume", "phantoms", "losses", "metrics", "conversions"), 0),
     **dict.fromkeys(("_arguments", "projector"), 1),
     **dict.fromkeys(("xray", "training", "fields", "similarity", "registration"), 2),
-    **dict.fromkeys(("evaluation", "report", "viewer", "bench", "cli"), 3),
+    **dict.fromkeys(("evaluation", "report", "viewer", "machine", "cli"), 3),
 }
 """A module imports from its own level, without circles, or from below. A package is one module."""
 
@@ -113,8 +113,6 @@ def test_no_import_reaches_inside_another_package() -> None:
             if not isinstance(node, ast.ImportFrom):
                 continue
             parts = (node.module or "").split(".")
-            if name == "bench" or parts[1:2] == ["bench"]:  # moves out of the package
-                continue
             if parts[0] != "drrkit" or parts[1:2] in ([], [name]) or parts[1] not in PACKAGES:
                 continue
             if len(parts) > 2:
@@ -141,9 +139,7 @@ TO_RENAME = {  # words that still mean two things
 
 def test_one_word_means_one_thing() -> None:
     places: dict[str, set[str]] = {}
-    for path, name in modules().items():
-        if name == "bench":  # moves out of the package
-            continue
+    for path in modules():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_":
                 places.setdefault(node.name, set()).add(str(path.relative_to(PACKAGE)))
@@ -153,10 +149,9 @@ def test_one_word_means_one_thing() -> None:
 
 
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
-    "": 1_030,  # the modules beside the packages
+    "": 1_110,  # the modules beside the packages
     "_native": 1_320,
-    "bench": 3_800,
-    "cli": 5_030,
+    "cli": 5_110,
     "conversions": 1_600,
     "evaluation": 890,
     "fields": 1_980,

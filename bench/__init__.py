@@ -1,0 +1,1 @@
+"""What only developers run: benchmarks of projectors, studies, and their results."""
