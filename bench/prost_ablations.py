@@ -51,6 +51,7 @@ from drrkit.similarity import (
     PoseRegressor,
     RegressorTask,
     SimilarityTask,
+    Synthesis,
     TrainingPatient,
     TrainingRecipe,
     construct,
@@ -59,8 +60,8 @@ from drrkit.similarity import (
     load_similarity,
     pose_gradient,
     save_similarity,
+    simulated,
 )
-from drrkit.similarity.tasks.similarity_task import Synthesis, simulated
 from drrkit.training import generator, load_checkpoint, train
 from drrkit.xray import TargetSynthesis, randomise
 

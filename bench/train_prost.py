@@ -57,8 +57,8 @@ from drrkit.similarity import (
     load_similarity,
     pose_gradient,
     save_similarity,
+    simulated,
 )
-from drrkit.similarity.tasks.similarity_task import simulated
 from drrkit.training import generator, load_checkpoint, train
 
 SCHEMA = 1

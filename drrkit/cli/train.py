@@ -20,6 +20,7 @@ from drrkit.cli.synthesis import ImageOptions
 from drrkit.cli.training import TrainingOptions, run_training
 from drrkit.similarity import (
     KINDS,
+    MEASURED,
     NETWORKS,
     OBJECTIVES,
     REGRESSOR_RECIPES,
@@ -59,20 +60,23 @@ train_group.defer(
 )
 
 
-def names_of(family: type) -> list[str]:
-    """The networks whose class is one of a family."""
-    return [name for name, network in NETWORKS.items() if issubclass(KINDS[network.kind], family)]
+def network_option(family: type, default: str) -> Any:
+    """--network, of a family of classes; the help lists those with a measured result."""
+    names = [name for name, network in NETWORKS.items() if issubclass(KINDS[network.kind], family)]
+    measured = [name for name in names if name in MEASURED]
+    published = ", ".join(name for name in names if name not in measured)
+    return click.option(
+        "--network",
+        type=click.Choice(names),
+        metavar="NAME",
+        default=default,
+        show_default=True,
+        help=f"One of {', '.join(measured)}. Published sizes, never trained here: {published}.",
+    )
 
 
 @train_group.command("similarity")
-@click.option(
-    "--network",
-    type=click.Choice(names_of(LearnedSimilarity)),
-    metavar="NAME",
-    default="prost-small",
-    show_default=True,
-    help=f"One of {', '.join(names_of(LearnedSimilarity))}.",
-)
+@network_option(LearnedSimilarity, "prost-small")
 @click.option("--objective", type=click.Choice(OBJECTIVES), default="direction", show_default=True)
 @click.option(
     "--poses",
@@ -91,7 +95,7 @@ def names_of(family: type) -> list[str]:
     help="Of the rate; a training with cosine cannot be prolonged.",
 )
 @click.option(
-    "--batch", type=click.IntRange(1), default=4, show_default=True, help="Pairs a process."
+    "--batch", type=click.IntRange(1), default=4, show_default=True, help="Pairs per process."
 )
 @grouped(ImageOptions, "images")
 @grouped(SubjectOptions, "whose")
@@ -124,29 +128,22 @@ def similarity_command(
         seed=how.seed,
     )
     notes = {"steps": how.steps} if schedule == "cosine" else {}
-    session = Session(network, images, whose, how, notes)
+    training = NetworkTraining(network, images, whose, how, notes)
     kind = CDRegTask if NETWORKS[network].kind == "cdreg" else SimilarityTask
     task = kind(
-        session.model,
-        *session.patients,
-        session.camera,
+        training.model,
+        *training.patients,
+        training.camera,
         SAMPLINGS[poses],
         recipe,
         synthesise=images.synthesise,
         randomise=images.randomisation,
     )
-    return session.run(ctx, task, SIMILARITY_FILE)
+    return training.run(ctx, task, SIMILARITY_FILE)
 
 
 @train_group.command("regressor")
-@click.option(
-    "--network",
-    type=click.Choice(names_of(PoseRegressor)),
-    metavar="NAME",
-    default="deepim-small",
-    show_default=True,
-    help=f"One of {', '.join(names_of(PoseRegressor))}.",
-)
+@network_option(PoseRegressor, "deepim-small")
 @click.option(
     "--poses",
     type=click.Choice(list(SAMPLINGS)),
@@ -155,7 +152,7 @@ def similarity_command(
 @click.option(
     "--rate", type=NumberRange(0, min_open=True), help="Of Adam.  [default: as published]"
 )
-@click.option("--batch", type=click.IntRange(1), help="Pairs a process.  [default: as published]")
+@click.option("--batch", type=click.IntRange(1), help="Pairs per process.  [default: as published]")
 @click.option(
     "--rounds",
     type=click.IntRange(1),
@@ -184,19 +181,19 @@ def regressor_command(
     given = {"sampling": sampling, "rate": rate, "batch": batch, "rounds": rounds}
     given = {name: value for name, value in given.items() if value is not None}
     recipe = replace(REGRESSOR_RECIPES[NETWORKS[network].kind], seed=how.seed, **given)
-    session = Session(network, images, whose, how, {})
+    training = NetworkTraining(network, images, whose, how, {})
     task = RegressorTask(
-        session.model,
-        *session.patients,
-        session.camera,
+        training.model,
+        *training.patients,
+        training.camera,
         recipe,
         synthesise=images.synthesise,
         randomise=images.randomisation,
     )
-    return session.run(ctx, task, REGRESSOR_FILE)
+    return training.run(ctx, task, REGRESSOR_FILE)
 
 
-class Session:
+class NetworkTraining:
     """A network, the patients and the camera of a training; `run` trains and writes the network."""
 
     def __init__(

@@ -6,30 +6,39 @@ Pose regressors, which the learned similarities are compared with, are built and
 `RegressorTask` trains them, and Stage(optimiser="regressor", regressor=...) uses them.
 """
 
-from drrkit.similarity.networks.configuration import Configuration
-from drrkit.similarity.networks.learned import LearnedSimilarity
-from drrkit.similarity.networks.regressor import PoseRegressor
+from drrkit.similarity.networks.interfaces import (
+    Configuration,
+    LearnedSimilarity,
+    PosePairs,
+    PoseRegressor,
+)
 from drrkit.similarity.storage import (
     KINDS,
+    MEASURED,
     NETWORKS,
     build,
     construct,
     load_similarity,
     save_similarity,
 )
-from drrkit.similarity.tasks.cdreg_task import CDRegTask
-from drrkit.similarity.tasks.geodesic import geodesic_gradient, geodesic_loss
 from drrkit.similarity.tasks.objectives import (
     OBJECTIVES,
     cosines,
     direction_distance,
     geodesic_distance,
+    geodesic_gradient,
+    geodesic_loss,
     objective_loss,
     pose_gradient,
 )
-from drrkit.similarity.tasks.poses import SAMPLINGS, PoseChart, PoseSampling
-from drrkit.similarity.tasks.regressor_task import REGRESSOR_RECIPES, RegressorRecipe, RegressorTask
-from drrkit.similarity.tasks.similarity_task import (
+from drrkit.similarity.tasks.pose_sampling import SAMPLINGS, PoseChart, PoseSampling
+from drrkit.similarity.tasks.train_regressor import (
+    REGRESSOR_RECIPES,
+    RegressorRecipe,
+    RegressorTask,
+)
+from drrkit.similarity.tasks.train_similarity import (
+    CDRegTask,
     SimilarityTask,
     Synthesis,
     TrainingPatient,
@@ -39,6 +48,7 @@ from drrkit.similarity.tasks.similarity_task import (
 
 __all__ = [
     "KINDS",
+    "MEASURED",
     "NETWORKS",
     "OBJECTIVES",
     "REGRESSOR_RECIPES",
@@ -47,6 +57,7 @@ __all__ = [
     "Configuration",
     "LearnedSimilarity",
     "PoseChart",
+    "PosePairs",
     "PoseRegressor",
     "PoseSampling",
     "RegressorRecipe",

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from drrkit.files import PathLike
-from drrkit.similarity.networks import cdreg, deepim, dmw, initialiser, prost, sopi
-from drrkit.similarity.networks.configuration import Configuration
+from drrkit.similarity.networks import cdreg, pose_regressors, prost, sopi, sopi_initialiser
+from drrkit.similarity.networks.interfaces import Configuration
 from drrkit.training import load_tensors, save_tensors
 
-_FAMILIES = (prost, cdreg, sopi, initialiser, deepim, dmw)
+_FAMILIES = (prost, cdreg, sopi, sopi_initialiser, pose_regressors)
 SCHEMA, SCHEMA_VERSION = "drrkit.similarity", 1
 
 KINDS: dict[str, type[nn.Module]] = {
@@ -28,7 +28,10 @@ KINDS: dict[str, type[nn.Module]] = {
 NETWORKS: dict[str, Configuration] = {
     name: network for family in _FAMILIES for name, network in family.NETWORKS.items()
 }
-"""Configurations by the name that `build` takes."""
+"""Configurations by the name that `build` takes: published sizes, and small ones."""
+
+MEASURED = tuple(name for name in NETWORKS if name.endswith("-small"))
+"""The networks with a measured result (docs/training.md); no published size was trained here."""
 
 
 def build(name: str, seed: int = 0) -> nn.Module:

@@ -12,21 +12,28 @@ from drrkit.similarity.networks.cdreg import (
     CDReg,
     Features,
     GatedScore,
+    UncertaintyWeights,
     correlation,
     decomposition_loss,
 )
-from drrkit.similarity.networks.composite import CascadeFusion, CompositeEncoder, FocalBlock
-from drrkit.similarity.networks.fourier import (
+from drrkit.similarity.networks.cdreg_branches import (
+    CouplingStep,
     FourierConvolution,
     FourierResidual,
     FourierUnit,
+    InvertibleNetwork,
+    PoolformerEncoder,
     SpectralTransform,
 )
-from drrkit.similarity.networks.invertible import CouplingStep, InvertibleNetwork
-from drrkit.similarity.networks.norms import ChannelNorm, resized
-from drrkit.similarity.networks.poolformer import PoolformerEncoder
-from drrkit.similarity.networks.splat import ConvolutionPair, SplitAttention, SplitBottleneck
-from drrkit.similarity.networks.uncertainty import UncertaintyWeights
+from drrkit.similarity.networks.layers import ChannelNorm, resized
+from drrkit.similarity.networks.sopi import (
+    CascadeFusion,
+    CompositeEncoder,
+    FocalBlock,
+    SplitAttention,
+    SplitBottleneck,
+)
+from drrkit.similarity.networks.sopi_initialiser import ConvolutionPair
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from drrkit import CArm, Stage, Volume, register, view_ap
 from drrkit.phantoms import random_anatomy, torso
 from drrkit.projector import render
 from drrkit.similarity import (
+    MEASURED,
     NETWORKS,
     SAMPLINGS,
     LearnedSimilarity,
@@ -26,8 +27,7 @@ from drrkit.similarity import (
     save_similarity,
 )
 from drrkit.similarity.networks.crossvit import CrossViT
-from drrkit.similarity.networks.expansion import _convolved
-from drrkit.similarity.networks.images import scaled
+from drrkit.similarity.networks.layers import VolumeExpansion, _convolved, scaled
 from drrkit.volume import water_attenuation
 
 SMALL = ("prost-small", "prost-2020-small")
@@ -63,20 +63,32 @@ def images(count: int, channels: int, size: int, seed: int = 0) -> Tensor:
 # ---- sizes
 
 
-@pytest.mark.parametrize("name, expected", [("prost", 8571), ("prost-2020-paper", 15499)])
-def test_the_3d_network_has_its_published_size(name: str, expected: int) -> None:
-    assert weights(build(name).expansion) == expected
+def test_the_3d_network_has_its_published_size() -> None:
+    assert weights(build("prost").expansion) == 8571
+    assert weights(VolumeExpansion((4, 8, 16, 16, 8, 3))) == 15499  # as in the 2020 paper's figure
+
+
+CROSSVIT_9 = {
+    "images": (240, 224),
+    "patches": (12, 16),
+    "dims": (128, 256),
+    "heads": (4, 4),
+    "depth": (1, 3),
+    "stages": 3,
+    "mlp": (3.0, 3.0),
+}
+CROSSVIT_TINY = {"dims": (96, 192), "heads": (3, 3), "depth": (1, 4), "mlp": (4.0, 4.0)}
 
 
 @pytest.mark.parametrize(
-    "name, millions",
-    [("prost-tiny", 7.0148), ("prost", 8.553296)],
+    "settings, expected",
+    [(CROSSVIT_9, 8_553_296), (CROSSVIT_9 | CROSSVIT_TINY, 7_014_800)],
 )
-def test_crossvit_has_the_published_number_of_weights(name: str, millions: float) -> None:
-    """With ImageNet's 3 channels and 1000 classes: 7.0 and 8.6 million in the paper."""
-    own = ("images", "patches", "dims", "heads", "depth", "stages", "mlp")
-    settings = {key: NETWORKS[name].settings[key] for key in own}
-    assert weights(CrossViT(3, 1000, **settings)) == round(millions * 1e6)
+def test_crossvit_has_the_published_number_of_weights(settings: dict, expected: int) -> None:
+    """With ImageNet's 3 channels and 1000 classes: 8.6 and 7.0 million in the paper."""
+    assert weights(CrossViT(3, 1000, **settings)) == expected
+    prost = build("prost").transformer
+    assert weights(prost) == weights(CrossViT(4, 1, **CROSSVIT_9))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -100,7 +112,7 @@ def test_encoder_features_have_their_published_shape() -> None:
 
 
 def test_the_published_size_reads_images_of_any_size() -> None:
-    network = build("prost-tiny")
+    network = build("prost")
     assert network(images(1, 3, 128), images(1, 1, 128)).shape == (1,)
 
 
@@ -224,7 +236,7 @@ def test_images_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="fixed: expected images of 32 x 32"):
         network(images(1, 3, 32), images(1, 1, 16))
     with pytest.raises(ValueError, match="patches: expected divisors"):
-        CrossViT(1, images=(30, 32), patches=(8, 8))
+        CrossViT(1, **{**CROSSVIT_9, "images": (30, 32), "patches": (8, 8)})
 
 
 @pytest.mark.parametrize("kind", list(TINY))
@@ -369,6 +381,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         load_similarity(tmp_path / "wrong.pt")
     with pytest.raises(TypeError, match="expected one made by build"):
         save_similarity(nn.Linear(1, 1), tmp_path / "linear.pt")
+
+
+def test_networks_that_nobody_trained_are_not_offered_as_measured() -> None:
+    assert set(SMALL) < set(MEASURED) < set(NETWORKS)
+    assert all(name.endswith("-small") for name in MEASURED)
+    assert not {"prost-tiny", "prost-medium", "prost-15", "prost-18"} & set(NETWORKS)
 
 
 def test_unknown_names_are_refused() -> None:

@@ -24,7 +24,6 @@ from drrkit.similarity import (
     objective_loss,
     pose_gradient,
 )
-from drrkit.similarity.tasks.geodesic import left_jacobian
 
 
 def poses(count: int, seed: int = 0, turn: float = 1.0) -> Tensor:
@@ -32,36 +31,48 @@ def poses(count: int, seed: int = 0, turn: float = 1.0) -> Tensor:
     return turn * torch.randn(count, 6, generator=random, dtype=torch.float64) * 0.6
 
 
-def test_the_geodesic_gradient_is_that_of_automatic_differentiation() -> None:
-    theta, target = poses(200, 1).requires_grad_(), poses(200, 2)
-    (expected,) = torch.autograd.grad(geodesic_loss(theta, target).sum(), theta)
+def closed_form(theta: Tensor, target: Tensor) -> Tensor:
+    """(-2 J_l(r_m) phi, 2 (t_m - t_t)), phi = rotvec(R_m' R_t), for phi below pi.
+
+    d phi / d r_m = -J_l(phi)^-1 J_r(r_m), phi' J_l(phi)^-1 = phi' and J_r' = J_l, where
+    J_l(r) is the integral of exp(s [r]) over s from 0 to 1.
+    """
+    block = theta.new_zeros(len(theta), 6, 6)
+    x, y, z = theta[:, :3].unbind(-1)
+    for row, col, value in ((0, 1, -z), (0, 2, y), (1, 0, z), (1, 2, -x), (2, 0, -y), (2, 1, x)):
+        block[:, row, col] = value
+    block[:, :3, 3:] = torch.eye(3, dtype=theta.dtype)
+    left_jacobian = torch.linalg.matrix_exp(block)[:, :3, 3:]
+    phi = so3_log(so3_exp(theta[:, :3]).mT @ so3_exp(target[:, :3]))
+    turn = (left_jacobian @ phi[..., None])[..., 0]
+    return torch.cat((-2.0 * turn, 2.0 * (theta[:, 3:] - target[:, 3:])), -1)
+
+
+def test_the_geodesic_gradient_is_its_closed_form() -> None:
+    theta, target = poses(200, 1), poses(200, 2)
     close = so3_log(so3_exp(theta[:, :3]).mT @ so3_exp(target[:, :3])).norm(dim=-1) < 3.1
     assert int(close.sum()) > 190
-    error = (geodesic_gradient(theta, target) - expected)[close].abs().max()
-    assert float(error.detach()) < 1e-9
+    error = (geodesic_gradient(theta, target) - closed_form(theta, target))[close].abs().max()
+    assert float(error) < 1e-9
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-9, 1e-5, 0.0999, 0.1001])
-def test_the_geodesic_gradient_agrees_beside_the_identity_and_at_the_seam(scale: float) -> None:
+def test_the_geodesic_gradient_agrees_beside_the_identity(scale: float) -> None:
     direction = torch.nn.functional.normalize(poses(50, 3)[:, :3], dim=-1)
-    theta = torch.cat((scale * direction, poses(50, 4)[:, 3:]), -1).requires_grad_()
+    theta = torch.cat((scale * direction, poses(50, 4)[:, 3:]), -1)
     target = poses(50, 5)
-    (expected,) = torch.autograd.grad(geodesic_loss(theta, target).sum(), theta)
-    assert float((geodesic_gradient(theta, target) - expected).detach().abs().max()) < 1e-9
+    error = geodesic_gradient(theta, target) - closed_form(theta, target)
+    assert float(error.abs().max()) < 1e-9
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-8, 0.05, 0.1, 2.5])
-def test_loss_and_gradient_have_correct_derivatives_everywhere(angle: float) -> None:
+def test_the_distance_has_correct_derivatives_everywhere(angle: float) -> None:
     theta = torch.zeros(1, 6, dtype=torch.float64)
     theta[:, :3] = angle * torch.tensor([0.6, -0.48, 0.64])
     target = torch.tensor([[0.1, 0.2, -0.1, 0.5, 0.0, 0.2]], dtype=torch.float64)
     theta.requires_grad_()
     assert torch.autograd.gradcheck(geodesic_loss, (theta, target))
     assert torch.autograd.gradgradcheck(geodesic_loss, (theta, target))
-    assert torch.autograd.gradcheck(geodesic_gradient, (theta, target))
-    assert torch.autograd.gradgradcheck(
-        lambda w: left_jacobian(w), (theta[:, :3].detach().requires_grad_(),)
-    )
 
 
 def test_equal_poses_have_distance_and_gradient_zero_without_nan() -> None:
@@ -92,13 +103,6 @@ def test_a_known_distance() -> None:
     theta = torch.tensor([[0.0, 0.0, 0.3, 1.0, 2.0, 3.0]], dtype=torch.float64)
     target = torch.tensor([[0.0, 0.0, -0.2, 1.0, 0.0, 3.5]], dtype=torch.float64)
     assert float(geodesic_loss(theta, target)) == pytest.approx(0.25 + 4.0 + 0.25, abs=1e-12)
-
-
-def test_the_left_jacobian_moves_the_exponential() -> None:
-    omega, step = poses(20, 10)[:, :3], 1e-6 * poses(20, 11)[:, :3]
-    moved = so3_exp(omega + step) @ so3_exp(omega).mT
-    expected = (left_jacobian(omega) @ step[..., None])[..., 0]
-    assert float((so3_log(moved) - expected).abs().max()) < 1e-11
 
 
 def test_the_direction_distance_counts_directions_only() -> None:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import drrkit
-from drrkit import CArm, Stage, perturb, register, render, view_ap, volume_center
+from drrkit import CArm, Stage, perturb, register, render, so3_log, view_ap, volume_center
 from drrkit.metrics import mtre
 from drrkit.phantoms import torso
 from drrkit.similarity import (
     NETWORKS,
     REGRESSOR_RECIPES,
+    PosePairs,
     PoseRegressor,
     RegressorRecipe,
     RegressorTask,
@@ -27,17 +28,15 @@ from drrkit.similarity import (
     load_similarity,
     save_similarity,
 )
-from drrkit.similarity.networks.initialiser import PoseInitialiser
-from drrkit.similarity.networks.pose_updates import (
-    moved,
+from drrkit.similarity.networks.pose_regressors import (
+    place_of,
     quaternion_rotation,
     riemannian_gradient,
     riemannian_step,
-    rotation_quaternion,
+    turned_and_placed,
     untangled_step,
-    untangled_update,
 )
-from drrkit.similarity.networks.regressor import Pairs
+from drrkit.similarity.networks.sopi_initialiser import PoseInitialiser
 from drrkit.training import train
 from drrkit.volume import Volume
 
@@ -93,6 +92,32 @@ def task_for(network: PoseRegressor, ct: Volume, **changes: Any) -> RegressorTas
     return RegressorTask(network, [patient], [], CAMERA, recipe, synthesise=plain)
 
 
+def untangled_update(
+    world_to_camera: Tensor, target: Tensor, center: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The unit quaternion [B, 4], w >= 0, and shift [B, 3] that take poses to target poses.
+
+    The inverse of `untangled_step`; arguments [B, 4, 4], [B, 4, 4] and [3].
+    """
+    turn = target[:, :3, :3] @ world_to_camera[:, :3, :3].mT
+    ray, depth = ray_and_depth(world_to_camera, center)
+    goal, farther = ray_and_depth(target, center)
+    return rotation_quaternion(turn), torch.cat((goal - ray, torch.log(depth / farther)), 1)
+
+
+def rotation_quaternion(rotation: Tensor) -> Tensor:
+    """Unit quaternions [B, 4] = (w, x, y, z), w >= 0, of rotation matrices [B, 3, 3]."""
+    half = 0.5 * so3_log(rotation.contiguous())
+    angle = half.norm(dim=-1, keepdim=True)
+    return torch.cat((angle.cos(), half * torch.sinc(angle / torch.pi)), -1)
+
+
+def ray_and_depth(world_to_camera: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
+    """(x / z, y / z) [B, 2] and z [B, 1] of the world point."""
+    place = place_of(center, world_to_camera)
+    return place[:, :2] / place[:, 2:], place[:, 2:]
+
+
 def test_quaternions_are_rotations_and_back() -> None:
     quaternion = torch.nn.functional.normalize(torch.randn(50, 4, dtype=torch.float64), dim=1)
     quaternion = quaternion * quaternion[:, :1].sign()
@@ -146,7 +171,7 @@ def test_the_riemannian_gradient_is_that_of_half_the_squared_distance() -> None:
     xi = torch.zeros(5, 6, dtype=torch.float64, requires_grad=True)
     # Turns about the centre, then a shift: the coordinates of the gradient.
     place = start[:, :3, :3] @ CENTER + start[:, :3, 3] + 100.0 * xi[:, 3:]
-    pose = moved(start, drrkit.so3_exp(xi[:, :3]), place, CENTER)
+    pose = turned_and_placed(start, drrkit.so3_exp(xi[:, :3]), place, CENTER)
     distance = 0.5 * riemannian_gradient(pose, target, CENTER, 100.0).square().sum()
     (found,) = torch.autograd.grad(distance, xi)
     torch.testing.assert_close(found, riemannian_gradient(start, target, CENTER, 100.0))
@@ -243,7 +268,7 @@ def test_the_loss_of_a_perfect_prediction_is_zero(name: str, ct: Volume) -> None
     target = limits.apply(theta.double(), start, center)
     fixed = render(volume, CAMERA, target)
     points = torch.randn(100, 3, dtype=torch.float64) * 50.0
-    pairs = Pairs(volume, CAMERA, fixed, start, target, points)
+    pairs = PosePairs(volume, CAMERA, fixed, start, target, points)
     if name.startswith("deepim"):
         quaternion, shift = untangled_update(start, target, center)
         unit = torch.eye(4, dtype=torch.float64)[:1]

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drrkit.similarity.networks.configuration import Configuration
-from drrkit.similarity.networks.expansion import VolumeExpansion
-from drrkit.similarity.networks.fourier import FourierResidual
-from drrkit.similarity.networks.images import check_images, scaled
-from drrkit.similarity.networks.invertible import InvertibleNetwork
-from drrkit.similarity.networks.learned import CT_ENERGY_KEV, LearnedSimilarity
-from drrkit.similarity.networks.norms import resized
-from drrkit.similarity.networks.poolformer import PoolformerEncoder
-from drrkit.similarity.networks.uncertainty import UncertaintyWeights
-from drrkit.volume import water_attenuation
-
-__all__ = ["KINDS", "NETWORKS", "CDReg", "Features", "GatedScore", "decomposition_loss"]
+from drrkit.similarity.networks.cdreg_branches import (
+    FourierResidual,
+    InvertibleNetwork,
+    PoolformerEncoder,
+)
+from drrkit.similarity.networks.interfaces import Configuration, LearnedSimilarity
+from drrkit.similarity.networks.layers import VolumeExpansion, check_image_pair, resized, scaled
 
 COMBINATIONS = ("gated", "sigmoid_product")
 NUMERATORS = ("squared", "clamped", "literal")
@@ -40,10 +36,9 @@ class Features(NamedTuple):
 
 
 class GatedScore(nn.Module):
-    """A score and how far to trust it, from squared feature differences.
+    """A score [B] and its weight [B] in (0, 1) of squared feature differences [B, F, rows, cols].
 
-    [B, F, side, side] -> score [B], gate [B] in (0, 1). Two layers halve the input each, then two
-    heads of three layers follow, as published.
+    Two layers halve the input each, then two heads of three layers follow, as published.
 
     Args:
         features: F.
@@ -64,13 +59,49 @@ class GatedScore(nn.Module):
         return self.score(shared)[:, 0], self.gate(shared)[:, 0].sigmoid()
 
 
+class UncertaintyWeights(nn.Module):
+    """sum_i L_i exp(-s_i) / 2 + s_i / 2 with learned log variances s_i = log sigma_i^2.
+
+    Kendall, Gal, Cipolla, "Multi-task learning using uncertainty to weigh losses", CVPR 2018, with
+    one change. Written with sigma itself, or with s unbounded, a loss that can become negative
+    drives sigma to 0 and the sum to minus infinity. Here s_i = bound tanh(p_i / bound): no weight
+    leaves [exp(-bound), exp(bound)] / 2, near 0 s_i is p_i, and the sum is bounded below wherever
+    the losses are.
+
+    Args:
+        losses: how many.
+        bound: the largest |s_i|.
+    """
+
+    def __init__(self, losses: int, bound: float = 3.0) -> None:
+        super().__init__()
+        if losses < 1 or not bound > 0:
+            raise ValueError(
+                f"losses, bound: expected positive numbers, got {losses!r} and {bound!r}"
+            )
+        self.bound = bound
+        self.free = nn.Parameter(torch.zeros(losses))
+
+    @property
+    def log_variance(self) -> Tensor:
+        """s_i, [losses]."""
+        return self.bound * torch.tanh(self.free / self.bound)
+
+    def forward(self, *losses: Tensor) -> Tensor:
+        """The weighted sum [] of as many losses [] as there are weights."""
+        if len(losses) != len(self.free):
+            raise ValueError(f"losses: expected {len(self.free)} of them, got {len(losses)}")
+        s = self.log_variance
+        return 0.5 * (torch.stack(losses) * (-s).exp() + s).sum()
+
+
 class CDReg(LearnedSimilarity):
     """Shared shallow encoder, Fourier branch (global), invertible branch (local), gated scores.
 
     A 3D residual network makes channels of the volume. Projections and the X-ray go through one
     encoder, then through branches of their own for X-rays and for projections. The squared
     differences Phi of global and of local features are scored. The weights of its training losses
-    (`cdreg_training`) are learned with the others and kept with them.
+    (`UncertaintyWeights`) are learned and kept with the others.
 
     Args:
         image: side of the square images that the encoder sees; others are resized.
@@ -78,11 +109,11 @@ class CDReg(LearnedSimilarity):
         expansion: widths of the 3D network, see VolumeExpansion.
         score_side: feature differences are pooled to this side before they are scored; None: not.
         dropout: in the encoder, in training.
-        norm: of the Fourier branch, see `encoder.normalisation`; "batch" is the published one.
+        norm: of the Fourier branch, see `layers.normalisation`; "batch" is the published one.
         combination: of score and gate of both branches. "gated": the published code's score * gate,
             summed. "sigmoid_product": the poster's <sigma(Phi_g), sigma(Phi_l)>, the product of the
             logistic functions of both scores.
-        threshold_hu, voxel_mm: as of every LearnedSimilarity.
+        **bone: threshold_hu, voxel_mm, see BoneNetwork.
     """
 
     def __init__(
@@ -95,10 +126,9 @@ class CDReg(LearnedSimilarity):
         dropout: float = 0.1,
         norm: str = "group",
         combination: str = "gated",
-        threshold_hu: float | None = 150.0,
-        voxel_mm: float | None = None,
+        **bone: Any,
     ) -> None:
-        super().__init__(threshold_hu=threshold_hu, voxel_mm=voxel_mm)
+        super().__init__(**bone)
         if combination not in COMBINATIONS:
             raise ValueError(f"combination: expected one of {COMBINATIONS}, got {combination!r}")
         if features[-1] % 16:
@@ -115,13 +145,11 @@ class CDReg(LearnedSimilarity):
         self.uncertainty = UncertaintyWeights(2)
 
     def channels(self, values: Tensor) -> Tensor:
-        # The network works on attenuation relative to water, which is of order one.
-        water = water_attenuation(CT_ENERGY_KEV)
-        return self.expansion(values / water) * water
+        return self.expansion(values)
 
     def features(self, moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Features:
         """Features of projected channels [B, C, rows, cols] and X-rays [B or 1, 1, rows, cols]."""
-        check_images(moving, fixed, self.expansion.count)
+        check_image_pair(moving, fixed, self.expansion.count)
         moving = resized(scaled(moving, "standard", mask), self.image)
         fixed = resized(scaled(fixed.to(moving.dtype), "standard", mask), self.image)
         moving = self.encoder(moving)
@@ -203,7 +231,6 @@ KINDS: dict[str, type[nn.Module]] = {"cdreg": CDReg}
 
 NETWORKS: dict[str, Configuration] = {
     "cdreg": Configuration("cdreg", {}),
-    "cdreg-published": Configuration("cdreg", {"norm": "batch"}),
     "cdreg-small": Configuration(
         "cdreg",
         {
@@ -215,5 +242,4 @@ NETWORKS: dict[str, Configuration] = {
         },
     ),
 }
-"""cdreg: the published sizes, group normalisation; -published: with batch normalisation, to the
-letter; -small: for two cores."""
+"""cdreg: the published sizes, with group normalisation; -small: for two cores."""

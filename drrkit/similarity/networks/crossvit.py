@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["CrossViT"]
-
 # Standard deviation of fresh position embeddings, class tokens and linear layers, as in ViT.
 _INITIAL = 0.02
 
@@ -44,24 +42,24 @@ class CrossViT(nn.Module):
         channels: int,
         outputs: int = 1,
         *,
-        images: Sequence[int] = (240, 224),
-        patches: Sequence[int] = (12, 16),
-        dims: Sequence[int] = (128, 256),
-        heads: Sequence[int] = (4, 4),
-        depth: Sequence[int] = (1, 3),
-        stages: int = 3,
-        mlp: Sequence[float] = (3.0, 3.0),
+        images: Sequence[int],
+        patches: Sequence[int],
+        dims: Sequence[int],
+        heads: Sequence[int],
+        depth: Sequence[int],
+        stages: int,
+        mlp: Sequence[float],
     ) -> None:
         super().__init__()
         given = {"images": images, "patches": patches, "dims": dims, "heads": heads}
         for name, value in {**given, "depth": depth, "mlp": mlp}.items():
             if len(value) != 2:
-                raise ValueError(f"{name}: expected two, one a branch, got {tuple(value)!r}")
+                raise ValueError(f"{name}: expected two, one per branch, got {tuple(value)!r}")
         self.branches = nn.ModuleList(
-            PatchTokens(channels, image, patch, dim)
+            _PatchTokens(channels, image, patch, dim)
             for image, patch, dim in zip(images, patches, dims, strict=True)
         )
-        self.stages = nn.ModuleList(Stage(dims, heads, depth, mlp) for _ in range(stages))
+        self.stages = nn.ModuleList(_CrossStage(dims, heads, depth, mlp) for _ in range(stages))
         self.norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for dim in dims)
         self.heads = nn.ModuleList(nn.Linear(dim, outputs) for dim in dims)
         self.apply(_initialise)
@@ -74,7 +72,7 @@ class CrossViT(nn.Module):
         return torch.stack([head(norm(own[:, 0])) for head, norm, own in parts]).mean(0)
 
 
-class PatchTokens(nn.Module):
+class _PatchTokens(nn.Module):
     """An image as tokens [B, 1 + patches, dim], the class token first."""
 
     def __init__(self, channels: int, image: int, patch: int, dim: int) -> None:
@@ -95,7 +93,7 @@ class PatchTokens(nn.Module):
         return torch.cat((first, patches), 1) + self.positions
 
 
-class Stage(nn.Module):
+class _CrossStage(nn.Module):
     """Blocks of both branches, then the exchange of class tokens."""
 
     def __init__(
@@ -103,11 +101,11 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            nn.Sequential(*(Block(dim, head, ratio) for _ in range(count)))
+            nn.Sequential(*(_Block(dim, head, ratio) for _ in range(count)))
             for dim, head, count, ratio in zip(dims, heads, depth, mlp, strict=True)
         )
         self.exchanges = nn.ModuleList(
-            Exchange(dims[own], dims[1 - own], heads[1 - own]) for own in (0, 1)
+            _Exchange(dims[own], dims[1 - own], heads[1 - own]) for own in (0, 1)
         )
 
     def forward(self, tokens: Sequence[Tensor]) -> list[Tensor]:
@@ -118,13 +116,13 @@ class Stage(nn.Module):
         ]
 
 
-class Block(nn.Module):
+class _Block(nn.Module):
     """A transformer block with normalisation first: x + attention, x + MLP."""
 
     def __init__(self, dim: int, heads: int, ratio: float) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(dim, eps=1e-6)
-        self.attention = Attention(dim, heads)
+        self.attention = _Attention(dim, heads)
         self.mlp_norm = nn.LayerNorm(dim, eps=1e-6)
         inner = int(dim * ratio)
         self.mlp = nn.Sequential(nn.Linear(dim, inner), nn.GELU(), nn.Linear(inner, dim))
@@ -135,14 +133,14 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class Exchange(nn.Module):
+class _Exchange(nn.Module):
     """A class token [B, 1, own] made to attend to the patches [B, N, other] of the other branch."""
 
     def __init__(self, own: int, other: int, heads: int) -> None:
         super().__init__()
         self.there = nn.Sequential(nn.LayerNorm(own, eps=1e-6), nn.GELU(), nn.Linear(own, other))
         self.norm = nn.LayerNorm(other, eps=1e-6)
-        self.attention = Attention(other, heads)
+        self.attention = _Attention(other, heads)
         self.back = nn.Sequential(nn.LayerNorm(other, eps=1e-6), nn.GELU(), nn.Linear(other, own))
 
     def forward(self, token: Tensor, patches: Tensor) -> Tensor:
@@ -151,7 +149,7 @@ class Exchange(nn.Module):
         return self.back(guest + self.attention(both[:, :1], both))
 
 
-class Attention(nn.Module):
+class _Attention(nn.Module):
     """Attention of queries [B, Q, dim] to keys [B, K, dim], by plain matrix products."""
 
     def __init__(self, dim: int, heads: int) -> None:

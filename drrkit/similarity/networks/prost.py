@@ -9,6 +9,7 @@ one CrossViT.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,74 +17,119 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drrkit.similarity.networks.configuration import Configuration
 from drrkit.similarity.networks.crossvit import CrossViT
-from drrkit.similarity.networks.encoder import ImageEncoder
-from drrkit.similarity.networks.expansion import VolumeExpansion
-from drrkit.similarity.networks.images import check_images, scaled
-from drrkit.similarity.networks.learned import CT_ENERGY_KEV, LearnedSimilarity
-from drrkit.volume import water_attenuation
-
-__all__ = ["KINDS", "NETWORKS", "EncoderProST", "TransformerProST"]
+from drrkit.similarity.networks.interfaces import Configuration, LearnedSimilarity
+from drrkit.similarity.networks.layers import (
+    VolumeExpansion,
+    check_image_pair,
+    normalisation,
+    scaled,
+)
 
 
 class _Expanded(LearnedSimilarity):
-    """What both share: the 3D network, and images on one scale."""
-
-    def __init__(
-        self,
-        *,
-        expansion: Sequence[int],
-        moving_scale: str,
-        fixed_scale: str,
-        threshold_hu: float | None,
-        voxel_mm: float | None,
-    ) -> None:
-        super().__init__(threshold_hu=threshold_hu, voxel_mm=voxel_mm)
-        self.expansion = VolumeExpansion(expansion)
-        self.moving_scale, self.fixed_scale = moving_scale, fixed_scale
-
-    def channels(self, values: Tensor) -> Tensor:
-        # The network works on attenuation relative to water, which is of order one.
-        water = water_attenuation(CT_ENERGY_KEV)
-        return self.expansion(values / water) * water
-
-    def _images(self, moving: Tensor, fixed: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        check_images(moving, fixed, self.expansion.count)
-        fixed = fixed.to(moving.dtype)
-        return scaled(moving, self.moving_scale, mask), scaled(fixed, self.fixed_scale, mask)
-
-
-class EncoderProST(_Expanded):
-    """The network of 2020: S = mean squared difference of two encoders' features.
-
-    The encoders have weights of their own; any image size will do.
+    """The part that both share: the 3D network, and images on one scale.
 
     Args:
         expansion: widths of the 3D network, see VolumeExpansion.
-        widths, norm: of the encoders, see ImageEncoder; "batch" is the published norm.
-        moving_scale, fixed_scale: see `images.scaled`; ("none", "unit") are the published ones.
-        threshold_hu, voxel_mm: see LearnedSimilarity.
+        moving_scale, fixed_scale: see `layers.scaled`; ("none", "unit") are the published ones.
+        threshold_hu, voxel_mm: see BoneNetwork.
     """
 
     def __init__(
         self,
         *,
         expansion: Sequence[int] = (4, 8, 16, 8, 3),
-        widths: Sequence[int] = (16, 64, 128, 64),
-        norm: str = "group",
         moving_scale: str = "none",
         fixed_scale: str = "unit",
-        threshold_hu: float | None = 150.0,
-        voxel_mm: float | None = None,
+        **bone: Any,
     ) -> None:
-        super().__init__(
-            expansion=expansion,
-            moving_scale=moving_scale,
-            fixed_scale=fixed_scale,
-            threshold_hu=threshold_hu,
-            voxel_mm=voxel_mm,
+        super().__init__(**bone)
+        self.expansion = VolumeExpansion(expansion)
+        self.moving_scale, self.fixed_scale = moving_scale, fixed_scale
+
+    def channels(self, values: Tensor) -> Tensor:
+        return self.expansion(values)
+
+    def _images(self, moving: Tensor, fixed: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        check_image_pair(moving, fixed, self.expansion.count)
+        fixed = fixed.to(moving.dtype)
+        return scaled(moving, self.moving_scale, mask), scaled(fixed, self.fixed_scale, mask)
+
+
+class Bottleneck(nn.Module):
+    """ReLU(x + f(x)), f: convolutions 1x1, 3x3, 1x1 of one width, each with a normalisation.
+
+    The block of He et al. (2016) with expansion 1.
+    """
+
+    def __init__(self, channels: int, norm: str) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, channels, 1, bias=False)
+        self.spatial = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.expand = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norms = nn.ModuleList(normalisation(norm, channels) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = self.norms
+        y = torch.relu(first(self.reduce(x)))
+        y = torch.relu(second(self.spatial(y)))
+        return torch.relu(x + third(self.expand(y)))
+
+
+class ImageEncoder(nn.Module):
+    """Features of an image: [B, C, rows, cols] -> [B, widths[-1], rows / 2^n, cols / 2^n].
+
+    n stages of convolution 3x3, ReLU, bottleneck and 2x2 maximum, then a last convolution and ReLU.
+    Widths (16, 64, 128, 64), n = 3, are the published ones.
+
+    Args:
+        channels: of the image.
+        widths: of the convolutions.
+        norm: see `normalisation`.
+    """
+
+    def __init__(
+        self, channels: int, widths: Sequence[int] = (16, 64, 128, 64), norm: str = "group"
+    ) -> None:
+        super().__init__()
+        sizes = (channels, *widths)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, 3, padding=1) for before, after in itertools.pairwise(sizes)
         )
+        self.bottlenecks = nn.ModuleList(Bottleneck(width, norm) for width in widths[:-1])
+        self.pool = nn.MaxPool2d(2)
+
+    @property
+    def reduction(self) -> int:
+        """How many pixels of the image make one of the features, along each side."""
+        return 2 ** len(self.bottlenecks)
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = image
+        for convolution, bottleneck in zip(self.convolutions, self.bottlenecks, strict=False):
+            features = self.pool(bottleneck(torch.relu(convolution(features))))
+        return torch.relu(self.convolutions[-1](features))
+
+
+class EncoderProST(_Expanded):
+    """The network of 2020: S = mean squared difference of two encoders' features.
+
+    The encoders have weights of their own; images may have any size.
+
+    Args:
+        widths, norm: of the encoders, see ImageEncoder; "batch" is the published norm.
+        **shared: expansion, moving_scale, fixed_scale, threshold_hu, voxel_mm, see _Expanded.
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int] = (16, 64, 128, 64),
+        norm: str = "group",
+        **shared: Any,
+    ) -> None:
+        super().__init__(**shared)
         self.moving_encoder = ImageEncoder(self.expansion.count, widths, norm)
         self.fixed_encoder = ImageEncoder(1, widths, norm)
 
@@ -105,28 +151,33 @@ class TransformerProST(_Expanded):
     """The network of 2024: S read by a CrossViT from the channels and the X-ray together.
 
     Args:
-        expansion, moving_scale, fixed_scale, threshold_hu, voxel_mm: as for EncoderProST.
-        **transformer: of the CrossViT, by its names.
+        images, patches, dims, heads, depth, stages, mlp: see CrossViT; defaults as published.
+        **shared: as for EncoderProST.
     """
 
     def __init__(
         self,
         *,
-        expansion: Sequence[int] = (4, 8, 16, 8, 3),
-        moving_scale: str = "none",
-        fixed_scale: str = "unit",
-        threshold_hu: float | None = 150.0,
-        voxel_mm: float | None = None,
-        **transformer: Any,
+        images: Sequence[int] = (240, 224),
+        patches: Sequence[int] = (12, 16),
+        dims: Sequence[int] = (128, 256),
+        heads: Sequence[int] = (4, 4),
+        depth: Sequence[int] = (1, 3),
+        stages: int = 3,
+        mlp: Sequence[float] = (3.0, 3.0),
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            expansion=expansion,
-            moving_scale=moving_scale,
-            fixed_scale=fixed_scale,
-            threshold_hu=threshold_hu,
-            voxel_mm=voxel_mm,
+        super().__init__(**shared)
+        self.transformer = CrossViT(
+            self.expansion.count + 1,
+            images=images,
+            patches=patches,
+            dims=dims,
+            heads=heads,
+            depth=depth,
+            stages=stages,
+            mlp=mlp,
         )
-        self.transformer = CrossViT(self.expansion.count + 1, 1, **transformer)
 
     def forward(self, moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
         moving, fixed = self._images(moving, fixed, mask)
@@ -139,49 +190,26 @@ KINDS: dict[str, type[nn.Module]] = {
     "prost-transformer": TransformerProST,
 }
 
-_JOURNAL = Configuration(
-    "prost-transformer",
-    {
-        "images": (240, 224),
-        "patches": (12, 16),
-        "dims": (128, 256),
-        "heads": (4, 4),
-        "depth": (1, 3),
-        "stages": 3,
-        "mlp": (3.0, 3.0),
-    },
-)
-_FOURFOLD = {"mlp": (4.0, 4.0)}
-_ENCODERS = Configuration("prost-encoder", {})
+_STANDARD = {"moving_scale": "standard", "fixed_scale": "standard"}
 
 NETWORKS: dict[str, Configuration] = {
-    "prost": _JOURNAL,
-    "prost-tiny": _JOURNAL.but(dims=(96, 192), heads=(3, 3), depth=(1, 4), **_FOURFOLD),
-    "prost-medium": _JOURNAL.but(dims=(192, 384), heads=(6, 6), depth=(1, 4), **_FOURFOLD),
-    "prost-15": _JOURNAL.but(dims=(192, 384), heads=(6, 6), depth=(1, 5)),
-    "prost-18": _JOURNAL.but(dims=(224, 448), heads=(7, 7), depth=(1, 6)),
-    "prost-small": _JOURNAL.but(
-        images=(64, 64),
-        patches=(8, 16),
-        dims=(64, 96),
-        heads=(4, 4),
-        depth=(1, 2),
-        stages=2,
-        mlp=(2.0, 2.0),
-        moving_scale="standard",
-        fixed_scale="standard",
+    "prost": Configuration("prost-transformer", {}),
+    "prost-small": Configuration(
+        "prost-transformer",
+        {
+            "images": (64, 64),
+            "patches": (8, 16),
+            "dims": (64, 96),
+            "depth": (1, 2),
+            "stages": 2,
+            "mlp": (2.0, 2.0),
+            **_STANDARD,
+        },
     ),
-    "prost-2020": _ENCODERS,
-    "prost-2020-paper": _ENCODERS.but(expansion=(4, 8, 16, 16, 8, 3)),
-    "prost-2020-published": _ENCODERS.but(norm="batch"),
-    "prost-2020-small": _ENCODERS.but(
-        expansion=(4, 8, 3),
-        widths=(16, 32, 64, 32),
-        moving_scale="standard",
-        fixed_scale="standard",
+    "prost-2020": Configuration("prost-encoder", {}),
+    "prost-2020-small": Configuration(
+        "prost-encoder", {"expansion": (4, 8, 3), "widths": (16, 32, 64, 32), **_STANDARD}
     ),
 }
-"""prost: the journal's network with CrossViT-9; -tiny, -medium, -15, -18: CrossViT's other sizes
-(its "small" is -medium here); -small: for two cores and images of 64 x 64. prost-2020: the
-published code with group normalisation; -paper: the 3D network of the paper's figure; -published:
-with batch normalisation, to the letter; -small: for two cores."""
+"""prost: the journal's network with CrossViT-9; prost-2020: the published code with group
+normalisation; -small: for two cores and images of 64 x 64."""

@@ -1,1 +1,1 @@
-"""What is trained: similarities and regressors, their objectives and poses."""
+"""What `drrkit.training.train` trains here: similarities and regressors, on patients' CTs."""

@@ -1,6 +1,12 @@
-"""What training minimises: how far a similarity's pose gradient is from that of the distance.
+"""Training objectives: how far a similarity's pose gradient is from that of the geodesic distance.
 
-With q = dS / d theta and g = d L_geo / d theta, both [B, 6] = (rotations, translations):
+The distance of poses m and t (rotation vector r in rad, translation in some unit) is that of the
+product metric on rotations and translations:
+
+    L_geo(m, t) = |rotvec(R_m' R_t)|^2 + |t_t - t_m|^2
+
+It is not differentiable where the rotations differ by pi. With q = dS / d theta and
+g = d L_geo / d theta, both [B, 6] = (rotations, translations):
 
     "direction"  mean |g_r / |g_r| - q_r / |q_r||^2 + |g_t / |g_t| - q_t / |q_t||^2, in [0, 8]:
                  random directions give 4. Published code of 2020, and the default.
@@ -13,16 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from drrkit.similarity.tasks.geodesic import geodesic_gradient, geodesic_loss
-
-__all__ = [
-    "OBJECTIVES",
-    "cosines",
-    "direction_distance",
-    "geodesic_distance",
-    "objective_loss",
-    "pose_gradient",
-]
+from drrkit.geometry import check_floating, so3_exp, so3_log
 
 OBJECTIVES = ("direction", "geodesic", "mse")
 
@@ -47,7 +44,7 @@ def objective_loss(name: str, similarity: Tensor, theta: Tensor, target: Tensor)
     if name not in OBJECTIVES:
         raise ValueError(f"objective: expected one of {OBJECTIVES}, got {name!r}")
     found = pose_gradient(similarity, theta, create_graph=True)
-    wanted = geodesic_gradient(theta.detach(), target)
+    wanted = geodesic_gradient(theta, target)
     distance = direction_distance if name == "direction" else geodesic_distance
     return distance(found, wanted).mean()
 
@@ -56,6 +53,26 @@ def pose_gradient(similarity: Tensor, theta: Tensor, create_graph: bool = False)
     """dS[i] / d theta[i], [B, 6]: one backward pass, as S[i] depends on pose i alone."""
     (gradient,) = torch.autograd.grad(similarity.sum(), theta, create_graph=create_graph)
     return gradient
+
+
+def geodesic_loss(theta: Tensor, target: Tensor) -> Tensor:
+    """L_geo of poses theta and target [..., 6] = (rotation vector, translation): [...].
+
+    Differentiable twice, at equal poses and at the identity too. Raises TypeError or ValueError
+    when one is no floating point tensor [..., 6].
+    """
+    check_floating("theta", theta, (6,))
+    check_floating("target", target, (6,))
+    relative = so3_exp(theta[..., :3]).mT @ so3_exp(target[..., :3])
+    shift = target[..., 3:] - theta[..., 3:]
+    return so3_log(relative).square().sum(-1) + shift.square().sum(-1)
+
+
+def geodesic_gradient(theta: Tensor, target: Tensor) -> Tensor:
+    """d geodesic_loss / d theta, [..., 6], a constant; arguments and errors as there."""
+    with torch.enable_grad():
+        theta = theta.detach().requires_grad_()
+        return torch.autograd.grad(geodesic_loss(theta, target.detach()).sum(), theta)[0]
 
 
 def direction_distance(found: Tensor, wanted: Tensor) -> Tensor:

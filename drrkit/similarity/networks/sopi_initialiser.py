@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,28 +16,53 @@ from torch.nn import functional
 from drrkit.geometry import so3_exp
 from drrkit.losses import gradient_difference
 from drrkit.projector import render
-from drrkit.similarity.networks.configuration import Configuration
-from drrkit.similarity.networks.images import scaled
-from drrkit.similarity.networks.norms import resized
-from drrkit.similarity.networks.pose_updates import moved, riemannian_gradient
-from drrkit.similarity.networks.regressor import Pairs, PoseRegressor
-from drrkit.similarity.networks.splat import ConvolutionPair, SplitBottleneck
+from drrkit.similarity.networks.interfaces import Configuration, PosePairs, PoseRegressor
+from drrkit.similarity.networks.layers import normalisation, resized, scaled
+from drrkit.similarity.networks.pose_regressors import (
+    place_of,
+    riemannian_gradient,
+    turned_and_placed,
+)
+from drrkit.similarity.networks.sopi import SplitBottleneck
 from drrkit.volume import Volume
-
-__all__ = ["KINDS", "NETWORKS", "PoseInitialiser"]
 
 UNIT_MM = 100.0
 """The shift that counts as a turn of one radian in the loss."""
+
+
+class ConvolutionPair(nn.Module):
+    """Two 3 x 3 (x 3) convolutions, each with norm, ReLU and dropout; then means of 2 x 2 (x 2).
+
+    Both norms share their weights, as published.
+
+    Args:
+        dims: 2 for images, 3 for volumes.
+        inside, outside: channels.
+        dropout: of whole channels, in training.
+    """
+
+    def __init__(self, dims: int, inside: int, outside: int, dropout: float = 0.2) -> None:
+        super().__init__()
+        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
+        bias = dims == 3
+        self.first = convolution(inside, outside, 3, padding=1, bias=bias)
+        self.second = convolution(outside, outside, 3, padding=1, bias=bias)
+        self.norm = normalisation("group", outside)
+        self.drop = {2: nn.Dropout2d, 3: nn.Dropout3d}[dims](dropout)
+        self.pool = {2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims](2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = self.drop(self.norm(self.first(image)).relu())
+        return self.pool(self.drop(self.norm(self.second(image)).relu()))
 
 
 class PoseInitialiser(PoseRegressor):
     """Features of the volume, folded to an image, beside those of the X-ray; convolutions; a pose.
 
     A prediction is theta [B, 6] in [-1, 1]: where in the ranges the pose is, relative to the pose
-    that is given, which stands for all that is known beforehand (an AP view, say). It means: turn
-    by Rz Ry Rx in camera axes about the volume's centre, then shift that centre. Renderings are not
-    looked at. The published network starts at a corner of the ranges, where ReLU6 has no
-    derivative; here it starts in the middle.
+    that is given (an AP view, say): turn by Rz Ry Rx in camera axes about the volume's centre, then
+    shift that centre. Renderings are not used. The published network starts at a corner of the
+    ranges, where ReLU6 has no derivative; this one starts in the middle.
 
     Args:
         image, volume: side of the square X-ray and of the cubic volume that the network sees;
@@ -51,7 +77,7 @@ class PoseInitialiser(PoseRegressor):
             the squared geodesic distance, 100 mm counted as a radian. The published weights are
             not known.
         dropout: of channels in the encoders, in training.
-        threshold_hu, voxel_mm: as of every PoseRegressor.
+        **bone: threshold_hu, voxel_mm, see BoneNetwork.
     """
 
     span: Tensor
@@ -68,10 +94,9 @@ class PoseInitialiser(PoseRegressor):
         shift_mm: Sequence[float] = (30.0, 30.0, 75.0),
         weights: Sequence[float] = (0.1, 1.0, 1.0),
         dropout: float = 0.2,
-        threshold_hu: float | None = 150.0,
-        voxel_mm: float | None = None,
+        **bone: Any,
     ) -> None:
-        super().__init__(threshold_hu=threshold_hu, voxel_mm=voxel_mm)
+        super().__init__(**bone)
         side = image // 4
         end = side // 2 ** len(localisation)
         folded = width[-1] * side * side
@@ -122,8 +147,8 @@ class PoseInitialiser(PoseRegressor):
         angles, shift = (prediction.double() * self.span).split(3, 1)
         x, y, z = (torch.diag_embed(angles)[:, axis].contiguous() for axis in range(3))
         turn = so3_exp(z) @ so3_exp(y) @ so3_exp(x)
-        place = world_to_camera[:, :3, :3] @ center.to(world_to_camera) + world_to_camera[:, :3, 3]
-        return moved(world_to_camera, turn, place + shift, center)
+        place = place_of(center, world_to_camera) + shift
+        return turned_and_placed(world_to_camera, turn, place, center)
 
     def parameters_between(self, world_to_camera: Tensor, target: Tensor, center: Tensor) -> Tensor:
         """The theta [B, 6] that takes poses to target poses: the inverse of `apply`."""
@@ -131,11 +156,10 @@ class PoseInitialiser(PoseRegressor):
         x = torch.atan2(turn[:, 2, 1], turn[:, 2, 2])
         y = torch.asin((-turn[:, 2, 0]).clamp(-1, 1))
         z = torch.atan2(turn[:, 1, 0], turn[:, 0, 0])
-        difference = target[:, :3] - world_to_camera[:, :3]
-        shift = difference[:, :, :3] @ center.to(target) + difference[:, :, 3]
+        shift = place_of(center, target) - place_of(center, world_to_camera)
         return torch.cat((torch.stack((x, y, z), 1), shift), 1) / self.span
 
-    def loss(self, prediction: Tensor, pairs: Pairs) -> Tensor:
+    def loss(self, prediction: Tensor, pairs: PosePairs) -> Tensor:
         """The weighted sum of the losses of images, parameters and poses."""
         true = self.parameters_between(pairs.world_to_camera, pairs.target, pairs.center)
         found = self.apply(prediction, pairs.world_to_camera, pairs.center)

@@ -1,38 +1,45 @@
-"""Training of a learned similarity: the double backward pass of one batch, and its validation."""
+"""Training of similarities: patients, the double backward pass of one batch, its validation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
 from drrkit.geometry import Camera, GridConstants, grid_constants, view_ap, view_frames
 from drrkit.projector import project
-from drrkit.similarity.networks.learned import CT_ENERGY_KEV, LearnedSimilarity
-from drrkit.similarity.tasks.geodesic import geodesic_gradient
+from drrkit.similarity.networks.cdreg import CDReg, decomposition_loss
+from drrkit.similarity.networks.interfaces import BoneNetwork
+from drrkit.similarity.networks.layers import CT_ENERGY_KEV
 from drrkit.similarity.tasks.objectives import (
     OBJECTIVES,
     cosines,
     direction_distance,
+    geodesic_gradient,
     objective_loss,
     pose_gradient,
 )
-from drrkit.similarity.tasks.poses import PoseChart, PoseSampling
-from drrkit.training import generator
+from drrkit.similarity.tasks.pose_sampling import PoseChart, PoseSampling
+from drrkit.training import drawn_integer, generator
 from drrkit.volume import Volume
 from drrkit.xray import simulate_xray
-
-__all__ = ["SimilarityTask", "Synthesis", "TrainingPatient", "TrainingRecipe", "simulated"]
 
 Synthesis = Callable[[Volume, Camera, Tensor, int], Tensor]
 """synthesise(ct in HU, camera, world_to_camera [B, 4, 4], seed) -> X-rays [B, 1, rows, cols] on the
 scale of line integrals, without gradient."""
 
-# Numbers that keep the streams of random numbers apart.
+# Keeps the stream of validation's random numbers apart from those of training.
 _VALIDATION_STREAM = 7_919
+
+
+def simulated(ct: Volume, camera: Camera, world_to_camera: Tensor, seed: int) -> Tensor:
+    """The default synthesis: `simulate_xray` with a 90 kV spectrum and 4 rays per pixel."""
+    return simulate_xray(ct, camera, world_to_camera, supersample=2, seed=seed)
 
 
 class TrainingPatient(NamedTuple):
@@ -41,7 +48,7 @@ class TrainingPatient(NamedTuple):
     Attributes:
         name: for splits and reports.
         ct: in HU, from which X-rays are synthesised.
-        moving: what the network reads of it (`LearnedSimilarity.moving`), on one device.
+        moving: what the network reads of it (`BoneNetwork.moving`), on one device.
         grid: of `moving`.
         chart: theta <-> poses.
     """
@@ -56,7 +63,7 @@ class TrainingPatient(NamedTuple):
     def of(
         name: str,
         ct: Volume,
-        network: LearnedSimilarity,
+        network: BoneNetwork,
         *,
         sod: float = 800.0,
         reference: Tensor | None = None,
@@ -77,6 +84,18 @@ class TrainingPatient(NamedTuple):
         chart = PoseChart(ct, view, moves)
         return TrainingPatient(name, ct, moving, grid_constants(moving), chart)
 
+    def bone_points(self, count: int) -> Tensor:
+        """Up to `count` random voxels of the moving volume that are not 0: [P, 3] float64 world mm.
+
+        Raises:
+            ValueError: all are empty.
+        """
+        index = self.moving.values.nonzero().flip(-1)
+        if len(index) == 0:
+            raise ValueError(f"patients: expected bone in all, got none in {self.name!r}")
+        chosen = torch.randperm(len(index), generator=generator(0))[:count].to(index.device)
+        return self.moving.index_to_world(index[chosen].double())
+
 
 @dataclass(frozen=True)
 class TrainingRecipe:
@@ -84,7 +103,7 @@ class TrainingRecipe:
 
     Attributes:
         objective: see `objectives`.
-        batch: image pairs a step; all share one patient, so that the 3D network runs once.
+        batch: image pairs per step, all of one patient, so that the 3D network runs once.
         optimiser: "adam", or "sgd" with momentum 0.9 as published.
         rate: learning rate; with "cyclic" the highest.
         schedule: "cyclic" between rate / 100 and rate, up and down in 200 steps, as published
@@ -120,23 +139,16 @@ class TrainingRecipe:
             raise ValueError(f"rate: expected a positive number, got {self.rate!r}")
 
 
-class SimilarityTask:
-    """Trains S so that its pose gradient points along that of the geodesic distance.
-
-    One batch: a patient, pairs of a moving and a true pose; X-rays of the full CT at the true
-    poses, projections of the network's channels at the moving poses, S, and the objective, whose
-    gradient goes through dS / d pose into the weights: twice through the projector.
-
-    Satisfies drrkit.training.Task.
+class PatientTask:
+    """The part that trainings of similarities and of regressors share: patients and their X-rays.
 
     Args:
         model: the network, on the patients' device.
-        patients: to train on.
+        patients: to train on, made for this network (`TrainingPatient.of`).
         held_out: to validate on, none of them in `patients`.
         camera: of all images.
         sampling: of the poses.
-        recipe: everything else.
-        synthesise: makes the X-rays; see `simulated`.
+        synthesise: makes the X-rays; default `simulated`.
         randomise: domain randomisation of X-rays: (images [B, 1, r, c], seed) -> images; not used
             in validation.
 
@@ -146,7 +158,60 @@ class SimilarityTask:
 
     def __init__(
         self,
-        model: LearnedSimilarity,
+        model: BoneNetwork,
+        patients: Sequence[TrainingPatient],
+        held_out: Sequence[TrainingPatient],
+        camera: Camera,
+        sampling: PoseSampling,
+        synthesise: Synthesis | None,
+        randomise: Callable[[Tensor, int], Tensor] | None,
+    ) -> None:
+        if not patients:
+            raise ValueError("patients: expected at least one, got none")
+        shared = {p.name for p in patients} & {p.name for p in held_out}
+        if shared:
+            raise ValueError(f"held_out: {sorted(shared)} are trained on, too")
+        self.model: Any = model
+        self.patients, self.held_out = list(patients), list(held_out)
+        self.camera, self.sampling = camera, sampling
+        self.synthesise = simulated if synthesise is None else synthesise
+        self.randomise = randomise
+
+    def weights(self) -> list[torch.nn.Parameter]:
+        """The parameters that are trained."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def drawn_patient(self, draw: torch.Generator) -> TrainingPatient:
+        """One of the patients to train on."""
+        return self.patients[drawn_integer(draw, len(self.patients))]
+
+    def views(
+        self, patient: TrainingPatient, count: int, draw: torch.Generator, randomised: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Moving and true poses theta [count, 6], and X-rays [count, 1, r, c] at the true ones."""
+        theta, target = self.sampling.draw(patient.chart, count, draw)
+        device = patient.moving.values.device
+        with torch.no_grad():
+            pose = patient.chart.world_to_camera(target).to(device)
+            xray = self.synthesise(patient.ct, self.camera, pose, drawn_integer(draw)).float()
+        if randomised and self.randomise is not None:
+            xray = self.randomise(xray, drawn_integer(draw))
+        return theta.to(device), target.to(device), xray
+
+
+class SimilarityTask(PatientTask):
+    """Trains S so that its pose gradient points along that of the geodesic distance.
+
+    One batch: a patient, pairs of a moving and a true pose; X-rays of the full CT at the true
+    poses, projections of the network's channels at the moving poses, S, and the objective, whose
+    gradient goes through dS / d pose into the weights: twice through the projector.
+
+    Satisfies drrkit.training.Task. Arguments as of PatientTask, and a recipe.
+    """
+
+    def __init__(
+        self,
+        model: BoneNetwork,
         patients: Sequence[TrainingPatient],
         held_out: Sequence[TrainingPatient],
         camera: Camera,
@@ -156,42 +221,25 @@ class SimilarityTask:
         synthesise: Synthesis | None = None,
         randomise: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
-        if not patients:
-            raise ValueError("patients: expected at least one, got none")
-        shared = {p.name for p in patients} & {p.name for p in held_out}
-        if shared:
-            raise ValueError(f"held_out: {sorted(shared)} are trained on, too")
-        self.model = model
-        self.patients, self.held_out = list(patients), list(held_out)
-        self.camera, self.sampling, self.recipe = camera, sampling, recipe
-        self.synthesise = simulated if synthesise is None else synthesise
-        self.randomise = randomise
+        super().__init__(model, patients, held_out, camera, sampling, synthesise, randomise)
+        self.recipe = recipe
 
-    def optimiser(self) -> torch.optim.Optimizer:
+    def optimiser(self) -> Optimizer:
         """Of all weights, by the recipe."""
-        weights = [p for p in self.model.parameters() if p.requires_grad]
         if self.recipe.optimiser == "sgd":
-            return torch.optim.SGD(weights, lr=self.recipe.rate, momentum=0.9)
-        return torch.optim.Adam(weights, lr=self.recipe.rate)
+            return SGD(self.weights(), lr=self.recipe.rate, momentum=0.9)
+        return Adam(self.weights(), lr=self.recipe.rate)
 
-    def schedule(
-        self, optimiser: torch.optim.Optimizer
-    ) -> torch.optim.lr_scheduler.LRScheduler | None:
+    def schedule(self, optimiser: Optimizer) -> LRScheduler | None:
         """Of the learning rate, by the recipe."""
-        rate, steps = self.recipe.rate, self.recipe.steps
+        rate = self.recipe.rate
         if self.recipe.schedule == "cyclic":
-            return torch.optim.lr_scheduler.CyclicLR(
-                optimiser,
-                base_lr=rate / 100,
-                max_lr=rate,
-                step_size_up=100,
-                cycle_momentum=False,
-            )
+            return CyclicLR(optimiser, rate / 100, rate, step_size_up=100, cycle_momentum=False)
         if self.recipe.schedule == "cosine":
-            return torch.optim.lr_scheduler.OneCycleLR(
+            return OneCycleLR(
                 optimiser,
                 max_lr=rate,
-                total_steps=steps + 1,
+                total_steps=self.recipe.steps + 1,
                 pct_start=0.05,
                 div_factor=10,
                 final_div_factor=10,
@@ -207,14 +255,10 @@ class SimilarityTask:
 
     def batch(self, step: int, rank: int) -> tuple[TrainingPatient, Tensor, Tensor, Tensor]:
         """A patient, moving poses theta [B, 6] that require a gradient, true ones, their X-rays."""
-        random = generator(self.recipe.seed, step, rank)
-        patient = self.patients[_integer(random, len(self.patients))]
-        theta, target = self.sampling.draw(patient.chart, self.recipe.batch, random)
-        xray = self._xrays(patient, target, _integer(random, 2**31 - 1))
-        if self.randomise is not None:
-            xray = self.randomise(xray, _integer(random, 2**31 - 1))
-        theta = theta.to(xray.device).requires_grad_()
-        return patient, theta, target.to(theta), xray
+        draw = generator(self.recipe.seed, step, rank)
+        patient = self.drawn_patient(draw)
+        theta, target, xray = self.views(patient, self.recipe.batch, draw, randomised=True)
+        return patient, theta.requires_grad_(), target, xray
 
     def similarity(
         self, patient: TrainingPatient, theta: Tensor, xray: Tensor, values: Tensor | None = None
@@ -256,27 +300,31 @@ class SimilarityTask:
 
     def _gradients(self, patient: TrainingPatient, number: int) -> tuple[Tensor, Tensor]:
         """Pose gradients of S and of the geodesic distance, [pairs, 6] each."""
-        random = generator(self.recipe.seed + _VALIDATION_STREAM, number, 0)
+        draw = generator(self.recipe.seed + _VALIDATION_STREAM, number, 0)
         pairs = self.recipe.validation_pairs
-        theta, target = self.sampling.draw(patient.chart, pairs, random)
-        xray = self._xrays(patient, target, _integer(random, 2**31 - 1))
+        theta, target, xray = self.views(patient, pairs, draw, randomised=False)
         with torch.no_grad():
             values = self.model.channels(patient.moving.values)
-        theta = theta.to(xray.device).requires_grad_()
+        theta.requires_grad_()
         with torch.enable_grad():
             gradient = pose_gradient(self.similarity(patient, theta, xray, values), theta)
-        return gradient, geodesic_gradient(theta.detach(), target.to(theta))
-
-    def _xrays(self, patient: TrainingPatient, theta: Tensor, seed: int) -> Tensor:
-        pose = patient.chart.world_to_camera(theta).to(patient.ct.values.device)
-        with torch.no_grad():
-            return self.synthesise(patient.ct, self.camera, pose, seed).float()
+        return gradient, geodesic_gradient(theta, target)
 
 
-def simulated(ct: Volume, camera: Camera, world_to_camera: Tensor, seed: int) -> Tensor:
-    """The default synthesis: `simulate_xray` with a 90 kV spectrum and 4 rays a pixel."""
-    return simulate_xray(ct, camera, world_to_camera, supersample=2, seed=seed)
+class CDRegTask(SimilarityTask):
+    """A SimilarityTask with CDreg's second loss: L_appro and L_decomp under learned uncertainties.
 
+    L_appro is the recipe's objective; published is the geodesic one. Arguments as there, the model
+    a CDReg.
+    """
 
-def _integer(random: torch.Generator, below: int) -> int:
-    return int(torch.randint(below, (), generator=random))
+    def losses(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
+        """ "loss", the weighted sum of "approach" and "decomposition", and these."""
+        patient, theta, target, xray = self.batch(step, rank)
+        model = cast(CDReg, self.model)
+        features = model.features(self.projections(patient, theta), xray)
+        similarity = model.score(features)
+        approach = objective_loss(self.recipe.objective, similarity, theta, target)
+        decomposition = decomposition_loss(features).to(approach)
+        loss = model.uncertainty(approach, decomposition)
+        return {"loss": loss, "approach": approach, "decomposition": decomposition}

@@ -1,27 +1,24 @@
-"""Training pose regressors: from moving poses to true ones, rendered as they are needed."""
+"""Training of pose regressors: from moving poses to true ones, rendered as they are needed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, StepLR
 
 from drrkit.geometry import Camera
 from drrkit.metrics import mtre
 from drrkit.projector import render
-from drrkit.similarity.networks.regressor import Pairs, PoseRegressor
-from drrkit.similarity.tasks.poses import SAMPLINGS, PoseSampling
-from drrkit.similarity.tasks.similarity_task import Synthesis, TrainingPatient, simulated
+from drrkit.similarity.networks.interfaces import PosePairs, PoseRegressor
+from drrkit.similarity.tasks.pose_sampling import SAMPLINGS, PoseSampling
+from drrkit.similarity.tasks.train_similarity import PatientTask, Synthesis, TrainingPatient
 from drrkit.training import generator
 
-__all__ = ["REGRESSOR_RECIPES", "RegressorRecipe", "RegressorTask"]
-
-# A number that keeps the stream of validation apart from those of training.
+# Keeps the stream of validation's random numbers apart from those of training.
 _VALIDATION_STREAM = 104_729
 
 
@@ -31,7 +28,7 @@ class RegressorRecipe:
 
     Attributes:
         sampling: of moving and true poses.
-        batch: image pairs a step, all of one patient.
+        batch: image pairs per step, all of one patient.
         rounds: updates in a row that are trained in a step, each from where the last one ended.
         rate: of Adam; with `cycle`, the largest.
         betas: of Adam.
@@ -39,7 +36,7 @@ class RegressorRecipe:
         cycle: steps in which the rate rises from rate / 100 to `rate`, and in which it falls; None:
             it is multiplied by `factor` every `every` steps.
         validation_pairs: pose pairs for each held-out patient.
-        points: of bone a patient, for losses and errors.
+        points: of bone per patient, for losses and errors.
         seed: of patients, poses and noise.
     """
 
@@ -77,26 +74,18 @@ REGRESSOR_RECIPES: dict[str, RegressorRecipe] = {
     ),
 }
 """Published recipes by a regressor's kind. deepim and dmw: the journal's (ProST, TMI 2024); 20
-epochs between falls of the rate are 1000 steps at its 50 steps an epoch. initialiser: that of
+epochs between falls of the rate are 1000 steps at its 50 steps per epoch. initialiser: that of
 SOPI's code, whose batches of one are accumulated by fours; true poses fill its ranges, and moving
 ones are the reference view."""
 
 
-class RegressorTask:
+class RegressorTask(PatientTask):
     """Trains a PoseRegressor. Satisfies drrkit.training.Task.
 
     One batch: a patient, X-rays of the full CT at true poses, renderings of its bones at moving
-    poses, and what the regressor's `loss` says of its predictions.
-
-    Args:
-        model: the regressor, on the patients' device.
-        patients: to train on, made for this regressor (`TrainingPatient.of`).
-        held_out: to validate on, none of them in `patients`; none: `patients` themselves.
-        camera: of all images.
-        recipe: default the published one of the regressor's kind.
-        synthesise: makes the X-rays; see `task.simulated`.
-        randomise: domain randomisation of X-rays: (images [B, 1, r, c], seed) -> images; not used
-            in validation.
+    poses, and the regressor's `loss` of its predictions. Arguments as of PatientTask, and a recipe,
+    by default the published one of the regressor's kind. Without `held_out` the patients
+    themselves validate.
 
     Raises:
         ValueError: no patients, one without bone, or one that is trained and validated on.
@@ -113,25 +102,16 @@ class RegressorTask:
         synthesise: Synthesis | None = None,
         randomise: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
-        if not patients:
-            raise ValueError("patients: expected at least one, got none")
-        shared = {p.name for p in patients} & {p.name for p in held_out}
-        if shared:
-            raise ValueError(f"held_out: {sorted(shared)} are trained on, too")
-        self.model: nn.Module = model
-        self.patients, self.held_out = list(patients), list(held_out)
-        self.camera = camera
         self.recipe = REGRESSOR_RECIPES[model.kind] if recipe is None else recipe
-        self.synthesise = simulated if synthesise is None else synthesise
-        self.randomise = randomise
+        sampling = self.recipe.sampling
+        super().__init__(model, patients, held_out, camera, sampling, synthesise, randomise)
         everybody = [*patients, *held_out]
-        self._points = {p.name: _bone_points(p, self.recipe.points) for p in everybody}
+        self._points = {p.name: p.bone_points(self.recipe.points) for p in everybody}
 
     def optimiser(self) -> Optimizer:
         """Adam, by the recipe."""
         recipe = self.recipe
-        weights = [p for p in self.model.parameters() if p.requires_grad]
-        return Adam(weights, recipe.rate, recipe.betas, weight_decay=recipe.decay)
+        return Adam(self.weights(), recipe.rate, recipe.betas, weight_decay=recipe.decay)
 
     def schedule(self, optimiser: Optimizer) -> LRScheduler:
         """Of the learning rate, by the recipe: triangles or steps."""
@@ -142,12 +122,8 @@ class RegressorTask:
 
     def losses(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         """The mean loss over the rounds as "loss", and the mTRE (mm) after the last one."""
-        random = generator(self.recipe.seed, step, rank)
-        patient = self.patients[_integer(random, len(self.patients))]
-        pairs = self._pairs(patient, self.recipe.batch, random)
-        if self.randomise is not None:
-            fixed = self.randomise(pairs.fixed, _integer(random, 2**31 - 1))
-            pairs = replace(pairs, fixed=fixed)
+        draw = generator(self.recipe.seed, step, rank)
+        pairs = self._pairs(self.drawn_patient(draw), self.recipe.batch, draw, randomised=True)
         loss, end = self._rounds(pairs)
         return {"loss": loss, "mtre": mtre(end, pairs.target, pairs.points).mean()}
 
@@ -159,8 +135,8 @@ class RegressorTask:
         losses, before, after = [], [], []
         with torch.no_grad():
             for number, patient in enumerate(self.held_out or self.patients):
-                random = generator(self.recipe.seed + _VALIDATION_STREAM, number, 0)
-                pairs = self._pairs(patient, self.recipe.validation_pairs, random)
+                draw = generator(self.recipe.seed + _VALIDATION_STREAM, number, 0)
+                pairs = self._pairs(patient, self.recipe.validation_pairs, draw, randomised=False)
                 loss, end = self._rounds(pairs)
                 losses.append(float(loss))
                 before.append(mtre(pairs.world_to_camera, pairs.target, pairs.points))
@@ -173,37 +149,23 @@ class RegressorTask:
             "median_mtre": float(found.median()),
         }
 
-    def _pairs(self, patient: TrainingPatient, count: int, random: torch.Generator) -> Pairs:
-        moving, target = self.recipe.sampling.draw(patient.chart, count, random)
-        device = patient.moving.values.device
-        pose, true = (patient.chart.world_to_camera(t.to(device)) for t in (moving, target))
-        with torch.no_grad():
-            seed = _integer(random, 2**31 - 1)
-            fixed = self.synthesise(patient.ct, self.camera, true, seed).float()
-        return Pairs(patient.moving, self.camera, fixed, pose, true, self._points[patient.name])
+    def _pairs(
+        self, patient: TrainingPatient, count: int, draw: torch.Generator, randomised: bool
+    ) -> PosePairs:
+        theta, target, xray = self.views(patient, count, draw, randomised)
+        pose, true = (patient.chart.world_to_camera(t).to(theta.device) for t in (theta, target))
+        points = self._points[patient.name]
+        return PosePairs(patient.moving, self.camera, xray, pose, true, points)
 
-    def _rounds(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    def _rounds(self, pairs: PosePairs) -> tuple[Tensor, Tensor]:
         """The mean of the rounds' losses, and the poses [B, 4, 4] where they end."""
-        model, total = cast(PoseRegressor, self.model), pairs.fixed.new_zeros(())
+        total = pairs.fixed.new_zeros(())
         for _ in range(self.recipe.rounds):
             with torch.no_grad():
                 moving = render(pairs.volume, self.camera, pairs.world_to_camera)
-            prediction = model.predict(moving, pairs.fixed, pairs.volume)
-            total = total + model.loss(prediction, pairs).to(total)
+            prediction = self.model.predict(moving, pairs.fixed, pairs.volume)
+            total = total + self.model.loss(prediction, pairs).to(total)
             with torch.no_grad():
-                end = model.apply(prediction, pairs.world_to_camera, pairs.center)
+                end = self.model.apply(prediction, pairs.world_to_camera, pairs.center)
             pairs = replace(pairs, world_to_camera=end)
         return total / self.recipe.rounds, pairs.world_to_camera
-
-
-def _bone_points(patient: TrainingPatient, count: int) -> Tensor:
-    """Random voxels of the moving volume that are not empty: [P, 3] float64 world mm."""
-    index = patient.moving.values.nonzero().flip(-1)
-    if len(index) == 0:
-        raise ValueError(f"patients: expected bone in all, got none in {patient.name!r}")
-    chosen = torch.randperm(len(index), generator=generator(0))[:count].to(index.device)
-    return patient.moving.index_to_world(index[chosen].double())
-
-
-def _integer(random: torch.Generator, below: int) -> int:
-    return int(torch.randint(below, (), generator=random))

@@ -1,4 +1,4 @@
-"""Poses in the coordinates that a similarity is trained in, and how training draws them.
+"""Poses of training: the coordinates theta that networks are trained in, and how they are drawn.
 
 theta = (r, t): a rotation vector in rad, and a translation in units of `unit` mm, half the volume's
 width. Both are about a reference view that shows the volume's centre c at (0, 0, d) in the camera.
@@ -25,8 +25,6 @@ from torch import Tensor
 
 from drrkit.geometry import assemble, check_floating, so3_exp, so3_log, volume_center
 from drrkit.volume import Volume
-
-__all__ = ["SAMPLINGS", "PoseChart", "PoseSampling"]
 
 MOVES = ("patient", "rays")
 
@@ -61,7 +59,7 @@ class PoseChart:
     def world_to_camera(self, theta: Tensor) -> Tensor:
         """Poses [B, 4, 4] float64 of theta [B, 6]; differentiable twice, at 0 too."""
         check_floating("theta", theta, (6,))
-        theta = theta.double()
+        theta = theta.to(self.rotation)
         turn, shift = so3_exp(theta[:, :3]), self.unit * theta[:, 3:]
         if self.moves == "rays":
             turn = turn.mT
