@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 import drrkit
+from bench.projectors.peers.diffdrr import UNUSED as UNUSED_BY_DIFFDRR
+from bench.projectors.peers.nanodrr import UNUSED as UNUSED_BY_NANODRR
+from bench.projectors.peers.plastimatch import program, read_pfm
+from bench.projectors.peers.stubs import stubbed
 from drrkit import conversions
-from drrkit.bench.peers.diffdrr import UNUSED as UNUSED_BY_DIFFDRR
-from drrkit.bench.peers.nanodrr import UNUSED as UNUSED_BY_NANODRR
-from drrkit.bench.peers.plastimatch import program, read_pfm
-from drrkit.bench.peers.stubs import stubbed
 
 pytestmark = [
     pytest.mark.io,
