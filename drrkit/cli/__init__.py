@@ -15,19 +15,18 @@ import click
 import torch
 
 from drrkit import __version__
-from drrkit.cli.answers import Failure, stdout_for
-from drrkit.cli.deferred import DeferringGroup
+from drrkit.cli.command import Failure, LazyGroup, stdout_for
 
 __all__ = ["main"]
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 NO_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "bad alloc", "aten::new_empty")
-"""What torch and SimpleITK say in errors that are not of Python's kind; the last one is what the
-kernels tell when torch cannot give them memory for their results."""
+"""Words of torch's and SimpleITK's errors that are not of Python's kind; the last ones are in the
+error of the kernels when torch has no memory for their results."""
 
 
-class Commands(DeferringGroup):
-    """Turns errors into one sentence and an exit code, and with --json into a document."""
+class Commands(LazyGroup):
+    """Turns errors into one sentence and an exit code; with --json, into a document."""
 
     def main(
         self,
@@ -62,7 +61,7 @@ class Commands(DeferringGroup):
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise  # click ends quietly when whoever reads our output has seen enough
+            raise  # click ends quietly when the reader of a pipe closes it
         except KeyboardInterrupt:
             raise click.Abort() from None
         except Exception as error:
@@ -73,7 +72,7 @@ class Commands(DeferringGroup):
 
 
 def _failure(error: Exception) -> Failure | None:
-    """What the user is told; None for what is no error of the user's or of the machine's."""
+    """The error as a sentence; None for one that is neither the user's nor the machine's."""
     text = str(error) or type(error).__name__
     if _is_out_of_memory(error):
         reason = text.strip().splitlines()[0]
@@ -97,7 +96,10 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(words in said for words in NO_MEMORY)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.version_option(__version__, prog_name="drrkit")
 @click.option("--debug", is_flag=True, help="Show a traceback with an error.")
 def main(debug: bool) -> None:
@@ -126,4 +128,4 @@ _COMMANDS = {
     "bench": ("bench:bench_command", "Measure how fast drrkit is on this machine."),
 }
 for _name, (_source, _summary) in _COMMANDS.items():
-    main.defer(_name, f"drrkit.cli.{_source}", _summary)
+    main.add_lazy(_name, f"drrkit.cli.{_source}", _summary)

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from drrkit._native import METHODS
-from drrkit.cli.answers import Answer
-from drrkit.cli.arguments import Size, existing
-from drrkit.cli.options import check_unit, device_option
-from drrkit.cli.verbs import verb
+from drrkit.cli.command import Answer, command
+from drrkit.cli.options import Size, check_unit, device_option, existing
 from drrkit.geometry import CArm, view_carm
 from drrkit.machine import machine, versions
 from drrkit.phantoms import torso
@@ -34,9 +32,9 @@ OPERATIONS = ("forward", "+ pose gradient", "+ volume gradient")
 LEAST_TURN = 0.1  # s: a turn of short calls is repeated so long
 
 
-@verb("bench", epilog="Comparing other projectors needs a checkout: python -m bench.projectors.")
+@command("bench", epilog="Comparing other projectors needs a checkout: python -m bench.projectors.")
 @click.argument("ct", type=existing, required=False)
-@click.option("--views", type=click.IntRange(1), default=1, show_default=True, help="Per call.")
+@click.option("--views", type=click.IntRange(1), default=1, help="Per call.")
 @click.option(
     "--size", type=Size(), default=(200, 200), help="Pixels of a view.  [default: 200x200]"
 )
@@ -44,7 +42,6 @@ LEAST_TURN = 0.1  # s: a turn of short calls is repeated so long
     "--rounds",
     type=click.IntRange(1),
     default=5,
-    show_default=True,
     help="The methods take turns so often.",
 )
 @click.option("--threads", type=click.IntRange(1), help="On the CPU.  [default: all]")

@@ -1,8 +1,8 @@
-"""Configurations: a command's options from a file, and as a result holds them to be repeated.
+"""Configurations: a command's options from a file, and the record in a result that repeats it.
 
 A configuration is a TOML or JSON table of the options of one command, by their names on the command
-line without the dashes; arguments go by their names in the help, in small letters. A result holds
-one, complete, under "run", beside the command, the versions, the seed and the number of threads.
+line without the dashes; arguments go by their names in the help, in small letters. A result holds a
+complete one under "run", beside the command, the versions, the seed and the number of threads.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["config_option", "name_of", "read_configuration", "recorded_group", "run_record"]
+__all__ = ["config_option", "recorded_group", "recorded_options", "run_record"]
 
-UNRECORDED = ("as_json", "config", "help")
+UNRECORDED = ("as_json", "config", "help", "film")
 
 
 def name_of(ctx: click.Context) -> str:
@@ -95,7 +95,7 @@ def recorded_group(ctx: click.Context, command: click.Command, path: Path, group
         ctx: of the command that asks.
         command: the other one.
         path: the result.
-        group: the dataclass of the options, see `drrkit.cli.options.grouped`.
+        group: the dataclass of the options, see `drrkit.cli.options.grouped`, without parts.
 
     Raises:
         click.BadParameter: as `read_configuration`; a file that an option names is gone.
@@ -108,7 +108,7 @@ def recorded_group(ctx: click.Context, command: click.Command, path: Path, group
 
 
 def config_option() -> click.Option:
-    """--config, which makes what a file says the defaults of the command."""
+    """--config, whose file gives the defaults of the command's options."""
 
     def take(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
         if path is not None and not ctx.resilient_parsing:
@@ -125,7 +125,7 @@ def config_option() -> click.Option:
 
 
 def _keys(command: click.Command) -> dict[str, click.Parameter]:
-    """What a configuration may say, in the order of the command."""
+    """What a configuration may contain, in the order of the command."""
     found: dict[str, click.Parameter] = {}
     for param in command.params:
         if param.name in UNRECORDED:
@@ -159,7 +159,7 @@ def _parsed(path: Path) -> dict[str, Any]:
 def _unknown(given: str, ctx: click.Context, keys: Mapping[str, Any]) -> str:
     nearest = difflib.get_close_matches(given.replace("-", "_"), keys, n=1, cutoff=0.0)
     return (
-        f"{given!r} is no option of drrkit {name_of(ctx)}, nor is the file a result of it; the "
+        f"{given!r} is no option of drrkit {name_of(ctx)}, and the file is not a result of it; the "
         f"nearest option is {nearest[0]!r}."
     )
 
@@ -192,7 +192,7 @@ def _word(path: Path, key: str, value: Any) -> str:
 
 
 def _plain(param: click.Parameter, value: Any) -> Any:
-    """One value as JSON has it, from which `_value` makes the words it came from."""
+    """One value for JSON, from which `_value` makes the words it came from."""
     plain = getattr(param.type, "plain", None)
     if plain is not None and value is not None:
         return plain(value)

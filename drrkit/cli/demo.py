@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drrkit.cli.answers import Answer
-from drrkit.cli.options import SDD, SOD, device_option, seed_option
-from drrkit.cli.poses import write_pose
+from drrkit.cli.command import Answer, command
+from drrkit.cli.io import write_pose
+from drrkit.cli.options import SDD, SOD, device_option, out_option, quiet_option, seed_option
 from drrkit.cli.register import INTERRUPTED, register_command
-from drrkit.cli.verbs import verb
 from drrkit.geometry import CArm, perturb, view_ap, volume_center
 from drrkit.metrics import mtre, rotation_error, translation_error
 from drrkit.phantoms import TORSO_LABELS, torso
@@ -41,17 +40,11 @@ class Errors(NamedTuple):
     translation_mm: float
 
 
-@verb("demo")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("demo_out"),
-    show_default=True,
-    help="Folder for the pictures and files; made if missing.",
-)
+@command("demo")
+@out_option("Folder for the pictures and files; made if missing.", default=Path("demo_out"))
 @seed_option("Of start and noise.")
 @device_option
-@click.option("--quiet", "-q", is_flag=True, help="No progress bar.")
+@quiet_option
 @click.pass_context
 def demo_command(
     ctx: click.Context, out: Path, seed: int, device: torch.device, quiet: bool
@@ -115,9 +108,9 @@ def _registered(
     words += ["--seed", str(seed), "--device", str(device), *(["-q"] if quiet else [])]
     # Without --json: that one is the demo's own.
     params = [p for p in register_command.params if p.name != "as_json"]
-    command = click.Command("register", params=params, callback=register_command.callback)
-    with command.make_context("register", words, ctx.parent) as other:
-        return command.invoke(other)
+    plain = click.Command("register", params=params, callback=register_command.callback)
+    with plain.make_context("register", words, ctx.parent) as other:
+        return plain.invoke(other)
 
 
 def _program() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -10,25 +11,22 @@ from typing import Any, NamedTuple
 
 import torch
 
-from drrkit.cli.answers import Answer
-from drrkit.cli.installation import describe
-from drrkit.cli.verbs import verb
+from drrkit.cli.command import Answer, command
 from drrkit.geometry import CArm, view_carm, view_frames
+from drrkit.machine import versions
 from drrkit.projector import backproject, project
 from drrkit.volume import Volume
 
-__all__ = ["doctor_command"]
+__all__ = ["doctor_command", "installation"]
 
 OLDEST_TORCH = (2, 10)
-NEEDED_FOR = {
-    "SimpleITK": "reading and writing image files",
-    "cma": "CMA-ES registration",
-    "tqdm": "progress bars",
+EXTRAS = {
     "matplotlib": "charts of reports and plots of benchmarks: pip install 'drrkit[plots]'",
     "starlette": "drrkit view: pip install 'drrkit[view]'",
     "uvicorn": "drrkit view: pip install 'drrkit[view]'",
     "websockets": "drrkit view: pip install 'drrkit[view]'",
 }
+"""Packages of optional parts, and what they are for."""
 
 
 class Finding(NamedTuple):
@@ -39,7 +37,7 @@ class Finding(NamedTuple):
     text: str
 
 
-@verb("doctor")
+@command("doctor")
 def doctor_command() -> Answer:
     """Check the installation: kernels against known answers, devices, packages.
 
@@ -54,9 +52,49 @@ def doctor_command() -> Answer:
     )
 
 
+def installation() -> dict[str, Any]:
+    """Versions, what drrkit was compiled for, and the devices that are there."""
+    from drrkit import _C
+
+    try:
+        from drrkit import _build
+    except ImportError:
+        built: dict[str, Any] = {}
+    else:
+        names = ("torch", "cuda", "nvcc", "architectures", "python")
+        built = {name: getattr(_build, name.upper(), None) for name in names}
+    devices = [
+        {
+            "device": "cpu",
+            "name": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "instructions": _C.cpu_capability(),
+        }
+    ]
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        devices.append(
+            {
+                "device": f"cuda:{index}",
+                "name": card.name,
+                "capability": f"{card.major}.{card.minor}",
+                "memory_gib": round(card.total_memory / 2**30, 1),
+                "usable": bool(_C.has_cuda),
+            }
+        )
+    return {
+        "versions": versions(),
+        "built_for": built,
+        "cuda_kernels": bool(_C.has_cuda),
+        "torch_cuda": torch.version.cuda,
+        "platform": platform.platform(),
+        "devices": devices,
+    }
+
+
 def examine() -> Iterator[Finding]:
     """All findings, one after another; a check that fails is a finding, not an error."""
-    about = describe()
+    about = installation()
     yield _build(about["built_for"])
     for device in _devices():
         yield _checked(f"kernels on {device}", lambda device=device: _known_answers(device))
@@ -67,7 +105,7 @@ def examine() -> Iterator[Finding]:
             "there is a GPU, but drrkit was built without CUDA: install its build for CUDA "
             f"{about['torch_cuda'].split('.')[0]}, or build with that nvcc (DRRKIT_CUDA=1 insists)",
         )
-    for package, purpose in NEEDED_FOR.items():
+    for package, purpose in EXTRAS.items():
         there = find_spec(package) is not None
         text = "installed" if there else f"not installed, needed for {purpose}"
         yield Finding(package, "ok" if there else "warning", text)

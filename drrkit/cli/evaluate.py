@@ -10,19 +10,18 @@ from typing import Any
 import click
 import torch
 
-from drrkit.cli.answers import Answer
-from drrkit.cli.arguments import existing
+from drrkit.cli.command import Answer, command
 from drrkit.cli.configuration import run_record
-from drrkit.cli.options import check_unit, device_option
-from drrkit.cli.poses import write_json
-from drrkit.cli.similarities import (
+from drrkit.cli.io import write_json
+from drrkit.cli.options import check_unit, device_option, existing, out_option, quiet_option
+from drrkit.cli.register import (
+    INTERRUPTED,
     REGRESSOR_FILE,
     SIMILARITY_FILE,
     SimilarityName,
     plain_stages,
     similarity_stages,
 )
-from drrkit.cli.verbs import verb
 from drrkit.evaluation import (
     METHODS,
     PROTOCOLS,
@@ -42,30 +41,23 @@ from drrkit.volume import read_volume
 __all__ = ["evaluate_command"]
 
 PHANTOM_MM = 2.0
-INTERRUPTED = 130
 SCHEMA_VERSION = 1
 
 
-@verb(
+@command(
     "evaluate",
-    epilog="The folder: cases.N.csv, a row a case and process, mm and degrees; summary.json, for "
-    "every method, protocol and CT success rates with Wilson 95 % intervals, mTRE of the best 50, "
-    "75 and 95 %, percentiles of all errors, capture range and run time; evaluation.json, what was "
-    "run on what.",
+    epilog="The folder: cases.N.csv, one row per case, one file per process, mm and degrees; "
+    "summary.json, for every method, protocol and CT success rates with Wilson 95 % intervals, "
+    "mTRE of the best 50, 75 and 95 %, percentiles of all errors, capture range and run time; "
+    "evaluation.json, what was run on what.",
 )
 @click.argument("cts", nargs=-1, type=existing)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder for the results; an evaluation found there is resumed.",
-)
+@out_option("Folder for the results; an evaluation found there is resumed.")
 @click.option(
     "--protocol",
     "protocols",
     multiple=True,
     default=("narrow",),
-    show_default=True,
     type=click.Choice(list(PROTOCOLS)),
     help="How far off starts are; may be repeated.",
 )
@@ -74,7 +66,6 @@ SCHEMA_VERSION = 1
     "methods",
     multiple=True,
     default=("global",),
-    show_default=True,
     type=click.Choice(list(METHODS)),
     help="What is evaluated; may be repeated.",
 )
@@ -88,13 +79,11 @@ SCHEMA_VERSION = 1
     "of --registration, its descent, CMA-ES and Levenberg-Marquardt. May be repeated.",
 )
 @click.option("--all-stages", is_flag=True, help="--similarity is that of all stages.")
-@click.option(
-    "--cases", type=click.IntRange(1), default=100, show_default=True, help="Of every CT."
-)
+@click.option("--cases", type=click.IntRange(1), default=100, help="Of every CT.")
 @click.option("--starved", is_flag=True, help="Photon-starved X-rays.")
 @click.option("--shifted", is_flag=True, help="Another gamma, an uneven field, inversion.")
 @device_option
-@click.option("--quiet", "-q", is_flag=True, help="No line for every case.")
+@quiet_option
 @click.pass_context
 def evaluate_command(
     ctx: click.Context,
@@ -112,8 +101,8 @@ def evaluate_command(
 ) -> Answer | None:
     """Register simulated X-rays of CTS (in HU; the built-in torso if none) from random starts.
 
-    X-rays have a spectrum, beam hardening, area pixels, photon noise and blur, none of which the
-    registration knows. Under torchrun, processes share the cases.
+    X-rays have a spectrum, beam hardening, area pixels, photon noise and blur that the registration
+    does not model. Under torchrun, processes share the cases.
     """
     if all_stages and not any(isinstance(name, str) for name in similarities):
         raise click.UsageError("--all-stages belongs to --similarity NAME: give that, too.")
@@ -121,7 +110,9 @@ def evaluate_command(
     if device.type == "cuda" and world > 1:
         device = torch.device("cuda", rank % torch.cuda.device_count())
     subjects = _subjects(cts, device)
-    chosen = _protocols(protocols, starved, shifted)
+    chosen = [PROTOCOLS[name] for name in dict.fromkeys(protocols)]
+    chosen = [protocol.starved() for protocol in chosen] if starved else chosen
+    chosen = [protocol.shifted_to_another_machine() for protocol in chosen] if shifted else chosen
     pipelines = _registrations(methods, similarities, all_stages, device)
     out.mkdir(parents=True, exist_ok=True)
     if rank == 0:
@@ -144,7 +135,7 @@ def evaluate_command(
         so_far = {"complete": False, "cases": there, "wanted": len(wanted)}
         return Answer({"out": str(out), **so_far}, "", INTERRUPTED)
     rows, summaries = _summarised(out)
-    if not wanted <= {row.key for row in rows}:  # of several processes, the last one tells
+    if not wanted <= {row.key for row in rows}:  # of several processes, the last one answers
         return None
     content = {"out": str(out), "complete": True, "cases": len(wanted), "summary": summaries}
     text = "\n".join(f"{name}: {_sentences(summary)}" for name, summary in summaries.items())
@@ -169,15 +160,6 @@ def _subject(path: Path, name: str, device: torch.device) -> Subject:
         return Subject.of(name, ct).to(device)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _protocols(names: Sequence[str], starved: bool, shifted: bool) -> list[Protocol]:
-    chosen = [PROTOCOLS[name] for name in dict.fromkeys(names)]
-    if starved:
-        chosen = [protocol.starved() for protocol in chosen]
-    if shifted:
-        chosen = [protocol.shifted_to_another_machine() for protocol in chosen]
-    return chosen
 
 
 def _registrations(
@@ -231,8 +213,8 @@ def _described(
 def _summarised(folder: Path) -> tuple[list[Row], dict[str, Any]]:
     """All rows of the folder, and their summary, which is written there.
 
-    Processes end one after the other: who finds that another one has added rows meanwhile writes
-    the summary again, so that the last one to be written has them all.
+    Processes end one after the other: one that finds rows which another has added meanwhile writes
+    the summary again, so that the last summary has all rows.
     """
     rows = read_rows(folder)
     while True:
@@ -276,12 +258,9 @@ def _sentences(summary: dict[str, Any]) -> str:
         f"{summary['seconds']['50 %']:.2f} s",
         f"mTRE of the best, mm: {tops}",
     ]
-    for name, unit in (("mtre", "mTRE, mm"), ("rotation", "rotation, degrees")):
-        lines.append(f"{unit}: {_percentiles(summary[name])}")
-    lines.append(f"translation, mm: {_percentiles(summary['translation'])}")
+    units = {"mtre": "mTRE, mm", "rotation": "rotation, degrees", "translation": "translation, mm"}
+    for name, words in units.items():
+        shares = (f"{share} {value:.3f}" for share, value in summary[name].items())
+        lines.append(f"{words}: {', '.join(shares)}")
     lines.append(f"capture range: initial mTRE up to {summary['capture_range']:.1f} mm")
     return "\n    ".join(lines)
-
-
-def _percentiles(found: dict[str, float]) -> str:
-    return ", ".join(f"{share} {value:.3f}" for share, value in found.items())

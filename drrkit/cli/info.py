@@ -8,20 +8,19 @@ from typing import Any
 import click
 from torch import Tensor
 
-from drrkit.cli.answers import Answer
-from drrkit.cli.arguments import OutputFile, existing, refuse_overwriting
-from drrkit.cli.installation import describe
-from drrkit.cli.poses import camera_as_dict, read_pose
-from drrkit.cli.verbs import verb
+from drrkit.cli.command import Answer, command
+from drrkit.cli.doctor import installation
+from drrkit.cli.io import camera_as_dict, read_pose, refuse_overwriting
+from drrkit.cli.options import OutputFile, existing
 from drrkit.files import whole_file
 from drrkit.geometry import Camera
 from drrkit.volume import Volume
-from drrkit.xray import read_xray
+from drrkit.xray import deepfluoro_contents, read_xray
 
 __all__ = ["info_command"]
 
 
-@verb("info")
+@command("info")
 @click.argument("view", type=existing, required=False)
 @click.option("--ct", type=existing, help="The CT that VIEW shows.")
 @click.option("--series", metavar="UID", help="Series of a DICOM folder that holds several.")
@@ -41,7 +40,7 @@ def info_command(
         return _geometry(view, ct, series, scene)
     if ct is not None or series is not None or scene is not None:
         raise click.UsageError("--ct, --series and --scene go with a VIEW.")
-    found = describe()
+    found = installation()
     return Answer(found, "\n".join(_lines(found)))
 
 
@@ -70,9 +69,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
 
 
 def _specimens(path: Path) -> Answer:
-    from drrkit.cli.deepfluoro import deepfluoro_listing
-
-    found = deepfluoro_listing(path)
+    found = {name: len(numbers) for name, numbers in deepfluoro_contents(path).items()}
     lines = [f"{name}  {count} projections" for name, count in found.items()]
     return Answer({"specimens": found}, "\n".join(lines))
 

@@ -1,21 +1,23 @@
-"""Groups of options that several commands share: the CT, the camera, the pose."""
+"""Types of values, and the options that several commands share: CT, camera, pose, device, seed."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 import torch
+from click.shell_completion import CompletionItem
 from torch import Tensor
 
 from drrkit._native import METHODS
-from drrkit.cli.arguments import Device, Integers, Number, NumberRange, Numbers, Size, existing
-from drrkit.cli.poses import pixel_pitch
+from drrkit.cli.io import pixel_pitch
 from drrkit.geometry import (
     Camera,
     CArm,
@@ -27,8 +29,6 @@ from drrkit.geometry import (
     view_right_lateral,
     volume_center,
 )
-from drrkit.phantoms import FIELD_MM
-from drrkit.report import nearest_side
 from drrkit.volume import Volume, read_volume
 
 __all__ = [
@@ -37,16 +37,26 @@ __all__ = [
     "VIEWS",
     "CTOptions",
     "CameraOptions",
+    "Device",
+    "Integers",
+    "Number",
+    "NumberRange",
+    "Numbers",
+    "OutputFile",
     "PoseOptions",
+    "Size",
     "check_unit",
+    "completions",
     "device_option",
-    "group_of",
+    "existing",
     "grouped",
     "method_option",
-    "orientation",
-    "phantom_options",
+    "option",
+    "out_option",
+    "part",
+    "quiet_option",
     "seed_option",
-    "voxel_mm_option",
+    "taken_from",
 ]
 
 SDD, SOD, ENERGY_KEV = 1020.0, 800.0, 70.0
@@ -57,109 +67,258 @@ VIEWS = {
     "RIGHT-LATERAL": view_right_lateral,
 }
 
-method_option = click.option(
-    "--method", type=click.Choice(METHODS), default="joseph", show_default=True, help="Projector."
-)
-device_option = click.option(
-    "--device", type=Device(), default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
-)
+# ---- types: each turns a word into a value or says what it expected
 
-voxel_mm_option = click.option(
-    "--voxel-mm",
-    type=NumberRange(0, min_open=True),
-    help="Resample CTs to cubes of this size.  [default: their own]",
-)
-phantom_options = (
-    click.option(
-        "--anatomy",
-        type=click.Choice(list(FIELD_MM)),
-        default="pelvis",
-        show_default=True,
-        help="Of the phantoms.",
-    ),
-    click.option(
-        "--voxels",
-        type=click.IntRange(8, 512),
-        default=48,
-        show_default=True,
-        help="Of a phantom, along each side.",
-    ),
-)
+existing = click.Path(exists=True, path_type=Path)
 
 
-def seed_option(whose: str) -> Callable[[Callable], Callable]:
-    """--seed, of what the words say; torch takes no larger ones."""
-    seeds = click.IntRange(0, 2**63 - 1)
-    return click.option("--seed", type=seeds, default=0, show_default=True, help=whose)
+class Size(click.ParamType):
+    """ROWSxCOLS in pixels, or one number for a square: (rows, cols)."""
+
+    name = "ROWSxCOLS"
+    separator = "x"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", value.strip())
+        rows, cols = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if rows < 1 or cols < 1:
+            self.fail(f"expected ROWSxCOLS pixels such as 256x256, got {value!r}.", param, ctx)
+        return rows, cols
 
 
-def grouped(group: Any, name: str) -> Callable[[Callable], Callable]:
+class _Finite(click.ParamType):
+    """Refuses nan and infinity, which click's own numbers accept."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"expected a finite number, got {value!r}.", param, ctx)
+        return number
+
+
+class Number(_Finite, click.types.FloatParamType):
+    """A finite number."""
+
+
+class NumberRange(_Finite, click.FloatRange):
+    """A finite number in a range."""
+
+
+class Numbers(click.ParamType):
+    """Finite numbers separated by commas.
+
+    Args:
+        name: shown in the help.
+        counts: how many numbers may come; a single one stands for all when 1 is among them.
+        positive: refuse zero and less.
+    """
+
+    separator = ","
+
+    def __init__(self, name: str, counts: tuple[int, ...], positive: bool = False) -> None:
+        self.name, self.counts, self.positive = name, counts, positive
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(word) for word in value.split(","))
+        except ValueError:
+            numbers = ()
+        usable = all(math.isfinite(n) and (n > 0 or not self.positive) for n in numbers)
+        if len(numbers) not in self.counts or not usable:
+            kind = "positive numbers" if self.positive else "numbers"
+            wanted = " or ".join(map(str, self.counts))
+            self.fail(f"expected {wanted} {kind} separated by commas, got {value!r}.", param, ctx)
+        return numbers * max(self.counts) if len(numbers) == 1 else numbers
+
+
+class Integers(click.ParamType):
+    """Whole numbers separated by commas, at least one."""
+
+    name = "N,N,..."
+    separator = ","
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(word) for word in value.split(","))
+        except ValueError:
+            self.fail(f"expected whole numbers separated by commas, got {value!r}.", param, ctx)
+
+
+class OutputFile(click.ParamType):
+    """A file to write, checked before any work is done: its suffix, and that its folder is there.
+
+    Args:
+        suffixes: the endings it may have.
+    """
+
+    name = "FILE"
+
+    def __init__(self, *suffixes: str) -> None:
+        self.suffixes = suffixes
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        return completions((), incomplete, files=True)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        path = Path(value)
+        if not path.name.lower().endswith(self.suffixes):
+            choices = ", ".join(self.suffixes)
+            self.fail(f"expected a file name ending in {choices}, got {value!r}.", param, ctx)
+        if not path.parent.is_dir():
+            self.fail(f"the folder {str(path.parent)!r} does not exist.", param, ctx)
+        if path.is_dir():
+            self.fail(f"{value!r} is a folder.", param, ctx)
+        if not os.access(path.parent, os.W_OK):
+            self.fail(f"the folder {str(path.parent)!r} cannot be written to.", param, ctx)
+        return path
+
+
+class Device(click.ParamType):
+    """auto (a GPU where drrkit and torch can use one), cpu, cuda or cuda:N: a torch.device."""
+
+    name = "DEVICE"
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        return completions(("auto", "cpu", "cuda"), incomplete)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> torch.device:
+        if isinstance(value, torch.device):
+            return value
+        from drrkit import _C
+
+        if value == "auto":
+            return torch.device("cuda" if _C.has_cuda and torch.cuda.is_available() else "cpu")
+        if value == "cpu":
+            return torch.device("cpu")
+        if not re.fullmatch(r"cuda(:\d{1,3})?", value):
+            self.fail(f"expected auto, cpu, cuda or cuda:N, got {value!r}.", param, ctx)
+        if not _C.has_cuda:
+            self.fail("this drrkit was built without CUDA; see drrkit info.", param, ctx)
+        device, count = torch.device(value), torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            self.fail(f"{value!r}: torch sees {count} CUDA devices.", param, ctx)
+        return device
+
+
+def completions(names: Iterable[str], incomplete: str, files: bool = False) -> list[CompletionItem]:
+    """What a shell proposes for a word: the names that begin like it, and files.
+
+    Files come first: bash discards earlier proposals when it is told to propose files.
+    """
+    found = [CompletionItem(n) for n in names if n.lower().startswith(incomplete.lower())]
+    return [CompletionItem(incomplete, type="file")] * files + found
+
+
+# ---- groups of options
+
+
+def option(*flags: str, like: Any = None, **settings: Any) -> Any:
+    """A field of a group that is an option of the command line.
+
+    Args:
+        flags: default the field's name, in dashes.
+        like: a decorator that `click.option` returned, of the field's name, instead of settings.
+        settings: of `click.option`.
+    """
+    return field(metadata={"flags": flags, "like": like, "settings": settings})
+
+
+def part(group: type) -> Any:
+    """A field of a group that is a group itself."""
+    return field(metadata={"part": group})
+
+
+def grouped(group: type, name: str) -> Callable[[Callable], Callable]:
     """Gives a command the options of a group, collected in one argument `name` of that class.
 
-    A group is a dataclass with OPTIONS; those of its fields that are groups are in PARTS.
+    A group is a dataclass whose fields are made by `option` and `part`.
     """
 
     def decorate(command: Callable) -> Callable:
         @functools.wraps(command)
         def collected(*args: Any, **kwargs: Any) -> Any:
-            made = group_of(group, kwargs)
+            made = taken_from(group, kwargs)
             return command(*args, **kwargs, **{name: made})
 
-        for option in reversed(group.OPTIONS):
-            collected = option(collected)
+        for decorator in reversed(list(_decorators(group))):
+            collected = decorator(collected)
         return collected
 
     return decorate
 
 
-def group_of(group: Any, values: dict[str, Any]) -> Any:
-    """The group of what `values` holds for its fields, which are taken out."""
-    parts = getattr(group, "PARTS", {})
+def taken_from(group: Any, values: dict[str, Any]) -> Any:
+    """The group with the values of its fields, which are removed from `values`."""
     made = {
-        field.name: group_of(parts[field.name], values)
-        if field.name in parts
-        else values.pop(field.name)
-        for field in fields(group)
+        one.name: taken_from(one.metadata["part"], values)
+        if "part" in one.metadata
+        else values.pop(one.name)
+        for one in fields(group)
     }
     return group(**made)
+
+
+def _decorators(group: Any) -> Iterable[Callable]:
+    for one in fields(group):
+        if "part" in one.metadata:
+            yield from _decorators(one.metadata["part"])
+        elif one.metadata["like"] is not None:
+            yield one.metadata["like"]
+        else:
+            flags = one.metadata["flags"] or (f"--{one.name.replace('_', '-')}",)
+            yield click.option(one.name, *flags, **one.metadata["settings"])
+
+
+method_option = click.option(
+    "--method", type=click.Choice(METHODS), default="joseph", help="Projector."
+)
+device_option = click.option(
+    "--device", type=Device(), default="auto", help="auto, cpu, cuda or cuda:N."
+)
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+
+
+def seed_option(use: str) -> Callable[[Callable], Callable]:
+    """--seed, with its use in words; torch accepts none larger."""
+    return click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help=use)
+
+
+def out_option(content: str, **settings: Any) -> Callable[[Callable], Callable]:
+    """--out, a folder for this content, made if missing; required unless settings say otherwise."""
+    kind = click.Path(file_okay=False, path_type=Path)
+    return click.option("--out", type=kind, help=content, **(settings or {"required": True}))
 
 
 @dataclass(frozen=True)
 class CTOptions:
     """How to read the CT; `load` does it."""
 
-    unit: Literal["HU", "mu"]
-    energy: float | None
-    labels: Path | None
-    select: tuple[int, ...] | None
-    series: str | None
-
-    OPTIONS = (
-        click.option(
-            "--unit",
-            type=click.Choice(["HU", "mu"]),
-            default="HU",
-            show_default=True,
-            help="What the CT's values are; mu is 1/mm.",
-        ),
-        click.option(
-            "--energy",
-            type=Number(),
-            help=f"Effective keV for HU to mu, 40 to 120.  [default: {ENERGY_KEV:g}]",
-        ),
-        click.option("--labels", type=existing, help="Label map on the CT's grid, with --select."),
-        click.option("--select", type=Integers(), help="Labels to keep; all else becomes air."),
-        click.option(
-            "--series", metavar="UID", help="Series of a DICOM folder that holds several."
-        ),
+    unit: Literal["HU", "mu"] = option(
+        type=click.Choice(["HU", "mu"]),
+        default="HU",
+        help="What the CT's values are; mu is 1/mm.",
     )
+    energy: float | None = option(
+        type=Number(), help=f"Effective keV for HU to mu, 40 to 120.  [default: {ENERGY_KEV:g}]"
+    )
+    labels: Path | None = option(type=existing, help="Label map on the CT's grid, with --select.")
+    select: tuple[int, ...] | None = option(
+        type=Integers(), help="Labels to keep; all else becomes air."
+    )
+    series: str | None = option(metavar="UID", help="Series of a DICOM folder that holds several.")
 
     def load(self, path: Path, device: torch.device) -> Volume:
         """The CT in mu on the device.
 
         Raises:
             click.UsageError: options that contradict each other.
-            OSError, ValueError: as read_volume; values that are not in the unit said.
+            OSError, ValueError: as read_volume; values that cannot be in the unit given.
         """
         if self.unit == "mu" and self.energy is not None:
             raise click.UsageError(
@@ -167,52 +326,38 @@ class CTOptions:
             )
         volume = self.read(path)
         if volume.unit == "HU":
-            volume = volume.to_mu(self.energy_kev)
+            volume = volume.to_mu(ENERGY_KEV if self.energy is None else self.energy)
         return volume.to(device)
 
     def read(self, path: Path) -> Volume:
-        """The CT in its own unit, with the labels that are wanted; raises as `load`."""
+        """The CT in its own unit, with the selected labels; raises as `load`."""
         if (self.labels is None) != (self.select is None):
             raise click.UsageError("--labels and --select belong together: give both or none.")
         volume = read_volume(path, labels=self.labels, series=self.series, unit=self.unit)
         if volume.values.dim() != 3:
-            raise ValueError(f"{path}: expected one value a voxel, got {volume.values.shape[0]}")
+            channels = volume.values.shape[0]
+            raise ValueError(f"{path}: expected a single-channel volume, got {channels} channels")
         check_unit(path, volume)
         return volume if self.select is None else volume.select(self.select)
-
-    @property
-    def energy_kev(self) -> float:
-        """The energy of the conversion from HU."""
-        return ENERGY_KEV if self.energy is None else self.energy
 
 
 @dataclass(frozen=True)
 class CameraOptions:
-    """The detector; None where the user said nothing."""
+    """The detector; None where nothing was given."""
 
-    sdd: float | None
-    size: tuple[int, int] | None
-    pixel_spacing: tuple[float, float] | None
-    principal_point: tuple[float, float] | None
-    parallel: bool
-
-    OPTIONS = (
-        click.option("--sdd", type=Number(), help=f"Source to detector, mm.  [default: {SDD:g}]"),
-        click.option(
-            "--size", type=Size(), help="Detector's pixels.  [default: the X-ray's, or 256x256]"
-        ),
-        click.option(
-            "--pixel-spacing",
-            type=Numbers("MM[,MM]", (1, 2), positive=True),
-            help="Pitch at the detector, one or ROW,COL.  [default: the X-ray file's, or 1.4]",
-        ),
-        click.option(
-            "--principal-point",
-            type=Numbers("COL,ROW", (2,)),
-            help="Pixel at the foot of the source.  [default: the detector's centre]",
-        ),
-        click.option("--parallel", is_flag=True, help="Parallel rays instead of a cone."),
+    sdd: float | None = option(type=Number(), help=f"Source to detector, mm.  [default: {SDD:g}]")
+    size: tuple[int, int] | None = option(
+        type=Size(), help="Detector's pixels.  [default: the X-ray's, or 256x256]"
     )
+    pixel_spacing: tuple[float, float] | None = option(
+        type=Numbers("MM[,MM]", (1, 2), positive=True),
+        help="Pitch at the detector, one or ROW,COL.  [default: the X-ray file's, or 1.4]",
+    )
+    principal_point: tuple[float, float] | None = option(
+        type=Numbers("COL,ROW", (2,)),
+        help="Pixel at the foot of the source.  [default: the detector's centre]",
+    )
+    parallel: bool = option(is_flag=True, help="Parallel rays instead of a cone.")
 
     def camera(
         self, stored: Camera | None, size: tuple[int, int], spacing: tuple[float, float]
@@ -246,33 +391,21 @@ class CameraOptions:
 
 @dataclass(frozen=True)
 class PoseOptions:
-    """Where the C-arm stands, as degrees and mm; None where the user said nothing."""
+    """Where the C-arm stands, in degrees and mm; None where nothing was given."""
 
-    primary: float | None
-    secondary: float | None
-    sod: float | None
-    xi: tuple[float, ...] | None
-
-    OPTIONS = (
-        click.option(
-            "--primary",
-            type=NumberRange(-360, 360),
-            help="Turn of an AP or PA view about the patient, LAO +.",
-        ),
-        click.option(
-            "--secondary",
-            type=NumberRange(-360, 360),
-            help="Then about the tilted transverse axis, CRA +.",
-        ),
-        click.option(
-            "--sod", type=Number(), help=f"Source to the CT's centre, mm.  [default: {SOD:g}]"
-        ),
-        click.option(
-            "--xi",
-            type=Numbers("RX,RY,RZ,X,Y,Z", (6,)),
-            help="Then move the patient: rotation vector in degrees about the CT's centre, and mm; "
-            "camera axes.",
-        ),
+    primary: float | None = option(
+        type=NumberRange(-360, 360), help="Turn of an AP or PA view about the patient, LAO +."
+    )
+    secondary: float | None = option(
+        type=NumberRange(-360, 360), help="Then about the tilted transverse axis, CRA +."
+    )
+    sod: float | None = option(
+        type=Number(), help=f"Source to the CT's centre, mm.  [default: {SOD:g}]"
+    )
+    xi: tuple[float, ...] | None = option(
+        type=Numbers("RX,RY,RZ,X,Y,Z", (6,)),
+        help="Then move the patient: rotation vector in degrees about the CT's centre, and mm; "
+        "camera axes.",
     )
 
     def pose(self, volume: Volume, view: str, stored: Tensor | None) -> Tensor:
@@ -303,23 +436,14 @@ class PoseOptions:
         return view_carm(volume, sod, *angles, base=view)
 
 
-def orientation(world_to_camera: Tensor) -> str:
-    """How an image lies, in words: which side of the patient is right, down and at the source."""
-    rows = world_to_camera.reshape(4, 4)[:3, :3].cpu()
-    return (
-        f"image right = patient's {nearest_side(rows[0])}, down = {nearest_side(rows[1])}, "
-        f"source {nearest_side(-rows[2])}"
-    )
-
-
 def check_unit(path: Path, volume: Volume) -> None:
-    """Refuses values that cannot be in the volume's unit: the other one, most likely."""
+    """Raises ValueError for values that cannot be in the volume's unit: the other one, probably."""
     low, high = (float(value) for value in torch.aminmax(volume.values))
     found = f"got values from {low:g} to {high:g}"
     if volume.unit == "HU" and 0 < max(abs(low), abs(high)) <= 10:
         raise ValueError(
             f"{path}: expected Hounsfield units (air -1000, water 0), {found}, which look like "
-            "attenuation in 1/mm: --unit mu says so"
+            "attenuation in 1/mm: use --unit mu"
         )
     if volume.unit == "mu" and (low < -0.5 or high > 10):
         raise ValueError(

@@ -1,35 +1,120 @@
-"""What a registration is about: a CT, an X-ray with its camera, and a start."""
+"""What register and view work on: a CT, an X-ray with its camera, and a start."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import click
 import torch
 from torch import Tensor
 
-from drrkit.cli.arguments import completions, refuse_overwriting
-from drrkit.cli.landmarks import check_alone, landmark_start, landmarks_option
+from drrkit.cli.io import PoseFile, pixel_pitch, read_mask, read_pose, refuse_overwriting, to_line
 from drrkit.cli.options import (
     VIEWS,
     CameraOptions,
     CTOptions,
+    Number,
     PoseOptions,
+    completions,
     device_option,
+    existing,
     method_option,
+    option,
+    part,
 )
-from drrkit.cli.poses import PoseFile, pixel_pitch, read_pose
-from drrkit.cli.xrays import Seen, XrayOptions
 from drrkit.geometry import Camera
+from drrkit.registration import Landmarks
 from drrkit.volume import Volume
-from drrkit.xray import Xray
+from drrkit.xray import XRAY_KINDS, Xray, bone_is_bright, preprocess_xray, read_xray
 
-__all__ = ["Problem", "ProblemOptions"]
+__all__ = ["Problem", "ProblemOptions", "XrayOptions"]
 
 FROM_FILE = "from the X-ray's file"
+
+
+class XrayInput(NamedTuple):
+    """An X-ray that was read: line integrals and weights [1, 1, rows, cols] or None."""
+
+    line: Tensor
+    weights: Tensor | None
+    file: Xray
+
+
+@dataclass(frozen=True)
+class XrayOptions:
+    """How to read the X-ray; `load` does it."""
+
+    xray_kind: str | None = option(
+        type=click.Choice(XRAY_KINDS),
+        help="line: line integrals. display: a picture, bone bright. inverted: a picture, bone "
+        "dark. intensity: proportional to photons, -log(I / I0) is taken.  [default: what a DICOM "
+        "file says, else line]",
+    )
+    i0: float | None = option(
+        type=Number(), help="Intensity without patient.  [default: the brightest pixel]"
+    )
+    mask: Path | None = option(type=existing, help="Image of pixel weights; 0 leaves a pixel out.")
+    frame: int | None = option(type=int, help="Which image of a run, from 0; -1 is the last.")
+    calibration: Path | None = option(
+        type=existing,
+        help="Camera and start: MayaCam (.txt, .csv) or OpenCV's K, R, t (.yml, .xml, .json), with "
+        "--sdd.",
+    )
+    preprocess: bool = option(
+        is_flag=True,
+        help="A detector's raw image: find polarity, I0, collimator and vignette, take -log.",
+    )
+
+    def load(self, path: Path, sdd: float | None, device: torch.device) -> XrayInput:
+        """Reads the X-ray; whatever its file had to be supplemented with is a warning."""
+        if self.i0 is not None and not (self.i0 > 0 and math.isfinite(self.i0)):
+            raise click.BadParameter(
+                f"expected a positive number, got {self.i0}.", param_hint="--i0"
+            )
+        if path.is_dir():
+            found = f"{path}: expected an X-ray image, got a folder"
+            raise ValueError(f"{found}; if this is the CT, it comes first")
+        xray = read_xray(path, frames=self.frame, calibration=self.calibration, sdd=sdd)
+        if len(xray.image) != 1:
+            found = f"{path}: expected one image, got a run of {len(xray.image)}"
+            raise ValueError(f"{found}; --frame chooses one, and if this is the CT, it comes first")
+        for text in xray.warnings:
+            click.echo(f"Warning: {path}: {text}.", err=True)
+        kind = self.xray_kind or xray.kind or "line"
+        if self.i0 is not None and kind != "intensity":
+            raise click.UsageError("--i0 belongs to --xray-kind intensity.")
+        line = to_line(path, xray.image, kind, self.i0)
+        if not self.preprocess and not bone_is_bright(line):
+            click.echo(
+                f"Warning: {path}: bone looks dark, and should be bright: --xray-kind inverted "
+                "or intensity converts, --preprocess finds the polarity.",
+                err=True,
+            )
+        weights = None if self.mask is None else read_mask(self.mask, line)
+        if xray.mask is not None:
+            weights = xray.mask if weights is None else weights * xray.mask
+        return XrayInput(line.to(device), None if weights is None else weights.to(device), xray)
+
+    def prepared(self, xray: XrayInput, camera: Camera) -> XrayInput:
+        """The X-ray preprocessed, if asked for; on the whole detector, masked, not cropped."""
+        if not self.preprocess:
+            return xray
+        kind = self.xray_kind or xray.file.kind or "auto"
+        raw = preprocess_xray(
+            xray.file.image,
+            camera,
+            kind="line" if kind == "display" else kind,
+            i0=self.i0,
+            mask=xray.file.mask,
+            crop=False,
+        )
+        mask = raw.mask.to(xray.line)
+        weights = mask if xray.weights is None else xray.weights * mask
+        return XrayInput(raw.image.to(xray.line), weights, xray.file)
 
 
 class Problem(NamedTuple):
@@ -49,37 +134,23 @@ class Problem(NamedTuple):
 class ProblemOptions:
     """How CT, X-ray and start are read; `load` does it."""
 
-    init: str | None
-    landmarks: Path | None
-    seeing: XrayOptions
-    placing: PoseOptions
-    detector: CameraOptions
-    method: str
-    reading: CTOptions
-    device: torch.device
-
-    PARTS: ClassVar[dict[str, Any]] = {
-        "seeing": XrayOptions,
-        "placing": PoseOptions,
-        "detector": CameraOptions,
-        "reading": CTOptions,
-    }
-    OPTIONS = (
-        click.option(
-            "--init",
-            metavar="POSE.json|VIEW",
-            shell_complete=lambda ctx, param, word: completions(VIEWS, word, files=True),
-            help=f"Where to start: a pose file, or one of {', '.join(VIEWS)}.  [default: where the "
-            "X-ray's file says the C-arm stood]",
-        ),
-        landmarks_option,
-        *XrayOptions.OPTIONS,
-        *PoseOptions.OPTIONS,
-        *CameraOptions.OPTIONS,
-        method_option,
-        *CTOptions.OPTIONS,
-        device_option,
+    init: str | None = option(
+        metavar="POSE.json|VIEW",
+        shell_complete=lambda ctx, param, word: completions(VIEWS, word, files=True),
+        help=f"Where to start: a pose file, or one of {', '.join(VIEWS)}.  [default: where the "
+        "X-ray's file says the C-arm stood]",
     )
+    landmarks: Path | None = option(
+        type=existing,
+        help="Where to start instead: a CSV or JSON file with x, y, z (mm, LPS), row, col of "
+        "points seen in the X-ray, six or more; a few may be wrong.",
+    )
+    xray: XrayOptions = part(XrayOptions)
+    position: PoseOptions = part(PoseOptions)
+    detector: CameraOptions = part(CameraOptions)
+    method: str = option(like=method_option)
+    ct: CTOptions = part(CTOptions)
+    device: torch.device = option(like=device_option)
 
     def load(
         self, ct: Path, xray: Path, outputs: Sequence[Path | None], searching: bool
@@ -88,46 +159,61 @@ class ProblemOptions:
 
         Args:
             ct, xray: the files.
-            outputs: what is going to be written, and must not be any of the inputs.
+            outputs: files that will be written, and must not be any of the inputs.
             searching: where nothing says how the C-arm stood, an AP view is a start.
 
         Raises:
             click.UsageError: options that contradict each other, or of which one is missing.
-            OSError, ValueError: files that are not what they should be.
+            OSError, ValueError: files with unexpected content.
         """
-        self.seeing.check()
-        if self.landmarks is not None:
-            check_alone(self.init, self.placing)
-        seen = self.seeing.load(xray, self.detector.sdd, self.device)
+        if self.landmarks is not None and self.init is not None:
+            raise click.UsageError("Where to start? Give either --init or --landmarks.")
+        if self.landmarks is not None and self.position != PoseOptions(None, None, None, None):
+            raise click.UsageError("--landmarks give the start: no option of the C-arm goes along.")
+        found = self.xray.load(xray, self.detector.sdd, self.device)
         view, stored = "", None
         if self.landmarks is None:
-            view, stored = known_start(self.init, seen.file, self.placing.sod, searching)
-        reading, seeing = self.reading, self.seeing
-        inputs = [ct, xray, seeing.mask, seeing.calibration, reading.labels, self.landmarks]
+            view, stored = known_start(self.init, found.file, self.position.sod, searching)
+        inputs = [ct, xray, self.xray.mask, self.xray.calibration, self.ct.labels, self.landmarks]
         refuse_overwriting(outputs, [*inputs, None if not stored else Path(self.init or "")])
-        camera = xray_camera(self.detector, stored, xray, seen.file)
-        seen = seeing.prepared(seen, camera)
-        volume = reading.load(ct, self.device)
-        start = self._start(volume, camera, seen, view, stored)
-        return Problem(volume, camera, seen.line, seen.weights, start)
+        camera = xray_camera(self.detector, stored, xray, found.file)
+        found = self.xray.prepared(found, camera)
+        volume = self.ct.load(ct, self.device)
+        start = self._start(volume, camera, found, view, stored)
+        return Problem(volume, camera, found.line, found.weights, start)
 
     def _start(
-        self, volume: Volume, camera: Camera, seen: Seen, view: str, stored: PoseFile | None
+        self, volume: Volume, camera: Camera, xray: XrayInput, view: str, stored: PoseFile | None
     ) -> Tensor:
         if self.landmarks is not None:
             return landmark_start(self.landmarks, camera).to(self.device)
-        told, placing = stored and stored.world_to_camera, self.placing
+        known, position = stored and stored.world_to_camera, self.position
         if view == FROM_FILE:
-            told = seen.file.start(volume, placing.sod)[0]
-            if seen.file.world_to_camera is None:
-                placing = replace(placing, sod=None)  # it has been used with the file's angles
-        return placing.pose(volume, view, told)
+            known = xray.file.start(volume, position.sod)[0]
+            if xray.file.world_to_camera is None:
+                position = replace(position, sod=None)  # it has been used with the file's angles
+        return position.pose(volume, view, known)
+
+
+def landmark_start(path: Path, camera: Camera) -> Tensor:
+    """The pose [1, 4, 4] of the landmarks in a file; reports how well they agree.
+
+    Raises OSError, ValueError as `Landmarks.read` and `Landmarks.fit`.
+    """
+    found = Landmarks.read(path).fit(camera)
+    wrong = [str(i + 1) for i in range(len(found.inliers)) if not found.inliers[i]]
+    click.echo(
+        f"landmarks: {int(found.inliers.sum())} of {len(found.inliers)} agree, rms "
+        f"{found.rms_px:.2f} px" + (f"; without number {', '.join(wrong)}" if wrong else ""),
+        err=True,
+    )
+    return found.world_to_camera[None]
 
 
 def known_start(
     init: str | None, xray: Xray, sod: float | None, searching: bool
 ) -> tuple[str, PoseFile | None]:
-    """A view's name or FROM_FILE, or a pose file; sod in mm where the user said it."""
+    """A view's name or FROM_FILE, or a pose file; sod in mm where given."""
     if init is None:
         distance = xray.sod if sod is None else sod
         if xray.world_to_camera is not None or None not in (xray.primary_deg, distance):
@@ -136,13 +222,13 @@ def known_start(
             return "AP", None
         if xray.primary_deg is not None:
             raise click.UsageError(
-                "--sod is needed: the X-ray's file tells the C-arm's angles, but not how far its "
+                "--sod is needed: the X-ray's file holds the C-arm's angles, but not how far its "
                 "source is from the isocentre."
             )
         raise click.UsageError(
             "--init is needed: the X-ray's file does not say where the C-arm stood. A pose file, "
             f"one of {', '.join(VIEWS)}, or --stages global to search all around a frontal view; "
-            "--landmarks would do, too."
+            "--landmarks is another way."
         )
     if init.upper() in VIEWS:
         return init.upper(), None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,32 +17,91 @@ import torch
 from click.shell_completion import CompletionItem
 from torch import Tensor
 
-from drrkit.cli.answers import Answer
-from drrkit.cli.arguments import NumberRange, OutputFile, completions, existing
+from drrkit.cli.command import Answer, command
 from drrkit.cli.configuration import run_record
-from drrkit.cli.options import grouped, seed_option
-from drrkit.cli.poses import camera_as_dict, write_json
+from drrkit.cli.io import camera_as_dict, write_json
+from drrkit.cli.options import (
+    NumberRange,
+    OutputFile,
+    completions,
+    existing,
+    grouped,
+    quiet_option,
+    seed_option,
+)
 from drrkit.cli.problem import Problem, ProblemOptions
-from drrkit.cli.similarities import SimilarityName, plain_stages, similarity_stages
-from drrkit.cli.verbs import verb
 from drrkit.files import fingerprint
-from drrkit.geometry import se3_log, volume_center
+from drrkit.geometry import volume_center
 from drrkit.registration import (
     AUTO,
     PIPELINES,
+    SIMILARITIES,
     TRUSTED,
     RegistrationResult,
     Search,
     Stage,
+    hybrid,
+    motion_of,
     register,
 )
-from drrkit.report import pose_overlays, save_image
-from drrkit.volume import Volume
+from drrkit.report import FAR_DEG, FAR_MM, pose_overlays, save_image
 
-__all__ = ["move_between", "register_command"]
+__all__ = [
+    "INTERRUPTED",
+    "REGRESSOR_FILE",
+    "SIMILARITY_FILE",
+    "SimilarityName",
+    "plain_stages",
+    "register_command",
+    "similarity_stages",
+]
 
 INTERRUPTED = 130
-FAR_DEG, FAR_MM = 45.0, 150.0  # beyond what a local optimiser is started from
+SIMILARITY_FILE, REGRESSOR_FILE = "similarity.pt", "regressor.pt"
+"""What drrkit train writes into its folder."""
+
+
+class SimilarityName(click.ParamType):
+    """A name of a similarity, or the file of a trained one (or of a regressor), or its folder."""
+
+    name = "NAME|FILE"
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        return completions(SIMILARITIES, incomplete, files=True)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str | Path:
+        if isinstance(value, Path) or value in SIMILARITIES:
+            return value
+        path = Path(value)
+        if path.is_dir():
+            inside = [path / name for name in (SIMILARITY_FILE, REGRESSOR_FILE)]
+            path = next((p for p in inside if p.is_file()), inside[0])
+        if not path.is_file():
+            names = ", ".join(SIMILARITIES)
+            self.fail(f"expected one of {names} or a file, and there is no {path}.", param, ctx)
+        return path
+
+
+def similarity_stages(similarity: str | Path, device: torch.device) -> tuple[Stage, ...]:
+    """auto with this similarity in all stages; with a trained network: learned, CMA-ES, Levenberg.
+
+    Raises:
+        ValueError, OSError: as load_similarity.
+    """
+    if isinstance(similarity, str):
+        return tuple(replace(stage, similarity=similarity) for stage in AUTO)
+    from drrkit.similarity import load_similarity
+
+    return hybrid(load_similarity(similarity, device))
+
+
+def plain_stages(stages: Sequence[Stage | Search]) -> list[dict[str, Any]]:
+    """Stages for JSON, networks by their names."""
+    plain = [{**vars(stage), "similarity": stage.name} for stage in stages]
+    for stage in plain:
+        if stage.get("regressor") is not None:
+            stage["regressor"] = type(stage["regressor"]).__name__
+    return plain
 
 
 class Stages(click.ParamType):
@@ -91,7 +151,7 @@ class Stages(click.ParamType):
         )
 
 
-@verb("register", epilog="A geometry option overrides what the pose file says.")
+@command("register", epilog="A geometry option overrides the pose file.")
 @click.argument("ct", type=existing)
 @click.argument("xray", type=existing)
 @click.option(
@@ -108,7 +168,6 @@ class Stages(click.ParamType):
     "--stages",
     type=Stages(),
     default="auto",
-    show_default=True,
     help="auto: coarse to fine from a start nearby. global: search all around the start first. "
     "SIMILARITY:DOWNSAMPLE[:STEPS],...: your own.",
 )
@@ -116,11 +175,10 @@ class Stages(click.ParamType):
     "--min-confidence",
     type=NumberRange(0, 1),
     default=TRUSTED,
-    show_default=True,
     help="Confidence below which the result is not accepted (exit code 1).",
 )
 @seed_option("Of the starts that stages draw; the same gives the same result.")
-@click.option("--quiet", "-q", is_flag=True, help="No progress bar.")
+@quiet_option
 @click.pass_context
 def register_command(
     ctx: click.Context,
@@ -143,10 +201,13 @@ def register_command(
     and with --similarity mi no remapping does. Ctrl-C writes the best pose so far.
     """
     began = time.perf_counter()
-    stages = _with_similarity(stages, similarity, given.device)
+    if similarity is not None:
+        if stages is not AUTO:
+            raise click.UsageError("--similarity changes the stages of auto, not --stages.")
+        stages = similarity_stages(similarity, given.device)
     searching = isinstance(stages[0], Search)
     problem = given.load(ct, xray, [output, overlay], searching)
-    with _warnings_told():
+    with _warnings_shown():
         result = register(
             problem.volume,
             problem.camera,
@@ -158,11 +219,15 @@ def register_command(
             seed=seed,
             progress=not quiet,
         )
-    judged = _judged(result, min_confidence, problem)
+    accepted = math.isfinite(result.loss) and result.confidence >= min_confidence
+    motion = _motion(problem, result.world_to_camera)
     content = {
         "schema": "drrkit.registration",
         **result.as_dict(),
-        **judged,
+        "accepted": accepted,
+        "min_confidence": min_confidence,
+        "initial_world_to_camera": problem.start[0].tolist(),
+        "motion": motion,
         "camera": camera_as_dict(problem.camera),
         "settings": {"stages": plain_stages(stages)},
         "files": {"ct": fingerprint(ct), "xray": fingerprint(xray)},
@@ -176,13 +241,19 @@ def register_command(
             problem.volume, problem.camera, problem.line, poses, method=given.method
         )
         save_image(drawn, overlay)
-    code = _verdict(result, judged, stages)
-    return Answer({"written": str(output), **content}, _sentence(result, judged), code)
+    text = (
+        f"moved {motion['rotation_deg']:.2f} degrees and {motion['translation_mm']:.2f} mm; loss "
+        f"{result.loss:.4f}, confidence {result.confidence:.3f}, {result.stop_reason} after "
+        f"{result.seconds:.1f} s"
+    )
+    code = _exit_code(result, accepted, min_confidence, motion, searching)
+    return Answer({"written": str(output), **content}, text, code)
 
 
-def motion_as_dict(before: Tensor, after: Tensor, volume: Volume) -> dict[str, Any]:
-    """How far one pose [4, 4] is from another, in degrees and mm about the volume's centre."""
-    xi = move_between(before, after, volume_center(volume))
+def _motion(problem: Problem, found: Tensor) -> dict[str, Any]:
+    """How far a pose [4, 4] is from the start, in degrees and mm about the volume's centre."""
+    center = volume_center(problem.volume)
+    xi = motion_of(problem.start[0], found[None], center)[0]
     rotation, translation = torch.rad2deg(xi[:3]), xi[3:]
     return {
         "rotation_deg": float(rotation.norm()),
@@ -191,72 +262,34 @@ def motion_as_dict(before: Tensor, after: Tensor, volume: Volume) -> dict[str, A
     }
 
 
-def move_between(before: Tensor, after: Tensor, center: Tensor) -> Tensor:
-    """The xi [6] (rad, mm) with perturb(before, xi, center) = after; poses [4, 4], center [3]."""
-    shift = torch.eye(4, dtype=torch.float64, device=before.device)
-    shift[:3, 3] = before[:3, :3] @ center + before[:3, 3]
-    motion = torch.linalg.inv(shift) @ after @ torch.linalg.inv(before) @ shift
-    return se3_log(motion)
-
-
 @contextmanager
-def _warnings_told() -> Iterator[None]:
-    """Warnings as lines of this command's own, not as Python's."""
-    with warnings.catch_warnings(record=True) as told:
+def _warnings_shown() -> Iterator[None]:
+    """Prints Python's warnings as lines of this command."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield
-    for warning in told:
+    for warning in caught:
         click.echo(f"Warning: {warning.message}", err=True)
 
 
-def _with_similarity(
-    stages: tuple[Stage | Search, ...], similarity: str | Path | None, device: torch.device
-) -> tuple[Stage | Search, ...]:
-    """The stages of auto with another similarity in all of them, or with a trained one first."""
-    if similarity is None:
-        return stages
-    if stages is not AUTO:
-        raise click.UsageError("--similarity changes the stages of auto; --stages names its own.")
-    return similarity_stages(similarity, device)
-
-
-def _judged(result: RegistrationResult, min_confidence: float, problem: Problem) -> dict[str, Any]:
-    """Whether the result is accepted, and how far it lies from its start."""
-    start = problem.start[0]
-    return {
-        "accepted": math.isfinite(result.loss) and result.confidence >= min_confidence,
-        "min_confidence": min_confidence,
-        "initial_world_to_camera": start.tolist(),
-        "motion": motion_as_dict(start, result.world_to_camera, problem.volume),
-    }
-
-
-def _sentence(result: RegistrationResult, judged: dict[str, Any]) -> str:
-    motion = judged["motion"]
-    return (
-        f"moved {motion['rotation_deg']:.2f} degrees and {motion['translation_mm']:.2f} mm; loss "
-        f"{result.loss:.4f}, confidence {result.confidence:.3f}, {result.stop_reason} after "
-        f"{result.seconds:.1f} s"
-    )
-
-
-def _verdict(
-    result: RegistrationResult, judged: dict[str, Any], stages: tuple[Stage | Search, ...]
+def _exit_code(
+    result: RegistrationResult,
+    accepted: bool,
+    min_confidence: float,
+    motion: dict[str, Any],
+    searched: bool,
 ) -> int:
-    """The exit code; what there is to complain of is told."""
-    searched = isinstance(stages[0], Search)
+    """The exit code; the reason for one above 0 goes to stderr."""
     if result.stop_reason == "interrupted":
         return INTERRUPTED
-    if not judged["accepted"]:
+    if not accepted:
         click.echo(
-            f"Not accepted: confidence {result.confidence:.3f} is below "
-            f"{judged['min_confidence']:g}. {_doubts(searched)}",
+            f"Not accepted: confidence {result.confidence:.3f} is below {min_confidence:g}. "
+            f"{_doubts(searched)}",
             err=True,
         )
         return 1
-    motion = judged["motion"]
-    far = motion["rotation_deg"] > FAR_DEG or motion["translation_mm"] > FAR_MM
-    if far and not searched:
+    if not searched and (motion["rotation_deg"] > FAR_DEG or motion["translation_mm"] > FAR_MM):
         click.echo("Warning: the pose ended far from its start; look at --overlay.", err=True)
     return 0
 
@@ -273,6 +306,6 @@ def _doubts(searched: bool) -> str:
     return (
         f"Is it this patient's CT; {place}; is bone bright (--xray-kind, --preprocess); is the "
         "image as seen from the source, neither mirrored nor upside down; are --pixel-spacing and "
-        "--sdd right; are collimator and metal masked (--mask, --preprocess)? The overlay of "
-        "drrkit report shows most of it."
+        "--sdd right; are collimator and metal masked (--mask, --preprocess)? The overlays of "
+        "drrkit report show most of it."
     )

@@ -1,23 +1,48 @@
-"""`drrkit render`: a DRR of a CT."""
+"""`drrkit render`: a DRR of a CT; and the options of all commands that make an image."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
 import torch
+from torch import Tensor
 
-from drrkit.cli.answers import Answer
-from drrkit.cli.arguments import Number, Numbers, existing
-from drrkit.cli.options import grouped
-from drrkit.cli.poses import pixel_pitch
-from drrkit.cli.shots import ShotOptions
-from drrkit.cli.verbs import verb
+from drrkit.cli.command import Answer, command
+from drrkit.cli.configuration import run_record
+from drrkit.cli.io import camera_as_dict, pixel_pitch, read_pose, refuse_overwriting, write_pose
+from drrkit.cli.options import (
+    VIEWS,
+    CameraOptions,
+    CTOptions,
+    Number,
+    Numbers,
+    OutputFile,
+    PoseOptions,
+    device_option,
+    existing,
+    grouped,
+    method_option,
+    option,
+    part,
+)
+from drrkit.geometry import Camera
 from drrkit.projector import render
-from drrkit.report import line_to_absorption, line_to_transmission, to_display
+from drrkit.report import (
+    IMAGE_SUFFIXES,
+    line_to_absorption,
+    line_to_transmission,
+    nearest_side,
+    save_image,
+    to_display,
+)
+from drrkit.volume import Volume
 
-__all__ = ["render_command"]
+__all__ = ["ImageOptions", "PosedCT", "render_command"]
 
+SIZE, PIXEL_SPACING = (256, 256), (1.4, 1.4)
 CONVERSIONS = {
     "line": lambda line: line,
     "absorption": line_to_absorption,
@@ -25,10 +50,90 @@ CONVERSIONS = {
 }
 
 
-@verb("render", epilog="A geometry option overrides what the pose file says.")
+class PosedCT(NamedTuple):
+    """A CT, a camera and its pose [1, 4, 4]."""
+
+    volume: Volume
+    camera: Camera
+    pose: Tensor
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """Where the C-arm stands, its detector, how the CT is read, what is written."""
+
+    output: Path = option(
+        "--output",
+        "-o",
+        required=True,
+        type=OutputFile(*IMAGE_SUFFIXES),
+        help=".png: a display image. .npy, .tif, .nii.gz, .nrrd, .mha: float32, on the scale of "
+        "line integrals.",
+    )
+    view: str | None = option(
+        type=click.Choice(list(VIEWS), case_sensitive=False), help="Named view.  [default: AP]"
+    )
+    pose_path: Path | None = option(
+        "--pose", type=existing, help="Pose file (JSON), instead of --view."
+    )
+    save_pose: Path | None = option(type=OutputFile(".json"), help="Write the complete geometry.")
+    position: PoseOptions = part(PoseOptions)
+    detector: CameraOptions = part(CameraOptions)
+    method: str = option(like=method_option)
+    ct: CTOptions = part(CTOptions)
+    device: torch.device = option(like=device_option)
+    invert: bool = option(is_flag=True, help="PNG only: exchange black and white.")
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether a picture is written, and not numbers."""
+        return self.output.name.lower().endswith(".png")
+
+    def load(self, path: Path, in_hu: bool) -> PosedCT:
+        """The CT, in HU or in mu, and camera and pose, on the device.
+
+        Raises:
+            click.UsageError: options that contradict each other.
+            OSError, ValueError: files with unexpected content.
+        """
+        if self.view is not None and self.pose_path is not None:
+            raise click.UsageError("--view and --pose: give one of them.")
+        inputs = [path, self.pose_path, self.ct.labels]
+        refuse_overwriting([self.output, self.save_pose], inputs)
+        stored = None if self.pose_path is None else read_pose(self.pose_path)
+        camera = self.detector.camera(stored and stored.camera, SIZE, PIXEL_SPACING)
+        volume = self.ct.read(path).to(self.device) if in_hu else self.ct.load(path, self.device)
+        view = (self.view or "AP").upper()
+        pose = self.position.pose(volume, view, stored and stored.world_to_camera)
+        return PosedCT(volume, camera, pose)
+
+    def write(self, ctx: click.Context, posed: PosedCT, image: Tensor) -> dict[str, Any]:
+        """Writes the image and, where asked for, the pose; returns the content of the answer."""
+        save_image(image, self.output, pixel_spacing=pixel_pitch(posed.camera))
+        if self.save_pose is not None:
+            write_pose(self.save_pose, posed.pose, posed.camera, run=run_record(ctx))
+        return {
+            "written": str(self.output),
+            "pose_file": None if self.save_pose is None else str(self.save_pose),
+            "world_to_camera": posed.pose.reshape(4, 4).tolist(),
+            "camera": camera_as_dict(posed.camera),
+            "orientation": orientation(posed.pose),
+        }
+
+
+def orientation(world_to_camera: Tensor) -> str:
+    """How an image lies, in words: which side of the patient is right, down and at the source."""
+    right, down, beam = world_to_camera.reshape(4, 4)[:3, :3].cpu()
+    return (
+        f"image right = patient's {nearest_side(right)}, down = {nearest_side(down)}, "
+        f"source {nearest_side(-beam)}"
+    )
+
+
+@command("render", epilog="A geometry option overrides the pose file.")
 @click.argument("ct", type=existing)
-@grouped(ShotOptions, "wanted")
-@click.option("--supersample", type=click.IntRange(1, 16), default=1, help="N x N rays a pixel.")
+@grouped(ImageOptions, "how")
+@click.option("--supersample", type=click.IntRange(1, 16), default=1, help="N x N rays per pixel.")
 @click.option("--step", type=Number(), help="Of trilinear samples, mm.  [default: half a voxel]")
 @click.option(
     "--display",
@@ -44,33 +149,33 @@ CONVERSIONS = {
 def render_command(
     ctx: click.Context,
     ct: Path,
-    wanted: ShotOptions,
+    how: ImageOptions,
     supersample: int,
     step: float | None,
     display: str | None,
     window: tuple[float, float] | None,
 ) -> Answer:
     """Render an X-ray image (DRR) of CT: NIfTI, NRRD, MetaImage or the folder of a DICOM series."""
-    if not wanted.is_picture and (display is not None or window is not None or wanted.invert):
+    if not how.is_picture and (display is not None or window is not None or how.invert):
         raise click.UsageError(
             "--display, --window and --invert make pictures; "
-            f"{wanted.output.name} takes line integrals."
+            f"{how.output.name} takes line integrals."
         )
-    shot = wanted.load(ct, in_hu=False)
+    posed = how.load(ct, in_hu=False)
     with torch.no_grad():
-        line = render(*shot, supersample=supersample, method=wanted.method, step=step)
+        line = render(*posed, supersample=supersample, method=how.method, step=step)
     image = line
-    if wanted.is_picture:
+    if how.is_picture:
         image = CONVERSIONS[display or "line"](line)
-        image = to_display(image, window=window or (0.5, 99.5), invert=wanted.invert)
-    content = wanted.write(ctx, shot, image)
+        image = to_display(image, window=window or (0.5, 99.5), invert=how.invert)
+    content = how.write(ctx, posed, image)
     low, high = (float(value) for value in torch.aminmax(line))
     if high <= 0:
         click.echo("Warning: no ray meets the CT; the image is empty.", err=True)
-    rows, cols = shot.camera.size
-    pitch = " x ".join(f"{p:.4g}" for p in pixel_pitch(shot.camera))
+    rows, cols = posed.camera.size
+    pitch = " x ".join(f"{p:.4g}" for p in pixel_pitch(posed.camera))
     return Answer(
         {**content, "line_integrals": [low, high]},
-        f"{wanted.output}: {rows}x{cols} pixels of {pitch} mm, line integrals {low:.3g} to "
+        f"{how.output}: {rows}x{cols} pixels of {pitch} mm, line integrals {low:.3g} to "
         f"{high:.3g}\n{content['orientation']}",
     )

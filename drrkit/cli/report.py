@@ -10,14 +10,12 @@ import click
 import torch
 from torch import Tensor
 
-from drrkit.cli.answers import Answer
-from drrkit.cli.arguments import OutputFile, existing, refuse_overwriting
+from drrkit.cli.command import Answer, command
 from drrkit.cli.configuration import recorded_group
-from drrkit.cli.options import CTOptions, device_option
-from drrkit.cli.poses import read_pose
+from drrkit.cli.io import read_pose, refuse_overwriting
+from drrkit.cli.options import CTOptions, OutputFile, device_option, existing
+from drrkit.cli.problem import XrayOptions
 from drrkit.cli.register import register_command
-from drrkit.cli.verbs import verb
-from drrkit.cli.xrays import XrayOptions
 from drrkit.files import fingerprint
 from drrkit.geometry import Camera
 from drrkit.registration import AUTO, SIMILARITIES, Stage
@@ -27,7 +25,7 @@ from drrkit.volume import Volume
 __all__ = ["report_command"]
 
 
-@verb("report")
+@command("report")
 @click.argument("result", type=existing)
 @click.option("--output", "-o", type=OutputFile(".html"), help="The page.")
 @click.option("--film", hidden=True)

@@ -10,11 +10,9 @@ import click
 import torch
 from torch import Tensor
 
-from drrkit.cli.answers import Answer
-from drrkit.cli.arguments import NumberRange, Numbers, existing
-from drrkit.cli.options import grouped, seed_option
-from drrkit.cli.shots import ShotOptions
-from drrkit.cli.verbs import verb
+from drrkit.cli.command import Answer, command
+from drrkit.cli.options import NumberRange, Numbers, existing, grouped, option, seed_option
+from drrkit.cli.render import ImageOptions
 from drrkit.geometry import Camera, volume_center
 from drrkit.report import to_display
 from drrkit.volume import Volume
@@ -56,87 +54,50 @@ class SpectrumOption(click.ParamType):
 class ModelOptions:
     """Tube, detector and what is in the beam."""
 
-    spectrum: str | float
-    supersample: int
-    photons: float
-    photons_at: Literal["detector", "source"]
-    electronic_noise: float
-    scatter: float
-    blur: float
-    tools: tuple[str, ...]
-    metal: str | None
-    motion: tuple[float, float] | None
-    randomise: str | None
-    seed: int
-
-    OPTIONS = (
-        click.option(
-            "--spectrum",
-            type=SpectrumOption(),
-            default="90kV",
-            show_default=True,
-            help=f"{', '.join(SPECTRA)}, or one energy in keV.",
-        ),
-        click.option("--supersample", type=click.IntRange(1, 16), default=1, help="Rays a pixel."),
-        click.option(
-            "--photons",
-            type=NumberRange(0, 1e12),
-            default=2e4,
-            show_default=True,
-            help="A pixel; 0 for an image without noise.",
-        ),
-        click.option(
-            "--photons-at",
-            type=click.Choice(["detector", "source"]),
-            default="detector",
-            show_default=True,
-            help="Where: on average over the image, or before the patient.",
-        ),
-        click.option(
-            "--electronic-noise",
-            type=NumberRange(0),
-            default=0.0,
-            show_default=True,
-            help="Standard deviation, photons.",
-        ),
-        click.option(
-            "--scatter",
-            type=NumberRange(0, 1),
-            default=0.1,
-            show_default=True,
-            help="Strength of scattered radiation.",
-        ),
-        click.option(
-            "--blur",
-            type=NumberRange(0, 100),
-            default=0.5,
-            show_default=True,
-            help="Of the detector: standard deviation in pixels.",
-        ),
-        click.option(
-            "--tool",
-            "tools",
-            multiple=True,
-            type=click.Choice(list(TOOLS)),
-            help="Metal at a random place near the CT's centre; may be given several times.",
-        ),
-        click.option(
-            "--metal",
-            type=click.Choice([name for name, density in DENSITIES.items() if density > 4]),
-            help="What voxels above 2500 HU are.  [default: dense bone]",
-        ),
-        click.option(
-            "--motion",
-            type=Numbers("DEG,MM", (2,)),
-            help="Of the patient during the exposure: standard deviations of a random one.",
-        ),
-        click.option(
-            "--randomise",
-            type=click.Choice(RANDOMISATIONS),
-            help="Then change the image as in the training of these similarities.",
-        ),
-        seed_option("Of noise, tools, motion and randomisation."),
+    spectrum: str | float = option(
+        type=SpectrumOption(),
+        default="90kV",
+        help=f"{', '.join(SPECTRA)}, or one energy in keV.",
     )
+    supersample: int = option(type=click.IntRange(1, 16), default=1, help="N x N rays per pixel.")
+    photons: float = option(
+        type=NumberRange(0, 1e12), default=2e4, help="Per pixel; 0 for an image without noise."
+    )
+    photons_at: Literal["detector", "source"] = option(
+        type=click.Choice(["detector", "source"]),
+        default="detector",
+        help="Where: on average over the image, or before the patient.",
+    )
+    electronic_noise: float = option(
+        type=NumberRange(0), default=0.0, help="Standard deviation, photons."
+    )
+    scatter: float = option(
+        type=NumberRange(0, 1), default=0.1, help="Strength of scattered radiation."
+    )
+    blur: float = option(
+        type=NumberRange(0, 100),
+        default=0.5,
+        help="Of the detector: standard deviation in pixels.",
+    )
+    tools: tuple[str, ...] = option(
+        "--tool",
+        multiple=True,
+        type=click.Choice(list(TOOLS)),
+        help="Metal at a random place near the CT's centre; may be given several times.",
+    )
+    metal: str | None = option(
+        type=click.Choice([name for name, density in DENSITIES.items() if density > 4]),
+        help="Material of voxels above 2500 HU.  [default: dense bone]",
+    )
+    motion: tuple[float, float] | None = option(
+        type=Numbers("DEG,MM", (2,)),
+        help="Of the patient during the exposure: standard deviations of a random one.",
+    )
+    randomise: str | None = option(
+        type=click.Choice(RANDOMISATIONS),
+        help="Then change the image as in the training of these similarities.",
+    )
+    seed: int = option(like=seed_option("Of noise, tools, motion and randomisation."))
 
     def image(self, ct: Volume, camera: Camera, pose: Tensor, method: str) -> Tensor:
         """The X-ray [1, 1, rows, cols], on the scale of line integrals unless randomised."""
@@ -169,30 +130,30 @@ class ModelOptions:
         return randomise(image, self.randomise, seed=generator)
 
 
-@verb("simulate", epilog="A geometry option overrides what the pose file says.")
+@command("simulate", epilog="A geometry option overrides the pose file.")
 @click.argument("ct", type=existing)
-@grouped(ShotOptions, "wanted")
+@grouped(ImageOptions, "how")
 @grouped(ModelOptions, "exposure")
 @click.pass_context
 def simulate_command(
-    ctx: click.Context, ct: Path, wanted: ShotOptions, exposure: ModelOptions
+    ctx: click.Context, ct: Path, how: ImageOptions, exposure: ModelOptions
 ) -> Answer:
     """Simulate a realistic X-ray of CT: materials, spectrum, scatter, noise, blur, metal tools.
 
     CT is in Hounsfield units; bone is bright in what is written.
     """
-    if wanted.reading.unit != "HU" or wanted.reading.energy is not None:
+    if how.ct.unit != "HU" or how.ct.energy is not None:
         raise click.UsageError("--unit and --energy: simulate needs a CT in HU and a --spectrum.")
-    if wanted.invert and not wanted.is_picture:
-        raise click.UsageError(f"--invert makes pictures; {wanted.output.name} takes numbers.")
-    shot = wanted.load(ct, in_hu=True)
-    image = exposure.image(*shot, wanted.method)
-    picture = to_display(image, invert=wanted.invert) if wanted.is_picture else image
-    content = wanted.write(ctx, shot, picture)
+    if how.invert and not how.is_picture:
+        raise click.UsageError(f"--invert makes pictures; {how.output.name} takes numbers.")
+    posed = how.load(ct, in_hu=True)
+    image = exposure.image(*posed, how.method)
+    picture = to_display(image, invert=how.invert) if how.is_picture else image
+    content = how.write(ctx, posed, picture)
     low, high = (float(value) for value in torch.aminmax(image))
-    rows, cols = shot.camera.size
+    rows, cols = posed.camera.size
     return Answer(
         {**content, "values": [low, high]},
-        f"{wanted.output}: {rows}x{cols} pixels, values {low:.3g} to {high:.3g}\n"
+        f"{how.output}: {rows}x{cols} pixels, values {low:.3g} to {high:.3g}\n"
         f"{content['orientation']}",
     )

@@ -1,10 +1,9 @@
-"""Options that say whose CTs a network is trained on, and which of them are kept out."""
+"""Which CTs a network is trained on, and which of them are kept out."""
 
 from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +11,10 @@ from typing import Any, NamedTuple
 import click
 import torch
 
-from drrkit.cli.arguments import Integers
-from drrkit.cli.options import phantom_options, voxel_mm_option
+from drrkit.cli.options import Integers, option
+from drrkit.cli.train import anatomy_option, voxel_mm_option, voxels_option
 from drrkit.phantoms import ANATOMY_LABELS, random_anatomy
-from drrkit.training import Split, k_folds, split
+from drrkit.training import k_folds, split
 from drrkit.volume import Volume, read_volume
 
 __all__ = ["Cohort", "Scan", "SubjectOptions"]
@@ -47,63 +46,44 @@ class Cohort(NamedTuple):
 
 @dataclass(frozen=True)
 class SubjectOptions:
-    """Whose CTs; `cohort` finds and splits them, `load` reads one."""
+    """The CTs; `cohort` finds and splits them, `load` reads one."""
 
-    subjects: tuple[str, ...]
-    subject_pattern: str | None
-    labels: str | None
-    select: tuple[int, ...] | None
-    voxel_mm: float | None
-    phantoms: int
-    anatomy: str
-    voxels: int
-    validation: int | None
-    folds: int | None
-    fold: int
-
-    OPTIONS = (
-        click.option(
-            "--subjects",
-            multiple=True,
-            metavar="PATH",
-            help="CTs in HU: files, quoted patterns such as 'cts/*.nii.gz', or folders of files or "
-            "of DICOM series; may be repeated.  [default: phantoms]",
-        ),
-        click.option(
-            "--subject-pattern",
-            metavar="REGEX",
-            help="Finds the patient in a file's path, as its first group; its files stay "
-            "together.  [default: each file is a patient, in subfolders each folder]",
-        ),
-        click.option(
-            "--labels",
-            metavar="SUFFIX",
-            help="The label map of ct.nii.gz is ctSUFFIX.nii.gz; with --select.",
-        ),
-        click.option("--select", type=Integers(), help="Labels of the bones that are projected."),
-        voxel_mm_option,
-        click.option(
-            "--phantoms",
-            type=click.IntRange(1),
-            default=PHANTOMS,
-            show_default=True,
-            help="Without --subjects: so many random phantoms.",
-        ),
-        *phantom_options,
-        click.option(
-            "--validation",
-            type=click.IntRange(0),
-            help="Patients to validate on, not to train on.  [default: a tenth, at least one]",
-        ),
-        click.option(
-            "--folds",
-            type=click.IntRange(2),
-            help="K-fold: split patients into so many parts; those of --fold are left out.",
-        ),
-        click.option(
-            "--fold", type=click.IntRange(0), default=0, show_default=True, help="From 0."
-        ),
+    subjects: tuple[str, ...] = option(
+        multiple=True,
+        metavar="PATH",
+        help="CTs in HU: files, quoted patterns such as 'cts/*.nii.gz', or folders of files or of "
+        "DICOM series; may be repeated.  [default: phantoms]",
     )
+    subject_pattern: str | None = option(
+        metavar="REGEX",
+        help="Finds the patient in a file's path, as its first group; its files stay together.  "
+        "[default: each file is a patient, in subfolders each folder]",
+    )
+    labels: str | None = option(
+        metavar="SUFFIX",
+        help="The label map of ct.nii.gz is ctSUFFIX.nii.gz; with --select.",
+    )
+    select: tuple[int, ...] | None = option(
+        type=Integers(), help="Labels of the bones that are projected."
+    )
+    voxel_mm: float | None = option(like=voxel_mm_option)
+    phantoms: int = option(
+        type=click.IntRange(1),
+        default=PHANTOMS,
+        help="Without --subjects: the number of random phantoms.",
+    )
+    anatomy: str = option(like=anatomy_option)
+    voxels: int = option(like=voxels_option)
+    validation: int | None = option(
+        type=click.IntRange(0),
+        help="Patients to validate on, not to train on.  [default: a tenth, at least one]",
+    )
+    folds: int | None = option(
+        type=click.IntRange(2),
+        help="K-fold: the number of parts that patients are split into; that of --fold is left "
+        "out.",
+    )
+    fold: int = option(type=click.IntRange(0), default=0, help="From 0.")
 
     def cohort(self, seed: int) -> Cohort:
         """All scans, split by patient; the same for the same scans and seed.
@@ -126,7 +106,11 @@ class SubjectOptions:
             parts = split(names, validation, seed)
         else:
             parts = k_folds(names, self.folds, validation, seed)[self.fold]
-        return _sorted_into(parts, scans)
+        chosen: Any = (
+            [scan for scan in scans if scan.subject in part]
+            for part in (parts.train, parts.validation, parts.test)
+        )
+        return Cohort(*chosen)
 
     def load(self, scan: Scan) -> Volume:
         """A scan's CT in HU, float32 on the CPU, with labels where it has them."""
@@ -135,7 +119,10 @@ class SubjectOptions:
             return random_anatomy(self.anatomy, number, shape=self.voxels)
         ct = read_volume(scan.ct, labels=scan.labels).to(dtype=torch.float32)
         if ct.values.dim() != 3:
-            raise ValueError(f"{scan.ct}: expected one value a voxel, got {ct.values.shape[0]}")
+            channels = ct.values.shape[0]
+            raise ValueError(
+                f"{scan.ct}: expected a single-channel volume, got {channels} channels"
+            )
         return ct if self.voxel_mm is None else ct.resample((self.voxel_mm,) * 3)
 
     @property
@@ -216,12 +203,3 @@ def _stem(path: Path) -> str:
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]
     return path.name
-
-
-def _sorted_into(parts: Split, scans: Sequence[Scan]) -> Cohort:
-    chosen: Any = ([s for s in scans if s.subject in part] for part in _names(parts))
-    return Cohort(*chosen)
-
-
-def _names(parts: Split) -> tuple[tuple[str, ...], ...]:
-    return parts.train, parts.validation, parts.test

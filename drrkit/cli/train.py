@@ -1,46 +1,50 @@
-"""`drrkit train`: similarities and regressors, on your CTs or on phantoms."""
+"""`drrkit train`: the group, options that all trainings share, and how a training is run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
-from drrkit.cli.answers import Answer
-from drrkit.cli.arguments import NumberRange
-from drrkit.cli.deferred import DeferringGroup
-from drrkit.cli.options import grouped
-from drrkit.cli.similarities import REGRESSOR_FILE, SIMILARITY_FILE
-from drrkit.cli.subjects import Scan, SubjectOptions
-from drrkit.cli.synthesis import ImageOptions
-from drrkit.cli.training import TrainingOptions, run_training
-from drrkit.similarity import (
-    KINDS,
-    MEASURED,
-    NETWORKS,
-    OBJECTIVES,
-    REGRESSOR_RECIPES,
-    SAMPLINGS,
-    CDRegTask,
-    LearnedSimilarity,
-    PoseRegressor,
-    RegressorTask,
-    SimilarityTask,
-    TrainingPatient,
-    TrainingRecipe,
-    build,
-    save_similarity,
+from drrkit.cli.command import Answer, LazyGroup
+from drrkit.cli.configuration import run_record
+from drrkit.cli.options import (
+    NumberRange,
+    device_option,
+    option,
+    out_option,
+    quiet_option,
+    seed_option,
 )
-from drrkit.training import TrainingResult, load_checkpoint
+from drrkit.cli.register import INTERRUPTED
+from drrkit.phantoms import FIELD_MM
+from drrkit.training import (
+    PRECISIONS,
+    Processes,
+    Task,
+    TrainingResult,
+    load_checkpoint,
+    train,
+)
 
-__all__ = ["train_group"]
+__all__ = [
+    "TrainingOptions",
+    "anatomy_option",
+    "run_training",
+    "train_group",
+    "voxel_mm_option",
+    "voxels_option",
+]
+
+FREE = ("out", "steps", "validate_every", "save_every", "device", "quiet")
+"""Options that may have other values when a run is resumed."""
 
 
-@click.group("train", cls=DeferringGroup)
+@click.group("train", cls=LazyGroup)
 def train_group() -> None:
     """Train networks for registration; a training that was killed resumes where it was.
 
@@ -48,197 +52,123 @@ def train_group() -> None:
     """
 
 
-train_group.defer(
-    "nett",
-    "drrkit.cli.train_fields:nett_command",
-    "Train NeTT, which tunes CTs until DRRs look like X-rays.",
+for _name, _module, _summary in (
+    ("similarity", "train_similarity", "Train a similarity whose pose gradient points home."),
+    ("regressor", "train_similarity", "Train a network that predicts better poses."),
+    ("nett", "train_fields", "Train NeTT, which tunes CTs until DRRs look like X-rays."),
+    ("mnerf", "train_fields", "Train mNeRF, a field of one subject's attenuation."),
+):
+    train_group.add_lazy(_name, f"drrkit.cli.{_module}:{_name}_command", _summary)
+
+voxel_mm_option = click.option(
+    "--voxel-mm",
+    type=NumberRange(0, min_open=True),
+    help="Resample CTs to cubes of this size.  [default: their own]",
 )
-train_group.defer(
-    "mnerf",
-    "drrkit.cli.train_fields:mnerf_command",
-    "Train mNeRF, a field of one subject's attenuation.",
+anatomy_option = click.option(
+    "--anatomy", type=click.Choice(list(FIELD_MM)), default="pelvis", help="Of the phantoms."
+)
+voxels_option = click.option(
+    "--voxels", type=click.IntRange(8, 512), default=48, help="Of a phantom, along each side."
 )
 
 
-def network_option(family: type, default: str) -> Any:
-    """--network, of a family of classes; the help lists those with a measured result."""
-    names = [name for name, network in NETWORKS.items() if issubclass(KINDS[network.kind], family)]
-    measured = [name for name in names if name in MEASURED]
-    published = ", ".join(name for name in names if name not in measured)
-    return click.option(
-        "--network",
-        type=click.Choice(names),
-        metavar="NAME",
-        default=default,
-        show_default=True,
-        help=f"One of {', '.join(measured)}. Published sizes, never trained here: {published}.",
-    )
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How long to train and where to write."""
 
-
-@train_group.command("similarity")
-@network_option(LearnedSimilarity, "prost-small")
-@click.option("--objective", type=click.Choice(OBJECTIVES), default="direction", show_default=True)
-@click.option(
-    "--poses",
-    type=click.Choice(list(SAMPLINGS)),
-    default="prost",
-    show_default=True,
-    help="How training draws poses.",
-)
-@click.option("--optimiser", type=click.Choice(["adam", "sgd"]), default="adam", show_default=True)
-@click.option("--rate", type=NumberRange(0, min_open=True), default=1e-3, show_default=True)
-@click.option(
-    "--schedule",
-    type=click.Choice(["cosine", "cyclic", "constant"]),
-    default="cosine",
-    show_default=True,
-    help="Of the rate; a training with cosine cannot be prolonged.",
-)
-@click.option(
-    "--batch", type=click.IntRange(1), default=4, show_default=True, help="Pairs per process."
-)
-@grouped(ImageOptions, "images")
-@grouped(SubjectOptions, "whose")
-@grouped(TrainingOptions, "how")
-@click.pass_context
-def similarity_command(
-    ctx: click.Context,
-    network: str,
-    objective: str,
-    poses: str,
-    optimiser: str,
-    rate: float,
-    schedule: str,
-    batch: int,
-    images: ImageOptions,
-    whose: SubjectOptions,
-    how: TrainingOptions,
-) -> Answer | None:
-    """Train a similarity whose pose gradient points at the true pose.
-
-    Writes similarity.pt, which drrkit register and drrkit evaluate take as --similarity.
-    """
-    recipe = TrainingRecipe(
-        objective=objective,
-        batch=batch,
-        optimiser=optimiser,
-        rate=rate,
-        schedule=schedule,
-        steps=how.steps,
-        seed=how.seed,
-    )
-    notes = {"steps": how.steps} if schedule == "cosine" else {}
-    training = NetworkTraining(network, images, whose, how, notes)
-    kind = CDRegTask if NETWORKS[network].kind == "cdreg" else SimilarityTask
-    task = kind(
-        training.model,
-        *training.patients,
-        training.camera,
-        SAMPLINGS[poses],
-        recipe,
-        synthesise=images.synthesise,
-        randomise=images.randomisation,
-    )
-    return training.run(ctx, task, SIMILARITY_FILE)
-
-
-@train_group.command("regressor")
-@network_option(PoseRegressor, "deepim-small")
-@click.option(
-    "--poses",
-    type=click.Choice(list(SAMPLINGS)),
-    help="How training draws poses.  [default: as published for the network]",
-)
-@click.option(
-    "--rate", type=NumberRange(0, min_open=True), help="Of Adam.  [default: as published]"
-)
-@click.option("--batch", type=click.IntRange(1), help="Pairs per process.  [default: as published]")
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    help="Updates in a row that are trained.  [default: as published]",
-)
-@grouped(ImageOptions, "images")
-@grouped(SubjectOptions, "whose")
-@grouped(TrainingOptions, "how")
-@click.pass_context
-def regressor_command(
-    ctx: click.Context,
-    network: str,
-    poses: str | None,
-    rate: float | None,
-    batch: int | None,
-    rounds: int | None,
-    images: ImageOptions,
-    whose: SubjectOptions,
-    how: TrainingOptions,
-) -> Answer | None:
-    """Train a network that predicts better poses from an image pair.
-
-    Writes regressor.pt, which drrkit register and drrkit evaluate take as --similarity.
-    """
-    sampling = None if poses is None else SAMPLINGS[poses]
-    given = {"sampling": sampling, "rate": rate, "batch": batch, "rounds": rounds}
-    given = {name: value for name, value in given.items() if value is not None}
-    recipe = replace(REGRESSOR_RECIPES[NETWORKS[network].kind], seed=how.seed, **given)
-    training = NetworkTraining(network, images, whose, how, {})
-    task = RegressorTask(
-        training.model,
-        *training.patients,
-        training.camera,
-        recipe,
-        synthesise=images.synthesise,
-        randomise=images.randomisation,
-    )
-    return training.run(ctx, task, REGRESSOR_FILE)
-
-
-class NetworkTraining:
-    """A network, the patients and the camera of a training; `run` trains and writes the network."""
-
-    def __init__(
-        self,
-        network: str,
-        images: ImageOptions,
-        whose: SubjectOptions,
-        how: TrainingOptions,
-        notes: dict[str, Any],
-    ) -> None:
-        self.how, self.device = how, how.own_device
-        self.model: Any = build(network, how.seed).to(self.device)
-        self.camera = images.camera(network)
-        cohort = whose.cohort(how.seed)
-        self.notes = {**notes, "split": cohort.as_dict()}
-        self.patients = (
-            self._patients(cohort.train, images.sod, whose),
-            self._patients(cohort.validation, images.sod, whose),
+    out: Path = option(
+        like=out_option(
+            "Folder for checkpoints, logs and the network; a training there is resumed."
         )
-        # The pixels (at the patient) and voxels that the network sees: those to use it with.
-        self.scale = {
-            "pixel_mm": images.pixel_mm(self.camera),
-            "voxel_mm": min(min(p.moving.spacing) for p in self.patients[0]),
-        }
+    )
+    steps: int = option(type=click.IntRange(1), default=2000, help="In all.")
+    validate_every: int = option(type=click.IntRange(1), default=100)
+    save_every: int = option(type=click.IntRange(1), default=100)
+    clip_norm: float = option(
+        type=NumberRange(0, min_open=True), default=10.0, help="Largest norm of a gradient."
+    )
+    accumulate: int = option(
+        type=click.IntRange(1),
+        default=1,
+        help="Batches averaged for a step; the same as that many times the processes.",
+    )
+    precision: str = option(
+        type=click.Choice(list(PRECISIONS)),
+        default="float32",
+        help="Of the network; the projector's is float32.",
+    )
+    seed: int = option(like=seed_option("Of everything."))
+    device: torch.device = option(like=device_option)
+    quiet: bool = option(like=quiet_option)
 
-    def run(self, ctx: click.Context, task: Any, name: str) -> Answer | None:
-        """Trains, and writes the network as `name` into the training's folder."""
-        finish = partial(self._written, name=name)
-        return run_training(ctx, task, self.how, self.notes, finish)
+    @property
+    def own_device(self) -> torch.device:
+        """The device of this process."""
+        return Processes.of_environment().device(self.device)
 
-    def _patients(
-        self, scans: Sequence[Scan], sod: float, whose: SubjectOptions
-    ) -> list[TrainingPatient]:
-        return [
-            TrainingPatient.of(
-                scan.name, whose.load(scan).to(self.device), self.model, sod=sod, bones=whose.bones
-            )
-            for scan in scans
-        ]
 
-    def _written(self, result: TrainingResult, name: str) -> Path:
-        """The best weights, or the last ones where nothing was validated, with what was noted."""
+def run_training(
+    ctx: click.Context,
+    task: Task,
+    network: torch.nn.Module,
+    options: TrainingOptions,
+    notes: dict[str, Any],
+    name: str,
+    save: Callable[[Path, TrainingResult], None],
+) -> Answer | None:
+    """Trains a network and saves it with its best weights, or its last where none was validated.
+
+    Args:
+        ctx: of the command, whose options go into the checkpoints' config.
+        task: what is trained.
+        network: which the task trains.
+        options: how.
+        notes: more for the config: what a resumed run has to agree with.
+        name: of the network's file in the folder.
+        save: writes the network there; called in the process that writes.
+
+    Returns:
+        the command's answer; None in processes that do not write.
+    """
+    processes = Processes.of_environment()
+    run = run_record(ctx)
+    kept = {name: value for name, value in run["options"].items() if name not in FREE}
+    result = train(
+        task,
+        options.out,
+        steps=options.steps,
+        validate_every=options.validate_every,
+        save_every=options.save_every,
+        clip_norm=options.clip_norm,
+        seed=options.seed,
+        progress=not options.quiet,
+        accumulate=options.accumulate,
+        precision=options.precision,
+        config={"command": run["command"], "options": kept, **notes},
+        about={"run": run},
+    )
+    written = result.last.with_name(name)
+    if processes.writes:
         best = result.best if result.best_step else result.last
-        self.model.load_state_dict(load_checkpoint(best).model)
-        path = result.last.with_name(name)
-        metrics = {"metrics": result.metrics, "best_step": result.best_step}
-        save_similarity(self.model, path, **metrics, **self.notes, **self.scale)
-        return path
+        network.load_state_dict(load_checkpoint(best).model)
+        save(written, result)
+    if not result.interrupted:
+        processes.leave()
+    code = INTERRUPTED if result.interrupted else 0
+    if not processes.writes:
+        ctx.exit(code)
+    content = {**result.as_dict(), "written": str(written)}
+    return Answer(content, _sentence(result, options.steps, written), code)
+
+
+def _sentence(result: TrainingResult, steps: int, written: Path) -> str:
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+    lines = [f"step {result.step} of {steps} after {result.seconds:.0f} s; {metrics}"]
+    if result.best_step:
+        lines.append(f"best at step {result.best_step}: {result.best_value:.4g}")
+    if result.skipped:
+        lines.append(f"{result.skipped} steps were left out: their gradient was not finite")
+    if result.interrupted:
+        lines.append("interrupted; the same command resumes it")
+    return "\n".join([*lines, f"wrote {written}"])

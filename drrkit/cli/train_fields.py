@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 
-from drrkit.cli.answers import Answer
-from drrkit.cli.arguments import Number, NumberRange
-from drrkit.cli.options import grouped
-from drrkit.cli.pairs import PairOptions
-from drrkit.cli.training import TrainingOptions, run_training
-from drrkit.cli.verbs import verb
+from drrkit.cli.command import Answer, command
+from drrkit.cli.io import camera_as_dict, read_pose, to_line
+from drrkit.cli.options import SDD, Number, NumberRange, grouped, option
+from drrkit.cli.train import (
+    TrainingOptions,
+    anatomy_option,
+    run_training,
+    voxel_mm_option,
+    voxels_option,
+)
 from drrkit.fields import (
     FORMATIONS,
     IMAGE_LOSSES,
@@ -25,45 +28,163 @@ from drrkit.fields import (
     MNeRFTask,
     NeTT,
     NeTTTask,
+    Pairs,
+    check_subjects,
+    random_views,
     save_field,
 )
-from drrkit.training import TrainingResult, load_checkpoint
+from drrkit.geometry import CArm
+from drrkit.phantoms import random_anatomy
+from drrkit.training import generator
+from drrkit.volume import Volume, read_volume
+from drrkit.xray import (
+    DICOM_SUFFIXES,
+    PICTURE_SUFFIXES,
+    RASTER_SUFFIXES,
+    XRAY_KINDS,
+    read_xray,
+    simulate_xray,
+)
 
-__all__ = ["mnerf_command", "nett_command"]
+__all__ = ["mnerf_command", "nett_command", "read_posed_xrays"]
+
+FILE, FOLDER = click.Path(exists=True), click.Path(exists=True, file_okay=False)
+IMAGE_SUFFIXES = (".npy", *PICTURE_SUFFIXES, *RASTER_SUFFIXES, *DICOM_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class PosedXrayOptions:
+    """X-rays with known poses and their CTs; `load` reads or simulates them."""
+
+    pairs: tuple[tuple[str, str], ...] = option(
+        type=(FILE, FOLDER),
+        multiple=True,
+        metavar="CT FOLDER",
+        help="A subject's CT in HU and a folder of its X-rays with their poses: NAME.npy (or .png, "
+        ".nii.gz ...) and the pose file NAME.json with a camera. May be repeated, once per "
+        "subject.  [default: phantoms]",
+    )
+    validate_on: tuple[tuple[str, str], ...] = option(
+        type=(FILE, FOLDER),
+        multiple=True,
+        metavar="CT FOLDER",
+        help="The same, of other subjects than those trained on.",
+    )
+    xray_kind: str = option(
+        type=click.Choice(XRAY_KINDS),
+        default="line",
+        help="What the X-rays' pixels are, as in drrkit register.",
+    )
+    voxel_mm: float | None = option(like=voxel_mm_option)
+    phantoms: int = option(
+        type=click.IntRange(1),
+        default=4,
+        help="Without --pairs: the number of random phantoms; of several the last one validates.",
+    )
+    anatomy: str = option(like=anatomy_option)
+    voxels: int = option(like=voxels_option)
+    views: int = option(type=click.IntRange(2), default=133, help="Simulated X-rays of a phantom.")
+    pixels: int = option(
+        type=click.IntRange(8), default=128, help="Of a simulated X-ray, along each side."
+    )
+
+    def load(self, seed: int, device: torch.device) -> tuple[list[Pairs], list[Pairs]]:
+        """X-rays with poses to train on and to validate on, of different subjects.
+
+        Raises:
+            click.UsageError: --validate-on without --pairs.
+            OSError, ValueError: files with unexpected content; one subject in both.
+        """
+        if self.validate_on and not self.pairs:
+            raise click.UsageError("--validate-on needs --pairs.")
+        if self.pairs:
+            given = (self.pairs, self.validate_on)
+            parts = [[self._read(Path(ct), Path(x)) for ct, x in part] for part in given]
+        else:
+            drawn = [self._simulated(number, seed) for number in range(self.phantoms)]
+            last = len(drawn) - 1 if len(drawn) > 1 else len(drawn)
+            parts = [drawn[:last], drawn[last:]]
+        train, validation = ([one.to(device) for one in part] for part in parts)
+        check_subjects([*train, *validation])
+        return train, validation
+
+    def _read(self, ct: Path, folder: Path) -> Pairs:
+        volume = read_volume(ct).to(dtype=torch.float32)
+        if self.voxel_mm is not None:
+            volume = volume.resample((self.voxel_mm,) * 3)
+        return read_posed_xrays(ct.name.split(".")[0], volume.to_mu(), folder, self.xray_kind)
+
+    def _simulated(self, number: int, seed: int) -> Pairs:
+        ct = random_anatomy(self.anatomy, number, shape=self.voxels)
+        camera = CArm(SDD, (self.pixels, self.pixels), 128 * 2.176 / self.pixels)
+        poses = random_views(ct, self.views, number, turn=math.radians(25.0))
+        noise = int(torch.randint(1 << 30, (1,), generator=generator(seed, number)))
+        xrays = [simulate_xray(ct, camera, pose, seed=noise + k) for k, pose in enumerate(poses)]
+        return Pairs(f"{self.anatomy}-{number}", ct.to_mu(), camera, torch.cat(xrays), poses)
+
+
+def read_posed_xrays(subject: str, volume: Volume, folder: Path, xray_kind: str = "line") -> Pairs:
+    """All X-rays of a folder that have a pose file beside them, in the order of their names.
+
+    Args:
+        subject, volume: as for Pairs.
+        folder: NAME.json (a pose file with a camera) and NAME with an image's ending.
+        xray_kind: see `drrkit.cli.io.to_line`.
+
+    Raises:
+        OSError, ValueError: a file with unexpected content, a pose without a camera or without an
+            image, X-rays of different cameras, or no X-rays.
+    """
+    poses, images, first = [], [], None
+    for path in sorted(folder.glob("*.json")):
+        pose, camera = read_pose(path)
+        if camera is None:
+            raise ValueError(f"{path}: expected a camera beside the pose")
+        if first is not None and camera_as_dict(camera) != camera_as_dict(first):
+            raise ValueError(f"{path}: expected the camera of the other X-rays in {folder}")
+        first = first or camera
+        image = _beside(path)
+        pixels = read_xray(image).image
+        if tuple(pixels.shape[-2:]) != tuple(camera.size):
+            rows, cols = camera.size
+            raise ValueError(
+                f"{image}: expected {rows}x{cols} pixels as the camera has, "
+                f"got {pixels.shape[-2]}x{pixels.shape[-1]}"
+            )
+        poses.append(pose)
+        images.append(to_line(image, pixels, xray_kind, None))
+    if first is None:
+        raise ValueError(f"{folder}: expected X-rays with pose files (*.json), found none")
+    return Pairs(subject, volume, first, torch.cat(images).float(), torch.stack(poses))
+
+
+def _beside(pose: Path) -> Path:
+    """The image that belongs to a pose file."""
+    candidates = (pose.with_name(pose.stem + end) for end in IMAGE_SUFFIXES)
+    found = [path for path in candidates if path.exists()]
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise ValueError(f"{pose}: expected one image {pose.stem}.* beside it, found {names}")
+    return found[0]
 
 
 @dataclass(frozen=True)
 class ObjectiveOptions:
-    """How images are compared; `objective` says it in the library's words."""
+    """How images are compared."""
 
-    loss: str
-    formation: str
-    normalised: bool
-    rate: float
-    final_rate: float
-
-    OPTIONS = (
-        click.option(
-            "--loss", type=click.Choice(list(IMAGE_LOSSES)), default="mse", show_default=True
-        ),
-        click.option(
-            "--formation",
-            type=click.Choice(list(FORMATIONS)),
-            default="rc",
-            show_default=True,
-            help="rc: X-rays are like line integrals; vr: like 1 - exp(-I).",
-        ),
-        click.option(
-            "--normalised/--absolute",
-            default=True,
-            show_default=True,
-            help="Compare images mapped to [0, 1], or as they are.",
-        ),
-        click.option("--rate", type=NumberRange(0, min_open=True), default=5e-3, show_default=True),
-        click.option(
-            "--final-rate", type=NumberRange(0, min_open=True), default=5e-4, show_default=True
-        ),
+    loss: str = option(type=click.Choice(list(IMAGE_LOSSES)), default="mse")
+    formation: str = option(
+        type=click.Choice(list(FORMATIONS)),
+        default="rc",
+        help="rc: X-rays are like line integrals; vr: like 1 - exp(-I).",
     )
+    normalised: bool = option(
+        "--normalised/--absolute",
+        default=True,
+        help="Compare images mapped to [0, 1], or as they are.",
+    )
+    rate: float = option(type=NumberRange(0, min_open=True), default=5e-3)
+    final_rate: float = option(type=NumberRange(0, min_open=True), default=5e-4)
 
     @property
     def objective(self) -> ImageObjective:
@@ -73,21 +194,19 @@ class ObjectiveOptions:
         )
 
 
-@verb("nett")
+@command("nett")
 @click.option(
     "--features",
     type=click.Choice(list(LOCAL_FEATURES)),
     multiple=True,
-    help="What is seen besides the density; may be repeated.",
+    help="Inputs of the network besides the density; may be repeated.",
 )
-@click.option("--octaves", type=click.IntRange(0), default=5, show_default=True)
-@click.option("--width", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--depth", type=click.IntRange(1), default=3, show_default=True)
-@click.option(
-    "--batch", type=click.IntRange(1), default=4, show_default=True, help="X-rays a step."
-)
-@grouped(ObjectiveOptions, "how_alike")
-@grouped(PairOptions, "whose")
+@click.option("--octaves", type=click.IntRange(0), default=5)
+@click.option("--width", type=click.IntRange(1), default=64)
+@click.option("--depth", type=click.IntRange(1), default=3)
+@click.option("--batch", type=click.IntRange(1), default=4, help="X-rays per step.")
+@grouped(ObjectiveOptions, "compared")
+@grouped(PosedXrayOptions, "data")
 @grouped(TrainingOptions, "how")
 @click.pass_context
 def nett_command(
@@ -97,62 +216,56 @@ def nett_command(
     width: int,
     depth: int,
     batch: int,
-    how_alike: ObjectiveOptions,
-    whose: PairOptions,
+    compared: ObjectiveOptions,
+    data: PosedXrayOptions,
     how: TrainingOptions,
 ) -> Answer | None:
     """Train NeTT, which tunes CTs until their DRRs look like X-rays; it serves other patients, too.
 
     Writes nett.pt. Published as a part of DiffProj (arXiv 2308.00214).
     """
-    train, validation = whose.load(how.seed, how.own_device)
+    train, validation = data.load(how.seed, how.own_device)
     torch.manual_seed(how.seed)
     nett = NeTT(octaves=octaves, width=width, depth=depth, features=features).to(how.own_device)
     task = NeTTTask(
         nett,
         train,
         validation,
-        objective=how_alike.objective,
+        objective=compared.objective,
         steps=how.steps,
         batch=batch,
         seed=how.seed,
     )
-    notes = {
-        "steps": how.steps,
-        "split": {"train": _names(train), "validation": _names(validation)},
-    }
-    return run_training(ctx, task, how, notes, _writer(nett, "nett.pt"))
+    parts = {"train": train, "validation": validation}
+    split = {part: [one.subject for one in held] for part, held in parts.items()}
+    notes = {"steps": how.steps, "split": split}
+    return run_training(
+        ctx, task, nett, how, notes, "nett.pt", lambda path, _: save_field(nett, path)
+    )
 
 
-@verb("mnerf")
-@click.option("--octaves", type=click.IntRange(0), default=6, show_default=True)
-@click.option("--width", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--depth", type=click.IntRange(1), default=4, show_default=True)
-@click.option("--skip", type=click.IntRange(1), help="Hidden layer that sees the place again.")
+@command("mnerf")
+@click.option("--octaves", type=click.IntRange(0), default=6)
+@click.option("--width", type=click.IntRange(1), default=64)
+@click.option("--depth", type=click.IntRange(1), default=4)
+@click.option("--skip", type=click.IntRange(1), help="Hidden layer that gets the position again.")
 @click.option(
     "--levels",
     type=click.IntRange(0),
     default=0,
-    show_default=True,
     help="Of learned features on nested grids: fine structure in far fewer steps.",
 )
 @click.option("--cell", type=NumberRange(0, min_open=True), help="Of the finest level, mm.")
 @click.option(
     "--threshold", type=Number(), help="Of the body, 1/mm.  [default: 0.01, half of water's]"
 )
-@click.option("--margin", type=NumberRange(0), default=5.0, show_default=True, help="mm.")
+@click.option("--margin", type=NumberRange(0), default=5.0, help="mm.")
 @click.option("--step", type=NumberRange(0, min_open=True), help="Between samples, mm.")
-@click.option("--images", type=click.IntRange(1), default=8, show_default=True, help="A step.")
-@click.option("--rays", type=click.IntRange(1), default=128, show_default=True, help="An image.")
-@click.option(
-    "--held-out",
-    type=click.IntRange(1),
-    default=4,
-    show_default=True,
-    help="X-rays to validate on.",
-)
-@grouped(ObjectiveOptions, "how_alike")
-@grouped(PairOptions, "whose")
+@click.option("--images", type=click.IntRange(1), default=8, help="Per step.")
+@click.option("--rays", type=click.IntRange(1), default=128, help="Per image.")
+@click.option("--held-out", type=click.IntRange(1), default=4, help="X-rays to validate on.")
+@grouped(ObjectiveOptions, "compared")
+@grouped(PosedXrayOptions, "data")
 @grouped(TrainingOptions, "how")
 @click.pass_context
 def mnerf_command(
@@ -169,8 +282,8 @@ def mnerf_command(
     images: int,
     rays: int,
     held_out: int,
-    how_alike: ObjectiveOptions,
-    whose: PairOptions,
+    compared: ObjectiveOptions,
+    data: PosedXrayOptions,
     how: TrainingOptions,
 ) -> Answer | None:
     """Train mNeRF, a neural field of one subject's attenuation, zero outside the body's mask.
@@ -178,10 +291,10 @@ def mnerf_command(
     Writes mnerf.pt. With --absolute X-rays are line integrals and the field is in 1/mm. Without
     --pairs the first phantom is the subject.
     """
-    if len(whose.pairs) > 1 or whose.validate_on:
+    if len(data.pairs) > 1 or data.validate_on:
         raise click.UsageError("A field is of one subject: give --pairs once, no --validate-on.")
-    (pairs, *_), _ = whose.load(how.seed, how.own_device)
-    train, validation = pairs.held_out(held_out, how.seed)
+    (xrays, *_), _ = data.load(how.seed, how.own_device)
+    train, validation = xrays.held_out(held_out, how.seed)
     torch.manual_seed(how.seed)
     field = MNeRF.inside(
         train.volume,
@@ -199,28 +312,13 @@ def mnerf_command(
         field,
         train,
         validation,
-        objective=how_alike.objective,
+        objective=compared.objective,
         steps=how.steps,
         images=images,
         rays=rays,
         seed=how.seed,
     )
-    notes = {"steps": how.steps, "subject": pairs.subject}
-    return run_training(ctx, task, how, notes, _writer(field, "mnerf.pt"))
-
-
-def _names(pairs: Any) -> list[str]:
-    return [one.subject for one in pairs]
-
-
-def _writer(field: NeTT | MNeRF, name: str) -> Callable[[TrainingResult], Path]:
-    """Writes the best weights, or the last ones where nothing was validated."""
-
-    def write(result: TrainingResult) -> Path:
-        best = result.best if result.best_step else result.last
-        field.load_state_dict(load_checkpoint(best).model)
-        path = result.last.with_name(name)
-        save_field(field, path)
-        return path
-
-    return write
+    notes = {"steps": how.steps, "subject": xrays.subject}
+    return run_training(
+        ctx, task, field, how, notes, "mnerf.pt", lambda path, _: save_field(field, path)
+    )

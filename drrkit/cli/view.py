@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from torch import Tensor
 
-from drrkit.cli.answers import Answer, give
-from drrkit.cli.arguments import OutputFile, existing
+from drrkit.cli.command import Answer, command, give
 from drrkit.cli.configuration import run_record
 from drrkit.cli.demo import random_offset
-from drrkit.cli.options import SDD, SOD, grouped
-from drrkit.cli.poses import write_pose
+from drrkit.cli.io import write_pose
+from drrkit.cli.options import SDD, SOD, OutputFile, existing, grouped
 from drrkit.cli.problem import ProblemOptions
-from drrkit.cli.verbs import verb
 from drrkit.geometry import Camera, CArm, perturb, view_ap, volume_center
 from drrkit.phantoms import torso
 from drrkit.viewer import Session
@@ -27,7 +24,7 @@ __all__ = ["view_command"]
 PHANTOM_SIZE, PHANTOM_PIXEL, PHANTOM_VOXEL = (256, 256), 1.4, 3.0  # mm
 
 
-@verb("view")
+@command("view")
 @click.argument("ct", type=existing, required=False)
 @click.argument("xray", type=existing, required=False)
 @click.option(
@@ -85,7 +82,7 @@ def _of_files(
     ctx: click.Context, ct: Path, xray: Path, given: ProblemOptions, output: Path | None
 ) -> Session:
     """A session of what the user gave, read as `drrkit register` does."""
-    # As before a search: a start that nobody knows is an AP view, to be moved by hand.
+    # As before a search: an unknown start is an AP view, to be moved by hand.
     problem = given.load(ct, xray, [output], searching=True)
     return Session(
         problem.volume,
@@ -106,18 +103,19 @@ def _of_phantom(ctx: click.Context, given: ProblemOptions, output: Path | None) 
     xray = simulate_xray(ct, camera, truth, seed=0).to(given.device)
     volume = ct.to_mu().to(given.device)
     start = perturb(truth, random_offset(0), volume_center(ct))
-    start = given.placing.pose(volume, "AP", start[0])
+    start = given.position.pose(volume, "AP", start[0])
     save = _saver(ctx, output, camera)
     return Session(volume, camera, xray, start, method=given.method, save=save)
 
 
 def _saver(ctx: click.Context, output: Path | None, camera: Camera) -> Any:
-    """What writes the pose into the file that the user named; None where none was."""
-    return None if output is None else partial(_save, output, camera, run_record(ctx))
+    """Writes the pose into the file named; None where none was."""
+    if output is None:
+        return None
+    run = run_record(ctx)
 
+    def save(pose: Tensor, known: dict[str, Any]) -> str:
+        write_pose(output, pose, camera, run=run, **known)
+        return str(output)
 
-def _save(
-    output: Path, camera: Camera, run: dict[str, Any], pose: Tensor, known: dict[str, Any]
-) -> str:
-    write_pose(output, pose, camera, run=run, **known)
-    return str(output)
+    return save

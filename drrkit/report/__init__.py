@@ -1,6 +1,7 @@
 """Pictures of X-rays and registrations, and pages that hold them."""
 
 from drrkit.report.convergence import registration_path
+from drrkit.report.facts import FAR_DEG, FAR_MM
 from drrkit.report.landscapes import pose_landscape
 from drrkit.report.page import registration_page, save_page
 from drrkit.report.pictures import (
@@ -19,6 +20,8 @@ from drrkit.report.scene import scene_svg
 from drrkit.report.screen import pose_overlays
 
 __all__ = [
+    "FAR_DEG",
+    "FAR_MM",
     "IMAGE_SUFFIXES",
     "checkerboard",
     "difference",

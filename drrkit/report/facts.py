@@ -15,10 +15,19 @@ from drrkit.registration import DEPTH_LIMIT_MM
 from drrkit.report.placement import edge_letters, placement
 from drrkit.volume import Volume
 
-__all__ = ["cautions", "given_options", "pose_words", "repeat_command", "uncertainty"]
+__all__ = [
+    "FAR_DEG",
+    "FAR_MM",
+    "cautions",
+    "given_options",
+    "pose_words",
+    "repeat_command",
+    "uncertainty",
+]
 
 FAR_DEG, FAR_MM = 45.0, 150.0
-"""A result farther from its start that no search found gets a caution."""
+"""A result farther from its start, without a search, gets a caution: a local optimiser does not
+reach that far."""
 
 AXES = (
     ("about x, the image's horizontal", "°"),

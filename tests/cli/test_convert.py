@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 import drrkit
 from drrkit.cli import main
-from drrkit.cli.convert import FILES, TOOLS
-from drrkit.cli.poses import read_pose, write_pose
+from drrkit.cli.convert import FILES, FORMATS
+from drrkit.cli.io import read_pose, write_pose
 
 pytestmark = pytest.mark.io
 
@@ -42,7 +42,7 @@ CENTRED = ("slicer", "dicom", "prost")
 """Formats that hold no principal point: it comes back as the detector's middle."""
 
 
-@pytest.mark.parametrize("tool", [*TOOLS, *FILES])
+@pytest.mark.parametrize("tool", [*FORMATS, *FILES])
 def test_every_format_goes_there_and_back(place: Path, tool: str) -> None:
     suffix = {"slicer": ".tfm", "mayacam": ".txt", "mayacam1": ".csv"}.get(tool, ".json")
     there, back = place / f"{tool}{suffix}", place / f"{tool}_back.json"

@@ -55,8 +55,8 @@ def test_a_kernel_that_gives_nan_is_a_problem(monkeypatch: pytest.MonkeyPatch) -
 def test_a_cpu_build_is_a_matter_only_where_there_is_a_gpu(
     gpu: bool, state: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    about = doctor.describe() | {"cuda_kernels": False, "torch_cuda": "13.2"}
-    monkeypatch.setattr(doctor, "describe", lambda: about)
+    about = doctor.installation() | {"cuda_kernels": False, "torch_cuda": "13.2"}
+    monkeypatch.setattr(doctor, "installation", lambda: about)
     monkeypatch.setattr(doctor, "_devices", lambda: [])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     found = {finding.name: finding for finding in doctor.examine()}

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import drrkit
-from drrkit.cli.arguments import OutputFile, refuse_overwriting
-from drrkit.cli.poses import write_json
+from drrkit.cli.io import refuse_overwriting, write_json
+from drrkit.cli.options import OutputFile
 from tests.support.commands import CAMERA, python, run, succeed
 
 

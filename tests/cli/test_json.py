@@ -15,7 +15,7 @@ import torch
 import drrkit
 from drrkit.cli import main
 from drrkit.cli.configuration import recorded_options
-from drrkit.cli.poses import read_pose, write_pose
+from drrkit.cli.io import read_pose, write_pose
 from drrkit.evaluation import METHODS
 from tests.support.commands import CAMERA, python, run, small_camera, small_ct, write_data
 
@@ -39,7 +39,7 @@ def leaves(command: click.Command, ctx: click.Context, way: str = "") -> Iterato
         yield from leaves(found, inner, f"{way} {name}".strip())
 
 
-VERBS = sorted(leaves(main, click.Context(main, info_name="drrkit")))
+VERBS = sorted(leaves(main, click.Context(main, info_name="drrkit", **main.context_settings)))
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_every_command_answers_with_one_document_that_repeats_it(
 def parsed(verb: str, arguments: list[str]) -> click.Context:
     """The context of a command that is not run."""
     command: click.Command = main
-    ctx = click.Context(main, info_name="drrkit")
+    ctx = click.Context(main, info_name="drrkit", **main.context_settings)
     *groups, last = verb.split()
     for name in groups:
         assert isinstance(command, click.Group)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import drrkit
-from drrkit.cli.options import orientation
-from drrkit.cli.poses import read_pose, write_pose
+from drrkit.cli.io import read_pose, write_pose
+from drrkit.cli.render import orientation
 from drrkit.report import line_to_absorption, line_to_transmission, to_display
 from drrkit.xray import read_xray
 from tests.support.commands import CAMERA, succeed

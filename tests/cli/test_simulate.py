@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import drrkit
-from drrkit.cli.poses import read_pose
+from drrkit.cli.io import read_pose
 from drrkit.xray import simulate_xray
 from tests.support.commands import CAMERA, run, small_camera, small_ct, succeed
 

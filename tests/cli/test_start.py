@@ -166,7 +166,7 @@ def test_bash_completes_the_options_of_a_command() -> None:
 
 
 def test_the_list_says_what_the_commands_are_groups_or_not() -> None:
-    ctx = click.Context(main)
+    ctx = click.Context(main, **main.context_settings)
     _, train, _ = main.resolve_command(ctx, ["train"])
     assert isinstance(train, click.Group)
     assert sorted(train.commands) == sorted(TRAININGS)

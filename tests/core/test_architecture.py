@@ -131,8 +131,8 @@ ALIKE = {  # layers of one idea that bear its name on purpose
     "serve",  # viewer/__init__.py hands on to the module that needs the web packages
 }
 TO_RENAME = {  # words that still mean two things
-    *("Header", "Second", "Tool"),
-    *("check_scene", "describe"),
+    *("Header", "Second"),
+    "check_scene",
     "sobel",
 }
 
@@ -151,7 +151,7 @@ def test_one_word_means_one_thing() -> None:
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
     "": 1_110,  # the modules beside the packages
     "_native": 1_320,
-    "cli": 5_110,
+    "cli": 4_630,
     "conversions": 1_600,
     "evaluation": 890,
     "fields": 1_980,
@@ -159,7 +159,7 @@ BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the 
     "losses": 1_710,
     "phantoms": 1_670,
     "registration": 4_900,
-    "report": 1_750,
+    "report": 1_760,
     "similarity": 2_975,
     "training": 1_190,
     "viewer": 990,

@@ -17,7 +17,7 @@ from torch import Tensor
 import drrkit
 from drrkit import conversions
 from drrkit.cli import main
-from drrkit.cli.poses import read_pose, write_pose
+from drrkit.cli.io import read_pose, write_pose
 
 QUICK = settings(
     max_examples=60,

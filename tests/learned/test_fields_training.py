@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import drrkit
 from drrkit import fields
-from drrkit.cli.poses import write_pose
+from drrkit.cli.io import write_pose
 from drrkit.fields.masks import dilated
 from drrkit.report import save_image
 from drrkit.training import Split, k_folds, load_checkpoint, train

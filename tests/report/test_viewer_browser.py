@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from drrkit.cli.poses import read_pose
+from drrkit.cli.io import read_pose
 from tests.support.browser import browser
 from tests.support.commands import CAMERA, ROOT, write_data
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 import drrkit
 from drrkit.cli import main
-from drrkit.cli.poses import write_pose
+from drrkit.cli.io import write_pose
 from drrkit.report import save_image
 
 ROOT = Path(drrkit.__file__).parents[1]  # of drrkit; the tests may be beside it or elsewhere

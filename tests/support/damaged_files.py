@@ -21,7 +21,7 @@ from torch import Tensor
 
 import drrkit
 from drrkit import conversions, fields
-from drrkit.cli.poses import read_pose, write_pose
+from drrkit.cli.io import read_pose, write_pose
 from drrkit.registration import Landmarks
 from drrkit.similarity import construct, load_similarity, save_similarity
 from drrkit.training import Checkpoint, load_checkpoint

@@ -1,6 +1,7 @@
-"""Pose files: a view's complete geometry as JSON, written by one command and read by the next.
+"""The files that commands share: poses and results as JSON, X-ray images, their masks.
 
-A pose file is an object with `world_to_camera` (4x4, patient LPS mm to camera mm) and, where known,
+A pose file holds a view's complete geometry, written by one command and read by the next: an
+object with `world_to_camera` (4x4, patient LPS mm to camera mm) and, where known,
 `camera` (K in pixels with pixel centres at integers, size as rows and cols, sdd in mm, beam). The
 results of `drrkit register` are pose files too; a bare 4x4 list is one without a camera.
 """
@@ -11,6 +12,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +22,17 @@ from torch import Tensor
 from drrkit import __version__
 from drrkit.files import whole_file
 from drrkit.geometry import Camera
+from drrkit.xray import read_xray
 
 __all__ = [
     "PoseFile",
     "camera_as_dict",
     "json_text",
     "pixel_pitch",
+    "read_mask",
     "read_pose",
+    "refuse_overwriting",
+    "to_line",
     "write_json",
     "write_pose",
 ]
@@ -36,7 +42,7 @@ LAST_ROW_ROUNDING = 1e-6  # a transposed pose has millimetres there
 
 
 class PoseFile(NamedTuple):
-    """What a pose file says: world_to_camera [4, 4] float64, and the camera if it is there."""
+    """The content of a pose file: world_to_camera [4, 4] float64, and the camera if it is there."""
 
     world_to_camera: Tensor
     camera: Camera | None
@@ -57,9 +63,7 @@ def read_pose(path: Path) -> PoseFile:
     except UnicodeDecodeError:
         raise ValueError(f"{path}: expected a pose as JSON, got a binary file") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: expected a pose as JSON, but it does not parse: {error}"
-        ) from None
+        raise ValueError(f"{path}: expected a pose as JSON; it does not parse: {error}") from None
     if isinstance(content, list):
         content = {"world_to_camera": content}
     if not isinstance(content, dict) or "world_to_camera" not in content:
@@ -76,10 +80,7 @@ def read_pose(path: Path) -> PoseFile:
 
 
 def write_pose(path: Path, world_to_camera: Tensor, camera: Camera, **more: Any) -> None:
-    """Writes a pose file with the camera and, for the reader, further keys.
-
-    Raises OSError when the place cannot be written to.
-    """
+    """Writes a pose file with the camera and further keys. Raises OSError: it cannot be written."""
     content = {
         "schema": "drrkit.pose",
         "schema_version": SCHEMA_VERSION,
@@ -94,7 +95,7 @@ def write_pose(path: Path, world_to_camera: Tensor, camera: Camera, **more: Any)
 
 
 def camera_as_dict(camera: Camera) -> dict[str, Any]:
-    """A camera in JSON's words; K, size, sdd and beam are complete, the rest is for the reader."""
+    """A camera as JSON; K, size, sdd and beam are complete, the rest is for people."""
     return {
         "K": camera.K.tolist(),
         "size": list(camera.size),
@@ -112,10 +113,7 @@ def pixel_pitch(camera: Camera) -> tuple[float, float]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON that appears whole or not at all; numbers that are not finite become null.
-
-    Raises OSError when the place cannot be written to.
-    """
+    """Writes `json_text`, whole or not at all. Raises OSError: it cannot be written."""
     with whole_file(path) as staged:
         staged.write_text(json_text(content), encoding="utf-8")
 
@@ -125,6 +123,67 @@ def json_text(content: dict[str, Any]) -> str:
     text = json.dumps(_finite(content), indent=2, allow_nan=False, default=os.fspath) + "\n"
     # Rows of numbers on one line each. A string cannot match: its line breaks are escaped.
     return re.sub(r"\[\n[-+\d.eE,\s]+\]", lambda row: re.sub(r"\s+", " ", row[0]), text)
+
+
+def refuse_overwriting(outputs: Sequence[Path | None], inputs: Sequence[Path | None]) -> None:
+    """Raises ValueError when an output is one of the inputs, or two outputs are one file."""
+    seen: list[Path] = [path.resolve() for path in inputs if path is not None]
+    for path in outputs:
+        if path is None:
+            continue
+        if path.resolve() in seen:
+            raise ValueError(f"{path}: would overwrite another file of this command")
+        seen.append(path.resolve())
+
+
+def to_line(path: Path, pixels: Tensor, kind: str, i0: float | None) -> Tensor:
+    """Pixels on the scale of line integrals, up to the offset and gain that similarities ignore.
+
+    Args:
+        path: for messages.
+        pixels: as read.
+        kind: "line" and "display": bone is bright, taken as they are; "inverted": bone is dark,
+            negated; "intensity": proportional to photons, -log(I / I0).
+        i0: unattenuated intensity; default the brightest pixel. A pixel without any counts as the
+            darkest that has some.
+
+    Raises:
+        ValueError: an image of one value, or intensities of which none is positive.
+    """
+    low, high = (float(value) for value in torch.aminmax(pixels))
+    if low == high:
+        raise ValueError(f"{path}: expected an X-ray, got an image whose pixels are all {low:g}")
+    if kind == "inverted":
+        return high - pixels
+    if kind != "intensity":
+        return pixels
+    if low < 0:
+        raise ValueError(
+            f"{path}: expected intensities, 0 or more, got {low:g}; --xray-kind line says that "
+            "these are line integrals"
+        )
+    darkest = float(pixels[pixels > 0].min())
+    return -torch.log(pixels.clamp_min(darkest) / (high if i0 is None else i0))
+
+
+def read_mask(path: Path, xray: Tensor) -> Tensor:
+    """Weights of an X-ray's pixels [1, 1, rows, cols], scaled so that the largest is one.
+
+    Raises:
+        OSError, ImportError, ValueError: as read_xray; of another size, negative, or all zero.
+    """
+    pixels = read_xray(path).image
+    if pixels.shape != xray.shape:
+        wanted, found = ("x".join(map(str, image.shape[-2:])) for image in (xray, pixels))
+        raise ValueError(
+            f"{path}: expected a mask of {wanted} pixels as the X-ray has, got {found}"
+        )
+    low, high = (float(value) for value in torch.aminmax(pixels))
+    if low < 0 or high <= 0:
+        raise ValueError(
+            f"{path}: expected weights 0 or more, some positive, got {low:g} to {high:g}"
+        )
+    return pixels / high
 
 
 def _finite(content: Any) -> Any:

@@ -1,0 +1,163 @@
+"""A command of drrkit: it returns an `Answer`, and has --json and --config like all others.
+
+With --json a command prints exactly one JSON document on stdout, errors included; progress,
+warnings and what would have gone to stdout go to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, TextIO
+
+import click
+
+from drrkit.cli.configuration import config_option, run_record
+from drrkit.cli.io import json_text
+
+__all__ = ["Answer", "Failure", "LazyGroup", "Stdout", "command", "give", "stdout_for"]
+
+AS_JSON = "drrkit.json"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found.
+
+    Attributes:
+        content: for --json; what `drrkit.cli.io.json_text` takes.
+        text: for people.
+        code: the exit code.
+    """
+
+    content: dict[str, Any]
+    text: str
+    code: int = 0
+
+
+class Failure(click.ClickException):
+    """An error as one sentence and an exit code.
+
+    Args:
+        message: for people.
+        code: the exit code.
+        kind: for programs: "input", "failure", "memory", "interrupted" or "internal".
+    """
+
+    def __init__(self, message: str, code: int, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        # click reads it from the object, whatever its annotation says.
+        self.exit_code = code  # ty: ignore[invalid-attribute-access]
+
+    def show(self, file: Any = None) -> None:
+        text = self.message if self.kind == "interrupted" else f"Error: {self.message}"
+        click.echo(text, file=file, err=file is None)
+
+
+@dataclass
+class Stdout:
+    """Where the one document goes; `given` once it is there."""
+
+    stream: TextIO
+    as_json: bool
+    given: bool = False
+
+    def fail(self, error: click.ClickException) -> None:
+        """Shows an error on stderr, and prints it as the document if there is none yet."""
+        error.show()
+        if not self.as_json or self.given:
+            return
+        kind = getattr(error, "kind", "usage")
+        message = error.format_message()
+        content = {"kind": kind, "message": message, "exit_code": error.exit_code}
+        click.echo(json_text({"error": content}), file=self.stream, nl=False)
+        self.given = True
+
+
+@contextlib.contextmanager
+def stdout_for(arguments: Sequence[str]) -> Iterator[Stdout]:
+    """The stdout of a command line; with --json everything else that is printed goes to stderr.
+
+    The line need not parse: an error in it is a document, too.
+    """
+    words = list(arguments)
+    words = words[: words.index("--")] if "--" in words else words
+    as_json = "--json" in words and not {"-h", "--help", "--version"} & set(words)
+    out = Stdout(sys.stdout, as_json)
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        yield out
+
+
+def give(ctx: click.Context, answer: Answer) -> None:
+    """Prints the answer of a command; the document holds the run, too, so that it can be repeated.
+
+    A command that goes on afterwards calls it; the others return their answer.
+    """
+    out = ctx.find_object(Stdout)
+    stream = sys.stdout if out is None else out.stream
+    if ctx.meta[AS_JSON]:
+        text = json_text({**answer.content, "run": run_record(ctx)})
+        click.echo(text, file=stream, nl=False)
+    elif answer.text:
+        click.echo(answer.text, file=stream)
+    if out is not None:
+        out.given = True
+
+
+class Command(click.Command):
+    """A command whose function returns an Answer, or None where it gave one itself."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+        def take(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+            ctx.meta[AS_JSON] = value
+
+        words = "Print one JSON document, for errors, too; all else goes to stderr."
+        option = click.Option(
+            ["--json", "as_json"], is_flag=True, expose_value=False, callback=take, help=words
+        )
+        self.params = [*self.params, config_option(), option]
+
+    def invoke(self, ctx: click.Context) -> None:
+        answer = super().invoke(ctx)
+        if answer is None:
+            return
+        if not isinstance(answer, Answer):
+            raise TypeError(f"{ctx.command_path}: expected an Answer, got {type(answer).__name__}")
+        give(ctx, answer)
+        ctx.exit(answer.code)
+
+
+def command(name: str, **settings: Any) -> Callable[[Callable], click.Command]:
+    """Makes a function that returns an Answer a command with --json and --config."""
+    return click.command(name, cls=Command, **settings)
+
+
+class _Unloaded(click.Command):
+    """Stands for a command in lists: help and completion need its name and summary only."""
+
+    def __init__(self, name: str, source: str, summary: str) -> None:
+        super().__init__(name, short_help=summary)
+        self.source = source
+
+
+class LazyGroup(click.Group):
+    """A group of commands whose modules are imported when one is called."""
+
+    def add_lazy(self, name: str, source: str, summary: str) -> None:
+        """Adds the command at `source`, "module:name", with its line in the list."""
+        self.add_command(_Unloaded(name, source, summary))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, found, rest = super().resolve_command(ctx, args)
+        if isinstance(found, _Unloaded):
+            module, _, attribute = found.source.partition(":")
+            found = getattr(import_module(module), attribute)
+        return name, found, rest

@@ -1,0 +1,289 @@
+"""`drrkit train similarity` and `regressor`: networks that compare or align an image pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from torch import Tensor
+
+from drrkit.cli.command import Answer, command
+from drrkit.cli.io import pixel_pitch
+from drrkit.cli.options import SDD, SOD, Number, NumberRange, Size, grouped, option
+from drrkit.cli.register import REGRESSOR_FILE, SIMILARITY_FILE
+from drrkit.cli.subjects import Scan, SubjectOptions
+from drrkit.cli.train import TrainingOptions, run_training
+from drrkit.geometry import Camera, CArm
+from drrkit.similarity import (
+    KINDS,
+    MEASURED,
+    NETWORKS,
+    OBJECTIVES,
+    REGRESSOR_RECIPES,
+    SAMPLINGS,
+    CDRegTask,
+    LearnedSimilarity,
+    PoseRegressor,
+    RegressorTask,
+    SimilarityTask,
+    Synthesis,
+    TrainingPatient,
+    TrainingRecipe,
+    build,
+    save_similarity,
+    simulated,
+)
+from drrkit.training import TrainingResult
+from drrkit.volume import Volume
+from drrkit.xray import (
+    CdregRandomisation,
+    DomainRandomisation,
+    Randomisation,
+    simulate_xray,
+)
+
+__all__ = ["regressor_command", "similarity_command"]
+
+PUBLISHED, SMALL = (128, 128), (64, 64)
+FIELD_MM = 128 * 2.176
+"""Width of the published detector."""
+
+RANDOMISATIONS: dict[str, Randomisation | None] = {
+    "prost": DomainRandomisation(),
+    "cdreg": CdregRandomisation(),
+    "none": None,
+}
+
+
+def with_scatter(ct: Volume, camera: Camera, world_to_camera: Tensor, seed: int) -> Tensor:
+    """X-rays with scattered radiation on top."""
+    return simulate_xray(ct, camera, world_to_camera, supersample=2, scatter=0.1, seed=seed)
+
+
+SYNTHESES: dict[str, Synthesis] = {"simple": simulated, "full": with_scatter}
+
+
+@dataclass(frozen=True)
+class TrainingImageOptions:
+    """The camera of training images, and how X-rays are made."""
+
+    size: tuple[int, int] | None = option(
+        type=Size(), help="Pixels of the images.  [default: 128x128, or 64x64 for small networks]"
+    )
+    pixel_spacing: float | None = option(
+        type=NumberRange(0, min_open=True),
+        help=f"Pixel pitch on the detector, mm.  [default: a detector of {FIELD_MM:.0f} mm]",
+    )
+    sdd: float = option(type=Number(), default=SDD, help="Source to detector, mm.")
+    sod: float = option(type=Number(), default=SOD, help="Source to the patient, mm.")
+    xrays: str = option(
+        type=click.Choice(list(SYNTHESES)),
+        default="simple",
+        help="simple: a spectrum through soft tissue and bone, noise, blur. full: scatter too.",
+    )
+    randomise: str = option(
+        type=click.Choice(list(RANDOMISATIONS)),
+        default="prost",
+        help="Domain randomisation of the X-rays that are trained on.",
+    )
+
+    def camera(self, network: str) -> Camera:
+        """The camera of a network's training images."""
+        size = self.size or (SMALL if network.endswith("-small") else PUBLISHED)
+        return CArm(self.sdd, size, self.pixel_spacing or FIELD_MM / max(size))
+
+    def pixel_mm(self, camera: Camera) -> float:
+        """Width of a pixel at the patient."""
+        return pixel_pitch(camera)[0] * self.sod / self.sdd
+
+    def how_made(self) -> dict[str, Any]:
+        """The tasks' arguments that make X-rays and change them at random."""
+        return {
+            "synthesise": SYNTHESES[self.xrays],
+            "randomise": RANDOMISATIONS[self.randomise],
+        }
+
+
+def _network_option(family: type, default: str) -> Any:
+    """--network, of a family of classes; the help lists those with a measured result."""
+    names = [name for name, network in NETWORKS.items() if issubclass(KINDS[network.kind], family)]
+    measured = [name for name in names if name in MEASURED]
+    published = ", ".join(name for name in names if name not in measured)
+    return click.option(
+        "--network",
+        type=click.Choice(names),
+        metavar="NAME",
+        default=default,
+        help=f"One of {', '.join(measured)}. Published sizes, never trained here: {published}.",
+    )
+
+
+@command("similarity")
+@_network_option(LearnedSimilarity, "prost-small")
+@click.option("--objective", type=click.Choice(OBJECTIVES), default="direction")
+@click.option(
+    "--poses",
+    type=click.Choice(list(SAMPLINGS)),
+    default="prost",
+    help="How training draws poses.",
+)
+@click.option("--optimiser", type=click.Choice(["adam", "sgd"]), default="adam")
+@click.option("--rate", type=NumberRange(0, min_open=True), default=1e-3)
+@click.option(
+    "--schedule",
+    type=click.Choice(["cosine", "cyclic", "constant"]),
+    default="cosine",
+    help="Of the rate; a training with cosine cannot be prolonged.",
+)
+@click.option("--batch", type=click.IntRange(1), default=4, help="Image pairs per process.")
+@grouped(TrainingImageOptions, "images")
+@grouped(SubjectOptions, "subjects")
+@grouped(TrainingOptions, "how")
+@click.pass_context
+def similarity_command(
+    ctx: click.Context,
+    network: str,
+    objective: str,
+    poses: str,
+    optimiser: str,
+    rate: float,
+    schedule: str,
+    batch: int,
+    images: TrainingImageOptions,
+    subjects: SubjectOptions,
+    how: TrainingOptions,
+) -> Answer | None:
+    """Train a similarity whose pose gradient points at the true pose.
+
+    Writes similarity.pt, which drrkit register and drrkit evaluate take as --similarity.
+    """
+    recipe = TrainingRecipe(
+        objective=objective,
+        batch=batch,
+        optimiser=optimiser,
+        rate=rate,
+        schedule=schedule,
+        steps=how.steps,
+        seed=how.seed,
+    )
+    begun = _begin(network, images, subjects, how)
+    kind = CDRegTask if NETWORKS[network].kind == "cdreg" else SimilarityTask
+    task = kind(
+        begun.model,
+        *begun.patients,
+        begun.camera,
+        SAMPLINGS[poses],
+        recipe,
+        **images.how_made(),
+    )
+    steps = {"steps": how.steps} if schedule == "cosine" else {}
+    return _run(ctx, begun, task, how, {**steps, **begun.split}, SIMILARITY_FILE)
+
+
+@command("regressor")
+@_network_option(PoseRegressor, "deepim-small")
+@click.option(
+    "--poses",
+    type=click.Choice(list(SAMPLINGS)),
+    help="How training draws poses.  [default: as published for the network]",
+)
+@click.option(
+    "--rate", type=NumberRange(0, min_open=True), help="Of Adam.  [default: as published]"
+)
+@click.option(
+    "--batch", type=click.IntRange(1), help="Image pairs per process.  [default: as published]"
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    help="Updates in a row that are trained.  [default: as published]",
+)
+@grouped(TrainingImageOptions, "images")
+@grouped(SubjectOptions, "subjects")
+@grouped(TrainingOptions, "how")
+@click.pass_context
+def regressor_command(
+    ctx: click.Context,
+    network: str,
+    poses: str | None,
+    rate: float | None,
+    batch: int | None,
+    rounds: int | None,
+    images: TrainingImageOptions,
+    subjects: SubjectOptions,
+    how: TrainingOptions,
+) -> Answer | None:
+    """Train a network that predicts better poses from an image pair.
+
+    Writes regressor.pt, which drrkit register and drrkit evaluate take as --similarity.
+    """
+    sampling = None if poses is None else SAMPLINGS[poses]
+    given = {"sampling": sampling, "rate": rate, "batch": batch, "rounds": rounds}
+    given = {name: value for name, value in given.items() if value is not None}
+    recipe = replace(REGRESSOR_RECIPES[NETWORKS[network].kind], seed=how.seed, **given)
+    begun = _begin(network, images, subjects, how)
+    task = RegressorTask(begun.model, *begun.patients, begun.camera, recipe, **images.how_made())
+    return _run(ctx, begun, task, how, begun.split, REGRESSOR_FILE)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a training starts with: the network, patients to train and to validate on, the camera.
+
+    scale has the width in mm of the pixels (at the patient) and voxels that the network is trained
+    with: those to use it with.
+    """
+
+    model: Any
+    camera: Camera
+    patients: tuple[list[TrainingPatient], list[TrainingPatient]]
+    split: dict[str, Any]
+    scale: dict[str, float]
+
+
+def _begin(
+    network: str, images: TrainingImageOptions, subjects: SubjectOptions, how: TrainingOptions
+) -> Begun:
+    model: Any = build(network, how.seed).to(how.own_device)
+    camera = images.camera(network)
+    cohort = subjects.cohort(how.seed)
+
+    def patients(scans: Sequence[Scan]) -> list[TrainingPatient]:
+        return [
+            TrainingPatient.of(
+                scan.name,
+                subjects.load(scan).to(how.own_device),
+                model,
+                sod=images.sod,
+                bones=subjects.bones,
+            )
+            for scan in scans
+        ]
+
+    train, validation = patients(cohort.train), patients(cohort.validation)
+    scale = {
+        "pixel_mm": images.pixel_mm(camera),
+        "voxel_mm": min(min(p.moving.spacing) for p in train),
+    }
+    return Begun(model, camera, (train, validation), {"split": cohort.as_dict()}, scale)
+
+
+def _run(
+    ctx: click.Context,
+    begun: Begun,
+    task: Any,
+    how: TrainingOptions,
+    notes: dict[str, Any],
+    name: str,
+) -> Answer | None:
+    save = partial(_save, begun=begun, notes=notes)
+    return run_training(ctx, task, begun.model, how, notes, name, save)
+
+
+def _save(path: Path, result: TrainingResult, *, begun: Begun, notes: dict[str, Any]) -> None:
+    metrics = {"metrics": result.metrics, "best_step": result.best_step}
+    save_similarity(begun.model, path, **metrics, **notes, **begun.scale)
