@@ -42,6 +42,7 @@ from drrkit import fields, losses
 from drrkit.evaluation import PROTOCOLS, Case, Subject, shifted_appearance
 from drrkit.machine import machine, versions
 from drrkit.metrics import mtre, rotation_error
+from drrkit.registration import Levenberg
 from drrkit.training import train
 from drrkit.volume import Volume
 from drrkit.xray import simulate_xray
@@ -182,12 +183,18 @@ def stages(name: str, formation: str, pixels: int = 128) -> tuple[drrkit.Stage, 
     """Three stages with one loss: 32 x 32 pixels from eight starts, 64 x 64, then all pixels."""
     loss = (LOSSES | OTHER_LOSSES)[name]
     measure = loss if formation == "rc" else OfAbsorption(loss)
-    stage = partial(drrkit.Stage, measure, optimiser="levenberg")
+    stage = partial(drrkit.Stage, measure, mm=True)
     coarse, spread = pixels // 32, (0.17, 25.0)
     return (
-        stage(downsample=coarse, iterations=15, step=12.0, final_step=0.3, starts=8, spread=spread),
-        stage(downsample=coarse // 2, iterations=10, step=6.0, final_step=0.1),
-        stage(iterations=5, step=3.0, final_step=0.05),
+        stage(
+            downsample=coarse,
+            iterations=15,
+            optimiser=Levenberg(12.0, final_step=0.3),
+            starts=8,
+            spread=spread,
+        ),
+        stage(downsample=coarse // 2, iterations=10, optimiser=Levenberg(6.0, final_step=0.1)),
+        stage(iterations=5, optimiser=Levenberg(3.0, final_step=0.05)),
     )
 
 
@@ -332,7 +339,7 @@ def timings(work: Path) -> dict[str, Any]:
         voxels = seconds(lambda: drrkit.render(volumes["CT"], case.camera, case.start), 10)
     found["image, 128 x 128, one view"] = {"CT": voxels, "mNeRF direct": direct}
     stage = drrkit.Stage(
-        losses.mutual_information, optimiser="levenberg", downsample=4, iterations=10, step=10.0
+        losses.mutual_information, optimiser=Levenberg(10.0), downsample=4, iterations=10, mm=True
     )
     scenes = {"CT": volumes["CT"], "NeTT": volumes["NeTT"], "mNeRF baked": volumes["mNeRF"]}
     row = found["registration, 32 x 32, one start, 10 steps"] = {}

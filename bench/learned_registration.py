@@ -37,7 +37,7 @@ from torch import Tensor
 from drrkit import CArm, register, view_ap
 from drrkit.evaluation import PROTOCOLS, Case, Protocol, Row, Subject, evaluate, read_rows
 from drrkit.phantoms import random_anatomy
-from drrkit.registration import RegistrationResult, Stage
+from drrkit.registration import CmaEs, Directions, RegistrationResult, Regressor, Stage
 from drrkit.similarity import (
     NETWORKS,
     REGRESSOR_RECIPES,
@@ -136,11 +136,11 @@ def evolution(options: argparse.Namespace) -> Stage:
     """The CMA-ES that every method ends with, and the only stage that one has."""
     return Stage(
         "patch_gradient_ncc",
-        optimiser="cmaes",
+        optimiser=CmaEs(
+            sigma=(math.radians(15.0), 40.0), population=options.population, final_step=0.2
+        ),
         iterations=options.generations,
-        population=options.population,
-        spread=(math.radians(15.0), 40.0),
-        final_step=0.2,
+        mm=True,
     )
 
 
@@ -221,14 +221,14 @@ def methods(trained: dict[str, Any], cmaes: Stage) -> dict[str, Any]:
         if name in SIMILARITIES:
             found[name] = (descent(network),)
         elif name != "initialiser":
-            found[name] = (Stage(optimiser="regressor", regressor=network, iterations=4),)
+            found[name] = (Stage(optimiser=Regressor(network), iterations=4),)
     both: dict[str, Any] = {}
     for name, stages in found.items():
         if stages:
             both[name] = stages
         both[f"{name} + cmaes"] = (*stages, cmaes)
     if "initialiser" in trained:
-        guess = Stage(optimiser="regressor", regressor=trained["initialiser"], iterations=1)
+        guess = Stage(optimiser=Regressor(trained["initialiser"]), iterations=1)
         both["initialiser"] = from_frontal((guess,))
         if "sopi-fine" in trained:
             fine = (guess, descent(trained["sopi-fine"]))
@@ -239,7 +239,7 @@ def methods(trained: dict[str, Any], cmaes: Stage) -> dict[str, Any]:
 def descent(network: Any) -> Stage:
     """ProST's gradient phase: 0.1 rad and about as many mm at first, halved every 15 steps."""
     return Stage(
-        network, optimiser="directions", step=10.0, patience=15, iterations=75, final_step=0.5
+        network, optimiser=Directions(10.0, patience=15, final_step=0.5), iterations=75, mm=True
     )
 
 

@@ -48,7 +48,7 @@ from drrkit.evaluation import (
     shifted_appearance,
 )
 from drrkit.phantoms import torso
-from drrkit.registration import Stage
+from drrkit.registration import CmaEs, Descent, Levenberg, Optimiser, Stage, TrustRegion
 
 VOXEL_MM = 4.0
 SIZE, PIXEL_MM = (64, 64), 4.352
@@ -85,25 +85,16 @@ SHIFTS: dict[str, dict[str, bool] | None] = {
 _REACH = (math.radians(20.0),) * 3 + (40.0, 40.0, 100.0)  # twice that of the starts
 _NEAR = (math.radians(5.0),) * 3 + (8.0, 8.0, 25.0)
 
-OPTIONS: dict[str, tuple[dict, dict]] = {
-    "gradient": (
-        {"iterations": 80, "step": 4.0, "final_step": 0.4},
-        {"iterations": 60, "step": 1.0, "final_step": 0.05},
-    ),
-    "levenberg": (
-        {"iterations": 40, "step": 20.0, "final_step": 0.2},
-        {"iterations": 30, "step": 5.0, "final_step": 0.02},
-    ),
+OPTIONS: dict[str, tuple[tuple[Optimiser, int], tuple[Optimiser, int]]] = {
+    "gradient": ((Descent(4.0, final_step=0.4), 80), (Descent(1.0, final_step=0.05), 60)),
+    "levenberg": ((Levenberg(20.0, final_step=0.2), 40), (Levenberg(5.0, final_step=0.02), 30)),
     "trust_region": (
-        {"iterations": 30, "step": 12.0, "final_step": 0.4, "spread": _REACH},
-        {"iterations": 25, "step": 2.0, "final_step": 0.05, "spread": _NEAR},
+        (TrustRegion(12.0, _REACH, final_step=0.4), 30),
+        (TrustRegion(2.0, _NEAR, final_step=0.05), 25),
     ),
-    "cmaes": (
-        {"iterations": 30, "population": 50, "final_step": 0.5, "spread": _REACH},
-        {"iterations": 12, "population": 50, "final_step": 0.05, "spread": _NEAR},
-    ),
+    "cmaes": ((CmaEs(_REACH, final_step=0.5), 30), (CmaEs(_NEAR, final_step=0.05), 12)),
 }
-"""What the two stages of an optimiser have beside the loss."""
+"""Settings and iterations of the two stages of an optimiser."""
 
 
 _CASES: dict[tuple[str, int], Case] = {}
@@ -134,9 +125,9 @@ def protocol(shift: str) -> ShiftedProtocol:
 
 def stages(loss: str, optimiser: str) -> tuple[Stage, Stage]:
     """The two stages of a cell."""
-    coarse, fine = OPTIONS[optimiser]
-    first = Stage(loss, optimiser=optimiser, downsample=2, supersample=2, **coarse)
-    return first, Stage(loss, optimiser=optimiser, **fine)
+    (coarse, many), (fine, few) = OPTIONS[optimiser]
+    first = Stage(loss, optimiser=coarse, downsample=2, supersample=2, iterations=many, mm=True)
+    return first, Stage(loss, optimiser=fine, iterations=few, mm=True)
 
 
 def subject(path: Path | None) -> Subject:

@@ -44,6 +44,7 @@ from torch import Tensor, nn
 
 from drrkit import Stage, Volume, metrics, register
 from drrkit.phantoms import random_anatomy
+from drrkit.registration import Regressor
 from drrkit.similarity import (
     NETWORKS,
     REGRESSOR_RECIPES,
@@ -360,7 +361,7 @@ def outcome(
 
 def first_stage(network: Any) -> Stage:
     if isinstance(network, PoseRegressor):
-        return Stage(optimiser="regressor", regressor=network, iterations=REGRESSOR_UPDATES)
+        return Stage(optimiser=Regressor(network), iterations=REGRESSOR_UPDATES)
     return small.descent(network)
 
 

@@ -45,6 +45,7 @@ import drrkit
 from drrkit import CArm, Stage, Volume, metrics, register
 from drrkit.machine import machine, versions
 from drrkit.phantoms import random_anatomy
+from drrkit.registration import CmaEs, Directions
 from drrkit.similarity import (
     LearnedSimilarity,
     PoseSampling,
@@ -93,11 +94,13 @@ METHODS = ("cmaes", "cmaes-double", *LEARNED, "global")
 
 CMAES = Stage(
     "patch_gradient_ncc",
-    optimiser="cmaes",
-    population=30,
+    optimiser=CmaEs(
+        sigma=tuple(math.radians(a) for a in (10.0, 10.0, 10.0)) + (15.0, 15.0, 30.0),
+        population=30,
+        final_step=0.1,
+    ),
     iterations=30,
-    spread=tuple(math.radians(a) for a in (10.0, 10.0, 10.0)) + (15.0, 15.0, 30.0),
-    final_step=0.1,
+    mm=True,
 )
 
 
@@ -121,7 +124,7 @@ class OfSegment:
 def descent(similarity: LearnedSimilarity | OfSegment) -> Stage:
     """The gradient phase: 0.1 rad and about as many mm at first, halved every 15 steps."""
     return Stage(
-        similarity, optimiser="directions", step=10.0, patience=15, iterations=75, final_step=0.5
+        similarity, optimiser=Directions(10.0, patience=15, final_step=0.5), iterations=75, mm=True
     )
 
 

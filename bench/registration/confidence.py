@@ -37,10 +37,10 @@ SEED = 1000
 STARVED = {
     "descent": AUTO,
     "coarse": Search(
-        step=math.radians(35.0), depth_step=1.4, pixels=16, keep=4, voxel_mm=8.0, repeats=0
+        step=math.radians(35.0), depth_step=1.4, pixels=16, keep=4, voxel=8.0, repeats=0, mm=True
     ),
     "few": Search(keep=2, repeats=0),
-    "narrow": Search(rotation=math.radians(25.0), depth=80.0, repeats=0),
+    "narrow": Search(rotation=math.radians(25.0), depth=80.0, repeats=0, mm=True),
 }
 
 

@@ -30,12 +30,13 @@ from torch import Tensor
 from drrkit import losses
 from drrkit.evaluation import Case, Protocol, Row, Subject, moved_about, read_rows
 from drrkit.geometry import so3_exp, volume_center
-from drrkit.registration.confidence import agreement
-from drrkit.registration.problem.views import View, blurred, downsampling, make_views, renderer
+from drrkit.registration.certainty import agreement
+from drrkit.registration.problem.rendering import SceneRenderer, renderer
+from drrkit.registration.problem.views import View, blurred, downsampling, make_views
 from drrkit.registration.stages import Stage
 
 COLUMNS = ("method", "protocol", "subject", "number", "mtre", "whole", "patches")
-AT_PATIENT = Stage(losses.gradient_ncc, pixel_mm=3.5, blur=1.5)
+AT_PATIENT = Stage(losses.gradient_ncc, pixel=3.5, blur=1.5, mm=True)
 
 
 def end(row: Row, case: Case) -> Tensor:
@@ -80,7 +81,7 @@ def remeasured(
         pose = end(row, case)
         scores = (
             whole(case, view, pose),
-            agreement(case.subject.attenuation, [view], pose),
+            agreement(SceneRenderer(case.subject.attenuation), [view], pose),
         )
         values = (*row.key[:1], row.protocol, row.subject, row.number, row.mtre, *scores)
         found.append(dict(zip(COLUMNS, values, strict=True)))

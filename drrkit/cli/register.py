@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -37,10 +36,12 @@ from drrkit.registration import (
     PIPELINES,
     SIMILARITIES,
     TRUSTED,
+    Descent,
     RegistrationResult,
     Search,
     Stage,
     hybrid,
+    is_accepted,
     motion_of,
     register,
 )
@@ -97,10 +98,16 @@ def similarity_stages(similarity: str | Path, device: torch.device) -> tuple[Sta
 
 def plain_stages(stages: Sequence[Stage | Search]) -> list[dict[str, Any]]:
     """Stages for JSON, networks by their names."""
-    plain = [{**vars(stage), "similarity": stage.name} for stage in stages]
-    for stage in plain:
-        if stage.get("regressor") is not None:
-            stage["regressor"] = type(stage["regressor"]).__name__
+    return [_plain_stage(stage) for stage in stages]
+
+
+def _plain_stage(stage: Stage | Search) -> dict[str, Any]:
+    plain = {**vars(stage), "similarity": stage.name}
+    if isinstance(stage, Stage):
+        settings = vars(stage.optimiser)
+        plain["optimiser"] = {"name": stage.optimiser.name, **settings}
+        if "network" in settings:
+            plain["optimiser"]["network"] = type(settings["network"]).__name__
     return plain
 
 
@@ -143,11 +150,11 @@ class Stages(click.ParamType):
         # As in the stages of auto: large steps where pixels are large.
         return Stage(
             similarity,
+            optimiser=Descent(1.0 * factor, final_step=0.05 * factor),
             downsample=factor,
             supersample=2 if factor > 2 else 1,
             iterations=steps,
-            step=1.0 * factor,
-            final_step=0.05 * factor,
+            mm=True,
         )
 
 
@@ -219,7 +226,7 @@ def register_command(
             seed=seed,
             progress=not quiet,
         )
-    accepted = math.isfinite(result.loss) and result.confidence >= min_confidence
+    accepted = is_accepted(result.confidence, result.loss, result.reasons, min_confidence)
     motion = _motion(problem, result.world_to_camera)
     content = {
         "schema": "drrkit.registration",

@@ -18,7 +18,15 @@ from torch import Tensor
 from drrkit.evaluation.protocols import Case
 from drrkit.geometry import perturb, volume_center
 from drrkit.metrics import mtre
-from drrkit.registration import Similarity, Stage, View, downsampling, make_views, objective
+from drrkit.registration import (
+    Similarity,
+    Stage,
+    View,
+    downsampling,
+    extent_mm,
+    make_views,
+    objective,
+)
 from drrkit.volume import Volume
 
 __all__ = [
@@ -196,6 +204,8 @@ def _losses(case: Case, stages: Sequence[Stage], world_to_camera: Tensor) -> Ten
     volume = case.subject.attenuation
     like = torch.empty(0, dtype=torch.float32, device=volume.values.device)
     views = make_views(case.camera, case.xray, None, None, like)
+    extent = extent_mm(volume, case.camera, case.protocol.sod)
+    stages = [stage.in_mm(extent) for stage in stages]
     factor = downsampling(stages[0], case.camera, case.protocol.sod)
     measures = [stage.measure for stage in stages]
     together = stages[0]

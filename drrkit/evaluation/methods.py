@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from drrkit.registration import AUTO, GLOBAL, Search, Stage
+from drrkit.registration import AUTO, GLOBAL, CmaEs, Search, Stage, TrustRegion
 
 __all__ = ["METHODS", "Stages", "with_similarity"]
 
@@ -18,30 +18,26 @@ Stages = tuple[Stage | Search, ...]
 _CMAES: Stages = (
     Stage(
         "patch_gradient_ncc",
-        optimiser="cmaes",
+        optimiser=CmaEs(sigma=(math.radians(45.0), 200.0), population=300, final_step=0.1),
         downsample=2,
-        voxel_mm=4.0,
+        voxel=4.0,
         iterations=40,
-        population=300,
-        spread=(math.radians(45.0), 200.0),
-        final_step=0.1,
+        mm=True,
     ),
     Stage(
         "patch_gradient_ncc",
-        optimiser="cmaes",
-        voxel_mm=4.0,
+        optimiser=CmaEs(sigma=None, population=300, final_step=0.1),
+        voxel=4.0,
         iterations=20,
-        population=300,
-        spread=None,
-        final_step=0.1,
+        mm=True,
     ),
     Stage(
         "patch_gradient_ncc",
-        optimiser="trust_region",
+        optimiser=TrustRegion(
+            bounds=(math.radians(2.5),) * 3 + (5.0, 5.0, 10.0), step=2.0, final_step=0.02
+        ),
         iterations=30,
-        step=2.0,
-        final_step=0.02,
-        spread=(math.radians(2.5),) * 3 + (5.0, 5.0, 10.0),
+        mm=True,
     ),
 )
 

@@ -152,7 +152,7 @@ def measure(name: str, method: Any, case: Case) -> Row:
         **dict(zip(("translation_x", "translation_y", "translation_z"), shift, strict=True)),
         image_difference=_image_difference(found, case),
         loss=result.loss,
-        confidence=result.confidence,
+        confidence=math.nan if result.confidence is None else result.confidence,
         seconds=seconds,
         cpu_seconds=cpu,
         stages=len(result.history),

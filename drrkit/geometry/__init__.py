@@ -6,7 +6,7 @@ integer (row, col). `world_to_camera` is the 4x4 extrinsic matrix for column vec
 voxel grid is a frame [4, 3] in the grid's index coordinates, in the order (x, y, z).
 """
 
-from drrkit.geometry.camera import Camera, CArm, project_points
+from drrkit.geometry.camera import ORIGINS, Camera, CameraSigma, CArm, project_points
 from drrkit.geometry.checks import (
     batched,
     batched_pose,
@@ -27,8 +27,10 @@ from drrkit.geometry.se3 import assemble, perturb, se3_exp, se3_log, so3_exp, so
 from drrkit.geometry.views import view_ap, view_carm, view_left_lateral, view_pa, view_right_lateral
 
 __all__ = [
+    "ORIGINS",
     "CArm",
     "Camera",
+    "CameraSigma",
     "GridConstants",
     "VolumeLike",
     "assemble",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,39 @@ from drrkit.geometry.checks import (
 BEAMS = ("cone", "parallel")
 
 
+@dataclass(frozen=True)
+class CameraSigma:
+    """Standard deviations of a camera's intrinsics: how well they are known.
+
+    focal           of the focal length over pixel pitch (what one view feels of sdd), relative
+    col_px, row_px  of the principal point, pixels
+    """
+
+    focal: float
+    col_px: float
+    row_px: float
+
+    def __post_init__(self) -> None:
+        for name in ("focal", "col_px", "row_px"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+                raise ValueError(f"{name}: expected a standard deviation >= 0, got {value!r}")
+
+    def rescale(self, factor: float) -> CameraSigma:
+        """The same where pixels are `factor` times larger."""
+        return CameraSigma(self.focal, self.col_px / factor, self.row_px / factor)
+
+
+ORIGINS = {
+    "calibration": CameraSigma(0.0005, 0.5, 0.5),
+    "header": CameraSigma(0.003, 2.0, 2.0),
+    "user": CameraSigma(0.005, 5.0, 5.0),
+    "assumed": CameraSigma(0.05, 5.0, 5.0),
+}
+"""Where a camera's numbers may come from, and how well they are known then: a calibration file, a
+DICOM header, somebody who typed them, a guess."""
+
+
 @dataclass(frozen=True, eq=False)
 class Camera:
     """Intrinsics of an X-ray view, checked on creation; immutable, its tensors included.
@@ -34,6 +67,9 @@ class Camera:
     sdd   source-to-detector distance in mm, a number or a tensor [] or [B]: the rays end on the
           plane z = sdd
     beam  "cone", or "parallel": rays along +z from z = 0 to z = sdd, pixel pitch sdd / f
+    origin  where the numbers come from, a key of ORIGINS: "calibration", "header", "user" or
+          "assumed"
+    sigma  their standard deviations; None: those usual for the origin
 
     K and sdd may require gradients. Raises TypeError or ValueError when something does not fit;
     values that cannot be read (inside torch.vmap, on the meta device) are not checked.
@@ -43,6 +79,8 @@ class Camera:
     size: tuple[int, int]
     sdd: float | Tensor
     beam: str = "cone"
+    origin: str = field(default="user", kw_only=True)
+    sigma: CameraSigma = field(default=None, kw_only=True)  # ty: ignore[invalid-assignment]
     _rays: Tensor | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
@@ -54,6 +92,12 @@ class Camera:
             object.__setattr__(self, "sdd", checked_positive("sdd", self.sdd))
         if self.beam not in BEAMS:
             raise ValueError(f"beam: expected one of {BEAMS}, got {self.beam!r}")
+        if self.origin not in ORIGINS:
+            raise ValueError(f"origin: expected one of {tuple(ORIGINS)}, got {self.origin!r}")
+        if self.sigma is None:
+            object.__setattr__(self, "sigma", ORIGINS[self.origin])
+        elif not isinstance(self.sigma, CameraSigma):
+            raise TypeError(f"sigma: expected a CameraSigma, got {type(self.sigma).__name__}")
         batches = {batch_size(self.K, 2), batch_size(self.sdd, 0)} - {None, 1}
         if len(batches) > 1:
             raise ValueError(
@@ -91,7 +135,7 @@ class Camera:
     ) -> Camera:
         """The same camera with K and a tensor sdd on another device or in another dtype."""
         sdd = self.sdd.to(device=device, dtype=dtype) if isinstance(self.sdd, Tensor) else self.sdd
-        return Camera(self.K.to(device=device, dtype=dtype), self.size, sdd, self.beam)
+        return replace(self, K=self.K.to(device=device, dtype=dtype), sdd=sdd)
 
     def rescale(self, factor: float) -> Camera:
         """The camera whose pixels are `factor` times larger (below 1: smaller), same detector.
@@ -111,7 +155,8 @@ class Camera:
         coarse_from_fine = self.K.new_tensor(
             ((scale, 0.0, (scale - 1.0) / 2), (0.0, scale, (scale - 1.0) / 2), (0.0, 0.0, 1.0))
         )
-        return Camera(coarse_from_fine @ self.K, (rows, cols), self.sdd, self.beam)
+        sigma = self.sigma.rescale(factor)
+        return replace(self, K=coarse_from_fine @ self.K, size=(rows, cols), sigma=sigma)
 
     def crop(self, row0: int, col0: int, rows: int, cols: int) -> Camera:
         """The camera of the window whose pixel (0, 0) is (row0, col0) here, rows x cols large.
@@ -121,7 +166,7 @@ class Camera:
         """
         row, col = checked_integer("row0", row0), checked_integer("col0", col0)
         window_from_full = self.K.new_tensor(((1.0, 0.0, -col), (0.0, 1.0, -row), (0.0, 0.0, 1.0)))
-        return Camera(window_from_full @ self.K, (rows, cols), self.sdd, self.beam)
+        return replace(self, K=window_from_full @ self.K, size=(rows, cols))
 
     def _frame_in_camera(self) -> Tensor:
         # Columns: pixel (0, 0) for the source and for its own centre, the two steps.
@@ -144,6 +189,8 @@ def CArm(
     principal_point: Sequence[float | Tensor] | Tensor | None = None,
     *,
     beam: str = "cone",
+    origin: str = "user",
+    sigma: CameraSigma | None = None,
 ) -> Camera:
     """A camera in a C-arm's words: float64 K = [[sdd / col, 0, cx], [0, sdd / row, cy], [0, 0, 1]].
 
@@ -153,6 +200,7 @@ def CArm(
     principal_point  (col, row) in pixels, the foot of the source on the detector;
                      default ((cols - 1) / 2, (rows - 1) / 2)
     beam             "cone" or "parallel"
+    origin, sigma    how well the numbers are known, as for Camera
 
     The numbers may be tensors [] or [B]; K is differentiable in them. Raises TypeError or
     ValueError as Camera does.
@@ -174,7 +222,9 @@ def CArm(
     distance, row, col, cx, cy = torch.broadcast_tensors(*numbers.values())
     zero, one = torch.zeros_like(cx), torch.ones_like(cx)
     entries = (distance / col, zero, cx, zero, distance / row, cy, zero, zero, one)
-    return Camera(torch.stack(entries, -1).unflatten(-1, (3, 3)), (rows, cols), sdd, beam)
+    K = torch.stack(entries, -1).unflatten(-1, (3, 3))
+    known = {"origin": origin, "sigma": sigma}
+    return Camera(K, (rows, cols), sdd, beam, **known)  # ty: ignore[invalid-argument-type]
 
 
 def project_points(camera: Camera, world_to_camera: Tensor, points: Tensor) -> Tensor:

@@ -26,10 +26,33 @@ from drrkit.losses.information import (
     normalized_mutual_information,
 )
 from drrkit.losses.intensity import l1, mse, soft_dice
-from drrkit.losses.patches import patch_gradient_ncc
+from drrkit.losses.patches import patch_gradient_ncc, patch_radius
+from drrkit.losses.stencils import sobel
 from drrkit.losses.structure import ssim, ssim_dice_l1
 
+LOSSES = {
+    loss.__name__: loss
+    for loss in (
+        focal_frequency,
+        gradient_difference,
+        gradient_ncc,
+        l1,
+        local_ncc,
+        mattes_mutual_information,
+        mse,
+        mutual_information,
+        ncc,
+        normalized_mutual_information,
+        patch_gradient_ncc,
+        soft_dice,
+        ssim,
+        ssim_dice_l1,
+    )
+}
+"""All losses by name."""
+
 __all__ = [
+    "LOSSES",
     "focal_frequency",
     "gradient_difference",
     "gradient_ncc",
@@ -41,6 +64,8 @@ __all__ = [
     "ncc",
     "normalized_mutual_information",
     "patch_gradient_ncc",
+    "patch_radius",
+    "sobel",
     "soft_dice",
     "ssim",
     "ssim_dice_l1",

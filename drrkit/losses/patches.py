@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from drrkit.losses.batches import by_views
 from drrkit.losses.stencils import Taps, box, correlate
 from drrkit.losses.weights import NO_WEIGHT, unit
 
-__all__ = ["patch_gradient_ncc"]
+__all__ = ["patch_gradient_ncc", "patch_radius"]
 
 # Gaussians of these sides as OpenCV tabulates them for a standard deviation left to itself.
 _BLURS: dict[int, Taps] = {
@@ -151,6 +152,11 @@ def patch_gradient_ncc(
     return by_views(compare, moving, *parts, numbers=2 * moving[:1].numel())
 
 
+def patch_radius(size: Sequence[int]) -> int:
+    """The default radius of patches in images of (rows, cols) pixels: by the longer side."""
+    return max(1, round(max(size) * _RADIUS_PER_PIXEL))
+
+
 def _check_options(
     moving: Tensor,
     radius: int | None,
@@ -160,8 +166,8 @@ def _check_options(
     masked_statistics: bool,
 ) -> _Options:
     if radius is None:
-        longest = max(moving.shape[2:]) if isinstance(moving, Tensor) and moving.dim() == 4 else 1
-        radius = max(1, round(longest * _RADIUS_PER_PIXEL))
+        image = isinstance(moving, Tensor) and moving.dim() == 4
+        radius = patch_radius(moving.shape[2:] if image else (1, 1))
     check_count(radius, "radius", 1, "a number of pixels")
     check_count(stride, "stride", 1, "a number of pixels")
     if blur not in _BLURS:

@@ -1,28 +1,41 @@
 """2D/3D registration: find the pose of a volume from X-ray images.
 
-A stage says what to minimise, at which resolution and with which step lengths; a pipeline is stages
-in order, the result of one starting the next; everything works on a batch of poses.
+A stage says what to minimise, at which resolution and with which optimiser; a pipeline is stages in
+order, the result of one starting the next; everything works on a batch of poses.
 """
 
-from drrkit.registration.hybrid import hybrid
 from drrkit.registration.intrinsics import CalibrationResult, refine_intrinsics
-from drrkit.registration.pipeline import register
-from drrkit.registration.presets import AUTO, GLOBAL, PIPELINES
+from drrkit.registration.lengths import Share, extent_mm, mean_depth, pixel_at
+from drrkit.registration.optimisers import (
+    OPTIMISERS,
+    CmaEs,
+    Descent,
+    Directions,
+    Levenberg,
+    Optimiser,
+    Regressor,
+    TrustRegion,
+)
+from drrkit.registration.pipeline import Registrar, register
+from drrkit.registration.presets import AUTO, FOLLOW, GLOBAL, PIPELINES, hybrid
 from drrkit.registration.problem.bodies import Bodies
 from drrkit.registration.problem.landmarks import LandmarkPose, Landmarks
-from drrkit.registration.problem.motion import mean_depth, motion_of
+from drrkit.registration.problem.loss import objective
+from drrkit.registration.problem.motion import motion_of
 from drrkit.registration.problem.prior import PosePrior
-from drrkit.registration.problem.views import (
-    View,
-    downsampling,
-    make_views,
-    objective,
-    pixel_at,
-    rig_of,
+from drrkit.registration.problem.views import View, downsampling, make_views, rig_of
+from drrkit.registration.result import (
+    DEPTH_LIMIT_MM,
+    REASONS,
+    TRUSTED,
+    RegistrationResult,
+    RunnerUp,
+    StageRecord,
+    is_accepted,
 )
-from drrkit.registration.result import DEPTH_LIMIT_MM, TRUSTED, RegistrationResult, StageRecord
-from drrkit.registration.sequence import FOLLOW, SequenceResult, register_sequence
-from drrkit.registration.stages import OPTIMISERS, SIMILARITIES, Search, Similarity, Stage
+from drrkit.registration.sequence import SequenceResult, register_sequence
+from drrkit.registration.similarities import SIMILARITIES, Similarity
+from drrkit.registration.stages import Search, Stage
 
 __all__ = [
     "AUTO",
@@ -31,22 +44,35 @@ __all__ = [
     "GLOBAL",
     "OPTIMISERS",
     "PIPELINES",
+    "REASONS",
     "SIMILARITIES",
     "TRUSTED",
     "Bodies",
     "CalibrationResult",
+    "CmaEs",
+    "Descent",
+    "Directions",
     "LandmarkPose",
     "Landmarks",
+    "Levenberg",
+    "Optimiser",
     "PosePrior",
+    "Registrar",
     "RegistrationResult",
+    "Regressor",
+    "RunnerUp",
     "Search",
     "SequenceResult",
+    "Share",
     "Similarity",
     "Stage",
     "StageRecord",
+    "TrustRegion",
     "View",
     "downsampling",
+    "extent_mm",
     "hybrid",
+    "is_accepted",
     "make_views",
     "mean_depth",
     "motion_of",

@@ -14,26 +14,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from drrkit.geometry import Camera, perturb
-from drrkit.registration.covariance import dispersion, pose_covariance
-from drrkit.registration.optimisers.levenberg import (
-    Expansion,
-    LevenbergMarquardt,
-    Linearised,
-    linearised_view,
-    view_jacobian,
-)
+from drrkit.registration.certainty import dispersion, pose_covariance
+from drrkit.registration.lengths import extent_mm, mean_depth, motion_units
+from drrkit.registration.optimisers.levenberg import Levenberg, LevenbergEngine
+from drrkit.registration.optimisers.optimiser import Expansion, PoseProblem
 from drrkit.registration.problem.bodies import Bodies
-from drrkit.registration.problem.inputs import check_scene, start_poses
-from drrkit.registration.problem.motion import mean_depth, motion_units
-from drrkit.registration.problem.views import (
-    View,
-    downsamplings,
-    make_views,
-    prepared,
-    renderer,
-    scaled_views,
-)
-from drrkit.registration.progress import progress_bar, run
+from drrkit.registration.problem.inputs import computing_place, self_rendering, start_poses
+from drrkit.registration.problem.loss import Linearised, linearised_view, mean_expansion
+from drrkit.registration.problem.rendering import SceneRenderer, renderer
+from drrkit.registration.problem.views import View, downsamplings, make_views, scaled_views
+from drrkit.registration.progress import run, step_bar
 from drrkit.registration.stages import Stage
 
 __all__ = ["CalibrationResult", "refine_intrinsics"]
@@ -43,12 +33,11 @@ UNKNOWNS = ("focal", "col", "row")
 
 DEFAULT_STAGE = Stage(
     "gradient_ncc",
-    optimiser="levenberg",
-    pixel_mm=1.75,
+    pixel=1.75,
+    optimiser=Levenberg(10.0, final_step=0.01),
     blur=1.0,
     iterations=40,
-    step=10.0,
-    final_step=0.01,
+    mm=True,
 )
 
 # First weight of the priors beside the similarity; then the residuals tell it.
@@ -122,7 +111,7 @@ def refine_intrinsics(
         sigma_focal: standard deviation of the focal length, relative; one for all or one a camera,
             a tiny one for a camera that is known.
         sigma_principal_px: of each coordinate of the principal point, pixels, likewise.
-        stage: similarity, resolution, step and iterations; its optimiser is not asked.
+        stage: similarity, resolution and iterations; its optimiser is a Levenberg.
 
     Returns:
         a CalibrationResult; with a UserWarning where intrinsics are not observable.
@@ -135,17 +124,22 @@ def refine_intrinsics(
         raise TypeError("volume: expected a Volume in mu, got Bodies; all bodies as one will do")
     if not isinstance(progress, bool):
         raise TypeError(f"progress: expected True or False, got {type(progress).__name__}")
-    like, center = check_scene(volume, None)
+    if not isinstance(stage.optimiser, Levenberg):
+        raise TypeError(f"stage: expected Levenberg as its optimiser, got {stage.optimiser!r}")
+    volume = self_rendering(volume)
+    like, center = computing_place(volume, None)
     views = make_views(camera, xray, mask, rig_to_camera, like)
     pose = start_poses(init, (stage,), views[0].camera, volume).to(center)
     if len(pose) != 1:
         raise ValueError(f"init: expected one pose, got {len(pose)}")
+    extent = extent_mm(volume, views[0].camera, mean_depth(pose, center))
+    stage = stage.in_mm(extent)
     focal = _per_camera("sigma_focal", sigma_focal, len(views))
     point = _per_camera("sigma_principal_px", sigma_principal_px, len(views))
     sigma = torch.stack((focal, point, point), 1).flatten()
     model = _Model(volume, views, stage, method, center, sigma, pose)
     state = torch.cat((pose.flatten(1), pose.new_zeros(1, 3 * len(views))), 1)
-    bar = progress_bar((stage, stage), progress)
+    bar = step_bar((stage, stage), progress)
     bar.set_description("intrinsics")
     try:
         state, reason = _optimised(model, state, stage, bar)
@@ -162,10 +156,14 @@ def refine_intrinsics(
 
 def _optimised(model: _Model, state: Tensor, stage: Stage, bar: Any) -> tuple[Tensor, str]:
     """The best state and why the search for it ended."""
-    optimiser = _Calibration(model.expand, state, model.center, model.units, stage)
-    reason = run(optimiser, bar)
-    bar.update(stage.iterations - optimiser.steps)
-    return optimiser.best_pose, reason
+    problem = PoseProblem(
+        center=model.center, units=model.units, expand=model.expand, iterations=stage.iterations
+    )
+    assert isinstance(stage.optimiser, Levenberg)
+    engine = _Calibration(stage.optimiser, problem, state)
+    reason = run(engine, bar)
+    bar.update(stage.iterations - engine.steps)
+    return engine.best_pose, reason
 
 
 def _per_camera(name: str, value: float | Sequence[float], count: int) -> Tensor:
@@ -180,7 +178,7 @@ def _per_camera(name: str, value: float | Sequence[float], count: int) -> Tensor
     return torch.tensor(numbers, dtype=torch.float64)
 
 
-class _Calibration(LevenbergMarquardt):
+class _Calibration(LevenbergEngine):
     """Levenberg-Marquardt on states [B, 16 + 3 V]: a pose's elements, then the intrinsics."""
 
     def moved(self, pose: Tensor, xi: Tensor) -> Tensor:
@@ -201,7 +199,7 @@ class _Model:
         sigma: Tensor,
         pose: Tensor,
     ) -> None:
-        self.scene = prepared(scene, stage.measure)
+        self.scene = SceneRenderer(scene, method).prepared_for(stage.measure)
         self.stage, self.method, self.center = stage, method, center
         self.sigma, self.weight = sigma.to(pose), _WEIGHT
         self.given = [view.camera for view in views]
@@ -215,13 +213,7 @@ class _Model:
 
     def expand(self, state: Tensor) -> Expansion:
         """The mean loss over the views plus the weighted priors, and their derivatives."""
-        parts = []
-        for part in self.linearise(state):
-            gradient = (part.jacobian * part.slope.unsqueeze(2)).sum((1, 3, 4))
-            parts.append((part.loss.double(), gradient.double(), part.matrix.double()))
-        loss, gradient, matrix = (
-            (1.0 - self.weight) * torch.stack(part).mean(0) for part in zip(*parts, strict=True)
-        )
+        loss, gradient, matrix = mean_expansion(self.linearise(state), 1.0 - self.weight)
         residual = state[:, 16:] / self.sigma
         loss = loss + 0.5 * self.weight * residual.square().sum(-1)
         gradient[:, 6:] += self.weight * residual / self.sigma
@@ -241,8 +233,8 @@ class _Model:
             seen = replace(view, camera=changed(self.given[number], change))
             factor = self.factors[number]
             seen = replace(seen, camera=seen.camera.rescale(factor))
-            draw = view_jacobian(self.scene, seen, self.stage, self.method, self.center)
-            moving, of_pose = draw(pose)
+            draw = renderer(self.scene, seen.camera, self.stage.supersample, self.method)
+            moving, of_pose = draw.with_jacobian(pose, view.rig_to_camera, self.center)
             own = self._of_intrinsics(number, view.pose(pose), change)
             jacobian = torch.zeros_like(of_pose[:, :, :1]).repeat(1, 1, len(self.units), 1, 1)
             jacobian[:, :, :6] = of_pose
@@ -293,7 +285,7 @@ def changed(camera: Camera, change: Tensor) -> Camera:
     across, down = torch.zeros_like(K), torch.zeros_like(K)
     across[0, 2] = down[1, 2] = 1.0
     K = K + focal * stretch + col * across + row * down
-    return Camera(K, camera.size, camera.sdd * (1.0 + change[..., 0]), camera.beam)
+    return replace(camera, K=K, sdd=camera.sdd * (1.0 + change[..., 0]))
 
 
 def _warn(result: CalibrationResult) -> None:

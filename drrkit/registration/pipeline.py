@@ -1,4 +1,4 @@
-"""register(): stages in order, the result of one starting the next."""
+"""register() and Registrar: stages in order, the result of one starting the next."""
 
 from __future__ import annotations
 
@@ -6,39 +6,42 @@ import itertools
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera
-from drrkit.registration.confidence import agreement
-from drrkit.registration.covariance import pose_covariance
-from drrkit.registration.optimisers.cmaes import CmaEs
-from drrkit.registration.optimisers.curvature import has_curvature
-from drrkit.registration.optimisers.descent import PoseDescent
-from drrkit.registration.optimisers.directions import DirectionDescent
-from drrkit.registration.optimisers.levenberg import LevenbergMarquardt, expansion, linearised
-from drrkit.registration.optimisers.optimiser import PoseOptimiser
-from drrkit.registration.optimisers.regressor import PoseRegression, proposals
-from drrkit.registration.optimisers.trust_region import TrustRegion
+from drrkit.registration.certainty import agreement, pose_covariance
+from drrkit.registration.lengths import extent_mm, mean_depth, motion_units
+from drrkit.registration.optimisers.optimiser import PoseEngine, PoseProblem
 from drrkit.registration.presets import resolve_stages
-from drrkit.registration.problem.bodies import Bodies
-from drrkit.registration.problem.inputs import check_options, check_scene, start_poses
+from drrkit.registration.problem.inputs import (
+    check_options,
+    computing_place,
+    self_rendering,
+    start_poses,
+)
 from drrkit.registration.problem.landmarks import Landmarks
-from drrkit.registration.problem.motion import mean_depth, motion_units, moved
+from drrkit.registration.problem.loss import StageLoss
+from drrkit.registration.problem.motion import distinct_poses, moved_by
 from drrkit.registration.problem.prior import PosePrior, PriorTerm
-from drrkit.registration.problem.views import View, downsamplings, make_views, negatives, objective
-from drrkit.registration.progress import Watcher, count_steps, progress_bar, run
-from drrkit.registration.result import DEPTH_LIMIT_MM, RegistrationResult, StageRecord
-from drrkit.registration.search.candidates import distinct_poses
+from drrkit.registration.problem.rendering import SceneRenderer
+from drrkit.registration.problem.views import View, downsamplings, make_views, negatives
+from drrkit.registration.progress import Watcher, count_steps, run, step_bar
+from drrkit.registration.result import (
+    DEPTH_LIMIT_MM,
+    RegistrationResult,
+    RunnerUp,
+    StageRecord,
+    is_accepted,
+)
 from drrkit.registration.search.search import GlobalSearch, viewed_alike
+from drrkit.registration.similarities import has_curvature
 from drrkit.registration.stages import Search, Stage
-from drrkit.volume import Volume
 
-__all__ = ["register"]
+__all__ = ["Registrar", "register"]
 
 
 def register(
@@ -65,7 +68,7 @@ def register(
     Args:
         volume: a Volume in mu; Bodies, which have poses [n, 4, 4] of their own; or another scene:
             anything with render(camera, world_to_camera) -> [B, C, rows, cols] and a `center`.
-            A scene whose `volume` is a Volume is taken for that.
+            A scene without render() whose `volume` is a Volume is taken for that.
         camera: the X-ray's camera, or a list for several views of one patient.
         xray: [1, 1, rows, cols] or [rows, cols], on the scale of line integrals: bright where the
             patient attenuates. Correlations ignore its offset and gain, "mi" any remapping.
@@ -85,9 +88,9 @@ def register(
         method: projector method, as in `render`.
         seed: of the starts that stages with several draw; the same seed gives the same result.
         progress: show a progress bar (needs tqdm; silently none without it); or a function that is
-            told the best pose so far, [4, 4] ([n, 4, 4] for n bodies), and its loss in the current
-            stage after every step. What it returns is ignored; KeyboardInterrupt, raised in it,
-            ends the registration with that pose, and any other exception passes through.
+            called after every step with the best pose so far, [4, 4] ([n, 4, 4] for n bodies), and
+            its loss in the current stage. What it returns is ignored; KeyboardInterrupt, raised in
+            it, ends the registration with that pose, and any other exception passes through.
 
     Returns:
         a RegistrationResult; with a UserWarning where the images do not show the depth.
@@ -96,41 +99,81 @@ def register(
         TypeError, ValueError: an argument is not what is described here; a Volume in HU (convert it
             with to_mu) is one of them.
     """
-    began = time.perf_counter()
-    resolved = resolve_stages(stages)
-    check_options(prior, seed, progress)
-    grid = getattr(volume, "volume", None)
-    volume = grid if isinstance(grid, Volume) else volume
-    like, middle = check_scene(volume, center)
-    views = make_views(camera, xray, mask, rig_to_camera, like)
-    pose = start_poses(init, resolved, views[0].camera, volume).to(middle)
-    bar = progress_bar(resolved, progress)
-    term = None if prior is None else prior.term(pose, middle)
-    generator = torch.Generator().manual_seed(seed)
-    work = Registration(volume, views, middle, method, generator, bar, term)
-    try:
-        found, confidence = work.until_trusted(resolved, Candidates.unjudged(pose))
-    finally:
-        bar.close()
-    best = int(found.loss.argmin())
-    result = RegistrationResult(
-        world_to_camera=found.pose[best],
-        loss=float(found.loss[best]),
-        confidence=confidence,
-        covariance=work.covariance(resolved[-1], found.pose[best : best + 1]),
-        history=work.history,
-        seconds=time.perf_counter() - began,
-        stop_reason=work.history[-1].stop_reason,
-        all_world_to_camera=found.pose,
-        all_loss=found.loss,
+    registrar = Registrar(
+        volume, camera, stages=stages, rig_to_camera=rig_to_camera, center=center, method=method
     )
-    if result.depth_observable is False and result.sigma is not None:
-        warnings.warn(
-            f"depth is not observable: standard deviation {float(result.sigma[5::6].max()):.3g} mm,"
-            f" more than {DEPTH_LIMIT_MM:g} mm; a second view or a prior would tell it",
-            stacklevel=2,
-        )
-    return result
+    return registrar(xray, init, mask=mask, prior=prior, seed=seed, progress=progress)
+
+
+class Registrar:
+    """`register` for many X-rays of one volume in one camera or rig: what it prepares is kept.
+
+    Resampled volumes, projectors and the wide images of a search (for starts of one rotation) are
+    made by the first call that needs them. The volume's values must not change meanwhile.
+
+    Args:
+        volume, camera, stages, rig_to_camera, center, method: as for `register`.
+
+    Raises:
+        TypeError, ValueError: as `register`.
+    """
+
+    def __init__(
+        self,
+        volume: Any,
+        camera: Camera | Sequence[Camera],
+        *,
+        stages: str | Stage | Search | Sequence[Stage | Search] = "auto",
+        rig_to_camera: Tensor | None = None,
+        center: Tensor | None = None,
+        method: str = "joseph",
+    ) -> None:
+        self.stages = resolve_stages(stages)
+        scene = self_rendering(volume)
+        self.like, self.center = computing_place(scene, center)
+        self.camera, self.rig_to_camera = camera, rig_to_camera
+        self.drawn = SceneRenderer(scene, method)
+
+    def __call__(
+        self,
+        xray: Tensor | Sequence[Tensor],
+        init: Tensor | Landmarks | None = None,
+        *,
+        mask: Tensor | Sequence[Tensor | None] | None = None,
+        prior: PosePrior | None = None,
+        seed: int = 0,
+        progress: bool | Watcher = False,
+        stages: str | Stage | Search | Sequence[Stage | Search] | None = None,
+    ) -> RegistrationResult:
+        """The pose in an X-ray. Arguments, result, warnings and errors as for `register`.
+
+        stages: others than the Registrar's for this X-ray.
+        """
+        began = time.perf_counter()
+        check_options(prior, seed, progress)
+        given = self.stages if stages is None else resolve_stages(stages)
+        views = make_views(self.camera, xray, mask, self.rig_to_camera, self.like)
+        scene = self.drawn.scene
+        pose = start_poses(init, given, views[0].camera, scene).to(self.center)
+        extent = extent_mm(scene, views[0].camera, mean_depth(pose, self.center))
+        resolved = [stage.in_mm(extent) for stage in given]
+        bar = step_bar(resolved, progress)
+        term = None if prior is None else prior.term(pose, self.center)
+        generator = torch.Generator().manual_seed(seed)
+        try:
+            work = Registration(self.drawn, views, self.center, generator, bar, term)
+            found = work.until_trusted(resolved, Candidates.unjudged(pose))
+        finally:
+            bar.close()
+        result = work.result(found, resolved[-1], began)
+        if result.depth_observable is False and result.sigma is not None:
+            warnings.warn(
+                "depth is not observable: standard deviation "
+                f"{float(result.sigma[5::6].max()):.3g} mm, more than {DEPTH_LIMIT_MM:g} mm; a "
+                "second view or a prior would determine it",
+                stacklevel=2,
+            )
+        return result
 
 
 @dataclass(frozen=True)
@@ -149,80 +192,102 @@ class Candidates:
         return Candidates(pose, pose.new_full((pose.shape[0],), torch.inf))
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """What one run through the stages came to."""
+
+    found: Candidates
+    agreement: float
+    views: Sequence[View]  # negated where the search found the X-ray to be a negative
+    history: list[StageRecord]
+    loss: StageLoss | None  # the last stage's
+
+    @property
+    def best(self) -> Tensor:
+        """The pose of lowest loss, [1, 4, 4]."""
+        return self.found.pose[int(self.found.loss.argmin())][None]
+
+    @property
+    def interrupted(self) -> bool:
+        return self.history[-1].stop_reason == "interrupted"
+
+
 class Registration:
-    """What the stages of one registration share; `through` runs them, `history` tells of them."""
+    """One registration: `until_trusted` runs the stages, `result` says what came of it."""
 
     def __init__(
         self,
-        scene: Any,
+        drawn: SceneRenderer,
         views: Sequence[View],
         center: Tensor,
-        method: str,
         generator: torch.Generator,
         bar: Any,
         prior: PriorTerm | None = None,
     ) -> None:
-        self.scene, self.center, self.method, self.prior = scene, center, method, prior
+        self.drawn, self.center, self.prior = drawn, center, prior
         self.bodies = center.numel() // 3
         self.views = self.given_views = views
         self.generator, self.bar = generator, bar
         self.history: list[StageRecord] = []
-        self._resampled: dict[float, Any] = {}
-        self._evolution: CmaEs | None = None  # the last, for a stage that goes on with it
+        self.loss: StageLoss | None = None
+        self.engine: PoseEngine | None = None  # the last, for a stage that goes on with it
+        self.rejected: list[Attempt] = []
 
-    def until_trusted(
-        self, stages: Sequence[Stage | Search], start: Candidates
-    ) -> tuple[Candidates, float]:
-        """What the stages make of the poses, and how well the best of them agrees.
+    def until_trusted(self, stages: Sequence[Stage | Search], start: Candidates) -> Attempt:
+        """What the stages make of the poses.
 
         Where they begin with a search whose outcome is not trusted, they begin again with a denser
         one; the better outcome counts.
         """
-        found = self.through(stages, start)
-        confidence = self._confidence(found)
-        first = stages[0]
+        attempt, first = self.through(stages, start), stages[0]
         if not isinstance(first, Search):
-            return found, confidence
+            return attempt
         for _ in range(first.repeats):
-            if confidence >= first.trusted or self.history[-1].stop_reason == "interrupted":
+            if attempt.agreement >= first.trusted or attempt.interrupted:
                 break
             first = first.denser()
             self.bar.add(count_steps(stages))
-            views = self.views
             other = self.through((first, *stages[1:]), start)
-            trust = self._confidence(other)
-            if trust > confidence:
-                found, confidence = other, trust
-            else:
-                self.views = views
-        return found, confidence
+            if other.agreement > attempt.agreement:
+                attempt, other = other, attempt
+            self.rejected.append(other)
+        return attempt
 
-    def covariance(self, stage: Stage | Search, pose: Tensor) -> Tensor | None:
-        """Of one pose [1, 4, 4] that a stage found, where that stage has a Jacobian."""
-        if isinstance(stage, Search) or stage.optimiser != "levenberg":
-            return None
-        if not has_curvature(stage.measure):
-            return None
-        scene = self._at_voxels(stage.voxel_mm)
-        depth = mean_depth(pose, self.center)
-        factors = downsamplings(stage, self.views, depth)
-        linearise = linearised(scene, self.views, stage, factors, self.method, self.center)
-        units = motion_units(self.views[0].camera, depth, self.bodies).to(pose)
-        if self.prior is None:
-            return pose_covariance(linearise(pose), units)
-        added = self.prior.expand(pose)[2][0]
-        return pose_covariance(linearise(pose), units, added, 1.0 - self.prior.weight)
+    def result(self, attempt: Attempt, stage: Stage | Search, began: float) -> RegistrationResult:
+        """Everything about the attempt that counts; `stage` is the last one."""
+        interrupted = any(one.interrupted for one in (attempt, *self.rejected))
+        reasons = []
+        if any(view.camera.origin == "assumed" for view in self.views):
+            reasons.append("depth_assumed")
+        if interrupted:
+            reasons.append("interrupted")
+        loss = float(attempt.found.loss.min())
+        return RegistrationResult(
+            world_to_camera=attempt.best[0],
+            loss=loss,
+            accepted=is_accepted(attempt.agreement, loss, reasons),
+            confidence=attempt.agreement,
+            agreement=attempt.agreement,
+            reasons=tuple(reasons),
+            runner_up=self._runner_up(attempt, stage),
+            covariance=self._covariance(attempt),
+            history=[
+                record if record in attempt.history else replace(record, counted=False)
+                for record in self.history
+            ],
+            seconds=time.perf_counter() - began,
+            stop_reason="interrupted" if interrupted else attempt.history[-1].stop_reason,
+            all_world_to_camera=attempt.found.pose,
+            all_loss=attempt.found.loss,
+        )
 
-    def _confidence(self, found: Candidates) -> float:
-        best = found.pose[int(found.loss.argmin())][None]
-        return agreement(self.scene, self.views, best, self.method)
-
-    def through(self, stages: Sequence[Stage | Search], found: Candidates) -> Candidates:
+    def through(self, stages: Sequence[Stage | Search], found: Candidates) -> Attempt:
         """What the stages make of the poses; after an interruption the best up to then."""
-        depth = mean_depth(found.pose, self.center)
+        depth, before = mean_depth(found.pose, self.center), len(self.history)
+        self.views, self.loss = self.given_views, None
         for number, stage in enumerate(stages, 1):
             self.bar.set_description(f"stage {number}/{len(stages)} {stage.name}")
-            units = motion_units(self.views[0].camera, depth, self.bodies).to(found.pose)
+            units = self._units(depth).to(found.pose)
             if isinstance(stage, Search):
                 found = self._search(stage, found, units)
                 depth = mean_depth(found.pose[:1], self.center)
@@ -230,7 +295,37 @@ class Registration:
                 found = self._improve(stage, found, units, depth)
             if self.history[-1].stop_reason == "interrupted":
                 break
-        return found
+        best = found.pose[int(found.loss.argmin())][None]
+        agreed = agreement(self.drawn, self.views, best)
+        return Attempt(found, agreed, self.views, self.history[before:], self.loss)
+
+    def _units(self, depth: float) -> Tensor:
+        return motion_units(self.given_views[0].camera, depth, self.bodies)
+
+    def _covariance(self, attempt: Attempt) -> Tensor | None:
+        """Of the pose found, where the last stage has a Jacobian."""
+        loss, pose = attempt.loss, attempt.best
+        if (
+            loss is None
+            or not loss.stage.optimiser.has_jacobian
+            or not has_curvature(loss.stage.measure)
+        ):
+            return None
+        units = self._units(mean_depth(pose, self.center)).to(pose)
+        if self.prior is None:
+            return pose_covariance(loss.linearise(pose), units)
+        added = self.prior.expand(pose)[2][0]
+        return pose_covariance(loss.linearise(pose), units, added, 1.0 - self.prior.weight)
+
+    def _runner_up(self, attempt: Attempt, stage: Stage | Search) -> RunnerUp | None:
+        """The best candidate of the last stage that differs from the best."""
+        found = attempt.found
+        units = self._units(mean_depth(attempt.best, self.center)).to(found.pose)
+        order = distinct_poses(found.pose, found.loss, self.center, units, stage.apart, 2)
+        if len(order) < 2:
+            return None
+        pose, loss = found.pose[order[1]], float(found.loss[order[1]])
+        return RunnerUp(pose, loss, agreement(self.drawn, attempt.views, pose[None]))
 
     def _search(self, stage: Search, found: Candidates, units: Tensor) -> Candidates:
         """The candidates of a search about every pose; from here on the views are no negatives."""
@@ -244,7 +339,7 @@ class Registration:
         seconds = time.perf_counter() - began
         visited = _stacked(path, found.pose)
         self.history.append(
-            StageRecord("search", factor, trace.cpu(), seconds, reason, "search", visited)
+            StageRecord("search", factor, trace.cpu(), seconds, reason, "search", path=visited)
         )
         if not searches:
             return found
@@ -261,11 +356,11 @@ class Registration:
 
         A view of several that cannot be searched, such as one of a parallel beam, is left out.
         """
-        scene, searches, problem = self._at_voxels(stage.voxel_mm), [], None
+        searches, problem = [], None
         reason = "converged"
         for view, start in itertools.product(self.views, found.pose):
             try:
-                search = GlobalSearch(scene, view, start, self.center, units, stage, self.method)
+                search = GlobalSearch(self.drawn, view, start, self.center, units, stage)
             except ValueError as error:
                 problem = problem or error
                 continue
@@ -283,56 +378,34 @@ class Registration:
         began = time.perf_counter()
         factors = downsamplings(stage, self.views, depth)
         cloud = _neighbours(found.pose, stage, self.center, self.generator)
-        optimiser = self._optimiser(stage, cloud, units, factors)
+        loss = StageLoss(self.drawn, self.views, stage, factors, self.center, self.prior)
+        problem = PoseProblem(
+            center=self.center,
+            units=units,
+            objective=loss.objective,
+            expand=loss.expand,
+            propose=loss.proposals,
+            iterations=stage.iterations,
+            halve_every=stage.halve_every,
+            keep=stage.keep or 1,
+            generator=self.generator,
+            previous=self.engine,
+        )
+        engine = stage.optimiser.begin(problem, cloud)
+        self.loss, self.engine = loss, engine
         path: list[Tensor] = []
-        reason = run(optimiser, self.bar, path)
-        self.bar.update(stage.iterations - optimiser.steps)
+        reason = run(engine, self.bar, path)
+        self.bar.update(stage.iterations - engine.steps)
         seconds = time.perf_counter() - began
-        self.history.append(_record(optimiser, factors[0], reason, seconds, path))
-        if optimiser.steps == 0:
+        self.history.append(_record(engine, stage, factors[0], reason, seconds, path))
+        if engine.steps == 0:
             return found
         if stage.keep is None:
-            return _best_of_each(optimiser, stage.starts)
+            return _best_of_each(engine, stage.starts)
         chosen = distinct_poses(
-            optimiser.best_pose, optimiser.best_loss, self.center, units, stage.apart, stage.keep
+            engine.best_pose, engine.best_loss, self.center, units, stage.apart, stage.keep
         )
-        return Candidates(optimiser.best_pose[chosen], optimiser.best_loss[chosen])
-
-    def _optimiser(
-        self, stage: Stage, pose: Tensor, units: Tensor, factors: list[int]
-    ) -> PoseOptimiser:
-        scene = self._at_voxels(stage.voxel_mm)
-        if stage.optimiser == "levenberg":
-            expand = expansion(
-                scene, self.views, stage, factors, self.method, self.center, self.prior
-            )
-            return LevenbergMarquardt(expand, pose, self.center, units, stage)
-        measure = objective(scene, self.views, stage, factors, self.method)
-        if self.prior is not None:
-            measure = self.prior.added_to(measure)
-        if stage.optimiser == "gradient":
-            return PoseDescent(measure, pose, self.center, units, stage)
-        if stage.optimiser == "directions":
-            return DirectionDescent(measure, pose, self.center, units, stage)
-        if stage.optimiser == "trust_region":
-            return TrustRegion(measure, pose, self.center, units, stage, self.generator)
-        if stage.optimiser == "regressor":
-            propose = proposals(self.scene, self.views, stage, pose, self.center, self.method)
-            return PoseRegression(measure, propose, pose, self.center, units, stage)
-        self._evolution = CmaEs(
-            measure, pose, self.center, units, stage, self.generator, self._evolution
-        )
-        return self._evolution
-
-    def _at_voxels(self, voxel_mm: float | None) -> Any:
-        """The scene with voxels of at least this size; one without voxels stays as it is."""
-        if voxel_mm is None or not isinstance(self.scene, (Volume, Bodies)):
-            return self.scene
-        if voxel_mm not in self._resampled:
-            coarser = partial(_coarser, voxel_mm=voxel_mm)
-            one = isinstance(self.scene, Volume)
-            self._resampled[voxel_mm] = coarser(self.scene) if one else self.scene.map(coarser)
-        return self._resampled[voxel_mm]
+        return Candidates(engine.best_pose[chosen], engine.best_loss[chosen])
 
 
 def _matched(searches: Sequence[GlobalSearch]) -> tuple[Tensor, Tensor, bool]:
@@ -347,14 +420,6 @@ def _matched(searches: Sequence[GlobalSearch]) -> tuple[Tensor, Tensor, bool]:
     return pose, loss, inverted
 
 
-def _coarser(volume: Volume, voxel_mm: float) -> Volume:
-    """A volume resampled to voxels of at least this size, if that makes it much smaller."""
-    spacing = tuple(max(own, voxel_mm) for own in volume.spacing)
-    if all(new < 1.25 * own for new, own in zip(spacing, volume.spacing, strict=True)):
-        return volume
-    return volume.resample(spacing)
-
-
 def _neighbours(pose: Tensor, stage: Stage, center: Tensor, generator: torch.Generator) -> Tensor:
     """Every pose [K, ...] followed by random ones around it: [K * starts, ...]."""
     if stage.starts == 1:
@@ -364,18 +429,18 @@ def _neighbours(pose: Tensor, stage: Stage, center: Tensor, generator: torch.Gen
     direction = torch.randn(shape, generator=generator, dtype=torch.float64)
     direction = direction / direction.norm(dim=-1, keepdim=True)
     radius = torch.rand(shape[:3], generator=generator, dtype=torch.float64)[..., None]
-    xi = direction * radius * stage.spreads.reshape(2, 3).repeat(bodies, 1)
+    xi = direction * radius * _six(stage.spread).reshape(2, 3).repeat(bodies, 1)
     xi[:, 0] = 0.0
     repeated = pose.repeat_interleave(stage.starts, dim=0)
-    return moved(repeated, xi.flatten(0, 1).flatten(1).to(pose), center)
+    return moved_by(repeated, xi.flatten(0, 1).flatten(1).to(pose), center)
 
 
-def _best_of_each(optimiser: PoseOptimiser, starts: int) -> Candidates:
+def _best_of_each(engine: PoseEngine, starts: int) -> Candidates:
     """The best pose [K, ...] and loss [K] among the optimisations that belong to each pose."""
-    loss = optimiser.best_loss.reshape(-1, starts)
+    loss = engine.best_loss.reshape(-1, starts)
     best = loss.argmin(dim=1)
     row = torch.arange(loss.shape[0], device=loss.device)
-    return Candidates(optimiser.best_pose.unflatten(0, (-1, starts))[row, best], loss[row, best])
+    return Candidates(engine.best_pose.unflatten(0, (-1, starts))[row, best], loss[row, best])
 
 
 def _stacked(path: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -383,12 +448,22 @@ def _stacked(path: Sequence[Tensor], like: Tensor) -> Tensor:
     return torch.stack(list(path)).cpu() if path else like[:0].cpu()
 
 
+def _six(spread: Sequence[float]) -> Tensor:
+    numbers = torch.tensor(spread, dtype=torch.float64)
+    return numbers if len(numbers) == 6 else numbers.repeat_interleave(3)
+
+
 def _record(
-    optimiser: PoseOptimiser, factor: int, reason: str, seconds: float, path: Sequence[Tensor]
+    engine: PoseEngine,
+    stage: Stage,
+    factor: int,
+    reason: str,
+    seconds: float,
+    path: Sequence[Tensor],
 ) -> StageRecord:
-    stage, count = optimiser.stage, optimiser.best_loss.shape[0]
-    trace = optimiser.best_loss.new_empty(0, count)
-    if optimiser.trace:
-        trace = torch.stack(optimiser.trace)
-    visited = _stacked(path, optimiser.best_pose)
-    return StageRecord(stage.name, factor, trace.cpu(), seconds, reason, stage.optimiser, visited)
+    trace = engine.best_loss.new_empty(0, engine.best_loss.shape[0])
+    if engine.trace:
+        trace = torch.stack(engine.trace)
+    visited = _stacked(path, engine.best_pose)
+    name = stage.optimiser.name
+    return StageRecord(stage.name, factor, trace.cpu(), seconds, reason, name, path=visited)

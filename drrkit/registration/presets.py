@@ -1,41 +1,43 @@
-"""Pipelines that `register` knows by name."""
+"""Pipelines: those that `register` knows by name, and those that begin with a learned one."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
+from drrkit.registration.optimisers import CmaEs, Descent, Directions, Levenberg, Regressor
+from drrkit.registration.similarities import Similarity
 from drrkit.registration.stages import Search, Stage
 
-__all__ = ["AUTO", "GLOBAL", "PIPELINES", "resolve_stages"]
+__all__ = ["AUTO", "FOLLOW", "GLOBAL", "PIPELINES", "hybrid", "resolve_stages"]
 
 AUTO: tuple[Stage, ...] = (
     Stage(
         "ncc",
-        optimiser="levenberg",
-        pixel_mm=7.0,
-        voxel_mm=4.0,
+        pixel=7.0,
+        optimiser=Levenberg(30.0, final_step=0.3),
+        voxel=4.0,
         iterations=15,
-        step=30.0,
-        final_step=0.3,
         starts=32,
+        spread=(0.3, 40.0),
+        mm=True,
     ),
     Stage(
         "gradient_ncc",
-        optimiser="levenberg",
-        pixel_mm=3.5,
-        voxel_mm=4.0,
+        pixel=3.5,
+        optimiser=Levenberg(10.0, final_step=0.1),
+        voxel=4.0,
         iterations=10,
-        step=10.0,
-        final_step=0.1,
+        mm=True,
     ),
     Stage(
         "gradient_ncc",
-        optimiser="levenberg",
-        pixel_mm=1.75,
+        pixel=1.75,
+        optimiser=Levenberg(5.0, final_step=0.01),
         blur=1.0,
         iterations=15,
-        step=5.0,
-        final_step=0.01,
+        mm=True,
     ),
 )
 """Coarse to fine, for starts within about 10 degrees and 5 cm. NCC on pixels of 7 mm has by far the
@@ -44,47 +46,51 @@ then ignores most of what the beam's energy changes, and gains nothing from pixe
 the voxels."""
 
 GLOBAL: tuple[Stage | Search, ...] = (
-    Search(),
+    Search(depth=350.0, voxel=4.0, apart=30.0, mm=True),
     Stage(
         "ncc",
-        optimiser="levenberg",
-        pixel_mm=7.0,
-        voxel_mm=4.0,
+        pixel=7.0,
+        optimiser=Levenberg(30.0, final_step=0.3),
+        voxel=4.0,
         iterations=15,
-        step=30.0,
-        final_step=0.3,
         halve_every=5,
         keep=16,
         apart=5.0,
+        mm=True,
     ),
     Stage(
         "gradient_ncc",
-        optimiser="levenberg",
-        pixel_mm=7.0,
-        voxel_mm=4.0,
+        pixel=7.0,
+        optimiser=Levenberg(20.0, final_step=0.3),
+        voxel=4.0,
         iterations=15,
-        step=20.0,
-        final_step=0.3,
         keep=6,
         apart=5.0,
+        mm=True,
     ),
     Stage(
         "gradient_ncc",
-        optimiser="levenberg",
-        pixel_mm=3.5,
-        voxel_mm=4.0,
+        pixel=3.5,
+        optimiser=Levenberg(10.0, final_step=0.1),
+        voxel=4.0,
         iterations=10,
-        step=10.0,
-        final_step=0.1,
         keep=2,
         apart=5.0,
+        mm=True,
     ),
     AUTO[-1],
 )
 """No start needed, or one that is far off."""
 
+FOLLOW: tuple[Stage, ...] = (replace(AUTO[1], keep=1, apart=1e-3), AUTO[2])
+"""From a start within a few degrees and about a centimetre: what a frame's predecessor gives."""
+
 PIPELINES: dict[str, tuple[Stage | Search, ...]] = {"auto": AUTO, "global": GLOBAL}
 """Names that `register` accepts for stages."""
+
+# Of learned similarities whose notes do not say, mm.
+PIXEL_MM = 3.5
+PATIENCE = 15  # steps after which they halve, as published
 
 
 def resolve_stages(stages: Any) -> tuple[Stage | Search, ...]:
@@ -113,20 +119,85 @@ def resolve_stages(stages: Any) -> tuple[Stage | Search, ...]:
             raise TypeError(f"stages: expected Stage objects, got {type(stage).__name__}")
         if isinstance(stage, Search) and number > 0:
             raise ValueError("stages: expected a Search to be the first stage")
-        if isinstance(stage, Stage) and stage.spread is None:
+        if isinstance(stage, Stage) and _goes_on(stage):
             _check_continued(found[number - 1] if number else None, stage)
     return found
 
 
+def _goes_on(stage: Stage) -> bool:
+    return isinstance(stage.optimiser, CmaEs) and stage.optimiser.sigma is None
+
+
 def _check_continued(previous: Stage | Search | None, stage: Stage) -> None:
-    """A stage without a spread needs distributions to go on with."""
+    """A CmaEs without deviations needs distributions to go on with."""
     if not (
         isinstance(previous, Stage)
-        and previous.optimiser == "cmaes"
-        and (previous.population, previous.starts) == (stage.population, 1)
+        and isinstance(previous.optimiser, CmaEs)
+        and isinstance(stage.optimiser, CmaEs)
+        and previous.optimiser.population == stage.optimiser.population
+        and previous.starts == stage.starts == 1
         and previous.keep is None
     ):
         raise ValueError(
-            "stages: a 'cmaes' stage with spread None expects one of the same population, one "
-            "start and no keep before it"
+            "stages: CmaEs(sigma=None) expects a CmaEs stage of the same population, one start and "
+            "no keep before it, and one start of its own"
         )
+
+
+def hybrid(
+    learned: Similarity | Any,
+    *,
+    pixel_mm: float | None = None,
+    voxel_mm: float | None = None,
+    iterations: int = 75,
+    step: float = 10.0,
+    spread: tuple[float, ...] = (math.radians(15.0), 40.0),
+    population: int = 50,
+    generations: int = 30,
+) -> tuple[Stage, ...]:
+    """Stages learned -> CMA-ES -> Levenberg-Marquardt, for starts that are far off.
+
+    A learned similarity's gradient, or a regressor, brings the pose into the reach of a CMA-ES on
+    patch gradient NCC, as in Gao et al., IEEE TMI 2024; what `register` does by default ends it.
+
+    Args:
+        learned: a LearnedSimilarity (anything with its `prepare`), whose gradient's directions are
+            followed; a PoseRegressor (anything with its `update`); or any other similarity, which
+            is descended.
+        pixel_mm: pixels at the patient that it sees; default those that it was trained with
+            (`notes["pixel_mm"]` of a loaded one), or 3.5.
+        voxel_mm: voxels of the volume that it sees; default likewise, or the volume's own.
+        iterations: most steps with it.
+        step: length of the first step along its gradient, mm of motion; directions are followed in
+            steps that halve every 15.
+        spread: first standard deviations of the CMA-ES, (rad, mm) or three of each.
+        population, generations: of the CMA-ES; 0 generations leave it out.
+
+    Raises:
+        TypeError, ValueError: as Stage.
+    """
+    notes: dict[str, Any] = getattr(learned, "notes", {})
+    scale: dict[str, Any] = {
+        "pixel": pixel_mm or notes.get("pixel_mm", PIXEL_MM),
+        "voxel": voxel_mm or notes.get("voxel_mm"),
+        "iterations": iterations,
+        "mm": True,
+    }
+    if callable(getattr(learned, "update", None)):
+        first = Stage(optimiser=Regressor(learned, final_step=0.5), **scale)
+    elif callable(getattr(learned, "prepare", None)):
+        steps = Directions(step, PATIENCE, final_step=step / 20)
+        first = Stage(learned, optimiser=steps, **scale)
+    else:
+        first = Stage(learned, optimiser=Descent(step, final_step=step / 20), **scale)
+    if generations == 0:
+        return (first, *AUTO[1:])
+    evolution = Stage(
+        "patch_gradient_ncc",
+        pixel=PIXEL_MM,
+        optimiser=CmaEs(spread, population, final_step=0.5),
+        voxel=4.0,
+        iterations=generations,
+        mm=True,
+    )
+    return (first, evolution, *AUTO[1:])

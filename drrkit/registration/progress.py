@@ -9,7 +9,7 @@ from torch import Tensor
 
 from drrkit.registration.stages import Search, Stage
 
-__all__ = ["Watcher", "count_steps", "progress_bar", "run"]
+__all__ = ["Watcher", "count_steps", "run", "step_bar"]
 
 Watcher = Callable[[Tensor, float], None]
 """Is told the best pose so far ([4, 4], or [n, 4, 4] for n bodies) and its loss after every step.
@@ -69,7 +69,7 @@ class _Told(_NoBar):
         self.watcher(work.best_pose[best].detach().clone(), float(work.best_loss[best]))
 
 
-def progress_bar(stages: Sequence[Stage | Search], wanted: bool | Watcher) -> Any:
+def step_bar(stages: Sequence[Stage | Search], wanted: bool | Watcher) -> Any:
     """A bar over the steps of the stages; those of a search are added when it begins.
 
     Where a watcher is given, what tells it of every step.

@@ -12,23 +12,20 @@ import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera
-from drrkit.registration.pipeline import register
-from drrkit.registration.presets import AUTO, resolve_stages
+from drrkit.registration.pipeline import Registrar
+from drrkit.registration.presets import FOLLOW, resolve_stages
 from drrkit.registration.problem.bodies import Bodies
-from drrkit.registration.progress import progress_bar
+from drrkit.registration.progress import step_bar
 from drrkit.registration.result import RegistrationResult
 from drrkit.registration.stages import Search, Stage
 
-__all__ = ["FOLLOW", "SequenceResult", "register_sequence"]
+__all__ = ["SequenceResult", "register_sequence"]
 
-FOLLOW: tuple[Stage, ...] = (
-    replace(AUTO[1], iterations=10, starts=1, keep=1, apart=1e-3),
-    AUTO[2],
-)
-"""From a start within a few degrees and about a centimetre: what a frame's predecessor gives."""
-
-# A confidence below this is that of no agreement at all, whatever is usual.
+# An agreement below this is that of no agreement at all, whatever is usual.
 _NOTHING = 0.1
+
+# Options of `register` that are the same for all frames.
+_FIXED = ("rig_to_camera", "center", "method")
 
 Pipeline = str | Stage | Search | Sequence[Stage | Search]
 
@@ -38,10 +35,10 @@ class SequenceResult:
     """The registrations of a sequence's frames, as many as were reached.
 
     Attributes:
-        frames: a RegistrationResult a frame.
-        attempts: [T] how many pipelines a frame took: 1 for one that was followed, more for one
+        frames: a RegistrationResult per frame.
+        attempts: [T] how many pipelines each frame took: 1 for one that was followed, more for one
             that was lost and searched again.
-        lost: [T] bool, frames whose confidence stayed too low for all of them.
+        lost: [T] bool, frames whose agreement stayed too low for all of them.
         seconds: wall time.
         stop_reason: "finished", or "interrupted" by the user.
     """
@@ -58,7 +55,7 @@ class SequenceResult:
         return torch.stack([frame.world_to_camera for frame in self.frames])
 
     @property
-    def confidence(self) -> list[float]:
+    def confidence(self) -> list[float | None]:
         """Of every frame."""
         return [frame.confidence for frame in self.frames]
 
@@ -80,7 +77,7 @@ def register_sequence(
     """Register the frames of a sequence, each from where the last one ended.
 
     A frame starts from the last pose and, where motion is extrapolated, also from where the motion
-    between the last two frames leads; the better one wins. A frame is lost when its confidence is
+    between the last two frames leads; the better one wins. A frame is lost when its agreement is
     below `lost_below` times the median of the frames that were not, or below 0.1; the pipelines of
     `recover` are tried then, in their order, from the last pose that was not lost. A frame that
     stays lost keeps its best attempt and does not guide the next one. Ctrl-C returns the frames so
@@ -94,7 +91,7 @@ def register_sequence(
         follow: stages of the others.
         recover: stages for lost frames; () to leave them lost. A search is left out for Bodies.
         extrapolate: start from constant velocity, too.
-        lost_below: share of the usual confidence, in [0, 1].
+        lost_below: share of the usual agreement, in [0, 1].
         progress: show a progress bar over frames (needs tqdm).
         options: mask, rig_to_camera, prior, center, method, seed: as for `register`. A prior
             without a pose of its own is about the last frame's.
@@ -114,8 +111,10 @@ def register_sequence(
     pipelines = [resolve_stages(stages) for stages in (first, follow, *recover)]
     if isinstance(volume, Bodies):  # no search finds several poses
         pipelines[2:] = [p for p in pipelines[2:] if not isinstance(p[0], Search)]
-    track = _Track(volume, camera, options, extrapolate, lost_below)
-    bar = progress_bar((), progress)
+    fixed = {name: options.pop(name) for name in _FIXED if name in options}
+    registrar = Registrar(volume, camera, stages=pipelines[0], **fixed)
+    track = _Track(registrar, options, extrapolate, lost_below)
+    bar = step_bar((), progress)
     bar.add(len(frames))
     reason = "finished"
     try:
@@ -140,9 +139,9 @@ class _Track:
     """The frames registered so far, and where the next one starts."""
 
     def __init__(
-        self, volume: Any, camera: Any, options: dict[str, Any], extrapolate: bool, below: float
+        self, registrar: Registrar, options: dict[str, Any], extrapolate: bool, below: float
     ) -> None:
-        self.volume, self.camera, self.options = volume, camera, options
+        self.registrar, self.options = registrar, options
         self.extrapolate, self.below = extrapolate, below
         self.frames: list[RegistrationResult] = []
         self.attempts: list[int] = []
@@ -157,7 +156,7 @@ class _Track:
                 start = self._last()
             result = self._register(frame, start, stages)
             stopped = result.stop_reason == "interrupted"
-            if best is None or stopped or result.confidence > best.confidence:
+            if best is None or stopped or result.agreement > best.agreement:
                 best = result
             if stopped or not self._is_lost(best):
                 break
@@ -175,13 +174,13 @@ class _Track:
         last = self._last()
         if prior is not None and prior.world_to_camera is None and last is not None:
             options = {**options, "prior": replace(prior, world_to_camera=last)}
-        return register(self.volume, self.camera, frame, start, stages=stages, **options)
+        return self.registrar(frame, start, stages=stages, **options)
 
     def _is_lost(self, result: RegistrationResult) -> bool:
-        if result.confidence < _NOTHING:
+        if result.agreement < _NOTHING:
             return True
-        usual = [f.confidence for f, lost in zip(self.frames, self.lost, strict=True) if not lost]
-        return bool(usual) and result.confidence < self.below * median(usual)
+        usual = [f.agreement for f, lost in zip(self.frames, self.lost, strict=True) if not lost]
+        return bool(usual) and result.agreement < self.below * median(usual)
 
     def _last(self) -> Tensor | None:
         """The last pose that is not lost."""

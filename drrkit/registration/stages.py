@@ -1,115 +1,79 @@
-"""What one stage of a registration minimises, at which resolution and with which step lengths."""
+"""Stages: what a registration minimises, at which resolution, from where, with which optimiser."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from drrkit import losses
+from drrkit.registration.lengths import (
+    Share,
+    check_spread,
+    length_in_mm,
+    positive_lengths,
+    spread_in_mm,
+    whole_number,
+)
+from drrkit.registration.optimisers import Descent, Optimiser
 from drrkit.registration.result import TRUSTED
-from drrkit.registration.scaling import UnitRange
+from drrkit.registration.similarities import SIMILARITIES, Similarity
 
-__all__ = ["OPTIMISERS", "SIMILARITIES", "Search", "Similarity", "Stage"]
+__all__ = ["Search", "Stage"]
 
-Similarity = Callable[..., Tensor]
-"""similarity(moving [B, C, rows, cols], fixed, mask) -> [B], to be minimised."""
 
-# Losses of intensities as they are, which need both images on one scale.
-_OF_INTENSITIES = ("focal_frequency", "l1", "mse", "soft_dice", "ssim", "ssim_dice_l1")
-
-SIMILARITIES: dict[str, Similarity] = {
-    **{name: getattr(losses, name) for name in losses.__all__},
-    "mi": losses.mutual_information,
-    "mattes_mi": losses.mattes_mutual_information,
-    "nmi": losses.normalized_mutual_information,
-    **{f"unit_{name}": UnitRange(getattr(losses, name)) for name in _OF_INTENSITIES},
-}
-"""Names a Stage accepts: every loss of drrkit.losses, three of them by short names too; unit_*
-compares images that are each mapped to [0, 1] first, for X-rays on another scale than the volume.
-"""
-
-OPTIMISERS = ("gradient", "directions", "levenberg", "cmaes", "trust_region", "regressor")
-"""Names a Stage accepts."""
+_DESCENT = Descent()
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage of a coarse-to-fine pose optimisation.
 
-    Step lengths are in mm of motion seen at the patient: a turn counts by what it moves in the
-    field of view, a change of depth by the magnification it causes.
+    Lengths are shares of the object's extent in the image (see `extent_mm`), or mm where `mm` is
+    True; those of motion are seen at the patient: a turn counts by what it moves in the field of
+    view, a change of depth by the magnification it causes.
 
     Attributes:
         similarity: a name in SIMILARITIES, or a callable (moving, fixed, mask) -> [B] to minimise.
-        optimiser: a name in OPTIMISERS: "gradient", descent with a step length a pose (the
-            similarity is differentiated); "directions", steps of given lengths along the gradient,
-            for learned similarities; "levenberg", damped Gauss-Newton steps on the pose Jacobian,
-            by far the fastest where the similarity is a correlation or mse; "cmaes", CMA-ES, and
-            "trust_region", bounded quadratic models, neither of which differentiates; "regressor",
-            a network that says where to go (the similarity is only reported).
-        downsample: the X-ray is averaged over downsample x downsample pixels and the volume is
-            rendered onto these larger pixels.
-        pixel_mm: instead of downsample: the width of these larger pixels at the patient, in mm.
-            The next whole factor is taken, 1 at least, and not so large that fewer than 24 rows or
-            columns remain.
-        voxel_mm: the volume is resampled to voxels of this size where its own are smaller; None
-            for its own. Voxels about as large as pixels at the patient keep fine structure from
-            aliasing, and render faster.
+        pixel: width of the stage's pixels at the patient. The next whole multiple of the X-ray's
+            own is taken, 1 at least, and not so large that fewer than 24 rows or columns remain.
+            None: as `downsample` says.
+        optimiser: Levenberg, Descent, Directions, CmaEs, TrustRegion or Regressor with what it
+            alone understands.
+        downsample: instead of pixel: average downsample x downsample of the X-ray's pixels; the
+            volume is rendered onto these larger pixels.
         supersample: rays per larger pixel along each side, averaged.
         blur: standard deviation, in these larger pixels, of a Gaussian blur of both images before
             they are compared; it takes noise out of gradients.
-        iterations: most steps: gradient and Gauss-Newton steps render once with derivatives, a
-            generation of "cmaes" renders `population` poses, a step of "trust_region" 13.
-        step: first step length, mm; "levenberg": the largest step; "trust_region": half the width
-            of the first box. "cmaes" has none.
-        final_step: the stage ends for a pose when its step length would fall below this, mm.
-        patience: "gradient": steps without a new best loss after which a pose returns to its best
-            position and halves its step length. "directions": steps after which it halves.
-        momentum: "gradient": share of the last step's direction kept in the next, 0 to below 1.
-        tolerance: "gradient": a loss is a new best when it is lower by more than this.
+        voxel: the volume is resampled to voxels of this size where its own are smaller; None for
+            its own. Voxels about as large as pixels at the patient keep fine structure from
+            aliasing, and render faster.
+        iterations: most steps of the optimiser.
         starts: optimisations from the neighbourhood of every pose; the best one goes on. The first
             starts at the pose itself, the others at random turns and shifts from it.
-        spread: the largest turn (rad) and shift (mm) of those; six numbers bound the six components
-            of xi (rad, mm) one by one. "cmaes": the first standard deviations, or None, to go on
-            with the distributions of the "cmaes" stage before, of the same population and without
-            `keep` or several `starts`. "trust_region": the bounds, beyond which no pose is
-            rendered.
-        population: "cmaes": poses a generation and start.
+        spread: the largest turn (rad) and shift (a length) of those; six numbers bound the six
+            components of xi one by one.
         halve_every: successive halving: every so many steps the worse half of the poses that still
             move comes to rest, until `keep` of them, or one, are left; 0 for never.
         keep: only so many of the poses go on to the next stage: the best that differ, the best one
             first. None: all, in their order.
-        apart: poses closer than this, in mm of motion, do not differ.
-        regressor: "regressor": what updates the poses, a `drrkit.similarity.PoseRegressor` or
-            anything with its `prepare` and `update`, at most `iterations` times and until an update
-            is smaller than `final_step`. The last poses go on, not those of lowest loss.
+        apart: poses closer than this do not differ.
+        mm: lengths are mm, and not shares of the object's extent.
     """
 
     similarity: str | Similarity = "gradient_ncc"
+    pixel: float | None = None
+    optimiser: Optimiser = _DESCENT
     downsample: int = 1
-    pixel_mm: float | None = None
     supersample: int = 1
     blur: float = 0.0
+    voxel: float | None = None
     iterations: int = 100
-    step: float = 1.0
-    final_step: float = 0.05
-    patience: int = 5
-    momentum: float = 0.8
-    tolerance: float = 1e-6
     starts: int = 1
-    spread: tuple[float, ...] | None = (0.3, 40.0)
-    optimiser: str = "gradient"
-    voxel_mm: float | None = None
-    population: int = 50
+    spread: tuple[float, ...] = (0.3, Share(2 / 15))
     halve_every: int = 0
     keep: int | None = None
-    apart: float = 1.0
-    regressor: Any = None
+    apart: float = Share(1 / 300)
+    mm: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.similarity, str):
@@ -122,53 +86,21 @@ class Stage:
             raise TypeError(
                 f"similarity: expected a name or a callable, got {type(self.similarity).__name__}"
             )
-        if self.optimiser not in OPTIMISERS:
-            names = ", ".join(repr(name) for name in OPTIMISERS)
-            raise ValueError(f"optimiser: expected one of {names}, got {self.optimiser!r}")
-        if (self.optimiser == "regressor") != callable(getattr(self.regressor, "update", None)):
+        if not isinstance(self.optimiser, Optimiser):
             raise TypeError(
-                "regressor: expected one with update() for the optimiser 'regressor' and None for "
-                f"others, got {type(self.regressor).__name__} for {self.optimiser!r}"
+                "optimiser: expected Levenberg(...) or another of drrkit.registration's, got "
+                f"{self.optimiser!r}"
             )
-        self._check_counts()
-        self._check_lengths()
-
-    def _check_counts(self) -> None:
-        least = {"population": 4, "halve_every": 0}
-        names = ("downsample", "supersample", "iterations", "patience", "starts", "keep", *least)
-        for name in names:
-            value = getattr(self, name)
-            if name == "keep" and value is None:
-                continue
-            lowest = least.get(name, 1)
-            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                wanted = "a positive integer" if lowest == 1 else f"an integer >= {lowest}"
-                raise ValueError(f"{name}: expected {wanted}, got {value!r}")
-
-    def _check_lengths(self) -> None:
-        for name in ("step", "final_step", "apart", "pixel_mm", "voxel_mm"):
-            value = getattr(self, name)
-            if name.endswith("_mm") and value is None:
-                continue
-            if not (isinstance(value, (int, float)) and 0 < value < math.inf):
-                raise ValueError(f"{name}: expected a positive length in mm, got {value!r}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum: expected a number in [0, 1), got {self.momentum!r}")
-        for name in ("blur", "tolerance"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a number >= 0, got {getattr(self, name)!r}")
-        if self.spread is None:
-            if self.optimiser != "cmaes" or self.starts > 1:
-                raise ValueError(
-                    "spread: only a 'cmaes' stage of one start can go without, got None"
-                )
-            return
-        if len(self.spread) not in (2, 6) or not all(
-            0 <= value < math.inf for value in self.spread
-        ):
-            raise ValueError(f"spread: expected (rad, mm) or six, all >= 0, got {self.spread!r}")
-        if self.optimiser in ("cmaes", "trust_region") and min(self.spread) == 0:
-            raise ValueError(f"spread: {self.optimiser!r} needs positive ones, got {self.spread!r}")
+        for name in ("downsample", "supersample", "iterations", "starts"):
+            whole_number(self, name)
+        whole_number(self, "halve_every", 0)
+        if self.keep is not None:
+            whole_number(self, "keep")
+        given = [name for name in ("pixel", "voxel") if getattr(self, name) is not None]
+        positive_lengths(self, ("apart", *given))
+        if not 0 <= self.blur < math.inf:
+            raise ValueError(f"blur: expected a number >= 0, got {self.blur!r}")
+        check_spread("spread", self.spread, zero=True)
 
     @property
     def measure(self) -> Similarity:
@@ -184,76 +116,70 @@ class Stage:
             return self.similarity
         return getattr(self.similarity, "__name__", type(self.similarity).__name__)
 
-    @property
-    def spreads(self) -> Tensor:
-        """The spread of each component of xi, [6] float64 (rad, mm).
-
-        Raises:
-            ValueError: the stage has none.
-        """
-        if self.spread is None:
-            raise ValueError("spread: expected (rad, mm) or six numbers, got None")
-        if len(self.spread) == 6:
-            return torch.tensor(self.spread, dtype=torch.float64)
-        return torch.tensor(self.spread, dtype=torch.float64).repeat_interleave(3)
+    def in_mm(self, extent: float) -> Stage:
+        """The same stage with all lengths in mm, for an object of this extent in mm."""
+        return replace(
+            self,
+            **_lengths_in_mm(self, ("pixel", "voxel", "apart"), extent),
+            optimiser=self.optimiser.in_mm(extent, self.mm),
+            spread=spread_in_mm(self.spread, extent, self.mm),
+            mm=True,
+        )
 
 
 @dataclass(frozen=True)
 class Search:
     """A stage that finds candidate poses for the next stage instead of improving given ones.
 
-    The range of turns and depths is about the start pose, for every start given; where the volume's
-    centre is across the beam, the X-ray says.
+    Lengths are as in Stage. The range of turns and depths is about every start pose given; where
+    the volume's centre is across the beam is read from the X-ray.
 
     Attributes:
         rotation: the largest turn from the start, rad; pi and more searches all turns.
-        depth: the largest change of the distance of the volume's centre from the source, mm.
+        depth: the largest change of the distance of the volume's centre from the source.
         shift: the largest distance of the volume's centre from the beam's axis across and along the
-            rows, mm; the centre may then be outside the X-ray. None: anywhere inside the X-ray.
+            rows; the centre may then be outside the X-ray. None: anywhere inside the X-ray.
         between: nearest and farthest distance of the centre from the source that a search takes
             for possible, as shares of the source-to-detector distance.
         step: angle between neighbouring directions and rolls, rad.
         depth_step: ratio of neighbouring distances.
         pixels: pixels of the search along the X-ray's longer side.
-        voxel_mm: the volume is resampled to voxels of this size where its own are smaller; None
+        voxel: the volume is resampled to voxels of this size where its own are smaller; None
             for its own.
         keep: candidates to find.
-        apart: least distance between two of them, mm of motion.
+        apart: least distance between two of them.
         inverted: whether the X-ray is dark where the patient attenuates; it is negated then, for
             this and all later stages. None: find out.
         trusted: confidence of a registration below which its stages begin again with a denser
             search. The default is measured, see `drrkit.registration.TRUSTED`.
         repeats: how often they may; 0 for never.
+        mm: lengths are mm, and not shares of the object's extent.
     """
 
     rotation: float = math.radians(85.0)
-    depth: float = 350.0
+    depth: float = Share(7 / 6)
     shift: float | None = None
     between: tuple[float, float] = (0.4, 1.0)
     step: float = math.radians(15.0)
     depth_step: float = 1.12
     pixels: int = 32
-    voxel_mm: float | None = 4.0
+    voxel: float | None = Share(1 / 75)
     keep: int = 40
-    apart: float = 30.0
+    apart: float = Share(1 / 10)
     inverted: bool | None = False
     trusted: float = TRUSTED
     repeats: int = 1
+    mm: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("rotation", "depth", "step", "apart"):
-            _check_positive(name, getattr(self, name))
-        for name in ("shift", "voxel_mm"):
-            if getattr(self, name) is not None:
-                _check_positive(name, getattr(self, name))
+        given = [name for name in ("shift", "voxel") if getattr(self, name) is not None]
+        positive_lengths(self, ("rotation", "depth", "step", "apart", *given))
         if not self.step < math.pi / 2:
             raise ValueError(f"step: expected less than a right angle (rad), got {self.step!r}")
         if not 1.0 < self.depth_step < math.inf:
             raise ValueError(f"depth_step: expected a ratio above 1, got {self.depth_step!r}")
         for name, least in (("pixels", 8), ("keep", 1), ("repeats", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+            whole_number(self, name, least)
         if self.inverted not in (True, False, None):
             raise ValueError(f"inverted: expected True, False or None, got {self.inverted!r}")
         if not 0 <= self.trusted <= 1:
@@ -280,8 +206,15 @@ class Search:
             apart=self.apart / 1.5,
         )
 
+    def in_mm(self, extent: float) -> Search:
+        """The same search with all lengths in mm, for an object of this extent in mm."""
+        names = ("depth", "shift", "voxel", "apart")
+        return replace(self, **_lengths_in_mm(self, names, extent), mm=True)
 
-def _check_positive(name: str, value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and 0 < value < math.inf):
-        raise ValueError(f"{name}: expected a positive number, got {value!r}")
+
+def _lengths_in_mm(stage: Stage | Search, names: tuple[str, ...], extent: float) -> dict[str, Any]:
+    given = {name: getattr(stage, name) for name in names}
+    return {
+        name: None if value is None else length_in_mm(value, extent, stage.mm)
+        for name, value in given.items()
+    }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drrkit.evaluation import AXES, axis_offsets, local_minima, losses_at
 from drrkit.geometry import Camera, perturb, volume_center
-from drrkit.registration import Stage, downsampling, make_views, mean_depth
+from drrkit.registration import Stage, downsampling, extent_mm, make_views, mean_depth
 from drrkit.report.charts import heat_map, line_chart
 from drrkit.volume import Volume
 
@@ -93,6 +93,7 @@ def pose_landscape(
     center = volume_center(volume)
     pose = world_to_camera.detach().reshape(1, 4, 4).to(center)
     depth = mean_depth(pose, center)
+    stage = stage.in_mm(extent_mm(volume, camera, depth))
     factor = downsampling(stage, camera, depth)
     offsets = axis_offsets(widths, count)
     grid = axis_offsets(widths, map_count) if map_count else offsets[:, :0]

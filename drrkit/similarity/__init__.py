@@ -3,7 +3,7 @@
 `build` makes one by name, `save_similarity` and `load_similarity` keep it; `drrkit.register` takes
 it wherever a Stage takes a similarity. `SimilarityTask` is what `drrkit.training.train` trains.
 Pose regressors, which the learned similarities are compared with, are built and kept alike;
-`RegressorTask` trains them, and Stage(optimiser="regressor", regressor=...) uses them.
+`RegressorTask` trains them, and Stage(optimiser=Regressor(...)) uses them.
 """
 
 from drrkit.similarity.networks.interfaces import (

@@ -15,7 +15,7 @@ import torch
 import drrkit
 from drrkit.cli.demo import random_offset
 from drrkit.cli.io import read_mask, read_pose, to_line
-from drrkit.registration.optimisers.optimiser import PoseOptimiser
+from drrkit.registration.optimisers.optimiser import PoseEngine
 from tests.support.commands import CAMERA, python, run, small_ct, succeed
 
 # ---- info
@@ -146,15 +146,15 @@ def test_a_result_below_the_confidence_asked_for_is_written_but_fails(
 def test_ctrl_c_writes_the_best_pose_so_far(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, count = PoseOptimiser.step, [0]
+    step, count = PoseEngine.step, [0]
 
-    def interrupted(self: PoseOptimiser) -> None:
+    def interrupted(self: PoseEngine) -> None:
         count[0] += 1
         if count[0] == 5:
             raise KeyboardInterrupt
         step(self)
 
-    monkeypatch.setattr(PoseOptimiser, "step", interrupted)
+    monkeypatch.setattr(PoseEngine, "step", interrupted)
     files = [data / "ct.nii.gz", data / "xray.npy", "--init", data / "start.json"]
     result = run("register", *files, "-q", "-o", tmp_path / "r.json")
     assert result.exit_code == 130

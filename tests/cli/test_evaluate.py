@@ -20,14 +20,14 @@ from drrkit import Stage
 from drrkit.evaluation import METHODS, PROTOCOLS, Row, evaluate, read_rows, with_similarity
 from drrkit.evaluation.protocols import Subject
 from drrkit.phantoms import torso
-from drrkit.registration import GLOBAL, RegistrationResult, Search
+from drrkit.registration import GLOBAL, Levenberg, RegistrationResult, Search
 from tests.support.commands import run, succeed
 
 pytestmark = pytest.mark.io  # target points need SimpleITK
 
 QUICK = (
-    Stage("ncc", optimiser="levenberg", pixel_mm=14.0, step=20.0, iterations=5),
-    Stage("ncc", optimiser="levenberg", pixel_mm=7.0, step=20.0, iterations=5),
+    Stage("ncc", pixel=14.0, optimiser=Levenberg(20.0), iterations=5, mm=True),
+    Stage("ncc", pixel=7.0, optimiser=Levenberg(20.0), iterations=5, mm=True),
 )
 
 
@@ -151,7 +151,17 @@ def test_the_help_names_every_output():
 def test_an_interrupted_registration_is_no_row(tmp_path):
     def stopped(case):
         return RegistrationResult(
-            case.start, 1.0, 0.0, None, [], 0.0, "interrupted", case.start[None], torch.ones(1)
+            world_to_camera=case.start,
+            loss=1.0,
+            accepted=False,
+            confidence=0.0,
+            agreement=0.0,
+            covariance=None,
+            history=[],
+            seconds=0.0,
+            stop_reason="interrupted",
+            all_world_to_camera=case.start[None],
+            all_loss=torch.ones(1),
         )
 
     with pytest.raises(KeyboardInterrupt):

@@ -17,13 +17,14 @@ from drrkit.cli import main
 from drrkit.cli.configuration import recorded_options
 from drrkit.cli.io import read_pose, write_pose
 from drrkit.evaluation import METHODS
+from drrkit.registration import Levenberg
 from tests.support.commands import CAMERA, python, run, small_camera, small_ct, write_data
 
 pytestmark = pytest.mark.io
 
 QUICK = (
-    drrkit.Stage("ncc", optimiser="levenberg", pixel_mm=14.0, step=20.0, iterations=3),
-    drrkit.Stage("ncc", optimiser="levenberg", pixel_mm=7.0, step=20.0, iterations=3),
+    drrkit.Stage("ncc", pixel=14.0, optimiser=Levenberg(20.0), iterations=3, mm=True),
+    drrkit.Stage("ncc", pixel=7.0, optimiser=Levenberg(20.0), iterations=3, mm=True),
 )
 
 

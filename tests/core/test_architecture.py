@@ -132,8 +132,6 @@ ALIKE = {  # layers of one idea that bear its name on purpose
 }
 TO_RENAME = {  # words that still mean two things
     *("Header", "Second"),
-    "check_scene",
-    "sobel",
 }
 
 
@@ -151,14 +149,14 @@ def test_one_word_means_one_thing() -> None:
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
     "": 1_110,  # the modules beside the packages
     "_native": 1_320,
-    "cli": 4_630,
+    "cli": 4_640,
     "conversions": 1_600,
-    "evaluation": 890,
+    "evaluation": 900,
     "fields": 1_980,
-    "geometry": 1_120,
-    "losses": 1_710,
+    "geometry": 1_140,
+    "losses": 1_740,
     "phantoms": 1_670,
-    "registration": 4_900,
+    "registration": 5_340,
     "report": 1_760,
     "similarity": 2_975,
     "training": 1_190,

@@ -12,6 +12,7 @@ from torch import Tensor
 import drrkit
 from drrkit import fields
 from drrkit.fields.networks.sampling import samples_in_mask
+from drrkit.registration import Levenberg
 from drrkit.volume import Volume
 from tests.support.volumes import oblique
 
@@ -459,7 +460,7 @@ def test_every_scene_can_be_registered() -> None:
     truth = poses(volume, 1)[0]
     start = poses(volume, 1, seed=4, angle=0.45)[0]
     center = drrkit.volume_center(volume)
-    stage = drrkit.Stage("ncc", optimiser="levenberg", iterations=25, step=20.0, final_step=0.05)
+    stage = drrkit.Stage("ncc", optimiser=Levenberg(20.0, final_step=0.05), iterations=25, mm=True)
     nett = woken().eval()
     scenes = {
         "CT": fields.CT(volume),
@@ -484,7 +485,7 @@ def test_a_field_itself_can_be_registered() -> None:
     start = drrkit.perturb(truth, xi, field.center)[0]
     with torch.no_grad():
         xray = field.render(camera, truth)
-    stage = drrkit.Stage("ncc", optimiser="levenberg", iterations=12, step=20.0)
+    stage = drrkit.Stage("ncc", optimiser=Levenberg(20.0), iterations=12, mm=True)
     result = drrkit.register(field, camera, xray, start, stages=[stage])
     turn = math.degrees(float(drrkit.metrics.rotation_error(result.world_to_camera, truth)))
     assert turn < 0.3

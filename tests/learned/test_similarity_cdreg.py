@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import drrkit
 from drrkit import CArm, Stage, register, render, view_ap
 from drrkit.phantoms import torso
+from drrkit.registration import Descent, Levenberg
 from drrkit.similarity import (
     NETWORKS,
     CDRegTask,
@@ -239,8 +240,8 @@ def test_register_takes_them_as_any_other_similarity(name: str, ct: Volume) -> N
     start = truth.clone()
     start[:, 0, 3] += 15.0
     stages = [
-        Stage(network, iterations=6, step=0.1, final_step=0.01),
-        Stage("gradient_ncc", optimiser="levenberg"),
+        Stage(network, optimiser=Descent(0.1, final_step=0.01), iterations=6, mm=True),
+        Stage("gradient_ncc", optimiser=Levenberg()),
     ]
     fixed = render(ct.to_mu(), CAMERA, truth)
     found = register(ct.to_mu(), CAMERA, fixed, start, stages=stages)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from drrkit import CArm, Stage, Volume, register, view_ap
 from drrkit.phantoms import random_anatomy, torso
 from drrkit.projector import render
+from drrkit.registration import Descent, Directions, Optimiser, TrustRegion
 from drrkit.similarity import (
     MEASURED,
     NETWORKS,
@@ -399,14 +400,14 @@ def test_unknown_names_are_refused() -> None:
 # ---- use
 
 
-@pytest.mark.parametrize("optimiser", ["gradient", "directions", "trust_region"])
-def test_a_network_is_a_similarity_like_any_other_in_register(optimiser: str) -> None:
+@pytest.mark.parametrize("optimiser", [Descent(), Directions(), TrustRegion()])
+def test_a_network_is_a_similarity_like_any_other_in_register(optimiser: Optimiser) -> None:
     network = build("prost-2020-small").eval()
     scene = torso(16.0).to_mu()
     camera = CArm(1020.0, (32, 32), 10.0)
     pose = view_ap(scene, 800.0)
     xray = render(scene, camera, pose)
-    stage = Stage(network, optimiser=optimiser, iterations=3, spread=(0.1, 10.0))
+    stage = Stage(network, optimiser=optimiser, iterations=3)
     result = register(scene, camera, xray, pose, stages=stage)
     assert result.world_to_camera.shape == (4, 4)
     assert bool(result.world_to_camera.isfinite().all())

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from drrkit import Stage, so3_exp, so3_log
+from drrkit import so3_exp, so3_log
 from drrkit.geometry import view_ap, volume_center
 from drrkit.phantoms import torso
-from drrkit.registration.optimisers.directions import DirectionDescent
+from drrkit.registration import Directions
+from drrkit.registration.optimisers.optimiser import PoseProblem
 from drrkit.similarity import (
     SAMPLINGS,
     PoseChart,
@@ -285,9 +286,9 @@ def test_descent_by_directions_takes_steps_of_the_length_it_says() -> None:
         trail.append(place.detach())
         return (place - target).square().sum(-1)
 
-    stage = Stage(optimiser="directions", step=8.0, patience=3, iterations=40, final_step=0.5)
     units = torch.tensor([0.01, 0.01, 0.01, 1.0, 1.0, 3.0], dtype=torch.float64)
-    descent = DirectionDescent(objective, truth[None], center, units, stage)
+    problem = PoseProblem(center=center, units=units, objective=objective, iterations=40)
+    descent = Directions(8.0, patience=3, final_step=0.5).begin(problem, truth[None])
     while not descent.finished:
         descent.step()
     lengths = torch.cat(trail).diff(dim=0).norm(dim=-1)

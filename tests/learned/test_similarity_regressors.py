@@ -15,6 +15,7 @@ import drrkit
 from drrkit import CArm, Stage, perturb, register, render, so3_log, view_ap, volume_center
 from drrkit.metrics import mtre
 from drrkit.phantoms import torso
+from drrkit.registration import Regressor
 from drrkit.similarity import (
     NETWORKS,
     REGRESSOR_RECIPES,
@@ -373,13 +374,13 @@ def test_register_iterates_a_regressor_until_its_updates_are_small(ct: Volume) -
     )  # fmt: skip
     fixed = render(ct.to_mu(), CAMERA, truth)
     oracle = Oracle(truth, 0.5)
-    stage = Stage(optimiser="regressor", regressor=oracle, iterations=40, final_step=0.5)
+    stage = Stage(optimiser=Regressor(oracle, final_step=0.5), iterations=40, mm=True)
     found = register(ct.to_mu(), CAMERA, fixed, start, stages=stage)
     assert found.stop_reason == "converged" and 5 < oracle.calls < 20
     assert found.history[0].optimiser == "regressor"
     assert found.history[0].loss.shape == (oracle.calls, 2)
     assert float(mtre(found.all_world_to_camera, truth, torch.randn(50, 3) * 80).max()) < 1.0
-    few = Stage(optimiser="regressor", regressor=Oracle(truth, 0.5), iterations=2)
+    few = Stage(optimiser=Regressor(Oracle(truth, 0.5)), iterations=2)
     found = register(ct.to_mu(), CAMERA, fixed, start[:1], stages=[few, few])
     assert found.stop_reason == "iterations" and len(found.history) == 2
 
@@ -387,7 +388,7 @@ def test_register_iterates_a_regressor_until_its_updates_are_small(ct: Volume) -
 def test_the_last_pose_of_a_regressor_counts_even_if_its_loss_is_higher(ct: Volume) -> None:
     truth, elsewhere = view_ap(ct, 800.0), view_ap(ct, 700.0)
     fixed = render(ct.to_mu(), CAMERA, truth)
-    stage = Stage(optimiser="regressor", regressor=Oracle(elsewhere, 1.0), iterations=3)
+    stage = Stage(optimiser=Regressor(Oracle(elsewhere, 1.0)), iterations=3)
     found = register(ct.to_mu(), CAMERA, fixed, truth, stages=stage)
     torch.testing.assert_close(found.world_to_camera, elsewhere[0])
 
@@ -395,22 +396,20 @@ def test_the_last_pose_of_a_regressor_counts_even_if_its_loss_is_higher(ct: Volu
 def test_updates_that_are_not_finite_end_a_pose_where_it_was(ct: Volume) -> None:
     truth = view_ap(ct, 800.0)
     broken = Oracle(torch.full((1, 4, 4), torch.nan, dtype=torch.float64), 1.0)
-    stage = Stage(optimiser="regressor", regressor=broken, iterations=3)
+    stage = Stage(optimiser=Regressor(broken), iterations=3)
     found = register(ct.to_mu(), CAMERA, render(ct.to_mu(), CAMERA, truth), truth, stages=stage)
     torch.testing.assert_close(found.world_to_camera, truth[0])
     assert broken.calls == 1
 
 
 def test_stages_and_regressors_that_do_not_fit_are_refused(ct: Volume) -> None:
-    with pytest.raises(TypeError, match="regressor: expected one with update"):
-        Stage(optimiser="regressor")
-    with pytest.raises(TypeError, match="regressor: expected one with update"):
-        Stage(optimiser="gradient", regressor=Oracle(torch.eye(4), 1.0))
+    with pytest.raises(TypeError, match="network: expected one with update"):
+        Regressor()
     truth = view_ap(ct, 800.0)
     fixed = render(ct.to_mu(), CAMERA, truth)
     rig = torch.eye(4, dtype=torch.float64).expand(2, -1, -1)
-    stage = Stage(optimiser="regressor", regressor=Oracle(truth, 1.0))
-    with pytest.raises(ValueError, match="camera: expected one for the optimiser 'regressor'"):
+    stage = Stage(optimiser=Regressor(Oracle(truth, 1.0)))
+    with pytest.raises(ValueError, match="camera: expected one for a Regressor, got 2"):
         register(
             ct.to_mu(), [CAMERA, CAMERA], [fixed, fixed], truth, stages=stage, rig_to_camera=rig
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 import drrkit
 from drrkit import CArm, perturb, register, simulate_xray
 from drrkit.geometry import so3_exp, volume_center
-from drrkit.registration import GLOBAL, Search, Stage, rig_of
+from drrkit.registration import GLOBAL, Levenberg, Search, Stage, rig_of
 from drrkit.registration.search.consensus import Matches, _apart, agreeing
 from tests.support.registered_torso import attenuation, box_mtre, phantom
 
@@ -126,7 +126,10 @@ def test_a_search_finds_in_the_second_view_what_the_first_does_not_show():
 def test_candidates_of_two_views_are_nearer_than_those_of_one(inverted):
     xrays = [-xray if inverted else xray for xray in seen()]
     search = Search(inverted=None, step=0.35, keep=1, repeats=0)
-    few = (search, replace(GLOBAL[1], iterations=1, step=1e-6, final_step=1e-9))
+    few = (
+        search,
+        replace(GLOBAL[1], iterations=1, optimiser=Levenberg(1e-6, final_step=1e-9)),
+    )
     views = {"rig_to_camera": rig(), "stages": few}
     both = register(attenuation(), [CAMERA] * 2, xrays, start(), **views)
     one = register(attenuation(), CAMERA, xrays[0], start(), stages=few)
@@ -141,7 +144,7 @@ def test_a_watcher_of_several_searches_is_told_poses_of_the_first_camera():
         told.append(pose)
 
     coarse = Search(step=0.5, pixels=16, keep=2, repeats=0)
-    stages = (coarse, Stage("ncc", optimiser="levenberg", iterations=1))
+    stages = (coarse, Stage("ncc", optimiser=Levenberg(), iterations=1))
     register(
         attenuation(),
         [CAMERA] * 2,

@@ -12,12 +12,14 @@ import drrkit
 from drrkit import CArm, Stage, Volume, register, render
 from drrkit.geometry import volume_center
 from drrkit.phantoms import torso
-from drrkit.registration.covariance import pose_covariance
-from drrkit.registration.optimisers.curvature import ignores_gain
-from drrkit.registration.optimisers.levenberg import linearised
-from drrkit.registration.problem.motion import motion_of, motion_units
+from drrkit.registration import Levenberg
+from drrkit.registration.certainty import pose_covariance
+from drrkit.registration.lengths import motion_units
+from drrkit.registration.problem.loss import StageLoss
+from drrkit.registration.problem.motion import motion_of
+from drrkit.registration.problem.rendering import SceneRenderer
 from drrkit.registration.problem.views import make_views
-from drrkit.registration.stages import SIMILARITIES
+from drrkit.registration.similarities import SIMILARITIES, ignores_gain
 
 CAMERA = CArm(1020.0, (64, 64), 4.352)
 
@@ -44,7 +46,7 @@ def noisy(seed: int, sigma: float = 0.1) -> Tensor:
 @pytest.mark.parametrize("similarity", ["mse", "ncc", "gradient_ncc"])
 def test_the_covariance_of_a_loss_predicts_the_scatter_over_noise(similarity):
     count, center = 50, volume_center(attenuation())
-    stage = Stage(similarity, optimiser="levenberg", iterations=12, step=2.0, final_step=1e-3)
+    stage = Stage(similarity, optimiser=Levenberg(2.0, final_step=1e-3), iterations=12, mm=True)
     results = [
         register(attenuation(), CAMERA, noisy(n), truth(), stages=stage) for n in range(count)
     ]
@@ -76,10 +78,10 @@ def of_formula(similarity: str, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     image = render(rod(), camera, pose)
     xray = image + sigma * torch.randn(image.shape, generator=generator)
-    stage = Stage(similarity, optimiser="levenberg")
+    stage = Stage(similarity, optimiser=Levenberg())
     views = make_views(camera, xray, None, None, torch.empty(0))
-    draw = linearised(rod(), views, stage, 1, "joseph", volume_center(rod()))
-    parts = list(draw(pose))
+    loss = StageLoss(SceneRenderer(rod()), views, stage, 1, volume_center(rod()))
+    parts = list(loss.linearise(pose))
     found = pose_covariance(parts, motion_units(camera, 780.0))
     flat = parts[0].jacobian[0, 0].flatten(1).double()
     if similarity == "ncc":

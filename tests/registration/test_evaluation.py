@@ -45,7 +45,7 @@ from drrkit.evaluation.running import _registered
 from drrkit.geometry import so3_log, volume_center
 from drrkit.metrics import mtre
 from drrkit.phantoms import torso
-from drrkit.registration import RegistrationResult
+from drrkit.registration import Levenberg, RegistrationResult
 from tests.support.commands import run, small_ct, succeed, write_data
 
 pytestmark = pytest.mark.io  # target points need SimpleITK
@@ -64,7 +64,9 @@ def untouched(case: Case) -> RegistrationResult:
     return RegistrationResult(
         world_to_camera=case.start,
         loss=1.0,
+        accepted=False,
         confidence=0.5,
+        agreement=0.5,
         covariance=None,
         history=[],
         seconds=0.0,
@@ -151,7 +153,7 @@ def test_a_number_is_one_case_everywhere_and_another_number_another():
 
 def test_a_registration_knows_nothing_of_the_truth():
     case = SMALL.case(subject(), 1)
-    stage = Stage("ncc", optimiser="levenberg", step=20.0, iterations=5, starts=4)
+    stage = Stage("ncc", optimiser=Levenberg(20.0), iterations=5, starts=4, mm=True)
     blind = replace(case, truth=torch.eye(4, dtype=torch.float64))
     ends = [_registered(one, stage) for one in (case, blind)]
     assert torch.equal(ends[0].world_to_camera, ends[1].world_to_camera)
@@ -295,7 +297,7 @@ def test_torchrun_splits_an_evaluation_over_its_processes(tmp_path):
     script.write_text(
         "import torch; torch.set_num_threads(1)\n"
         "from tests.registration.test_evaluation import *\n"
-        "stages = Stage('ncc', optimiser='levenberg', step=20.0, iterations=8)\n"
+        "stages = Stage('ncc', optimiser=Levenberg(20.0), iterations=8, mm=True)\n"
         f"evaluate({{'ncc': stages}}, [SMALL], [subject()], 4, Path({str(tmp_path)!r}))\n"
     )
     path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
@@ -373,15 +375,20 @@ def test_auroc_and_recall_by_hand():
 def test_the_named_methods_are_stages_that_register_takes():
     assert set(METHODS) == {"auto", "global", "cmaes"}
     first = METHODS["cmaes"][0]
-    assert (first.optimiser, first.population, first.iterations) == ("cmaes", 300, 40)
-    assert first.spread == (math.radians(45.0), 200.0) and first.name == "patch_gradient_ncc"
-    assert (first.downsample, first.voxel_mm) == (2, 4.0)
+    assert (first.optimiser.name, first.optimiser.population, first.iterations) == (
+        "cmaes",
+        300,
+        40,
+    )
+    assert first.optimiser.sigma == (math.radians(45.0), 200.0)
+    assert first.name == "patch_gradient_ncc" and first.mm
+    assert (first.downsample, first.voxel) == (2, 4.0)
     second = METHODS["cmaes"][1]
-    assert (second.optimiser, second.downsample, second.spread) == ("cmaes", 1, None)
+    assert (second.optimiser.name, second.downsample, second.optimiser.sigma) == ("cmaes", 1, None)
 
 
 def test_stages_are_registered_as_methods(tmp_path):
-    stages = Stage("ncc", optimiser="levenberg", step=20.0, final_step=0.01, iterations=12)
+    stages = Stage("ncc", optimiser=Levenberg(20.0, final_step=0.01), iterations=12, mm=True)
     rows = evaluate({"lm": stages}, [SMALL], [subject()], 2, tmp_path)
     assert all(row.mtre < 0.3 * row.start_mtre for row in rows)
     assert all(row.stages == 1 and row.seconds > 0 for row in rows)
@@ -403,7 +410,7 @@ def test_valleys_are_counted_flat_floors_and_rising_ends_included():
 
 def test_a_landscape_is_lowest_at_the_truth_and_tells_distance(tmp_path):
     case = SMALL.case(subject(), 1)
-    found = landscape(case, Stage("ncc", voxel_mm=None), count=21, poses=60)
+    found = landscape(case, Stage("ncc", voxel=None), count=21, poses=60)
     assert found.name == "ncc" and found.sweeps.shape == found.offsets.shape == (6, 21)
     assert (found.offsets[:, 10] == 0).all()
     assert math.degrees(float(found.offsets[0, -1])) == pytest.approx(30.0)
@@ -433,7 +440,7 @@ def test_a_landscape_is_lowest_at_the_truth_and_tells_distance(tmp_path):
 
 def test_the_command_line_evaluates_ct_files_and_resumes(tmp_path, monkeypatch):
     drrkit.write_volume(torso(8.0), tmp_path / "patient.nii.gz")
-    quick = (Stage("ncc", optimiser="levenberg", pixel_mm=7.0, step=20.0, iterations=6),)
+    quick = (Stage("ncc", pixel=7.0, optimiser=Levenberg(20.0), iterations=6, mm=True),)
     monkeypatch.setitem(METHODS, "auto", quick)
     out = tmp_path / "out"
     arguments = [

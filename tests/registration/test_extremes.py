@@ -13,13 +13,19 @@ import drrkit
 from drrkit import CArm, Stage, Volume, perturb, register, simulate_xray
 from drrkit.geometry import Camera, volume_center
 from drrkit.phantoms import TORSO_LABELS, torso
-from drrkit.registration import Bodies, PosePrior, refine_intrinsics, register_sequence
-from drrkit.registration.covariance import UNSEEN_MM
+from drrkit.registration import (
+    Bodies,
+    Levenberg,
+    PosePrior,
+    refine_intrinsics,
+    register_sequence,
+)
+from drrkit.registration.certainty import UNSEEN_MM
 
 CAMERA = CArm(1020.0, (48, 40), 6.0)
 STAGES = (
-    Stage("ncc", optimiser="levenberg", iterations=4, starts=4, keep=1),
-    Stage("gradient_ncc", optimiser="levenberg", iterations=4),
+    Stage("ncc", optimiser=Levenberg(), iterations=4, starts=4, keep=1),
+    Stage("gradient_ncc", optimiser=Levenberg(), iterations=4),
 )
 
 

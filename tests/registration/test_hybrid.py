@@ -44,16 +44,16 @@ class TwoChannels:
 
 def test_the_stages_are_learned_then_cmaes_then_levenberg() -> None:
     stages = hybrid(TwoChannels())
-    assert [stage.optimiser for stage in stages] == [
+    assert [stage.optimiser.name for stage in stages] == [
         "directions",
         "cmaes",
         "levenberg",
         "levenberg",
     ]
     assert stages[2:] == AUTO[1:]
-    assert (stages[0].pixel_mm, stages[0].voxel_mm) == (9.0, 8.0)  # as it was trained
-    assert hybrid(TwoChannels(), pixel_mm=4.0)[0].pixel_mm == 4.0
-    assert [s.optimiser for s in hybrid("mi", generations=0)][:2] == ["gradient", "levenberg"]
+    assert (stages[0].pixel, stages[0].voxel) == (9.0, 8.0)  # as it was trained
+    assert hybrid(TwoChannels(), pixel_mm=4.0)[0].pixel == 4.0
+    assert [s.optimiser.name for s in hybrid("mi", generations=0)][:2] == ["gradient", "levenberg"]
     with pytest.raises(TypeError, match="similarity: expected a name or a callable"):
         hybrid(3)  # type: ignore[arg-type]
 
@@ -72,8 +72,8 @@ def test_a_hybrid_pipeline_finds_a_pose_from_afar() -> None:
 
 def test_a_regressor_may_come_first() -> None:
     stages = hybrid(build("dmw-small"), pixel_mm=9.0)
-    assert [s.optimiser for s in stages[:2]] == ["regressor", "cmaes"]
-    assert stages[0].pixel_mm == 9.0
+    assert [s.optimiser.name for s in stages[:2]] == ["regressor", "cmaes"]
+    assert stages[0].pixel == 9.0
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_loaded_network_knows_what_was_noted(network: Path) -> None:
     loaded = load_similarity(network / "similarity.pt")
     assert loaded.notes == {"pixel_mm": 9.0, "voxel_mm": 8.0}
-    assert hybrid(loaded)[0].pixel_mm == 9.0
+    assert hybrid(loaded)[0].pixel == 9.0
 
 
 def test_register_takes_the_file_of_a_similarity(network: Path, tmp_path: Path) -> None:
@@ -124,7 +124,8 @@ def test_evaluate_takes_the_file_of_a_regressor(tmp_path: Path) -> None:
     succeed("evaluate", *arguments, "--out", tmp_path / "out")
     described = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     stages = described["methods"][f"hybrid-{tmp_path.name}"]
-    assert stages[0]["regressor"] == "DMW" and stages[1]["optimiser"] == "cmaes"
+    assert stages[0]["optimiser"]["network"] == "DMW"
+    assert stages[1]["optimiser"]["name"] == "cmaes"
 
 
 def test_what_is_no_similarity_is_told(network: Path, tmp_path: Path) -> None:

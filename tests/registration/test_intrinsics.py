@@ -11,9 +11,10 @@ from torch import Tensor
 import drrkit
 from drrkit import CArm, Stage, perturb, register, render, simulate_xray
 from drrkit.geometry import Camera, volume_center
-from drrkit.registration import refine_intrinsics, rig_of
+from drrkit.registration import Levenberg, refine_intrinsics, rig_of
 from drrkit.registration.intrinsics import DEFAULT_STAGE, _Calibration, _Model, changed
-from drrkit.registration.problem.inputs import check_scene
+from drrkit.registration.optimisers.optimiser import PoseProblem
+from drrkit.registration.problem.inputs import computing_place
 from drrkit.registration.problem.motion import motion_of
 from drrkit.registration.problem.views import make_views
 from tests.support.registered_torso import attenuation, box_mtre, phantom
@@ -55,13 +56,14 @@ def test_a_changed_camera_keeps_its_pitch_and_moves_its_principal_point():
 
 def test_the_gradient_in_pose_and_intrinsics_is_that_of_the_loss():
     exact = attenuation().to(torch.float64)
-    like, center = check_scene(exact, None)
+    like, center = computing_place(exact, None)
     rig = biplane(60.0)
     views = make_views([CAMERA] * 2, shots(rig), None, rig, like)
     sigma = torch.tensor([0.02, 5.0, 5.0] * 2, dtype=torch.float64)
     model = _Model(exact, views, DEFAULT_STAGE, "joseph", center, sigma, truth()[None])
     start = torch.cat((truth().reshape(1, 16), torch.full((1, 6), 1e-3).double()), 1)
-    optimiser = _Calibration(model.expand, start, center, model.units, DEFAULT_STAGE)
+    problem = PoseProblem(center=center, units=model.units, expand=model.expand)
+    optimiser = _Calibration(Levenberg(10.0), problem, start)
     gradient = model.expand(start).gradient[0]
     for i in range(12):
         step = torch.zeros(1, 12, dtype=torch.float64)
@@ -139,7 +141,7 @@ def test_refinement_refuses_what_does_not_fit_and_may_be_interrupted(capsys):
             raise KeyboardInterrupt
         return drrkit.losses.ncc(moving, fixed, mask)
 
-    stage = Stage(interrupted, optimiser="levenberg", iterations=10, step=5.0, downsample=2)
+    stage = Stage(interrupted, optimiser=Levenberg(5.0), iterations=10, downsample=2, mm=True)
     found = refine_intrinsics(
         attenuation(), off(CAMERA, 0.01, 1.0, 1.0), xray, truth(), stage=stage, progress=True
     )
@@ -152,7 +154,7 @@ def test_refinement_refuses_what_does_not_fit_and_may_be_interrupted(capsys):
 
 @pytest.mark.slow
 def test_the_covariance_predicts_the_spread_of_poses_over_noise():
-    stage = Stage("ncc", optimiser="levenberg", iterations=12, step=2.0, final_step=1e-3)
+    stage = Stage("ncc", optimiser=Levenberg(2.0, final_step=1e-3), iterations=12, mm=True)
     camera, center = CArm(1020.0, (64, 64), 4.352), volume_center(phantom())
     clean = render(attenuation(), camera, truth())
     generator = torch.Generator().manual_seed(0)

@@ -13,10 +13,14 @@ from torch import Tensor
 import drrkit
 from drrkit import Stage, losses, perturb, register, render
 from drrkit.geometry import Camera, volume_center
-from drrkit.registration.optimisers.curvature import gauss_newton, sobel
-from drrkit.registration.optimisers.levenberg import Expansion, LevenbergMarquardt, expansion
-from drrkit.registration.pipeline import motion_units
-from drrkit.registration.problem.views import View, objective
+from drrkit.losses import sobel
+from drrkit.registration import Levenberg
+from drrkit.registration.lengths import motion_units
+from drrkit.registration.optimisers.optimiser import Expansion, PoseProblem
+from drrkit.registration.problem.loss import StageLoss, objective
+from drrkit.registration.problem.rendering import SceneRenderer
+from drrkit.registration.problem.views import View
+from drrkit.registration.similarities import gauss_newton
 from tests.support.coarse_torso import (
     CAMERA,
     ORIGIN,
@@ -149,12 +153,12 @@ def views_of_two_cameras() -> list[View]:
 @pytest.mark.parametrize("scene", ["volume", "scene"])
 @pytest.mark.parametrize("similarity", ["ncc", "gradient_ncc", "local_ncc", "mi", "mse"])
 def test_an_expansion_has_the_value_and_the_gradient_of_the_objective(similarity, scene):
-    stage = Stage(similarity, optimiser="levenberg", blur=0.7)
+    stage = Stage(similarity, optimiser=Levenberg(), blur=0.7)
     center = volume_center(attenuation()) + torch.tensor([20.0, -30.0, 10.0]).double()
     pose = off(3.0, 6.0, seed=1, count=2)
     views = views_of_two_cameras()
     drawn = attenuation() if scene == "volume" else Scene()
-    found = expansion(drawn, views, stage, 1, "joseph", center)(pose)
+    found = StageLoss(SceneRenderer(drawn), views, stage, 1, center).expand(pose)
     xi = torch.zeros(2, 6, dtype=torch.float64, requires_grad=True)
     loss = objective(attenuation(), views, stage, 1, "joseph")(perturb(pose, xi, center))
     (gradient,) = torch.autograd.grad(loss.sum(), xi)
@@ -165,10 +169,10 @@ def test_an_expansion_has_the_value_and_the_gradient_of_the_objective(similarity
 
 @pytest.mark.parametrize("similarity", ["ncc", "gradient_ncc"])
 def test_the_matrix_is_the_second_derivative_at_a_perfect_match(similarity):
-    stage = Stage(similarity, optimiser="levenberg")
+    stage = Stage(similarity, optimiser=Levenberg())
     image = render(attenuation(), CAMERA, truth())
     view, center = View(CAMERA, image, None, None), volume_center(attenuation())
-    found = expansion(attenuation(), [view], stage, 1, "joseph", center)(truth())
+    found = StageLoss(SceneRenderer(attenuation()), [view], stage, 1, center).expand(truth())
     measure = objective(attenuation(), [view], stage, 1, "joseph")
     units = motion_units(CAMERA, 800.0)
 
@@ -188,10 +192,12 @@ def test_the_matrix_is_the_second_derivative_at_a_perfect_match(similarity):
 
 def test_levenberg_marquardt_converges_in_a_few_steps_from_every_start():
     view, center = View(CAMERA, drr(), None, None), volume_center(attenuation())
-    stage = Stage("ncc", optimiser="levenberg", iterations=30, step=20.0, final_step=1e-3)
-    expand = expansion(attenuation(), [view], stage, 1, "joseph", center)
+    loss = StageLoss(SceneRenderer(attenuation()), [view], Stage("ncc"), 1, center)
     start = off(6.0, 12.0, seed=2, count=4)
-    levenberg = LevenbergMarquardt(expand, start, center, motion_units(CAMERA, 800.0), stage)
+    problem = PoseProblem(
+        center=center, units=motion_units(CAMERA, 800.0), expand=loss.expand, iterations=30
+    )
+    levenberg = Levenberg(20.0, final_step=1e-3).begin(problem, start)
     while not levenberg.finished:
         levenberg.step()
     assert (error(start) > 5.0).all() and (error(levenberg.best_pose) < 0.2).all()
@@ -212,8 +218,8 @@ def test_levenberg_marquardt_survives_wrong_models_and_losses_that_are_no_number
     start = perturb(
         identity(2), torch.tensor([[0, 0, 0, 9.0, 0, 0], [0, 0, 0, 50.0, 0, 0]]), ORIGIN
     )
-    stage = Stage(optimiser="levenberg", iterations=100, step=25.0, final_step=1e-4)
-    levenberg = LevenbergMarquardt(expand, start, ORIGIN, UNITS, stage)
+    problem = PoseProblem(center=ORIGIN, units=UNITS, expand=expand)
+    levenberg = Levenberg(25.0, final_step=1e-4).begin(problem, start)
     while not levenberg.finished:
         levenberg.step()
     assert levenberg.best_loss[0] < 1e-4
@@ -225,7 +231,7 @@ def test_levenberg_marquardt_survives_wrong_models_and_losses_that_are_no_number
 
 def test_the_covariance_is_that_of_poses_found_in_repeatedly_noisy_images():
     image, center = render(attenuation(), CAMERA, truth()), volume_center(attenuation())
-    stage = Stage("ncc", optimiser="levenberg", iterations=8, step=5.0, final_step=1e-3)
+    stage = Stage("ncc", optimiser=Levenberg(5.0, final_step=1e-3), iterations=8, mm=True)
     found, predicted = [], []
     for seed in range(60):
         generator = torch.Generator().manual_seed(seed)
@@ -252,7 +258,7 @@ def test_a_second_camera_makes_depth_as_certain_as_the_rest():
     rig = torch.stack([torch.eye(4, dtype=torch.float64), views[1].rig_to_camera])
     noise = 0.1 * torch.randn(2, 1, 1, 32, 32, generator=generator, dtype=torch.float64)
     xrays = [view.xray + n for view, n in zip(views, noise, strict=True)]
-    stage = Stage("ncc", optimiser="levenberg", iterations=8, step=5.0, final_step=1e-3)
+    stage = Stage("ncc", optimiser=Levenberg(5.0, final_step=1e-3), iterations=8, mm=True)
     one = register(attenuation(), CAMERA, xrays[0], truth(), stages=stage)
     both = register(attenuation(), [CAMERA] * 2, xrays, truth(), stages=stage, rig_to_camera=rig)
     deviations = [result.covariance.diagonal().sqrt() for result in (one, both)]

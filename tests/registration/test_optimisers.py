@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor
 
 from drrkit import Stage, perturb, register
-from drrkit.registration import Search
-from drrkit.registration.optimisers.cmaes import CmaEs
-from drrkit.registration.optimisers.levenberg import Expansion, LevenbergMarquardt
-from drrkit.registration.optimisers.trust_region import TrustRegion, box_minimum
+from drrkit.registration import CmaEs, Descent, Levenberg, Optimiser, Search, TrustRegion
+from drrkit.registration.optimisers.optimiser import Expansion, PoseEngine, PoseProblem
+from drrkit.registration.optimisers.trust_region import box_minimum
 from drrkit.registration.presets import resolve_stages
-from drrkit.registration.search.candidates import distinct_poses, motion_between
+from drrkit.registration.problem.motion import distinct_poses, motion_between
+from drrkit.registration.problem.rendering import SceneRenderer
 from tests.support.coarse_torso import (
     CAMERA,
     ORIGIN,
@@ -28,6 +29,20 @@ from tests.support.coarse_torso import (
     off,
     place,
 )
+
+
+def run(settings: Optimiser, start: Tensor, units: Tensor = UNITS, **problem: Any) -> PoseEngine:
+    """The engine of these settings at its end."""
+    given = PoseProblem(center=ORIGIN, units=units, **problem)
+    engine = settings.begin(given, start)
+    while not engine.finished:
+        engine.step()
+    return engine
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
 
 # ---- CMA-ES
 
@@ -47,13 +62,8 @@ def test_cma_es_finds_the_minimum_of_a_badly_scaled_valley_from_all_starts():
         sizes.append(pose.shape[0])
         return bowl(pose)
 
-    stage = Stage(
-        optimiser="cmaes", iterations=150, population=20, spread=(0.2, 8.0), final_step=1e-3
-    )
-    generator = torch.Generator().manual_seed(0)
-    search = CmaEs(measured, identity(3), ORIGIN, UNITS, stage, generator)
-    while not search.finished:
-        search.step()
+    settings = CmaEs((0.2, 8.0), 20, final_step=1e-3)
+    search = run(settings, identity(3), objective=measured, iterations=150, generator=seeded(0))
     assert (search.best_loss < 1e-4).all()
     # One call a generation: twenty poses and the mean of every start that still moves.
     assert len(sizes) == search.steps and sizes[0] == 3 * 21
@@ -62,13 +72,12 @@ def test_cma_es_finds_the_minimum_of_a_badly_scaled_valley_from_all_starts():
 
 @pytest.mark.io
 def test_cma_es_repeats_itself_and_leaves_numpys_generator_alone():
-    stage = Stage(optimiser="cmaes", iterations=8, population=8, spread=(0.02, 2.0))
+    settings = CmaEs((0.02, 2.0), 8, final_step=0.05)
     found = []
     for seed in (1, 1, 2):
         before = np.random.get_state()[1].copy()  # noqa: NPY002
-        search = CmaEs(bowl, identity(2), ORIGIN, UNITS, stage, torch.Generator().manual_seed(seed))
-        while not search.finished:
-            search.step()
+        given = {"objective": bowl, "iterations": 8, "generator": seeded(seed)}
+        search = run(settings, identity(2), **given)
         assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
         found.append(torch.stack(search.trace))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
@@ -80,10 +89,8 @@ def test_cma_es_ranks_losses_that_are_no_numbers_last():
     def broken(pose: Tensor) -> Tensor:
         return torch.where(pose[:, 0, 3] > 0.0, torch.nan, bowl(pose))
 
-    stage = Stage(optimiser="cmaes", iterations=30, population=16, spread=(0.2, 8.0))
-    search = CmaEs(broken, identity(1), ORIGIN, UNITS, stage, torch.Generator().manual_seed(0))
-    while not search.finished:
-        search.step()
+    settings = CmaEs((0.2, 8.0), 16, final_step=0.05)
+    search = run(settings, identity(1), objective=broken, iterations=30, generator=seeded(0))
     assert search.best_loss.isfinite().all() and (search.best_pose[:, 0, 3] <= 0).all()
 
 
@@ -91,15 +98,13 @@ def test_cma_es_ranks_losses_that_are_no_numbers_last():
 def test_cma_es_goes_on_with_its_distributions_in_a_stage_without_a_spread():
     """As long as the objective is the same, two stages are one."""
 
-    def searched(*lengths: int) -> CmaEs:
-        found, spread = None, (0.2, 8.0)
+    def searched(*lengths: int) -> PoseEngine:
+        found, settings = None, CmaEs((0.2, 8.0), 12, final_step=0.05)
         for length in lengths:
-            stage = Stage(optimiser="cmaes", iterations=length, population=12, spread=spread)
-            generator = torch.Generator().manual_seed(3)
-            found = CmaEs(bowl, identity(2), ORIGIN, UNITS, stage, generator, found)
-            while not found.finished:
-                found.step()
-            spread = None
+            given = {"iterations": length, "generator": seeded(3), "previous": found}
+            found = run(settings, identity(2), objective=bowl, **given)
+            settings = replace(settings, sigma=None)
+        assert found is not None
         return found
 
     whole, parts = searched(30), searched(18, 12)
@@ -110,11 +115,15 @@ def test_cma_es_goes_on_with_its_distributions_in_a_stage_without_a_spread():
 @pytest.mark.io
 def test_a_pipeline_hands_the_distribution_of_cma_es_on_to_finer_pixels():
     first = Stage(
-        "ncc", optimiser="cmaes", downsample=2, iterations=12, population=24, spread=(0.1, 15.0)
+        "ncc",
+        optimiser=CmaEs(sigma=(0.1, 15.0), population=24),
+        downsample=2,
+        iterations=12,
+        mm=True,
     )
     ends = []
-    for spread in (None, (0.1, 15.0)):
-        second = replace(first, downsample=1, iterations=6, spread=spread)
+    for sigma in (None, (0.1, 15.0)):
+        second = replace(first, downsample=1, iterations=6, optimiser=CmaEs(sigma, 24))
         ends.append(register(attenuation(), CAMERA, drr(), off(4.0, 10.0), stages=(first, second)))
     fine = ends[0].history[1]
     assert fine.downsample == 1 and len(fine.loss) == 6
@@ -123,19 +132,17 @@ def test_a_pipeline_hands_the_distribution_of_cma_es_on_to_finer_pixels():
 
 
 @pytest.mark.parametrize(
-    "before", [Search(), Stage(), Stage(optimiser="cmaes", keep=1), Stage(optimiser="cmaes")]
+    "before", [Search(), Stage(), Stage(optimiser=CmaEs(), keep=1), Stage(optimiser=CmaEs())]
 )
-def test_a_stage_without_a_spread_needs_a_cma_es_to_go_on_with(before):
-    going_on = Stage(optimiser="cmaes", spread=None, population=30)
+def test_a_cma_es_without_deviations_needs_another_to_go_on_with(before):
+    going_on = Stage(optimiser=CmaEs(None, 30))
     for stages in ((going_on,), (before, going_on)):
-        with pytest.raises(ValueError, match=r"stages: a 'cmaes' stage with spread None expects"):
+        with pytest.raises(ValueError, match=r"stages: CmaEs\(sigma=None\) expects a CmaEs stage"):
             resolve_stages(stages)
-    with pytest.raises(ValueError, match=r"spread: only a 'cmaes' stage of one start"):
-        Stage(spread=None)
-    with pytest.raises(ValueError, match=r"spread: expected \(rad, mm\) or six numbers"):
-        assert going_on.spreads is None
-    fitting = Stage(optimiser="cmaes", population=30)
+    fitting = Stage(optimiser=CmaEs(population=30))
     assert resolve_stages((fitting, going_on)) == (fitting, going_on)
+    with pytest.raises(ValueError, match="one start of its own"):
+        resolve_stages((fitting, replace(going_on, starts=2)))
 
 
 # ---- the trust region
@@ -147,12 +154,8 @@ def test_the_trust_region_solves_a_quadratic_to_the_last_digits_it_asks_for():
         return (x - 1.5).square().sum(-1) + x[:, 0] * x[:, 1]
 
     units = torch.tensor([0.02, 0.02, 0.02, 1.0, 1.0, 3.0], dtype=torch.float64)
-    stage = Stage(
-        optimiser="trust_region", iterations=30, step=3.0, final_step=1e-3, spread=(1, 50)
-    )
-    found = TrustRegion(quadratic, identity(2), ORIGIN, units, stage, torch.Generator())
-    while not found.finished:
-        found.step()
+    settings = TrustRegion(3.0, (1, 50), final_step=1e-3)
+    found = run(settings, identity(2), units, objective=quadratic, iterations=30)
     # Minimum over x0, x1: each (2/3) 1.5, value 2 (0.5)^2 + 1.
     torch.testing.assert_close(found.best_loss, torch.full((2,), 1.5).double(), rtol=0, atol=1e-3)
 
@@ -165,13 +168,8 @@ def test_the_trust_region_never_leaves_its_bounds_and_finds_minima_on_them():
         seen.append(x)
         return x[:, 3] + (x[:, 4] - 1.0).square() + 100 * x[:, :3].square().sum(-1)
 
-    stage = Stage(
-        optimiser="trust_region", iterations=40, step=2.0, final_step=0.01, spread=(0.1, 4)
-    )
-    start = identity(1)
-    found = TrustRegion(sloped, start, ORIGIN, UNITS, stage, torch.Generator().manual_seed(0))
-    while not found.finished:
-        found.step()
+    settings = TrustRegion(2.0, (0.1, 4), final_step=0.01)
+    found = run(settings, identity(1), objective=sloped, iterations=40, generator=seeded(0))
     visited = torch.cat(seen)
     assert (visited[:, :3].abs() <= 0.1 + 1e-9).all() and (visited[:, 3:].abs() <= 4.7).all()
     assert found.best_loss.item() == pytest.approx(-4.0, abs=0.02)
@@ -182,13 +180,9 @@ def test_the_trust_region_works_on_a_noisy_staircase_that_has_no_derivatives():
         x = place(pose) * torch.tensor([30.0] * 3 + [1.0] * 3, dtype=torch.float64)
         return (20 * (x - 2.0).square().sum(-1)).round() / 20
 
-    stage = Stage(
-        optimiser="trust_region", iterations=40, step=2.0, final_step=0.1, spread=(0.3, 9)
-    )
+    settings = TrustRegion(2.0, (0.3, 9), final_step=0.1)
     units = torch.tensor([1 / 30] * 3 + [1.0] * 3, dtype=torch.float64)
-    found = TrustRegion(staircase, identity(2), ORIGIN, units, stage, torch.Generator())
-    while not found.finished:
-        found.step()
+    found = run(settings, identity(2), units, objective=staircase, iterations=40)
     assert (found.best_loss < 0.2).all()
 
 
@@ -214,27 +208,20 @@ def test_the_minimum_of_a_quadratic_in_a_box_beats_every_point_of_a_grid():
 
 @pytest.mark.io
 @pytest.mark.parametrize(
-    "options",
+    "settings, steps",
     [
-        {"optimiser": "levenberg", "step": 20.0, "iterations": 12},
-        {
-            "optimiser": "trust_region",
-            "step": 3.0,
-            "iterations": 12,
-            "spread": (
-                0.2,
-                15.0,
-            ),
-        },
-        {"optimiser": "cmaes", "population": 24, "iterations": 25, "spread": (0.03, 4.0)},
+        (Levenberg(20.0), 12),
+        (TrustRegion(3.0, (0.2, 15.0)), 12),
+        (CmaEs((0.03, 4.0), 24), 25),
     ],
 )
-def test_every_optimiser_improves_a_pose_through_register(options):
+def test_every_optimiser_improves_a_pose_through_register(settings, steps):
     volume, image, start = attenuation().to(torch.float32), drr().float(), off(2.0, 5.0, seed=3)
-    result = register(volume, CAMERA, image, start, stages=Stage("ncc", **options))
+    stage = Stage("ncc", optimiser=settings, iterations=steps, mm=True)
+    result = register(volume, CAMERA, image, start, stages=stage)
     assert error(result.world_to_camera).item() < 0.35 * error(start).item()
-    assert result.history[0].optimiser == options["optimiser"]
-    again = register(volume, CAMERA, image, start, stages=Stage("ncc", **options))
+    assert result.history[0].optimiser == settings.name
+    again = register(volume, CAMERA, image, start, stages=stage)
     assert torch.equal(result.world_to_camera, again.world_to_camera)
 
 
@@ -249,16 +236,16 @@ def test_successive_halving_lets_the_worse_half_rest_until_as_many_are_left_as_k
             x.square().sum(-1), 2 * x, 2000.0 * torch.eye(6).double().expand(len(x), 6, 6)
         )
 
-    stage = Stage(
-        optimiser="levenberg", iterations=12, step=1.0, final_step=1e-9, halve_every=3, keep=2
-    )
     places = torch.zeros(9, 6, dtype=torch.float64)
     places[:, 3] = torch.tensor([9.0, 1, 8, 2, 7, 3, 6, 4, 5])
-    levenberg = LevenbergMarquardt(
-        expand, perturb(identity(9), places, ORIGIN), ORIGIN, UNITS, stage
+    levenberg = run(
+        Levenberg(1.0, final_step=1e-9),
+        perturb(identity(9), places, ORIGIN),
+        expand=expand,
+        iterations=12,
+        halve_every=3,
+        keep=2,
     )
-    while not levenberg.finished:
-        levenberg.step()
     assert moving == [9] * 3 + [5] * 3 + [3] * 3 + [2] * 3
     assert levenberg.active.tolist() == [1, 3]
 
@@ -270,7 +257,7 @@ def test_a_stage_keeps_the_best_poses_that_differ():
     assert distinct_poses(pose, loss, ORIGIN, UNITS, 1.0, 9).tolist() == [1, 3, 2]
     assert distinct_poses(pose, loss, ORIGIN, UNITS, 1.0, 2).tolist() == [1, 3]
     starts = off(1.0, 2.0, seed=4, count=3)
-    stage = Stage("ncc", optimiser="levenberg", step=20.0, final_step=1e-3, keep=2, apart=1.0)
+    stage = Stage("ncc", optimiser=Levenberg(20.0, final_step=1e-3), keep=2, apart=1.0, mm=True)
     result = register(attenuation(), CAMERA, drr(), starts, stages=stage)
     assert result.all_world_to_camera.shape == (1, 4, 4)  # all three ended in one place
 
@@ -286,31 +273,44 @@ def test_motion_between_poses_counts_turns_at_the_lever_and_depth_by_its_unit():
 
 
 def test_a_scene_is_resampled_to_a_stages_voxels_but_never_refined():
-    from drrkit.registration.pipeline import Registration
-
-    run = Registration(attenuation(), [], ORIGIN, "joseph", torch.Generator(), None)
-    assert run._at_voxels(None) is attenuation() and run._at_voxels(4.0) is attenuation()
-    assert run._at_voxels(7.0) is attenuation()  # hardly smaller
-    coarse = run._at_voxels(12.0)
-    assert coarse.spacing == (12.0, 12.0, 12.0) and run._at_voxels(12.0) is coarse
+    drawn = SceneRenderer(attenuation())
+    assert drawn.at_voxels(None) is attenuation() and drawn.at_voxels(4.0) is attenuation()
+    assert drawn.at_voxels(7.0) is attenuation()  # hardly smaller
+    coarse = drawn.at_voxels(12.0)
+    assert coarse.spacing == (12.0, 12.0, 12.0) and drawn.at_voxels(12.0) is coarse
     long = replace(attenuation(), spacing=(6.0, 6.0, 20.0))
-    run = Registration(long, [], ORIGIN, "joseph", torch.Generator(), None)
-    assert run._at_voxels(12.0).spacing == (12.0, 12.0, 20.0)
+    assert SceneRenderer(long).at_voxels(12.0).spacing == (12.0, 12.0, 20.0)
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    "kind, options, message",
     [
-        ({"optimiser": "newton"}, r"optimiser: expected one of 'gradient', .*got 'newton'"),
-        ({"population": 3}, r"population: expected an integer >= 4, got 3"),
-        ({"halve_every": -1}, r"halve_every: expected an integer >= 0, got -1"),
-        ({"keep": 0}, r"keep: expected a positive integer, got 0"),
-        ({"apart": 0.0}, r"apart: expected a positive length in mm, got 0.0"),
-        ({"voxel_mm": math.nan}, r"voxel_mm: expected a positive length in mm, got nan"),
-        ({"spread": (0.1,) * 5}, r"spread: expected \(rad, mm\) or six"),
-        ({"spread": (0.0, 1.0), "optimiser": "cmaes"}, r"spread: 'cmaes' needs positive ones"),
+        (CmaEs, {"population": 3}, r"population: expected an integer >= 4, got 3"),
+        (CmaEs, {"sigma": (0.0, 1.0)}, r"sigma: expected \(rad, length\).* all positive"),
+        (TrustRegion, {"bounds": (0.1,) * 5}, r"bounds: expected \(rad, length\)"),
+        (Descent, {"patience": 0}, r"patience: expected a positive integer, got 0"),
+        (Stage, {"halve_every": -1}, r"halve_every: expected an integer >= 0, got -1"),
+        (Stage, {"keep": 0}, r"keep: expected a positive integer, got 0"),
+        (Stage, {"apart": 0.0}, r"apart: expected a positive length, got 0.0"),
+        (Stage, {"voxel": math.nan}, r"voxel: expected a positive length, got nan"),
+        (Stage, {"spread": (0.1,) * 5}, r"spread: expected \(rad, length\)"),
     ],
 )
-def test_a_stage_refuses_settings_of_its_optimiser_out_of_bounds(options, message):
+def test_settings_out_of_bounds_are_refused(kind, options, message):
     with pytest.raises(ValueError, match=message):
-        Stage(**options)
+        kind(**options)
+
+
+def test_lengths_are_shares_of_the_extent_unless_they_are_mm():
+    stage = Stage("ncc", pixel=0.02, optimiser=Levenberg(0.1), spread=(0.3, 0.1), voxel=0.01)
+    found = stage.in_mm(200.0)
+    assert (found.pixel, found.voxel, found.apart) == (4.0, 2.0, pytest.approx(2 / 3))
+    assert found.optimiser == Levenberg(20.0, final_step=200.0 / 6000)
+    assert found.spread == (0.3, 20.0) and found.mm
+    # Defaults stay shares where a stage counts in mm.
+    fixed = Stage("ncc", pixel=2.0, optimiser=TrustRegion(3.0), mm=True).in_mm(30.0)
+    assert (fixed.pixel, fixed.optimiser.step) == (2.0, 3.0)
+    assert fixed.optimiser.bounds == (0.3, pytest.approx(4.0))
+    assert fixed.in_mm(500.0) == fixed
+    search = Search(depth=0.5, mm=False).in_mm(300.0)
+    assert (search.depth, search.apart, search.shift) == (150.0, pytest.approx(30.0), None)

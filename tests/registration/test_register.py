@@ -13,14 +13,14 @@ import drrkit
 from drrkit import CArm, Stage, Volume, losses, perturb, register, render, simulate_xray, view_ap
 from drrkit.geometry import Camera, volume_center
 from drrkit.metrics import bone_points, mtre
-from drrkit.registration import AUTO
-from drrkit.registration.pipeline import motion_units
+from drrkit.registration import AUTO, Descent
+from drrkit.registration.lengths import motion_units
 from drrkit.registration.problem.views import View, downsampling, make_views
 from tests.support.registered_torso import CAMERA, attenuation, error, off, phantom, target, truth
 
 QUICK = (
-    Stage("ncc", downsample=2, iterations=50, step=4.0, final_step=0.5),
-    Stage("gradient_ncc", iterations=40, step=1.0, final_step=0.1),
+    Stage("ncc", optimiser=Descent(4.0, final_step=0.5), downsample=2, iterations=50, mm=True),
+    Stage("gradient_ncc", optimiser=Descent(1.0, final_step=0.1), iterations=40, mm=True),
 )
 
 
@@ -55,7 +55,7 @@ def test_the_automatic_pipeline_ends_within_2_mm_from_10_degrees_and_20_mm(seed,
 def test_every_named_similarity_improves_a_pose_that_is_slightly_off(similarity):
     drr = render(attenuation(), CAMERA, truth(), supersample=2)
     start = off(1.5, 3.0, seed=2)
-    stage = Stage(similarity, iterations=50, step=0.5, final_step=0.05)
+    stage = Stage(similarity, optimiser=Descent(0.5, final_step=0.05), iterations=50, mm=True)
     result = register(attenuation(), CAMERA, drr, start, stages=stage)
     assert error(result.world_to_camera).item() < 0.4 * error(start).item()
 
@@ -63,7 +63,7 @@ def test_every_named_similarity_improves_a_pose_that_is_slightly_off(similarity)
 def test_mutual_information_registers_an_inverted_and_remapped_xray():
     inverted = torch.exp(-0.4 * target())
     start = off(2.0, 4.0, seed=2)
-    stage = Stage("mi", iterations=60, step=1.0, final_step=0.05)
+    stage = Stage("mi", optimiser=Descent(1.0, final_step=0.05), iterations=60, mm=True)
     result = register(attenuation(), CAMERA, inverted, start, stages=stage)
     assert error(result.world_to_camera).item() < 0.5 * error(start).item()
     assert result.confidence == 0.0  # the gradients run the other way
@@ -77,7 +77,7 @@ def test_a_second_camera_fixes_the_depth_that_one_leaves_open():
     rig = torch.stack([torch.eye(4, dtype=torch.float64), turn])
     xrays = [target(), simulate_xray(phantom(), CAMERA, turn @ truth())]
     start = off(4.0, 10.0, seed=3)
-    stages = Stage("gradient_ncc", iterations=50, step=2.0, final_step=0.1)
+    stages = Stage("gradient_ncc", optimiser=Descent(2.0, final_step=0.1), iterations=50, mm=True)
     both = register(attenuation(), [CAMERA, CAMERA], xrays, start, stages=stages, rig_to_camera=rig)
     assert error(both.world_to_camera).item() < 0.5
     z = truth()[0, 2] @ torch.cat([volume_center(phantom()), torch.ones(1)]).double()
@@ -98,7 +98,7 @@ def test_a_mask_leaves_out_what_the_volume_does_not_have():
 
 def test_the_confidence_tells_a_wrong_end_from_a_right_one():
     other = simulate_xray(phantom(), CAMERA, off(40.0, 0.0, seed=5))
-    stage = Stage("gradient_ncc", iterations=15, step=0.5)
+    stage = Stage("gradient_ncc", optimiser=Descent(0.5), iterations=15, mm=True)
     right = register(attenuation(), CAMERA, target(), truth(), stages=stage)
     wrong = register(attenuation(), CAMERA, other, truth(), stages=stage)
     assert right.confidence > 0.95 and wrong.confidence < 0.6
@@ -153,9 +153,9 @@ def test_masked_shutters_do_not_keep_a_coarse_to_fine_registration_from_the_trut
 def test_a_stage_may_choose_its_resolution_by_the_pixels_width_at_the_patient():
     fine = CArm(1020.0, (512, 512), 0.5)
     for pixel_mm, factor in ((0.1, 1), (0.4, 1), (1.6, 4), (7.8, 20), (100.0, 21)):
-        assert downsampling(Stage(pixel_mm=pixel_mm), fine, 800.0) == factor
+        assert downsampling(Stage(pixel=pixel_mm, mm=True), fine, 800.0) == factor
     parallel = Camera(fine.K, fine.size, fine.sdd, "parallel")
-    assert downsampling(Stage(pixel_mm=2.0), parallel, 800.0) == 4
+    assert downsampling(Stage(pixel=2.0, mm=True), parallel, 800.0) == 4
     assert downsampling(Stage(downsample=3), fine, 800.0) == 3
 
 
@@ -192,7 +192,7 @@ def test_a_similarity_may_be_a_callable_and_may_prepare_the_scene():
             return losses.gradient_ncc(moving, fixed, mask)
 
     similarity = Prepared()
-    stage = Stage(similarity, iterations=30, step=1.0)
+    stage = Stage(similarity, optimiser=Descent(1.0), iterations=30, mm=True)
     start = off(3.0, 6.0, seed=11)
     result = register(attenuation(), CAMERA, target(), start, stages=stage)
     assert similarity.prepared == 1 and result.history[0].similarity == "Prepared"
@@ -285,18 +285,29 @@ def test_views_of_several_cameras_must_come_in_equal_numbers_with_a_rig():
         ({"downsample": 0}, ValueError, r"downsample: expected a positive integer, got 0"),
         ({"iterations": 1.5}, ValueError, r"iterations: expected a positive integer, got 1.5"),
         ({"starts": True}, ValueError, r"starts: expected a positive integer, got True"),
-        ({"step": 0.0}, ValueError, r"step: expected a positive length in mm, got 0.0"),
-        ({"final_step": math.inf}, ValueError, r"final_step: .*got inf"),
-        ({"pixel_mm": -1.0}, ValueError, r"pixel_mm: .*got -1.0"),
-        ({"momentum": 1.0}, ValueError, r"momentum: expected a number in \[0, 1\), got 1.0"),
-        ({"tolerance": -1.0}, ValueError, r"tolerance: expected a number >= 0, got -1.0"),
+        ({"optimiser": "levenberg"}, TypeError, r"optimiser: expected Levenberg.*got 'levenberg'"),
+        ({"pixel": -1.0}, ValueError, r"pixel: expected a positive length, got -1.0"),
         ({"blur": -1.0}, ValueError, r"blur: expected a number >= 0, got -1.0"),
-        ({"spread": (0.1,)}, ValueError, r"spread: expected \(rad, mm\)"),
+        ({"spread": (0.1,)}, ValueError, r"spread: expected \(rad, length\)"),
     ],
 )
 def test_a_stage_refuses_settings_out_of_bounds(options, error, message):
     with pytest.raises(error, match=message):
         Stage(**options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"step": 0.0}, r"step: expected a positive length, got 0.0"),
+        ({"final_step": math.inf}, r"final_step: .*got inf"),
+        ({"momentum": 1.0}, r"momentum: expected a number in \[0, 1\), got 1.0"),
+        ({"tolerance": -1.0}, r"tolerance: expected a number >= 0, got -1.0"),
+    ],
+)
+def test_a_descent_refuses_settings_out_of_bounds(options, message):
+    with pytest.raises(ValueError, match=message):
+        Descent(**options)
 
 
 # ---- real CT

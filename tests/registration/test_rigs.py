@@ -13,15 +13,26 @@ from torch import Tensor
 import drrkit
 from drrkit import CArm, Stage, losses, perturb, register, render, simulate_xray
 from drrkit.geometry import Camera, volume_center
-from drrkit.registration import AUTO, Bodies, PosePrior, Search, rig_of
-from drrkit.registration.covariance import UNSEEN_MM
-from drrkit.registration.optimisers.levenberg import expansion
-from drrkit.registration.problem.motion import motion_of, moved
-from drrkit.registration.problem.views import downsamplings, make_views, objective
+from drrkit.registration import (
+    AUTO,
+    Bodies,
+    CmaEs,
+    Descent,
+    Levenberg,
+    PosePrior,
+    Search,
+    TrustRegion,
+    rig_of,
+)
+from drrkit.registration.certainty import UNSEEN_MM
+from drrkit.registration.problem.loss import StageLoss, objective
+from drrkit.registration.problem.motion import motion_of, moved_by
+from drrkit.registration.problem.rendering import SceneRenderer
+from drrkit.registration.problem.views import downsamplings, make_views
 from tests.support.registered_torso import attenuation, box_mtre, phantom, random_motions
 
 CAMERA = CArm(1020.0, (64, 64), 4.352)
-STAGE = Stage("gradient_ncc", optimiser="levenberg", iterations=15, step=5.0, final_step=0.01)
+STAGE = Stage("gradient_ncc", optimiser=Levenberg(5.0, final_step=0.01), iterations=15, mm=True)
 HIPS = ([*range(18)], 18, 19)  # all but the femurs, and each of them
 
 
@@ -52,7 +63,7 @@ def biplane(degrees: float) -> Tensor:
 def moved_bodies() -> Tensor:
     """True poses [3, 4, 4] of pelvis and femurs, the femurs moved by 6 degrees and 6 mm."""
     motion = random_motions(6.0, 6.0, seed=1, count=3)
-    return moved(frontal().expand(1, 3, 4, 4), motion.reshape(1, 18), bodies().center)[0]
+    return moved_by(frontal().expand(1, 3, 4, 4), motion.reshape(1, 18), bodies().center)[0]
 
 
 def noisy(image: Tensor, sigma: float = 0.02) -> Tensor:
@@ -106,7 +117,7 @@ def test_bodies_at_one_pose_are_the_volume_they_were_cut_from():
     whole = render(attenuation(), CAMERA, frontal())
     torch.testing.assert_close(together, whole, atol=2e-5, rtol=0)
     assert all(b.shape_xyz < attenuation().shape_xyz for b in bodies().bodies[1:])
-    draw = bodies().projector(CAMERA, supersample=2)
+    draw = SceneRenderer(bodies()).renderer(CAMERA, supersample=2)
     poses = moved_bodies()
     torch.testing.assert_close(
         draw(poses[None]), bodies().render(CAMERA, poses, supersample=2), atol=1e-6, rtol=0
@@ -137,18 +148,16 @@ def test_every_optimiser_moves_every_body(optimiser):
     two = Bodies.from_labels(attenuation(), (HIPS[0], HIPS[1:]))
     truth = frontal().expand(2, 4, 4)
     xray = two.render(CAMERA, truth)
-    start = moved(
+    start = moved_by(
         truth[None], random_motions(1.5, 3.0, seed=3, count=2).reshape(1, 12), two.center
     )[0]
-    stage = Stage(
-        "gradient_ncc",
-        optimiser=optimiser,
-        downsample=2,
-        iterations=100 if optimiser == "cmaes" else 25,
-        step=1.0,
-        population=16,
-        spread=(0.03, 4.0),
-    )
+    settings = {
+        "gradient": Descent(1.0),
+        "cmaes": CmaEs((0.03, 4.0), 16),
+        "trust_region": TrustRegion(1.0, (0.03, 4.0)),
+    }[optimiser]
+    steps = 100 if optimiser == "cmaes" else 25
+    stage = Stage("gradient_ncc", optimiser=settings, downsample=2, iterations=steps, mm=True)
     result = register(two, CAMERA, xray, start, stages=stage)
     for i in range(2):
         before, after = (
@@ -160,14 +169,16 @@ def test_every_optimiser_moves_every_body(optimiser):
 
 def test_the_expansion_of_bodies_is_that_of_their_objective():
     truth = moved_bodies()[None].repeat(2, 1, 1, 1)
-    poses = moved(truth, random_motions(1.0, 2.0, seed=4, count=6).reshape(2, 18), bodies().center)
+    poses = moved_by(
+        truth, random_motions(1.0, 2.0, seed=4, count=6).reshape(2, 18), bodies().center
+    )
     exact = bodies().map(lambda body: body.to(torch.float64))
     xray = exact.render(CAMERA, truth[0])
     rig = biplane(40.0)
     views = make_views([CAMERA] * 2, [xray] * 2, None, rig, torch.empty(0, dtype=torch.float64))
-    found = expansion(exact, views, STAGE, 2, "joseph", exact.center)(poses)
+    found = StageLoss(SceneRenderer(exact), views, STAGE, 2, exact.center).expand(poses)
     xi = torch.zeros(2, 18, dtype=torch.float64, requires_grad=True)
-    loss = objective(exact, views, STAGE, 2, "joseph")(moved(poses, xi, exact.center))
+    loss = objective(exact, views, STAGE, 2, "joseph")(moved_by(poses, xi, exact.center))
     torch.testing.assert_close(found.loss, loss.detach())
     (gradient,) = torch.autograd.grad(loss.sum(), xi)
     torch.testing.assert_close(found.gradient, gradient, rtol=1e-6, atol=1e-9)
@@ -196,7 +207,7 @@ def test_bodies_refuse_what_does_not_fit():
         (
             lambda: register(bodies(), CAMERA, torch.ones(64, 64), stages=Search()),
             ValueError,
-            "stages: expected no Search and no regressor for Bodies",
+            "stages: expected no Search and no Regressor for Bodies",
         ),
         (
             lambda: register(bodies(), CAMERA, torch.ones(64, 64), center=torch.zeros(3)),
@@ -218,7 +229,7 @@ def test_the_motion_between_poses_is_what_perturb_takes():
     torch.testing.assert_close(motion_of(frontal(), pose, volume_center(phantom())), xi)
     both = random_motions(30.0, 40.0, seed=6, count=6).reshape(2, 18)
     start, centers = moved_bodies(), bodies().center
-    found = motion_of(start, moved(start.expand(2, 3, 4, 4), both, centers), centers)
+    found = motion_of(start, moved_by(start.expand(2, 3, 4, 4), both, centers), centers)
     torch.testing.assert_close(found, both)
 
 
@@ -233,7 +244,7 @@ def test_the_expansion_of_a_prior_is_its_value_and_gradient():
     value, gradient, matrix = term.expand(pose)
     torch.testing.assert_close(value, expected)
     step = torch.zeros(3, 6, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(term(moved(pose, step, term.center)).sum(), step)
+    (slope,) = torch.autograd.grad(term(moved_by(pose, step, term.center)).sum(), step)
     torch.testing.assert_close(gradient, slope)
     at_start = term.expand(start)[2][0]
     torch.testing.assert_close(at_start, torch.diag(0.3 / torch.tensor(sigma).double().square()))
@@ -244,15 +255,13 @@ def test_the_expansion_of_a_prior_is_its_value_and_gradient():
 @pytest.mark.io
 def test_a_narrow_prior_holds_every_optimiser_at_the_start_and_a_wide_one_lets_go(optimiser):
     xray, start = render(attenuation(), CAMERA, frontal()), off(3.0, 8.0, seed=8)
-    stage = Stage(
-        "ncc",
-        optimiser=optimiser,
-        downsample=2,
-        iterations=25,
-        step=1.0 if optimiser != "levenberg" else 10.0,
-        population=20,
-        spread=(0.05, 8.0),
-    )
+    settings = {
+        "gradient": Descent(1.0),
+        "levenberg": Levenberg(10.0),
+        "cmaes": CmaEs((0.05, 8.0), 20),
+        "trust_region": TrustRegion(1.0, (0.05, 8.0)),
+    }[optimiser]
+    stage = Stage("ncc", optimiser=settings, downsample=2, iterations=25, mm=True)
     center = volume_center(phantom())
     ends = {}
     for name, prior in (("free", None), ("wide", (3.0, 1e3)), ("narrow", (1e-3, 0.1))):
@@ -335,7 +344,7 @@ def test_bodies_may_be_interrupted():
         return losses.ncc(moving, fixed, mask)
 
     xray = bodies().render(CAMERA, moved_bodies())
-    stage = Stage(interrupted, optimiser="levenberg", iterations=15, step=10.0)
+    stage = Stage(interrupted, optimiser=Levenberg(10.0), iterations=15, mm=True)
     result = register(bodies(), CAMERA, xray, frontal(), stages=[stage, STAGE])
     assert result.stop_reason == "interrupted" and len(result.history) == 1
     assert result.world_to_camera.shape == (3, 4, 4)

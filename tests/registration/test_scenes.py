@@ -13,7 +13,8 @@ from drrkit import CArm, Stage, Volume, register, render
 from drrkit.fields import MNeRF, NeTT, TunedCT, VolumeRendered
 from drrkit.geometry import Camera, perturb, view_ap, volume_center
 from drrkit.phantoms import torso
-from drrkit.registration.problem.views import renderer
+from drrkit.registration import Descent, Levenberg
+from drrkit.registration.problem.rendering import renderer
 
 CAMERA = CArm(1020.0, (24, 20), 12.0)
 
@@ -72,7 +73,7 @@ def test_a_scene_without_options_is_still_supersampled(supersample):
 def test_a_scene_that_cannot_choose_its_method_refuses_another_one():
     start = perturb(pose(), torch.tensor([0.02, 0.0, 0.0, 3.0, 0.0, 0.0]), Plain().center)
     xray = render(attenuation(), CAMERA, pose())
-    for optimiser in ("gradient", "levenberg"):
+    for optimiser in (Descent(), Levenberg()):
         stage = Stage("ncc", optimiser=optimiser, iterations=2)
         with pytest.raises(ValueError, match="method: expected 'joseph' for a Plain"):
             register(Plain(), CAMERA, xray, start, stages=stage, method="siddon")

@@ -13,10 +13,11 @@ from torch.nn import functional
 import drrkit
 from drrkit import CArm, Stage, perturb, register, render, simulate_xray, view_ap
 from drrkit.geometry import Camera, project_points, so3_exp, volume_center
+from drrkit.losses import sobel
 from drrkit.metrics import rotation_error
 from drrkit.registration import GLOBAL, Search
-from drrkit.registration.optimisers.curvature import sobel
-from drrkit.registration.pipeline import motion_units
+from drrkit.registration.lengths import motion_units
+from drrkit.registration.problem.rendering import SceneRenderer
 from drrkit.registration.problem.views import View
 from drrkit.registration.search.matching import fast_size, make_templates
 from drrkit.registration.search.search import GlobalSearch, largest_roll, view_directions
@@ -47,7 +48,7 @@ def searched(
 ) -> GlobalSearch:
     view = View(camera, xray, mask, None)
     units = motion_units(camera, 800.0)
-    return GlobalSearch(attenuation(), view, start, center(), units, search)
+    return GlobalSearch(SceneRenderer(attenuation()), view, start, center(), units, search)
 
 
 def finished(search: GlobalSearch) -> GlobalSearch:
@@ -177,7 +178,7 @@ def test_the_candidate_of_a_pose_on_the_grid_is_that_pose(spacing, size, foot):
     camera = CArm(1020.0, size, spacing, foot)
     start = turned(3.0, -5.0, 10.0, (0.0, 0.0, 20.0))
     search = Search(
-        rotation=math.radians(40.0), step=math.radians(20.0), depth=150.0, pixels=48, voxel_mm=None
+        rotation=math.radians(40.0), step=math.radians(20.0), depth=150.0, pixels=48, voxel=None
     )
     grid = searched(torch.zeros(1, 1, *size), start, search, camera)
     # A pose whose source is where a wide image is rendered from; then turned about the source by
@@ -211,7 +212,7 @@ def test_the_candidate_of_a_pose_on_the_grid_is_that_pose(spacing, size, foot):
 def test_candidates_differ_and_come_best_first():
     truth = turned(-8.0, 6.0, -12.0, (10.0, -15.0, 20.0))
     xray = render(attenuation(), CAMERA, truth, supersample=2)
-    search = Search(rotation=math.radians(50), depth=200.0, keep=12)
+    search = Search(rotation=math.radians(50), depth=200.0, keep=12, mm=True)
     grid = finished(searched(xray, turned(5, 5, 0, (0, 0, 0)), search))
     pose, loss = grid.candidates()
     torch.testing.assert_close(grid.best_pose[0], pose[0])
@@ -229,7 +230,7 @@ def test_the_volumes_centre_stays_inside_the_xray_unless_a_shift_is_given():
     start = turned(0, 0, 0, (0, 0, 0))
     truth = turned(0, 0, 0, (140.0, -20.0, 0.0))
     xray = simulate_xray(phantom(), CAMERA, truth)
-    narrow = Search(rotation=math.radians(25), step=math.radians(12), depth=100.0)
+    narrow = Search(rotation=math.radians(25), step=math.radians(12), depth=100.0, mm=True)
     wide = replace(narrow, shift=180.0)
     for search in (narrow, wide):
         pose, _ = finished(searched(xray, start, search)).candidates()
@@ -248,7 +249,9 @@ def test_masked_pixels_do_not_count_in_a_search():
         20, 30, generator=torch.Generator().manual_seed(0)
     )
     mask[..., 9:31, 29:61] = 0.0
-    search = Search(rotation=math.radians(20), step=math.radians(12), depth=100.0, voxel_mm=None)
+    search = Search(
+        rotation=math.radians(20), step=math.radians(12), depth=100.0, voxel=None, mm=True
+    )
     start = turned(0, 0, 0, (0, 0, 0))
     scores = [
         1 - float(finished(searched(image, start, search, mask=weight)).candidates()[1][0])
@@ -290,7 +293,7 @@ def test_a_user_without_any_start_needs_none():
 def test_a_view_from_behind_is_found_when_all_turns_are_searched():
     truth = turned(10.0, 165.0, -130.0, (0.0, 10.0, 0.0))
     xray = simulate_xray(phantom(), CAMERA, truth)
-    everywhere = (Search(rotation=math.pi, depth=120.0, keep=60), *GLOBAL[1:])
+    everywhere = (Search(rotation=math.pi, depth=120.0, keep=60, mm=True), *GLOBAL[1:])
     start = turned(0, 0, 0, (0, 0, 0))
     result = register(attenuation(), CAMERA, xray, start, stages=everywhere)
     assert error(result.world_to_camera, truth).item() < 5.0
@@ -312,7 +315,7 @@ def test_several_starts_are_all_searched_about():
     truth = turned(0.0, 40.0, 0.0, (0.0, 0.0, 0.0))
     xray = simulate_xray(phantom(), CAMERA, truth)
     starts = torch.stack([turned(0, -40, 0, (0, 0, 0)), turned(0, 60, 20, (0, 0, 30))])
-    near = Search(rotation=math.radians(30), depth=80.0, keep=10)
+    near = Search(rotation=math.radians(30), depth=80.0, keep=10, mm=True)
     result = register(attenuation(), CAMERA, xray, starts, stages=(near, *GLOBAL[1:]))
     assert error(result.world_to_camera, truth).item() < 2.0
 
@@ -334,12 +337,26 @@ def test_a_search_whose_outcome_is_not_trusted_is_repeated_more_densely():
     assert register(attenuation(), CAMERA, xray, start, stages=never).confidence > 0.95
 
 
+def test_after_a_denser_search_that_is_rejected_the_first_one_s_records_count(monkeypatch):
+    """The denser search here has no chance: one candidate, looked for far from the truth."""
+    truth = turned(5, -5, 10, (10, -15, 20))
+    xray = simulate_xray(phantom(), CAMERA, truth)
+    far = {"rotation": math.radians(5), "step": math.radians(4), "between": (0.95, 1.0), "keep": 1}
+    monkeypatch.setattr(Search, "denser", lambda self: replace(self, **far))
+    first = (Search(math.radians(30), keep=20, trusted=1.0), *GLOBAL[1:])
+    found = register(attenuation(), CAMERA, xray, truth, stages=first)
+    assert found.accepted and error(found.world_to_camera, truth).item() < 2.0
+    assert [record.counted for record in found.history] == [True] * 5 + [False] * 5
+    assert found.stop_reason == found.history[4].stop_reason
+    assert found.as_dict()["stages"][5]["counted"] is False
+
+
 @pytest.mark.parametrize(
     "turn, shift, search",
     [
         ((75, -30, 20), (30, -20, 40), Search(rotation=math.radians(20), step=math.radians(10))),
         ((10, 5, -80), (-20, 30, 0), Search(rotation=math.radians(25), step=math.radians(12))),
-        ((0, 12, -5), (20, 10, 30), Search(shift=15.0, rotation=math.radians(20))),
+        ((0, 12, -5), (20, 10, 30), Search(shift=15.0, rotation=math.radians(20), mm=True)),
     ],
 )
 def test_a_search_whose_range_is_too_small_says_so_by_its_confidence(turn, shift, search):
@@ -351,7 +368,7 @@ def test_a_search_whose_range_is_too_small_says_so_by_its_confidence(turn, shift
     assert error(wrong.world_to_camera, truth).item() > 50.0
     assert wrong.confidence < search.trusted
     # The same X-ray is no hard one where the range is as it should be.
-    wide = Search(shift=180.0) if search.shift else Search()
+    wide = Search(shift=180.0, mm=True) if search.shift else Search()
     right = register(attenuation(), CAMERA, xray, start, stages=(wide, *GLOBAL[1:]))
     assert error(right.world_to_camera, truth).item() < 4.0 and right.confidence > 0.9
 
@@ -387,15 +404,15 @@ def test_an_interrupted_search_returns_the_start_or_the_best_candidate_up_to_the
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"rotation": 0.0}, r"rotation: expected a positive number, got 0.0"),
-        ({"depth": -1.0}, r"depth: expected a positive number, got -1.0"),
-        ({"shift": math.nan}, r"shift: expected a positive number, got nan"),
+        ({"rotation": 0.0}, r"rotation: expected a positive length, got 0.0"),
+        ({"depth": -1.0}, r"depth: expected a positive length, got -1.0"),
+        ({"shift": math.nan}, r"shift: expected a positive length, got nan"),
         ({"step": 2.0}, r"step: expected less than a right angle \(rad\), got 2.0"),
         ({"depth_step": 1.0}, r"depth_step: expected a ratio above 1, got 1.0"),
-        ({"pixels": 4}, r"pixels: expected an integer of at least 8, got 4"),
-        ({"keep": 0}, r"keep: expected an integer of at least 1, got 0"),
+        ({"pixels": 4}, r"pixels: expected an integer >= 8, got 4"),
+        ({"keep": 0}, r"keep: expected a positive integer, got 0"),
         ({"inverted": "no"}, r"inverted: expected True, False or None, got 'no'"),
-        ({"repeats": -1}, r"repeats: expected an integer of at least 0, got -1"),
+        ({"repeats": -1}, r"repeats: expected an integer >= 0, got -1"),
         ({"trusted": 1.5}, r"trusted: expected a number in \[0, 1\], got 1.5"),
         ({"between": (1.0, 0.4)}, r"between: expected \(nearest, farthest\) > 0"),
     ],

@@ -13,11 +13,11 @@ from torch import Tensor
 import drrkit
 from drrkit import CArm, Stage, losses, perturb, simulate_xray
 from drrkit.geometry import volume_center
-from drrkit.registration import Bodies, PosePrior, register_sequence, rig_of
+from drrkit.registration import Bodies, Levenberg, PosePrior, register_sequence, rig_of
 from tests.support.registered_torso import attenuation, box_mtre, phantom
 
 CAMERA = CArm(1020.0, (64, 64), 4.352)
-FOLLOWING = Stage("gradient_ncc", optimiser="levenberg", iterations=10, step=8.0, final_step=0.02)
+FOLLOWING = Stage("gradient_ncc", optimiser=Levenberg(8.0, final_step=0.02), iterations=10, mm=True)
 
 
 def frontal() -> Tensor:
@@ -54,7 +54,7 @@ def test_every_frame_of_a_breathing_turning_patient_is_followed():
 
 
 def test_constant_velocity_is_extrapolated_from_two_frames():
-    stage = Stage("gradient_ncc", optimiser="levenberg", iterations=1)
+    stage = Stage("gradient_ncc", optimiser=Levenberg(), iterations=1)
     truth = breathing(3)
     for extrapolate, expected in ((True, [1, 1, 2]), (False, [1, 1, 1])):
         result = register_sequence(
@@ -141,7 +141,7 @@ def test_an_interruption_returns_the_frames_so_far():
             raise KeyboardInterrupt
         return losses.gradient_ncc(moving, fixed, mask)
 
-    stage = Stage(interrupted, optimiser="levenberg", iterations=4, final_step=1e-6, step=5.0)
+    stage = Stage(interrupted, optimiser=Levenberg(5.0, final_step=1e-6), iterations=4, mm=True)
     result = register_sequence(
         attenuation(), CAMERA, movie(), frontal(), first=stage, follow=stage, recover=()
     )

@@ -11,9 +11,8 @@ from torch import Tensor
 from drrkit import CArm, Stage, Volume, losses, perturb, register, render, view_ap
 from drrkit.geometry import volume_center
 from drrkit.phantoms import torso
-from drrkit.registration import SIMILARITIES
-from drrkit.registration.optimisers.curvature import gauss_newton, has_curvature
-from drrkit.registration.scaling import UnitRange
+from drrkit.registration import SIMILARITIES, CmaEs, Descent, Levenberg, TrustRegion
+from drrkit.registration.similarities import UnitRange, gauss_newton, has_curvature
 from tests.support.registered_torso import box_mtre
 
 CAMERA = CArm(1020.0, (28, 28), 9.95)
@@ -57,7 +56,7 @@ def along(moving: Tensor, jacobian: Tensor, xi: Tensor) -> Tensor:
 
 
 def test_every_loss_is_a_similarity_by_its_own_name():
-    for name in losses.__all__:
+    for name in losses.LOSSES:
         assert SIMILARITIES[name] is getattr(losses, name)
         assert Stage(name).measure is getattr(losses, name) and Stage(name).name == name
     for short, name in (("mi", "mutual_information"), ("nmi", "normalized_mutual_information")):
@@ -82,15 +81,14 @@ def test_every_similarity_improves_a_pose_under_cma_es(similarity):
 def improves(similarity: str, optimiser: str) -> None:
     # "levenberg" knows no steepness of most losses and finds it out in its first steps.
     steps = {"gradient": 25, "levenberg": 16, "trust_region": 8, "cmaes": 20}[optimiser]
-    stage = Stage(
-        similarity,
-        optimiser=optimiser,
-        iterations=steps,
-        step=2.0,
-        final_step=0.05,
-        population=24,
-        spread=(0.02, 0.02, 0.02, 3.0, 3.0, 6.0),
-    )
+    reach = (0.02, 0.02, 0.02, 3.0, 3.0, 6.0)
+    settings = {
+        "gradient": Descent(2.0, final_step=0.05),
+        "levenberg": Levenberg(2.0, final_step=0.05),
+        "trust_region": TrustRegion(2.0, reach, final_step=0.05),
+        "cmaes": CmaEs(reach, 24, final_step=0.05),
+    }[optimiser]
+    stage = Stage(similarity, optimiser=settings, iterations=steps, mm=True)
     xi = torch.tensor([0.02, -0.015, 0.02, 2.5, -2.0, 3.0], dtype=torch.float64)
     start = perturb(truth(), xi, volume_center(attenuation()))
     result = register(attenuation(), CAMERA, drr(), start, stages=stage)
@@ -181,6 +179,6 @@ def test_a_covariance_needs_a_similarity_of_known_curvature():
         assert not has_curvature(SIMILARITIES[name]), name
     assert not has_curvature(lambda moving, fixed, mask: losses.mse(moving, fixed, mask))
     for name, known in (("unit_mse", True), ("mi", False)):
-        stage = Stage(name, optimiser="levenberg", iterations=3)
+        stage = Stage(name, optimiser=Levenberg(), iterations=3)
         result = register(attenuation(), CAMERA, drr(), truth(), stages=stage)
         assert (result.covariance is not None) == known

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from drrkit import Stage, losses, register
-from drrkit.registration.optimisers.descent import PoseDescent
+from drrkit.registration import Descent
+from drrkit.registration.optimisers.optimiser import PoseProblem
 from tests.support.registered_torso import CAMERA, attenuation, error, off, target, truth
 
 QUICK = (
-    Stage("ncc", downsample=2, iterations=50, step=4.0, final_step=0.5),
-    Stage("gradient_ncc", iterations=40, step=1.0, final_step=0.1),
+    Stage("ncc", optimiser=Descent(4.0, final_step=0.5), downsample=2, iterations=50, mm=True),
+    Stage("gradient_ncc", optimiser=Descent(1.0, final_step=0.1), iterations=40, mm=True),
 )
 
 
@@ -38,7 +39,7 @@ def test_starts_are_optimised_independently_and_the_best_one_is_returned():
 
 
 def test_the_same_seed_gives_the_same_result_and_another_one_other_neighbours():
-    stage = Stage("ncc", downsample=4, iterations=6, step=2.0, starts=4)
+    stage = Stage("ncc", optimiser=Descent(2.0), downsample=4, iterations=6, starts=4, mm=True)
     runs = [
         register(attenuation(), CAMERA, target(), off(9.0, 15.0), stages=stage, seed=seed)
         for seed in (1, 1, 2)
@@ -52,16 +53,20 @@ def test_the_same_seed_gives_the_same_result_and_another_one_other_neighbours():
 
 
 def test_several_starts_lead_every_pose_to_its_best_neighbour():
-    stage = Stage("ncc", downsample=4, iterations=8, step=2.0, starts=6)
+    stage = Stage("ncc", optimiser=Descent(2.0), downsample=4, iterations=8, starts=6, mm=True)
     inits = off(12.0, 25.0, seed=9, count=2)
     result = register(attenuation(), CAMERA, target(), inits, stages=stage)
     lowest = result.history[0].loss.nan_to_num(nan=math.inf).amin(dim=0).reshape(2, 6)
     assert result.all_world_to_camera.shape == (2, 4, 4)
-    torch.testing.assert_close(result.all_loss, lowest.amin(dim=1), rtol=0, atol=stage.tolerance)
+    torch.testing.assert_close(
+        result.all_loss, lowest.amin(dim=1), rtol=0, atol=stage.optimiser.tolerance
+    )
 
 
 def test_a_stage_never_returns_a_pose_worse_than_its_start():
-    wild = Stage("ncc", downsample=2, iterations=10, step=200.0, final_step=100.0)
+    wild = Stage(
+        "ncc", optimiser=Descent(200.0, final_step=100.0), downsample=2, iterations=10, mm=True
+    )
     result = register(attenuation(), CAMERA, target(), truth(), stages=wild)
     assert result.loss <= result.history[0].loss[0, 0]
     assert error(result.world_to_camera).item() < 1e-6
@@ -75,7 +80,9 @@ def test_the_history_holds_every_loss_and_fits_into_json():
         assert record.seconds > 0
     last = result.history[-1].loss.nan_to_num(nan=math.inf)
     # Losses lower by less than the tolerance are no new best.
-    torch.testing.assert_close(last.amin(dim=0), result.all_loss, rtol=0, atol=QUICK[1].tolerance)
+    torch.testing.assert_close(
+        last.amin(dim=0), result.all_loss, rtol=0, atol=QUICK[1].optimiser.tolerance
+    )
     assert 0 < sum(record.seconds for record in result.history) <= result.seconds
     stored = json.loads(json.dumps(result.as_dict()))
     assert stored["schema_version"] == 1
@@ -95,8 +102,8 @@ def test_a_converged_pose_rests_while_the_others_go_on():
 
     poses = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
     poses[1, :3, 3] = 30.0
-    stage = Stage(iterations=200, step=2.0, final_step=0.5, patience=3)
-    descent = PoseDescent(bowl, poses, centre, units, stage)
+    problem = PoseProblem(center=centre, units=units, objective=bowl, iterations=200)
+    descent = Descent(2.0, patience=3, final_step=0.5).begin(problem, poses)
     while not descent.finished:
         descent.step()
     assert descent.stop_reason == "converged"
@@ -113,7 +120,8 @@ def test_a_loss_that_is_not_a_number_stops_its_own_pose_only():
     poses = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
     poses[0, 0, 3], poses[1, 0, 3] = 10.0, 100.0
     centre, units = torch.zeros(3, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
-    descent = PoseDescent(broken, poses, centre, units, Stage(iterations=40, step=2.0))
+    problem = PoseProblem(center=centre, units=units, objective=broken, iterations=40)
+    descent = Descent(2.0, final_step=0.05).begin(problem, poses)
     while not descent.finished:
         descent.step()
     assert descent.best_pose.isfinite().all()
@@ -135,7 +143,10 @@ def test_an_interruption_returns_the_best_pose_so_far(calls):
         return losses.ncc(moving, fixed, mask)
 
     start = off(6.0, 10.0, seed=12)
-    stages = [Stage(interrupted, downsample=2, iterations=40, step=3.0), QUICK[1]]
+    stages = [
+        Stage(interrupted, optimiser=Descent(3.0), downsample=2, iterations=40, mm=True),
+        QUICK[1],
+    ]
     result = register(attenuation(), CAMERA, target(), start, stages=stages)
     assert result.stop_reason == "interrupted" and len(result.history) == 1
     assert result.history[0].loss.shape == (calls, 1)

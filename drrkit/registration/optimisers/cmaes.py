@@ -2,60 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drrkit.registration.optimisers.optimiser import PoseOptimiser
-from drrkit.registration.stages import Stage
+from drrkit.registration.lengths import Share, check_spread, spread_in_mm, whole_number
+from drrkit.registration.optimisers.optimiser import Optimiser, PoseEngine, PoseProblem
 
-__all__ = ["CmaEs"]
+__all__ = ["CmaEs", "CmaEsEngine"]
 
 
-class CmaEs(PoseOptimiser):
-    """Covariance matrix adaptation (Hansen 2016) of xi about every start, in units of its spread.
+@dataclass(frozen=True)
+class CmaEs(Optimiser):
+    """CMA-ES (Hansen 2016), without derivatives: for rough landscapes.
 
-    One distribution a start: its mean begins at the start, its standard deviations are
-    `stage.spread`. A generation draws `stage.population` poses a start, and all of them, with the
-    means of the distributions, are one call of the objective. A start rests when its distribution
-    is narrower than `stage.final_step` mm of motion, or when one of pycma's own criteria holds.
+    Attributes:
+        sigma: first standard deviations of xi about every start, (rad, length) or three of each;
+            None: go on with the distributions that the CmaEs stage before has reached, which had
+            the same population, one start and no `keep`.
+        population: poses drawn per generation and start.
+        final_step: a start rests when its distribution is narrower than this.
+    """
 
-    A stage without a spread goes on with the distributions that the CMA-ES before it has reached,
-    means, step lengths and covariances, on its own objective.
+    sigma: tuple[float, ...] | None = (0.3, Share(2 / 15))
+    population: int = 50
 
-    Args:
-        objective: poses [B, 4, 4] -> losses [B].
-        world_to_camera, center, units, stage: as for PoseOptimiser.
-        generator: where the seeds of the distributions come from.
-        previous: the CMA-ES to go on with where the stage has no spread.
+    name: ClassVar[str] = "cmaes"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_number(self, "population", 4)
+        if self.sigma is not None:
+            check_spread("sigma", self.sigma)
+
+    def begin(self, problem: PoseProblem, world_to_camera: Tensor) -> CmaEsEngine:
+        return CmaEsEngine(self, problem, world_to_camera)
+
+    def in_mm(self, extent: float, mm: bool) -> CmaEs:
+        found = super().in_mm(extent, mm)
+        assert isinstance(found, CmaEs)
+        if self.sigma is None:
+            return found
+        return replace(found, sigma=spread_in_mm(self.sigma, extent, mm))
+
+
+class CmaEsEngine(PoseEngine):
+    """One distribution per start: its mean begins at the start.
+
+    A generation draws `population` poses for every start, and all of them, with the means of the
+    distributions, are one call of the objective. A start rests too when one of pycma's own criteria
+    holds.
 
     Raises:
         ImportError: cma is missing.
     """
 
-    def __init__(
-        self,
-        objective: Callable[[Tensor], Tensor],
-        world_to_camera: Tensor,
-        center: Tensor,
-        units: Tensor,
-        stage: Stage,
-        generator: torch.Generator,
-        previous: CmaEs | None = None,
-    ) -> None:
-        super().__init__(world_to_camera, center, units, stage)
-        self.objective = objective
-        if previous is not None and stage.spread is None:
+    def __init__(self, settings: CmaEs, problem: PoseProblem, world_to_camera: Tensor) -> None:
+        super().__init__(problem, world_to_camera)
+        self.settings = settings
+        if settings.sigma is None:
+            previous = problem.previous
+            assert isinstance(previous, CmaEsEngine)  # resolve_stages has checked the pipeline
             self.start, self.scale = previous.start, previous.scale
             self.strategies = previous.strategies
             return
         self.start = world_to_camera.clone()
-        self.scale = self.spreads
-        seeds = torch.randint(2**31, (world_to_camera.shape[0],), generator=generator)
-        self.strategies = [_strategy(stage, units.numel(), int(seed)) for seed in seeds]
+        self.scale = self.per_component(settings.sigma)
+        seeds = torch.randint(2**31, (world_to_camera.shape[0],), generator=problem.generator)
+        self.strategies = [
+            _strategy(settings.population, self.units.numel(), int(seed)) for seed in seeds
+        ]
 
     def advance(self, index: Tensor) -> Tensor:
         """One generation of every start; the losses of the distributions' means."""
@@ -68,7 +87,7 @@ class CmaEs(PoseOptimiser):
         start = self.start[index].repeat_interleave(xi.shape[1], 0)
         pose = self.moved(start, xi.flatten(0, 1))
         with torch.no_grad():
-            loss = self.objective(pose).double().unflatten(0, xi.shape[:2])
+            loss = self.problem.objective(pose).double().unflatten(0, xi.shape[:2])
         loss = torch.nan_to_num(loss, nan=torch.inf)
         best = loss.argmin(1)
         row = torch.arange(len(chosen), device=best.device)
@@ -82,17 +101,17 @@ class CmaEs(PoseOptimiser):
 
     def _done(self, strategy: Any) -> bool:
         deviation = torch.as_tensor(strategy.sigma * strategy.sm.variances**0.5).to(self.scale)
-        narrow = float((deviation * self.scale / self.units).max()) < self.stage.final_step
+        narrow = float((deviation * self.scale / self.units).max()) < self.settings.final_step
         return narrow or bool(strategy.stop())
 
 
-def _strategy(stage: Stage, size: int, seed: int) -> Any:
+def _strategy(population: int, size: int, seed: int) -> Any:
     """A distribution of `size` numbers about the origin with unit standard deviations."""
     import cma
 
     random = np.random.default_rng(seed)
     options = {
-        "popsize": stage.population,
+        "popsize": population,
         "maxiter": np.inf,  # the stage counts its generations
         "seed": np.nan,  # leaves numpy's global generator alone
         "randn": lambda *shape: random.standard_normal(shape),

@@ -1,47 +1,54 @@
-"""Poses that a network updates: what a stage with the optimiser "regressor" does."""
+"""Poses that a network updates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from drrkit.registration.optimisers.optimiser import PoseOptimiser
-from drrkit.registration.problem.views import View, downsampling, renderer
-from drrkit.registration.search.candidates import motion_between
-from drrkit.registration.stages import Stage
+from drrkit.registration.optimisers.optimiser import Optimiser, PoseEngine, PoseProblem
+from drrkit.registration.problem.motion import motion_between
 
-__all__ = ["PoseRegression", "proposals"]
-
-Proposal = Callable[[Tensor], Tensor]
-"""world_to_camera [B, 4, 4] -> better ones [B, 4, 4]."""
+__all__ = ["Regressor", "RegressorEngine"]
 
 
-class PoseRegression(PoseOptimiser):
-    """Updates every pose until an update is smaller than `stage.final_step` mm of motion.
+@dataclass(frozen=True)
+class Regressor(Optimiser):
+    """A network that says where to go; the stage's similarity is only reported.
+
+    Attributes:
+        network: a `drrkit.similarity.PoseRegressor`, or anything with its `prepare` and `update`.
+        final_step: a pose rests when an update is smaller than this.
+    """
+
+    network: Any = None
+
+    name: ClassVar[str] = "regressor"
+    many_poses: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(getattr(self.network, "update", None)):
+            raise TypeError(
+                f"network: expected one with update(), got {type(self.network).__name__}"
+            )
+
+    def begin(self, problem: PoseProblem, world_to_camera: Tensor) -> RegressorEngine:
+        return RegressorEngine(self, problem, world_to_camera)
+
+
+class RegressorEngine(PoseEngine):
+    """Replaces every pose by what the network makes of it.
 
     The last poses count, whatever their loss: a regressor is right where the similarity still has
     other minima. An update that is not finite ends its pose before it.
-
-    Args:
-        objective: poses [B, 4, 4] -> losses [B], for the history and to compare starts.
-        propose: the regressor's updates.
-        world_to_camera, center, units, stage: as for PoseOptimiser.
     """
 
-    def __init__(
-        self,
-        objective: Callable[[Tensor], Tensor],
-        propose: Proposal,
-        world_to_camera: Tensor,
-        center: Tensor,
-        units: Tensor,
-        stage: Stage,
-    ) -> None:
-        super().__init__(world_to_camera, center, units, stage)
-        self.objective, self.propose = objective, propose
+    def __init__(self, settings: Regressor, problem: PoseProblem, world_to_camera: Tensor) -> None:
+        super().__init__(problem, world_to_camera)
+        self.settings, self.propose = settings, problem.propose(settings.network)
 
     @torch.no_grad()
     def advance(self, index: Tensor) -> Tensor:
@@ -50,45 +57,8 @@ class PoseRegression(PoseOptimiser):
         updated = self.propose(pose).to(pose)
         sound = updated.isfinite().all(-1).all(-1)
         updated = torch.where(sound[:, None, None], updated, pose)
-        loss = torch.nan_to_num(self.objective(updated).double(), nan=torch.inf)
+        loss = torch.nan_to_num(self.problem.objective(updated).double(), nan=torch.inf)
         self.best_pose[index], self.best_loss[index] = updated, loss
         moved = motion_between(updated, pose, self.center, self.units).diagonal()
-        self.resting[index] = (moved < self.stage.final_step) | ~sound
+        self.resting[index] = (moved < self.settings.final_step) | ~sound
         return loss
-
-
-def proposals(
-    scene: Any,
-    views: Sequence[View],
-    stage: Stage,
-    world_to_camera: Tensor,
-    center: Tensor,
-    method: str,
-) -> Proposal:
-    """What `stage.regressor` makes of poses, from renderings of the volume that it prepares.
-
-    Args:
-        scene: a Volume in mu.
-        views: one view.
-        stage: gives the regressor and the resolution.
-        world_to_camera: [K, 4, 4] starts; with `center` they say how far the patient stands.
-        center: [3] world mm.
-        method: projector method.
-
-    Raises:
-        ValueError: there are several views.
-        TypeError: what the regressor's `prepare` raises for a scene that is no Volume.
-    """
-    if len(views) != 1:
-        raise ValueError(f"camera: expected one for the optimiser 'regressor', got {len(views)}")
-    depth = world_to_camera[:, 2, :3] @ center + world_to_camera[:, 2, 3]
-    factor = downsampling(stage, views[0].camera, float(depth.mean().clamp_min(1.0)))
-    view = views[0].downsampled(factor).blurred(stage.blur)
-    volume = stage.regressor.prepare(scene)
-    draw = renderer(volume, view.camera, stage.supersample, method)
-
-    @torch.no_grad()
-    def propose(pose: Tensor) -> Tensor:
-        return stage.regressor.update(draw(pose), view.xray, pose, volume)
-
-    return propose

@@ -7,15 +7,16 @@ call and fits the model to all recent points by weighted least squares.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from drrkit.registration.optimisers.optimiser import PoseOptimiser
-from drrkit.registration.stages import Stage
+from drrkit.registration.lengths import Share, check_spread, spread_in_mm
+from drrkit.registration.optimisers.optimiser import Optimiser, PoseEngine, PoseProblem
 
-__all__ = ["TrustRegion", "box_minimum"]
+__all__ = ["TrustRegion", "TrustRegionEngine", "box_minimum"]
 
 # Steps whose points a model remembers, besides the first design.
 _REMEMBERED = 4
@@ -26,39 +27,55 @@ _RIDGE = 1e-6
 _SWEEPS = 20
 
 
-class TrustRegion(PoseOptimiser):
-    """Minimise a quadratic model in a shrinking box about the best pose, within bounds.
+@dataclass(frozen=True)
+class TrustRegion(Optimiser):
+    """Quadratic models in a shrinking box, without derivatives and within bounds.
 
-    xi about each start, in mm of motion, stays within `stage.spread`. A step evaluates 13 points a
-    pose (the first one 28, which determine a quadratic; both more for several bodies): the model's
-    minimum and a cross of random orientation about it. The box starts `stage.step` wide to each
-    side, grows where the model predicted the loss well, shrinks where it did not; a pose rests when
-    its box is smaller than `stage.final_step`. The loss needs no derivative, only to be smooth at
-    the scale of the box.
+    For losses with steps: they need to be smooth only at the scale of the box.
 
-    Args:
-        objective: poses [B, 4, 4] -> losses [B].
-        world_to_camera, center, units, stage: as for PoseOptimiser.
-        generator: of the crosses' orientations.
+    Attributes:
+        step: half the width of the first box.
+        final_step: a pose rests when its box is smaller than this.
+        bounds: of xi about each start, (rad, length) or three of each, beyond which no pose is
+            rendered.
+    """
+
+    step: float = Share(1 / 300)
+    bounds: tuple[float, ...] = (0.3, Share(2 / 15))
+
+    name: ClassVar[str] = "trust_region"
+    lengths: ClassVar[tuple[str, ...]] = ("step", "final_step")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_spread("bounds", self.bounds)
+
+    def begin(self, problem: PoseProblem, world_to_camera: Tensor) -> TrustRegionEngine:
+        return TrustRegionEngine(self, problem, world_to_camera)
+
+    def in_mm(self, extent: float, mm: bool) -> TrustRegion:
+        found = super().in_mm(extent, mm)
+        assert isinstance(found, TrustRegion)
+        return replace(found, bounds=spread_in_mm(self.bounds, extent, mm))
+
+
+class TrustRegionEngine(PoseEngine):
+    """Minimises a quadratic model in a box about the best pose.
+
+    A step evaluates 13 points for every pose (the first one 28, which determine a quadratic; both
+    more for several bodies): the model's minimum and a cross of random orientation about it. The
+    box grows where the model predicted the loss well and shrinks where it did not.
     """
 
     def __init__(
-        self,
-        objective: Callable[[Tensor], Tensor],
-        world_to_camera: Tensor,
-        center: Tensor,
-        units: Tensor,
-        stage: Stage,
-        generator: torch.Generator,
+        self, settings: TrustRegion, problem: PoseProblem, world_to_camera: Tensor
     ) -> None:
-        super().__init__(world_to_camera, center, units, stage)
-        count = world_to_camera.shape[0]
-        self.objective = objective
-        self.generator = generator
+        super().__init__(problem, world_to_camera)
+        count, size = world_to_camera.shape[0], self.units.numel()
+        self.settings = settings
         self.start = world_to_camera.clone()
-        self.bound = self.spreads / units
-        self.radius = world_to_camera.new_full((count,), stage.step)
-        size = units.numel()
+        self.bound = self.per_component(settings.bounds) / self.units
+        self.radius = world_to_camera.new_full((count,), settings.step)
         memory = _coefficients(size) + _REMEMBERED * (2 * size + 1)
         self.best = world_to_camera.new_zeros(count, size)
         # All points evaluated lately, newest last: [K, memory, D] and their losses, inf where none.
@@ -81,7 +98,7 @@ class TrustRegion(PoseOptimiser):
         pose = self.moved(self.start[index], chosen * self.units)
         better = self.remember(index, pose, loss[row, lowest])
         self.best[index[better]] = chosen[better]
-        self.resting[index] = self.radius[index] < self.stage.final_step
+        self.resting[index] = self.radius[index] < self.settings.final_step
         return loss[:, 0]
 
     def _evaluate(self, index: Tensor, points: Tensor) -> Tensor:
@@ -89,7 +106,7 @@ class TrustRegion(PoseOptimiser):
         start = self.start[index].repeat_interleave(points.shape[1], 0)
         pose = self.moved(start, points.flatten(0, 1) * self.units)
         with torch.no_grad():
-            loss = self.objective(pose).double()
+            loss = self.problem.objective(pose).double()
         return torch.nan_to_num(loss, nan=torch.inf).unflatten(0, points.shape[:2])
 
     def _design(self, index: Tensor, middle: Tensor) -> Tensor:
@@ -101,7 +118,9 @@ class TrustRegion(PoseOptimiser):
             offsets = offsets.expand(index.numel(), -1, -1)
         else:
             size = middle.shape[1]
-            random = torch.randn(index.numel(), size, size, generator=self.generator).to(middle)
+            random = torch.randn(index.numel(), size, size, generator=self.problem.generator).to(
+                middle
+            )
             turned = torch.linalg.qr(random)[0]
             offsets = torch.cat((turned, -turned), 1)
         points = middle[:, None] + offsets * self.radius[index, None, None]
@@ -117,7 +136,7 @@ class TrustRegion(PoseOptimiser):
         before = self.best_loss[index]
         ratio = torch.nan_to_num((before - loss) / predicted.clamp_min(1e-15), nan=0.0)
         factor = torch.where(ratio > 0.7, 1.5, torch.where(ratio < 0.25, 0.4, 0.8))
-        self.radius[index] = (self.radius[index] * factor).clamp_max(self.stage.step)
+        self.radius[index] = (self.radius[index] * factor).clamp_max(self.settings.step)
 
     def _model_minimum(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Where [A, D] the models are lowest in box and bounds, and by how much [A]."""

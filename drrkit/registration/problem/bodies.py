@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera, volume_center
-from drrkit.projector import Projector, render
+from drrkit.projector import render
 from drrkit.volume import Volume
 
 __all__ = ["Bodies"]
@@ -80,16 +80,6 @@ class Bodies:
             render(body, camera, poses[:, i], **options) for i, body in enumerate(self.bodies)
         ]
         return torch.stack(images).sum(0)
-
-    def projector(self, camera: Camera, **options: Any) -> Callable[[Tensor], Tensor]:
-        """`render` with a fixed camera, prepared for many calls: world_to_camera -> image."""
-        projectors = [Projector(body, camera, **options) for body in self.bodies]
-
-        def draw(world_to_camera: Tensor) -> Tensor:
-            poses = self._poses(world_to_camera)
-            return torch.stack([one(poses[:, i]) for i, one in enumerate(projectors)]).sum(0)
-
-        return draw
 
     def map(self, change: Callable[[Volume], Volume]) -> Bodies:
         """The same with every volume changed."""

@@ -17,10 +17,18 @@ from drrkit.registration.problem.views import check_rotations
 from drrkit.registration.stages import Search, Stage
 from drrkit.volume import Volume
 
-__all__ = ["check_options", "check_scene", "start_poses"]
+__all__ = ["check_options", "computing_place", "self_rendering", "start_poses"]
 
 
-def check_scene(volume: Any, center: Tensor | None) -> tuple[Tensor, Tensor]:
+def self_rendering(scene: Any) -> Any:
+    """The scene, or its `volume` where it cannot render itself but has one."""
+    grid = getattr(scene, "volume", None)
+    return (
+        grid if isinstance(grid, Volume) and not callable(getattr(scene, "render", None)) else scene
+    )
+
+
+def computing_place(volume: Any, center: Tensor | None) -> tuple[Tensor, Tensor]:
     """An empty tensor of the dtype and device to compute in, and what rotations turn about.
 
     Returns:
@@ -81,10 +89,10 @@ def start_poses(init: Any, stages: Sequence[Stage | Search], camera: Camera, vol
     """
     searched = isinstance(stages[0], Search)
     if isinstance(volume, Bodies) and any(
-        isinstance(stage, Search) or stage.optimiser == "regressor" for stage in stages
+        isinstance(stage, Search) or not stage.optimiser.many_poses for stage in stages
     ):
         raise ValueError(
-            "stages: expected no Search and no regressor for Bodies, as these find one pose; "
+            "stages: expected no Search and no Regressor for Bodies, as these find one pose; "
             "register a Volume of all bodies first"
         )
     if isinstance(init, Landmarks):

@@ -1,4 +1,4 @@
-"""How poses move: one rigid body, or several with poses of their own.
+"""How poses move and how far they are apart: one rigid body, or several with poses of their own.
 
 A pose is [..., 4, 4] with a centre [3], or [..., n, 4, 4] for n bodies with their centres [n, 3];
 its xi is [..., 6] or [..., 6 n] (rad, mm), the bodies one after the other.
@@ -6,18 +6,15 @@ its xi is [..., 6] or [..., 6 n] (rad, mm), the bodies one after the other.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from drrkit.geometry import Camera, perturb, se3_log
-from drrkit.registration.problem.views import pixel_at
+from drrkit.geometry import perturb, se3_log
 
-__all__ = ["mean_depth", "motion_of", "motion_units", "moved"]
+__all__ = ["distinct_poses", "motion_between", "motion_of", "moved_by"]
 
 
-def moved(world_to_camera: Tensor, xi: Tensor, center: Tensor) -> Tensor:
+def moved_by(world_to_camera: Tensor, xi: Tensor, center: Tensor) -> Tensor:
     """`perturb` for poses [B, 4, 4], xi [B, 6] and also for [B, n, 4, 4], [B, 6 n]."""
     if center.dim() == 1:
         return perturb(world_to_camera, xi, center)
@@ -29,7 +26,7 @@ def moved(world_to_camera: Tensor, xi: Tensor, center: Tensor) -> Tensor:
 
 
 def motion_of(start: Tensor, world_to_camera: Tensor, center: Tensor) -> Tensor:
-    """The xi that moves a start to poses, the inverse of `moved`.
+    """The xi that moves a start to poses, the inverse of `moved_by`.
 
     Args:
         start: [4, 4], or [n, 4, 4] for n bodies.
@@ -48,29 +45,54 @@ def motion_of(start: Tensor, world_to_camera: Tensor, center: Tensor) -> Tensor:
     return xi.flatten(1)
 
 
-def motion_units(camera: Camera, depth: float, bodies: int = 1) -> Tensor:
-    """How much of each component of xi moves the visible patient by about one mm.
+def motion_between(
+    world_to_camera: Tensor, others: Tensor, center: Tensor, units: Tensor
+) -> Tensor:
+    """Distances [N, M] between poses [N, 4, 4] and [M, 4, 4], in mm of motion.
 
-    A rotation moves a point by angle times distance, so its unit is one mm over a quarter of the
-    field of view's diagonal at the patient. A change of depth moves a point at that distance by the
-    change of magnification, depth over distance to the source times as much; its unit is the
-    geometric mean of that and one mm, a compromise between reach and stability.
+    The mean over six points, before, behind and beside the centre at the distance where a turn by
+    units[0] moves them by one mm. Displacements along the beam count by units[5], as they do in a
+    step of an optimiser. For n bodies, poses [N, n, 4, 4], centres [n, 3] and units [6 n], it is
+    the distance of the body that differs most.
+    """
+    if center.dim() == 2:
+        bodies = zip(
+            world_to_camera.unbind(1), others.unbind(1), center, units.split(6), strict=True
+        )
+        return torch.stack([motion_between(*body) for body in bodies]).amax(0)
+    lever = 1.0 / units[:3].mean()
+    axes = torch.eye(3).to(center)
+    points = torch.cat((axes, -axes)) * lever + center
+
+    def seen(pose: Tensor) -> Tensor:
+        return (points @ pose[:, :3, :3].mT + pose[:, None, :3, 3]) / units[3:]
+
+    difference = seen(world_to_camera)[:, None] - seen(others)[None]
+    return difference.norm(dim=-1).mean(-1)
+
+
+def distinct_poses(
+    world_to_camera: Tensor,
+    loss: Tensor,
+    center: Tensor,
+    units: Tensor,
+    apart: float,
+    count: int,
+) -> Tensor:
+    """Indices of at most `count` poses, best first, none closer than `apart` to a better one.
 
     Args:
-        camera: gives the field of view.
-        depth: of the patient, mm from the source.
-        bodies: how many of them have poses of their own.
-
-    Returns:
-        [6 bodies] float64: for each three times rad, then x, y, z in mm.
+        world_to_camera: [N, 4, 4] poses, or [N, n, 4, 4] of n bodies.
+        loss: [N] their losses; NaN counts as infinite.
+        center: [3] or [n, 3] world mm; units: [6] or [6 n], see motion_units.
+        apart: mm of motion.
     """
-    lever = 0.25 * pixel_at(camera, depth) * math.hypot(*camera.size)
-    along = math.sqrt(max(depth / lever, 1.0))
-    one = torch.tensor([1 / lever] * 3 + [1.0, 1.0, along], dtype=torch.float64)
-    return one.repeat(bodies)
-
-
-def mean_depth(world_to_camera: Tensor, center: Tensor) -> float:
-    """Mean camera z of the centres under poses [K, 4, 4] or [K, n, 4, 4]; 1 mm at least."""
-    z = (world_to_camera[..., 2, :3] * center).sum(-1) + world_to_camera[..., 2, 3]
-    return float(z.mean().clamp_min(1.0))
+    order = torch.nan_to_num(loss, nan=torch.inf).argsort(stable=True)
+    chosen: list[Tensor] = []
+    while order.numel() and len(chosen) < count:
+        best = order[:1]
+        chosen.append(best)
+        rest = order[1:]
+        distance = motion_between(world_to_camera[rest], world_to_camera[best], center, units)[:, 0]
+        order = rest[distance >= apart]
+    return torch.cat(chosen)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from drrkit.registration.problem.motion import motion_of, moved
+from drrkit.registration.problem.motion import motion_of, moved_by
 
 __all__ = ["PosePrior", "PriorTerm"]
 
@@ -104,7 +103,7 @@ class PriorTerm:
         step = torch.zeros(count, size, dtype=torch.float64, device=self.sigma.device)
         step.requires_grad_()
         with torch.enable_grad():
-            pose = moved(world_to_camera.detach().double(), step, self.center)
+            pose = moved_by(world_to_camera.detach().double(), step, self.center)
             residual = motion_of(self.pose, pose, self.center) / self.sigma
             rows = [
                 torch.autograd.grad(residual[:, i].sum(), step, retain_graph=i + 1 < size)[0]
@@ -114,12 +113,3 @@ class PriorTerm:
         gradient = (jacobian.mT @ residual[..., None])[..., 0]
         value = 0.5 * residual.square().sum(-1)
         return self.weight * value, self.weight * gradient, self.weight * jacobian.mT @ jacobian
-
-    def added_to(self, objective: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """The loss that weighs a similarity of poses against the prior."""
-
-        def loss(world_to_camera: Tensor) -> Tensor:
-            value = objective(world_to_camera)
-            return (1.0 - self.weight) * value + self(world_to_camera).to(value)
-
-        return loss

@@ -1,22 +1,21 @@
-"""X-ray images with their cameras, at any resolution, as an objective of the pose."""
+"""X-ray images with their cameras and masks, at any resolution."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from drrkit.geometry import Camera, check_floating
-from drrkit.projector import Projector
-from drrkit.registration.problem.bodies import Bodies
-from drrkit.registration.stages import Stage
+from drrkit.registration.lengths import pixel_at
 from drrkit.xray import gaussian_blur
+
+if TYPE_CHECKING:
+    from drrkit.registration.stages import Stage
 
 __all__ = [
     "View",
@@ -26,10 +25,6 @@ __all__ = [
     "downsamplings",
     "make_views",
     "negatives",
-    "objective",
-    "pixel_at",
-    "prepared",
-    "renderer",
     "rig_of",
     "scaled_views",
 ]
@@ -42,9 +37,6 @@ FEWEST_SIDE = 3
 
 # Images brighter than this overflow when they are squared and summed.
 _BRIGHTEST = 1e12
-
-# What `register` asks of a projector unless told otherwise.
-DEFAULT_METHOD = "joseph"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +73,17 @@ class View:
 
 
 def downsampling(stage: Stage, camera: Camera, depth: float) -> int:
-    """The stage's downsampling for a camera whose patient stands `depth` mm from the source."""
-    if stage.pixel_mm is None:
+    """The stage's downsampling for a camera whose patient stands `depth` mm from the source.
+
+    Raises:
+        ValueError: the stage's pixels are a share of an extent: `Stage.in_mm` converts.
+    """
+    if stage.pixel is None:
         return stage.downsample
+    if not stage.mm:
+        raise ValueError("stage: expected lengths in mm, got shares; stage.in_mm(extent) converts")
     largest = max(1, min(camera.size) // FEWEST_PIXELS)
-    return min(max(1, round(stage.pixel_mm / pixel_at(camera, depth))), largest)
+    return min(max(1, round(stage.pixel / pixel_at(camera, depth))), largest)
 
 
 def downsamplings(stage: Stage, views: Sequence[View], depth: float) -> list[int]:
@@ -99,95 +97,12 @@ def downsamplings(stage: Stage, views: Sequence[View], depth: float) -> list[int
     return [downsampling(stage, view.camera, own) for view, own in zip(views, shares, strict=True)]
 
 
-def pixel_at(camera: Camera, depth: float) -> float:
-    """Width in mm of a pixel's ray at a distance from the source, the mean of rows and columns."""
-    pitch = sum(float(torch.as_tensor(p).mean()) for p in camera.pixel_spacing) / 2
-    if camera.beam == "parallel":
-        return pitch
-    return pitch * depth / float(torch.as_tensor(camera.sdd).mean())
-
-
-def objective(
-    scene: Any, views: Sequence[View], stage: Stage, factor: int | Sequence[int], method: str
-) -> Callable[[Tensor], Tensor]:
-    """The stage's loss as a function of world_to_camera [B, 4, 4] -> [B], the mean over views.
-
-    factor: how many pixels are averaged along each side, one number or one a view.
-    """
-    similarity = stage.measure
-    scene = prepared(scene, similarity)
-    scaled = scaled_views(views, stage, factor)
-    renderers = [renderer(scene, view.camera, stage.supersample, method) for view in scaled]
-
-    def loss(world_to_camera: Tensor) -> Tensor:
-        total = torch.zeros((), dtype=scaled[0].xray.dtype, device=scaled[0].xray.device)
-        for view, draw in zip(scaled, renderers, strict=True):
-            moving = blurred(draw(view.pose(world_to_camera)), view.mask, stage.blur)
-            total = total + similarity(moving, view.xray, view.mask)
-        return total / len(scaled)
-
-    return loss
-
-
 def scaled_views(views: Sequence[View], stage: Stage, factor: int | Sequence[int]) -> list[View]:
     """The views at a stage's resolution; factor: one number or one a view."""
     factors = [factor] * len(views) if isinstance(factor, int) else factor
     return [
         view.downsampled(own).blurred(stage.blur) for view, own in zip(views, factors, strict=True)
     ]
-
-
-def prepared(scene: Any, similarity: Callable[..., Tensor]) -> Any:
-    """The scene as a similarity wants it: what its `prepare` makes of it, where it has one."""
-    prepare = getattr(similarity, "prepare", None)
-    if prepare is None:
-        return scene
-    return scene.map(prepare) if isinstance(scene, Bodies) else prepare(scene)
-
-
-def renderer(
-    scene: Any, camera: Camera, supersample: int, method: str
-) -> Callable[[Tensor], Tensor]:
-    """world_to_camera [B, 4, 4] -> line integrals [B, C, rows, cols], prepared for many calls.
-
-    scene: a Volume in mu, Bodies (poses [B, n, 4, 4] then), or anything that renders itself.
-
-    Raises:
-        ValueError: a method for a scene whose `render` has no such option.
-    """
-    if isinstance(scene, Bodies):
-        return scene.projector(camera, supersample=supersample, method=method)
-    if getattr(scene, "render", None) is not None:
-        return _self_rendered(scene, camera, supersample, method)
-    return Projector(scene, camera, supersample=supersample, method=method)
-
-
-def _self_rendered(
-    scene: Any, camera: Camera, supersample: int, method: str
-) -> Callable[[Tensor], Tensor]:
-    """`renderer` of a scene with a `render` of its own, which may have these options or not."""
-    parameters = inspect.signature(scene.render).parameters.values()
-    taken = {one.name for one in parameters}
-    anything = any(one.kind is one.VAR_KEYWORD for one in parameters)
-    options: dict[str, Any] = {}
-    if anything or "method" in taken:
-        options["method"] = method
-    elif method != DEFAULT_METHOD:
-        raise ValueError(
-            f"method: expected {DEFAULT_METHOD!r} for a {type(scene).__name__}, whose render() "
-            f"takes no method, got {method!r}"
-        )
-    if anything or "supersample" in taken:
-        options["supersample"] = supersample
-        return partial(scene.render, camera, **options)
-    if supersample == 1:
-        return partial(scene.render, camera, **options)
-    fine = camera.rescale(1.0 / supersample)
-
-    def draw(world_to_camera: Tensor) -> Tensor:
-        return functional.avg_pool2d(scene.render(fine, world_to_camera, **options), supersample)
-
-    return draw
 
 
 def _averaged(image: Tensor, mask: Tensor | None, factor: int) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drrkit.registration.optimisers.curvature import sobel
+from drrkit.losses import sobel
 from drrkit.registration.problem.views import View
 
 __all__ = ["Peaks", "Templates", "fast_size", "make_templates"]

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera, CArm, so3_exp
-from drrkit.registration.problem.views import View, renderer
-from drrkit.registration.search.candidates import distinct_poses
+from drrkit.registration.problem.motion import distinct_poses
+from drrkit.registration.problem.rendering import SceneRenderer
+from drrkit.registration.problem.views import View
 from drrkit.registration.search.consensus import Matches, agreeing
 from drrkit.registration.search.matching import Peaks, Templates, make_templates
 from drrkit.registration.stages import Search
@@ -33,6 +34,9 @@ _RENDERED_RATIO = 1.4
 
 # Pixels of a wide image times templates that are matched at once, by kind of device.
 _AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}
+
+# Searches whose wide images are kept: one per view of a rig and both densities.
+_KEPT = 4
 
 # Matches kept while the search runs, for each candidate wanted.
 _MATCHES = 50
@@ -48,14 +52,13 @@ class GlobalSearch:
     """A search under way: a step renders some wide images and matches the X-ray with them.
 
     Args:
-        scene: a Volume in mu, or anything that renders itself.
+        drawn: the scene.
         view: the X-ray to match, cone beam.
         world_to_camera: [4, 4] float64, the start, of the first camera where the view is one of
             several; so are all poses that are found.
         center: [3] float64 world mm, the volume's centre.
         units: [6] the change of xi (rad, mm) that counts as one mm of motion.
-        search: ranges and steps.
-        method: projector method.
+        search: ranges and steps, lengths in mm.
 
     Raises:
         ValueError: the beam is parallel, or the ranges leave no distance to search.
@@ -63,13 +66,12 @@ class GlobalSearch:
 
     def __init__(
         self,
-        scene: Any,
+        drawn: SceneRenderer,
         view: View,
         world_to_camera: Tensor,
         center: Tensor,
         units: Tensor,
         search: Search,
-        method: str = "joseph",
     ) -> None:
         if view.camera.beam != "cone":
             raise ValueError(f"camera: a search needs a cone beam, got {view.camera.beam!r}")
@@ -80,13 +82,14 @@ class GlobalSearch:
         self.directions = view_directions(search.step, search.rotation).to(self.start)
         self.templates = self._templates(view, scales, min(distances))
         wide = _wide_camera(view.camera, self.focal, self.templates.image_size)
-        self.render = renderer(scene, wide, 1, method)
+        self.render = drawn.renderer(wide, search.voxel)
         # Every rendered pose: turned from the start, its source at one of the distances.
         turned = so3_exp(self.directions) @ self.start[:3, :3]
         self.rotations = turned.repeat(len(distances), 1, 1)
         self.distances = turned.new_tensor(distances).repeat_interleave(len(turned))
         self.tilts = self.directions.norm(dim=-1).repeat(len(distances))
         self.batches = self._batches(view.xray.device)
+        self.images = _kept_images(drawn, self.render, self.rotations, self.distances, self.batches)
         self.peaks: Peaks | None = None
         self._best: tuple[float, Tensor] | None = None  # its loss and pose
         self.steps = 0
@@ -124,7 +127,9 @@ class GlobalSearch:
         least = float(self.tilts[batch].min())
         count = self.templates.first(largest_roll(least, self.search.rotation))
         with torch.no_grad():
-            image = self.render(pose).sum(1)
+            image = self.images.get(self.steps)
+            if image is None:
+                image = self.images[self.steps] = self.render(pose).sum(1)
             found = self.templates.peaks(image, count, self.search.inverted is None)
         found = replace(found, image=batch[found.image])
         limit = _MATCHES * self.search.keep
@@ -240,6 +245,27 @@ class GlobalSearch:
         pose[:, :3, :3] = rotation
         pose[:, :3, 3] = middle - rotation @ self.center
         return self._of_first_camera(pose)
+
+
+def _kept_images(
+    drawn: SceneRenderer,
+    render: Any,
+    rotations: Tensor,
+    distances: Tensor,
+    batches: Sequence[Tensor],
+) -> dict[int, Tensor]:
+    """The wide images of an earlier search like this one, by batch; one that is to be filled."""
+    key = (
+        id(render),
+        tuple(rotations.flatten().tolist()),
+        tuple(distances.tolist()),
+        tuple(map(len, batches)),
+    )
+    if key not in drawn.wide_images:
+        while len(drawn.wide_images) >= _KEPT:
+            drawn.wide_images.pop(next(iter(drawn.wide_images)))
+        drawn.wide_images[key] = {}
+    return drawn.wide_images[key]
 
 
 def viewed_alike(searches: Sequence[GlobalSearch], inverted: bool) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Gauss-Newton matrices of image similarities, from an image and its Jacobian in the pose.
+"""Similarities by name, and their Gauss-Newton matrices from an image and its pose Jacobian.
 
 A correlation is a least-squares problem: with m and f brought to zero mean and unit variance,
 1 - NCC = mean (m - f)^2 / 2, whatever gain and offset the images have. Its Gauss-Newton matrix is
@@ -21,15 +21,97 @@ from torch import Tensor
 from torch.nn import functional
 
 from drrkit import losses
-from drrkit.registration.scaling import UnitRange
+from drrkit.losses import patch_radius, sobel
 
-__all__ = ["gauss_newton", "has_curvature", "ignores_gain", "sobel"]
+__all__ = [
+    "SIMILARITIES",
+    "Similarity",
+    "UnitRange",
+    "gauss_newton",
+    "has_curvature",
+    "ignores_gain",
+]
+
+Similarity = Callable[..., Tensor]
+"""similarity(moving [B, C, rows, cols], fixed, mask) -> [B], to be minimised."""
 
 # A correlation below this says little about the curvature near the optimum.
 _LEAST_CORRELATION = 0.05
 
 # Share of an image's variance below which it, or a patch of it, counts as flat.
 _FLAT = 1e-6
+
+
+class UnitRange:
+    """A similarity of images each mapped to [0, 1] by its own lowest and highest intensity.
+
+    For losses of intensities as they are: an X-ray out of a machine has another scale than line
+    integrals. The range is that of each view and channel under the mask. It moves with the image,
+    so the derivative is exact: u = (I - low) / (high - low) has du = (dI - (1 - u) dlow - u dhigh)
+    / (high - low), and dlow is dI where I is lowest. A constant image becomes 0.
+
+    Args:
+        similarity: (moving, fixed, mask) -> [B].
+    """
+
+    def __init__(self, similarity: Callable[..., Tensor]) -> None:
+        self.similarity = similarity
+        name = getattr(similarity, "__name__", type(similarity).__name__)
+        self.__name__ = f"unit_{name}"
+
+    def __call__(self, moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The similarity [B] of the mapped images; arguments as for the losses."""
+        low, high = _ends(moving, mask)
+        lowest, highest = _ends(fixed, mask)
+        return self.similarity(_mapped(moving, low, high), _mapped(fixed, lowest, highest), mask)
+
+    def linearised(
+        self, moving: Tensor, jacobian: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The mapped image and its Jacobian, [B, C, rows, cols] and [B, C, 6, rows, cols]."""
+        inside = moving if mask is None else torch.where(mask > 0, moving, torch.inf)
+        first = inside.flatten(2).argmin(-1)
+        inside = moving if mask is None else torch.where(mask > 0, moving, -torch.inf)
+        last = inside.flatten(2).argmax(-1)
+        ends, moves = [], []
+        for index in (first, last):
+            ends.append(moving.flatten(2).gather(2, index[..., None])[..., None])
+            where = index[..., None, None].expand(*jacobian.shape[:3], 1)
+            moves.append(jacobian.flatten(3).gather(3, where)[..., None])
+        unit = _mapped(moving, *ends)
+        share = unit.unsqueeze(2)
+        change = jacobian - (1.0 - share) * moves[0] - share * moves[1]
+        return unit, change / _extent(*ends).unsqueeze(2)
+
+
+def _ends(image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Lowest and highest intensity under the mask, [B, C, 1, 1], differentiable."""
+    low = image if mask is None else torch.where(mask > 0, image, torch.inf)
+    high = image if mask is None else torch.where(mask > 0, image, -torch.inf)
+    return low.amin((-1, -2), keepdim=True), high.amax((-1, -2), keepdim=True)
+
+
+def _mapped(image: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return (image - low) / _extent(low, high)
+
+
+def _extent(low: Tensor, high: Tensor) -> Tensor:
+    return (high - low).clamp_min(torch.finfo(low.dtype).tiny ** 0.5)
+
+
+SIMILARITIES: dict[str, Similarity] = {
+    **losses.LOSSES,
+    "mi": losses.mutual_information,
+    "mattes_mi": losses.mattes_mutual_information,
+    "nmi": losses.normalized_mutual_information,
+    **{
+        f"unit_{name}": UnitRange(losses.LOSSES[name])
+        for name in ("focal_frequency", "l1", "mse", "soft_dice", "ssim", "ssim_dice_l1")
+    },
+}
+"""Names a Stage accepts: every loss of drrkit.losses, three of them by short names too; unit_*
+compares images that are each mapped to [0, 1] first, for X-rays on another scale than the volume.
+"""
 
 
 def gauss_newton(
@@ -92,16 +174,7 @@ def _loss_of(similarity: Callable[..., Tensor]) -> str:
         similarity = similarity.similarity
     function = similarity.func if isinstance(similarity, partial) else similarity
     name = getattr(function, "__name__", "")
-    return name if function is getattr(losses, name, None) else ""
-
-
-def sobel(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Sobel derivatives of [..., rows, cols] along columns (x) and rows (y), without the border."""
-    across = image[..., :, 2:] - image[..., :, :-2]
-    along = image[..., 2:, :] - image[..., :-2, :]
-    x = across[..., :-2, :] + 2.0 * across[..., 1:-1, :] + across[..., 2:, :]
-    y = along[..., :, :-2] + 2.0 * along[..., :, 1:-1] + along[..., :, 2:]
-    return x, y
+    return name if function is losses.LOSSES.get(name) else ""
 
 
 def _over_the_image(image: Tensor, jacobian: Tensor, weight: Tensor) -> Tensor:
@@ -153,6 +226,6 @@ def _patch_side(similarity: Callable[..., Tensor], name: str, weight: Tensor) ->
     options = similarity.keywords if isinstance(similarity, partial) else {}
     side = options.get("patch", 13)
     if name == "patch_gradient_ncc":
-        radius = options.get("radius") or max(1, round(weight.shape[-2] * 41 / 1436))
-        side = 2 * radius + 1
+        rows, cols = (n + 2 for n in weight.shape[-2:])  # the image's: derivatives lost a border
+        side = 2 * (options.get("radius") or patch_radius((rows, cols))) + 1
     return max(2, min(side, *weight.shape[-2:]))

@@ -1,0 +1,152 @@
+"""What lengths are measured against: the object in the image, its pixels, its visible motion.
+
+A registration of a finger takes the steps of one of a pelvis, in proportion. Lengths in a Stage are
+therefore shares of the object's extent unless the stage says `mm=True`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drrkit.geometry import Camera
+from drrkit.volume import Volume
+
+__all__ = [
+    "Share",
+    "check_spread",
+    "extent_mm",
+    "length_in_mm",
+    "mean_depth",
+    "motion_units",
+    "pixel_at",
+    "positive_lengths",
+    "spread_in_mm",
+    "whole_number",
+]
+
+# Voxels above this share of the largest attenuation belong to the object.
+_OBJECT = 0.05
+
+
+class Share(float):
+    """A length that is a share of the object's extent even where others are in mm."""
+
+    def __repr__(self) -> str:
+        return f"Share({float(self):.4g})"
+
+
+def length_in_mm(value: float, extent: float, mm: bool) -> float:
+    """A setting in mm: a share of the extent (mm), or in mm already."""
+    return float(value) if mm and not isinstance(value, Share) else float(value) * extent
+
+
+def spread_in_mm(spread: tuple[float, ...], extent: float, mm: bool) -> tuple[float, ...]:
+    """(rad, length) or three of each, the lengths in mm."""
+    half = len(spread) // 2
+    lengths = [length_in_mm(value, extent, mm) for value in spread[half:]]
+    return (*spread[:half], *lengths)
+
+
+def extent_mm(scene: Any, camera: Camera, depth: float) -> float:
+    """Size in mm of what the image shows of a scene at `depth` mm from the source.
+
+    The smaller of two diagonals: of the field of view at that depth, and of the box of all voxels
+    above 5 % of the largest attenuation. A scene that is no Volume supplies the second one as
+    `extent_mm`, where it knows it; of several bodies it is the largest.
+    """
+    field = pixel_at(camera, depth) * math.hypot(*camera.size)
+    bodies = getattr(scene, "bodies", (scene,))
+    known = [_box_diagonal(b) if isinstance(b, Volume) else _told(b) for b in bodies]
+    return min(field, max(known))
+
+
+def _told(scene: Any) -> float:
+    told = getattr(scene, "extent_mm", None)
+    return math.inf if told is None else float(told)
+
+
+def _box_diagonal(volume: Volume) -> float:
+    values = volume.values.detach()
+    while values.dim() > 3:
+        values = values.amax(0)
+    filled = values > _OBJECT * values.max()
+    squared = 0.0
+    for axis, spacing in zip((2, 1, 0), volume.spacing, strict=True):
+        others = [other for other in range(3) if other != axis]
+        places = filled.amax(others).nonzero()
+        if len(places) == 0:
+            return math.inf
+        squared += (spacing * float(places[-1] - places[0] + 1)) ** 2
+    return math.sqrt(squared)
+
+
+def pixel_at(camera: Camera, depth: float) -> float:
+    """Width in mm of a pixel's ray at a distance from the source, the mean of rows and columns."""
+    pitch = sum(float(torch.as_tensor(p).mean()) for p in camera.pixel_spacing) / 2
+    if camera.beam == "parallel":
+        return pitch
+    return pitch * depth / float(torch.as_tensor(camera.sdd).mean())
+
+
+def motion_units(camera: Camera, depth: float, bodies: int = 1) -> Tensor:
+    """How much of each component of xi moves the visible patient by about one mm.
+
+    A rotation moves a point by angle times distance, so its unit is one mm over a quarter of the
+    field of view's diagonal at the patient. A change of depth moves a point at that distance by the
+    change of magnification, depth over distance to the source times as much; its unit is the
+    geometric mean of that and one mm, a compromise between reach and stability.
+
+    Args:
+        camera: gives the field of view.
+        depth: of the patient, mm from the source.
+        bodies: how many of them have poses of their own.
+
+    Returns:
+        [6 bodies] float64: for each three times rad, then x, y, z in mm.
+    """
+    lever = 0.25 * pixel_at(camera, depth) * math.hypot(*camera.size)
+    along = math.sqrt(max(depth / lever, 1.0))
+    one = torch.tensor([1 / lever] * 3 + [1.0, 1.0, along], dtype=torch.float64)
+    return one.repeat(bodies)
+
+
+def mean_depth(world_to_camera: Tensor, center: Tensor) -> float:
+    """Mean camera z of the centres under poses [K, 4, 4] or [K, n, 4, 4]; 1 mm at least."""
+    z = (world_to_camera[..., 2, :3] * center).sum(-1) + world_to_camera[..., 2, 3]
+    return float(z.mean().clamp_min(1.0))
+
+
+def positive_lengths(settings: Any, names: Iterable[str]) -> None:
+    """Raises ValueError where one of these settings is no positive length."""
+    for name in names:
+        value = getattr(settings, name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and 0 < value < math.inf):
+            raise ValueError(f"{name}: expected a positive length, got {value!r}")
+
+
+def check_spread(name: str, spread: Any, zero: bool = False) -> None:
+    """Raises ValueError where it is not (rad, length) or three of each, positive or, if so, 0."""
+    least = 0.0 if zero else math.ulp(0.0)
+    if (
+        not isinstance(spread, (tuple, list))
+        or len(spread) not in (2, 6)
+        or not all(least <= value < math.inf for value in spread)
+    ):
+        wanted = ">= 0" if zero else "positive"
+        raise ValueError(
+            f"{name}: expected (rad, length) or three of each, all {wanted}, got {spread!r}"
+        )
+
+
+def whole_number(settings: Any, name: str, least: int = 1) -> None:
+    """Raises ValueError where a setting is no integer of at least this."""
+    value = getattr(settings, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        wanted = "a positive integer" if least == 1 else f"an integer >= {least}"
+        raise ValueError(f"{name}: expected {wanted}, got {value!r}")

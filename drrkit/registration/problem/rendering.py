@@ -1,0 +1,237 @@
+"""Pictures of a scene at poses, with their Jacobians: what can be prepared once, is.
+
+A scene is a Volume in mu, Bodies, or anything that renders itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional
+
+from drrkit.geometry import Camera, perturb, volume_center
+from drrkit.projector import Projector, project_with_jacobian
+from drrkit.registration.problem.bodies import Bodies
+from drrkit.volume import Volume
+
+__all__ = ["Renderer", "SceneRenderer", "renderer"]
+
+# What `register` asks of a projector unless told otherwise.
+DEFAULT_METHOD = "joseph"
+
+# A volume is resampled where that makes its voxels this much larger along an axis.
+_MUCH_COARSER = 1.25
+
+
+class Renderer:
+    """A scene in one camera: poses of that camera [B, 4, 4] -> line integrals [B, C, rows, cols].
+
+    For Bodies the poses are [B, n, 4, 4].
+    """
+
+    def __call__(self, world_to_camera: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def with_jacobian(
+        self, world_to_camera: Tensor, rig_to_camera: Tensor | None, center: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Image [B, C, rows, cols] and d image / d xi [B, C, D, rows, cols], both detached.
+
+        Args:
+            world_to_camera: [B, 4, 4] of the rig's first camera; xi is in its axes.
+            rig_to_camera: [4, 4] from there to this camera; None: this is the one.
+            center: [3] world mm, what xi turns about; [n, 3] for n bodies.
+        """
+        raise NotImplementedError
+
+
+class SceneRenderer:
+    """A scene with a projector method: resampled volumes and Projectors, made once and kept.
+
+    Args:
+        scene: a Volume in mu, Bodies, or another scene. Its values must not change afterwards.
+        method: projector method.
+    """
+
+    def __init__(self, scene: Any, method: str = DEFAULT_METHOD) -> None:
+        self.scene, self.method = scene, method
+        self.wide_images: dict[Any, dict[int, Tensor]] = {}  # a search's, see GlobalSearch
+        self._resampled: dict[float, Any] = {}
+        self._prepared: dict[Any, Any] = {}
+        self._renderers: dict[Any, Renderer] = {}
+
+    def at_voxels(self, voxel_mm: float | None) -> Any:
+        """The scene with voxels of at least this size; one without voxels stays as it is."""
+        if voxel_mm is None or not isinstance(self.scene, (Volume, Bodies)):
+            return self.scene
+        if voxel_mm not in self._resampled:
+            coarser = partial(_coarser, voxel_mm=voxel_mm)
+            one = isinstance(self.scene, Volume)
+            self._resampled[voxel_mm] = coarser(self.scene) if one else self.scene.map(coarser)
+        return self._resampled[voxel_mm]
+
+    def renderer(
+        self,
+        camera: Camera,
+        voxel_mm: float | None = None,
+        supersample: int = 1,
+        similarity: Any = None,
+    ) -> Renderer:
+        """The scene as a similarity wants it (what its `prepare` makes of it) in a camera."""
+        scene = self.prepared_for(similarity, voxel_mm)
+        key = (id(scene), supersample, _numbers(camera))
+        if key not in self._renderers:
+            self._renderers[key] = renderer(scene, camera, supersample, self.method)
+        return self._renderers[key]
+
+    def prepared_for(self, similarity: Any, voxel_mm: float | None = None) -> Any:
+        """The scene as a similarity wants it: what its `prepare` makes of it, where it has one."""
+        scene = self.at_voxels(voxel_mm)
+        prepare = getattr(similarity, "prepare", None)
+        if prepare is None:
+            return scene
+        key = (id(similarity), id(scene))
+        if key not in self._prepared:
+            made = scene.map(prepare) if isinstance(scene, Bodies) else prepare(scene)
+            self._prepared[key] = made, similarity  # kept: an id is one object's while it lives
+        return self._prepared[key][0]
+
+
+def renderer(scene: Any, camera: Camera, supersample: int, method: str) -> Renderer:
+    """A scene in a camera, prepared for many calls.
+
+    Raises:
+        ValueError: a method for a scene whose `render` has no such option.
+    """
+    if isinstance(scene, Bodies):
+        return _OfBodies([renderer(one, camera, supersample, method) for one in scene.bodies])
+    if callable(getattr(scene, "render", None)):
+        return _OfScene(scene, camera, supersample, method)
+    return _OfVolume(scene, camera, supersample, method)
+
+
+class _OfVolume(Renderer):
+    def __init__(self, volume: Volume, camera: Camera, supersample: int, method: str) -> None:
+        self.volume, self.camera = volume, camera
+        self.options: dict[str, Any] = {"supersample": supersample, "method": method}
+        self.projector = Projector(volume, camera, **self.options)
+        self.middle = volume_center(volume)
+
+    def __call__(self, world_to_camera: Tensor) -> Tensor:
+        return self.projector(world_to_camera)
+
+    def with_jacobian(
+        self, world_to_camera: Tensor, rig_to_camera: Tensor | None, center: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        pose = world_to_camera if rig_to_camera is None else rig_to_camera @ world_to_camera
+        image, jacobian = project_with_jacobian(self.volume, self.camera, pose, **self.options)
+        offset = self.middle - center
+        if rig_to_camera is None and not bool((offset.abs() > 1e-9).any()):
+            return image, jacobian
+        change = _change_of_twist(world_to_camera, rig_to_camera, offset).to(jacobian)
+        rows = (change.mT @ jacobian.movedim(1, 2).flatten(2)).unflatten(
+            2, (jacobian.shape[1], *jacobian.shape[3:])
+        )
+        return image, rows.movedim(2, 1)
+
+
+class _OfBodies(Renderer):
+    """Images add, Jacobians stand side by side."""
+
+    def __init__(self, parts: Sequence[Renderer]) -> None:
+        self.parts = parts
+
+    def __call__(self, world_to_camera: Tensor) -> Tensor:
+        images = [one(world_to_camera[:, i]) for i, one in enumerate(self.parts)]
+        return torch.stack(images).sum(0)
+
+    def with_jacobian(
+        self, world_to_camera: Tensor, rig_to_camera: Tensor | None, center: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        found = [
+            one.with_jacobian(world_to_camera[:, i], rig_to_camera, center[i])
+            for i, one in enumerate(self.parts)
+        ]
+        images, jacobians = zip(*found, strict=True)
+        return torch.stack(images).sum(0), torch.cat(jacobians, 2)
+
+
+class _OfScene(Renderer):
+    """A scene with a `render` of its own, which may take method and supersample or not."""
+
+    def __init__(self, scene: Any, camera: Camera, supersample: int, method: str) -> None:
+        parameters = inspect.signature(scene.render).parameters.values()
+        taken = {one.name for one in parameters}
+        anything = any(one.kind is one.VAR_KEYWORD for one in parameters)
+        options: dict[str, Any] = {}
+        if anything or "method" in taken:
+            options["method"] = method
+        elif method != DEFAULT_METHOD:
+            raise ValueError(
+                f"method: expected {DEFAULT_METHOD!r} for a {type(scene).__name__}, whose render() "
+                f"takes no method, got {method!r}"
+            )
+        self.pool = 1
+        if anything or "supersample" in taken:
+            options["supersample"] = supersample
+        elif supersample > 1:
+            self.pool, camera = supersample, camera.rescale(1.0 / supersample)
+        self.draw = partial(scene.render, camera, **options)
+
+    def __call__(self, world_to_camera: Tensor) -> Tensor:
+        image = self.draw(world_to_camera)
+        return image if self.pool == 1 else functional.avg_pool2d(image, self.pool)
+
+    def with_jacobian(
+        self, world_to_camera: Tensor, rig_to_camera: Tensor | None, center: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Six tangents by forward-mode differentiation."""
+        count = world_to_camera.shape[0]
+        pose = world_to_camera.repeat_interleave(6, 0)
+        axes = torch.eye(6).to(pose).repeat(count, 1)
+        with torch.no_grad(), forward_ad.dual_level():
+            xi = forward_ad.make_dual(torch.zeros_like(axes), axes)
+            pose = perturb(pose, xi, center)
+            pose = pose if rig_to_camera is None else rig_to_camera @ pose
+            image, tangent = forward_ad.unpack_dual(self(pose))
+        if tangent is None:
+            tangent = torch.zeros_like(image)
+        return image[::6], tangent.unflatten(0, (count, 6)).movedim(1, 2)
+
+
+def _change_of_twist(pose: Tensor, rig: Tensor | None, offset: Tensor) -> Tensor:
+    """[B, 6, 6] from twists about a point in the first camera to twists about another in its own.
+
+    offset: [3] world mm from the first point to the second. A turn omega about the one moves the
+    other by omega x d, d = R offset.
+    """
+    d = (pose[:, :3, :3] @ offset.to(pose)[:, None])[..., 0]
+    change = torch.eye(6).to(pose).repeat(pose.shape[0], 1, 1)
+    x, y, z = d.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack((zero, z, -y, -z, zero, x, y, -x, zero), -1).unflatten(-1, (3, 3))
+    change[:, 3:, :3] = cross  # omega x d = -d x omega
+    if rig is None:
+        return change
+    turn = torch.block_diag(rig[:3, :3], rig[:3, :3])
+    return turn.to(change) @ change
+
+
+def _coarser(volume: Volume, voxel_mm: float) -> Volume:
+    """A volume resampled to voxels of at least this size, if that makes it much smaller."""
+    spacing = tuple(max(own, voxel_mm) for own in volume.spacing)
+    if all(new < _MUCH_COARSER * own for new, own in zip(spacing, volume.spacing, strict=True)):
+        return volume
+    return volume.resample(spacing)
+
+
+def _numbers(camera: Camera) -> tuple[Any, ...]:
+    """What two cameras that see alike have in common."""
+    sdd = torch.as_tensor(camera.sdd).reshape(-1).tolist()
+    return tuple(camera.K.flatten().tolist()), camera.size, tuple(sdd), camera.beam
