@@ -150,7 +150,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--losses", nargs="+", choices=losses.__all__, default=losses.__all__)
+    parser.add_argument(
+        "--losses", nargs="+", choices=list(losses.LOSSES), default=list(losses.LOSSES)
+    )
     parser.add_argument("--double", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path)

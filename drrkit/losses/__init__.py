@@ -9,26 +9,24 @@ Every loss has one shape: ``loss(moving, fixed, mask=None) -> [B]``, to be minim
 Correlations and other similarities are returned as 1 - similarity, mutual information as minus MI
 in nats. Channels are compared one by one and averaged. Only the proportions of the mask's weights
 matter. Constant images and empty masks give finite losses and gradients: a constant image
-correlates with nothing.
+correlates with nothing. Every loss raises TypeError or ValueError, naming the argument, for images
+or a mask of other shapes, dtypes or devices; what else it raises is said in its docstring.
 
-Large batches are compared a few views at a time, and what a comparison needs for its gradient is
-computed again in the backward pass instead of kept: hundreds of candidate poses cost the memory of
-their images and a few intermediate ones. All losses are twice differentiable in the images wherever
-their formula is; the docstrings say what is held constant (intensity ranges, focal weights).
+Large batches are compared a few views at a time, and the backward pass repeats a comparison instead
+of keeping its intermediate results: hundreds of candidate poses need the memory of their images and
+a few more. All losses are twice differentiable in the images wherever their formula is; the
+docstrings say what is held constant (intensity ranges, focal weights).
 """
 
-from drrkit.losses.correlation import gradient_ncc, local_ncc, ncc
-from drrkit.losses.frequency import focal_frequency
-from drrkit.losses.gradients import gradient_difference
+from drrkit.losses.correlation import gradient_difference, gradient_ncc, local_ncc, ncc
 from drrkit.losses.information import (
     mattes_mutual_information,
     mutual_information,
     normalized_mutual_information,
 )
-from drrkit.losses.intensity import l1, mse, soft_dice
+from drrkit.losses.intensity import focal_frequency, l1, mse, soft_dice, ssim, ssim_dice_l1
 from drrkit.losses.patches import patch_gradient_ncc, patch_radius
 from drrkit.losses.stencils import sobel
-from drrkit.losses.structure import ssim, ssim_dice_l1
 
 LOSSES = {
     loss.__name__: loss

@@ -1,4 +1,4 @@
-"""Checks of the arguments of every loss: errors name argument, expectation and finding."""
+"""What every loss does with its arguments: checks, weights of the mask, intensity ranges."""
 
 from __future__ import annotations
 
@@ -7,10 +7,23 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["check_count", "check_images", "check_number", "check_range"]
+__all__ = [
+    "NO_WEIGHT",
+    "check_count",
+    "check_number",
+    "check_pair",
+    "check_range",
+    "intensity_range",
+    "mean",
+    "shares",
+    "unit",
+]
+
+NO_WEIGHT = 1e-12
+"""A sum of mask weights below this counts as none."""
 
 
-def check_images(moving: Tensor, fixed: Tensor, mask: Tensor | None, smallest: int = 1) -> None:
+def check_pair(moving: Tensor, fixed: Tensor, mask: Tensor | None, smallest: int = 1) -> None:
     """Raise TypeError or ValueError, naming the argument, unless the images fit each other."""
     _check_tensor(moving, "moving", "[B, C, rows, cols]")
     channels, rows, cols = moving.shape[1:]
@@ -70,3 +83,44 @@ def _check_tensor(image: object, name: str, shape: str) -> None:
         raise TypeError(f"{name}: expected float32 or float64, got {image.dtype}")
     if image.dim() != 4 or 0 in image.shape[1:]:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(image.shape)}")
+
+
+def shares(mask: Tensor | None) -> Tensor | None:
+    """The mask's weights divided by their sum over the pixels; None weighs all pixels alike."""
+    if mask is None:
+        return None
+    return mask / mask.sum(dim=(-1, -2), keepdim=True).clamp_min(NO_WEIGHT)
+
+
+def unit(mask: Tensor | None) -> Tensor | None:
+    """The mask's weights divided by their largest: binary masks of any height become 0 and 1."""
+    if mask is None:
+        return None
+    return mask / mask.amax(dim=(-1, -2), keepdim=True).clamp_min(NO_WEIGHT)
+
+
+def mean(values: Tensor, share: Tensor | None) -> Tensor:
+    """Mean over the pixels with these shares -> [..., C]; zero where no pixel has weight."""
+    if share is None:
+        return values.mean(dim=(-1, -2))
+    return (values * share).sum(dim=(-1, -2))
+
+
+def intensity_range(
+    image: Tensor, mask: Tensor | None, bounds: tuple[float, float] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Lowest and highest intensity under the mask [B, C, 1, 1], constants of the gradient.
+
+    `bounds`, where given, come back instead, as tensors without dimensions.
+    """
+    if bounds is not None:
+        return image.new_tensor(bounds[0]), image.new_tensor(bounds[1])
+    values, pixels = image.detach(), (-1, -2)
+    if mask is None:
+        return values.amin(dim=pixels, keepdim=True), values.amax(dim=pixels, keepdim=True)
+    inside = mask.detach() > 0
+    low = torch.where(inside, values, torch.inf).amin(dim=pixels, keepdim=True)
+    high = torch.where(inside, values, -torch.inf).amax(dim=pixels, keepdim=True)
+    # An empty mask leaves infinities; any finite range will do, no pixel counts.
+    empty = ~inside.any(dim=-1, keepdim=True).any(dim=-2, keepdim=True)
+    return low.masked_fill(empty, 0.0), high.masked_fill(empty, 1.0)

@@ -1,8 +1,8 @@
-"""Large batches of views, compared a few at a time: temporaries stay in the cache and are not kept.
+"""Large batches of views, compared a few at a time: intermediate results stay in the cache.
 
-A comparison of one view makes ten to fifty intermediate images. For hundreds of candidate poses at
-once these leave the processor's cache and, kept for the gradient, fill the memory. So views go
-through in groups, and a group's backward pass computes its comparison again.
+A comparison of one view makes ten to fifty intermediate images. Those of hundreds of candidate
+poses do not fit the processor's cache and, kept for the gradient, fill the memory. So views are
+compared in groups, and a group's backward pass repeats its comparison.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def by_views(compare: Comparison, moving: Tensor, *parts: Tensor | None, numbers
 
 
 def _groups(views: int, batch: int, *parts: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
-    """The parts of `views` views at a time; what serves all views goes to every group."""
+    """The parts of `views` views at a time; a part shared by all views goes to every group."""
     # split, not slices: its backward is one concatenation.
     return zip(
         *(
@@ -67,7 +67,7 @@ def _groups(views: int, batch: int, *parts: Tensor | None) -> Iterator[tuple[Ten
 
 
 def _is_transformed() -> bool:
-    """Whether someone else decides what is kept: a compiler, torch.func or forward mode."""
+    """Whether a compiler, torch.func or forward mode is at work, which recompute by themselves."""
     if torch.compiler.is_compiling():
         return True
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -90,8 +90,8 @@ class _Recomputed(Function):
         higher = torch.is_grad_enabled()  # create_graph: the result is differentiated again
         needed = ctx.needs_input_grad[1:]
         with torch.enable_grad():
-            # Fresh aliases, for one input may have been computed from another: its derivative
-            # must not pass through that history here as well.
+            # Fresh aliases: where one input was computed from another, its derivative must not pass
+            # through that history a second time.
             inputs = [
                 None if tensor is None else _alias(tensor, need, higher)
                 for tensor, need in zip(ctx.saved_tensors, needed, strict=True)

@@ -1,4 +1,4 @@
-"""Normalised cross-correlation: of images, of their derivatives, of patches."""
+"""Correlations of images, of their patches and derivatives; the gradient difference."""
 
 from __future__ import annotations
 
@@ -8,15 +8,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drrkit.losses.arguments import check_images
+from drrkit.losses.arguments import (
+    NO_WEIGHT,
+    check_number,
+    check_pair,
+    mean,
+    shares,
+)
 from drrkit.losses.batches import by_views
 from drrkit.losses.stencils import box, sobel
-from drrkit.losses.weights import NO_WEIGHT, mean, shares
 
-__all__ = ["gradient_ncc", "local_ncc", "ncc"]
+__all__ = ["gradient_difference", "gradient_ncc", "local_ncc", "ncc"]
 
 # A variance below this, or below the rounding error of the image's own magnitude, counts as none.
 _TINY_VARIANCE = 1e-16
+
+# The search for the best scale: first guesses as multiples of the ratio of the images' variation,
+# steps that never lead away from the optimum's basin, steps that end in it exactly.
+_GUESSES = (1.0, 0.7, 0.4, 0.2, 0.0)
+_REWEIGHTINGS = 5
+_NEWTON_STEPS = 4
 
 
 def ncc(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -25,13 +36,9 @@ def ncc(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
     1 - sum w (I - mean I)(J - mean J) / sqrt(sum w (I - mean I)^2 sum w (J - mean J)^2), where the
     means carry the mask's weights too. Invariant to positive affine changes of either image.
 
-    Returns:
-        [B] tensor between 0 and 2.
-
-    Raises:
-        TypeError, ValueError: an argument is not an image of the shape, dtype or device expected.
+    Returns [B], between 0 and 2.
     """
-    check_images(moving, fixed, mask)
+    check_pair(moving, fixed, mask)
     share = shares(mask)
     parts = (*_standard(fixed, share), share)
     return by_views(_pearson_loss, moving, *parts, numbers=moving[:1].numel())
@@ -44,16 +51,10 @@ def gradient_ncc(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> T
     where the kernel would leave the image, is dropped. A derivative weighs as much as the smallest
     mask value under its kernel, so masking a rectangle equals cropping it.
 
-    Returns:
-        [B] tensor between 0 and 2.
-
-    Raises:
-        TypeError, ValueError: an argument is not an image of the shape, dtype or device expected,
-            or has fewer than 3 rows or columns.
+    Returns [B], between 0 and 2. Raises ValueError for fewer than 3 rows or columns.
     """
-    check_images(moving, fixed, mask, smallest=3)
-    inner = None if mask is None else -functional.max_pool2d(-mask, kernel_size=3, stride=1)
-    share = shares(inner)
+    check_pair(moving, fixed, mask, smallest=3)
+    share = _sobel_shares(mask)
     fixed_x, fixed_y = sobel(fixed)
     parts = (*_standard(fixed_x, share), *_standard(fixed_y, share), share)
     return by_views(_gradient_loss, moving, *parts, numbers=moving[:1].numel())
@@ -71,16 +72,12 @@ def local_ncc(
     Args:
         patch: odd or even side of a patch in pixels, at least 2.
 
-    Returns:
-        [B] tensor between 0 and 2.
-
-    Raises:
-        TypeError, ValueError: an argument is not an image of the shape, dtype or device expected,
-            or the patch is smaller than 2 or larger than the image.
+    Returns [B], between 0 and 2. Raises ValueError for a patch smaller than 2 or larger than the
+    image.
     """
     if not isinstance(patch, int) or patch < 2:
         raise ValueError(f"patch: expected an integer of at least 2 pixels, got {patch!r}")
-    check_images(moving, fixed, mask, smallest=patch)
+    check_pair(moving, fixed, mask, smallest=patch)
     share = shares(mask)
     total = None if mask is None else box(mask, patch)
     fixed, floor = _centred(fixed, share)
@@ -89,8 +86,49 @@ def local_ncc(
     return by_views(compare, moving, *parts, numbers=moving[:1].numel())
 
 
+def gradient_difference(
+    moving: Tensor,
+    fixed: Tensor,
+    mask: Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    """One minus the gradient difference of Penney et al.
+
+    1 - mean over pixels and both directions of A / (A + (S J - scale S I)^2), with S the 3 x 3
+    Sobel derivative and A the variance of S J. Large differences saturate: structures that only one
+    image shows (instruments) hardly disturb. The border and the mask are treated as in
+    `gradient_ncc`. Source: Penney et al., IEEE Trans. Med. Imaging 17, 1998, where the sum is
+    maximised and the scale is free.
+
+    Args:
+        scale: of the moving intensities. None: the best one of each view, channel and direction, at
+            least 0, found by iterations from the best of a few guesses; the derivatives account
+            for its dependence on the images. Images on a common intensity scale need none: 1.0.
+
+    Returns [B], between 0 and 1. Raises ValueError for fewer than 3 rows or columns, or a scale
+    that is not positive.
+    """
+    if scale is not None:
+        check_number(scale, "scale", "a number or None")
+    check_pair(moving, fixed, mask, smallest=3)
+    share = _sobel_shares(mask)
+    fixed_gradients = torch.stack(sobel(fixed), dim=1)  # [B or 1, 2, C, rows - 2, cols - 2]
+    if share is not None:
+        share = share.unsqueeze(1)
+    spread = _standard(fixed_gradients, share)[1][..., None, None]
+    compare = partial(_difference_loss, scale=scale)
+    parts = (fixed_gradients, spread, share)
+    return by_views(compare, moving, *parts, numbers=2 * moving[:1].numel())
+
+
+def _sobel_shares(mask: Tensor | None) -> Tensor | None:
+    """Of every derivative: in proportion to the smallest mask value under its kernel."""
+    return shares(None if mask is None else -functional.max_pool2d(-mask, kernel_size=3, stride=1))
+
+
 def _standard(image: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The image minus its mean, and its variance [B, C], never zero."""
+    """The image minus its mean, and its variance [..., C], never zero."""
     centred = image - mean(image, share)[..., None, None]
     # What rounding alone gives an image of this magnitude is no variance.
     relative = 8.0 * torch.finfo(image.dtype).eps
@@ -162,3 +200,86 @@ def _local_loss(
     covariance = _local_mean(moving * fixed, mask, total, patch) - moving_mean * fixed_mean
     similarity = covariance / torch.sqrt(moving_variance * fixed_variance)
     return 1.0 - mean(similarity, shares(total)).mean(dim=1)
+
+
+def _difference_loss(
+    moving: Tensor,
+    fixed: Tensor,
+    spread: Tensor,
+    share: Tensor | None,
+    *,
+    scale: float | None,
+) -> Tensor:
+    moving = torch.stack(sobel(moving), dim=1)
+    factor: float | Tensor = _best_scale(moving, fixed, spread, share) if scale is None else scale
+    residual = fixed - factor * moving
+    return 1.0 - mean(spread / (spread + residual.square()), share).mean(dim=(1, 2))
+
+
+def _best_scale(moving: Tensor, fixed: Tensor, spread: Tensor, share: Tensor | None) -> Tensor:
+    """The scale [b, 2, C, 1, 1] of the moving derivatives that explains most of the fixed ones.
+
+    The search keeps no graph. One more Newton step from its end does: at a stationary point it
+    moves nothing but carries the derivative of the scale by the images (implicit functions).
+    """
+    given = moving, fixed, spread
+    with torch.no_grad():
+        moving, fixed, spread = (tensor.detach() for tensor in given)
+        scale, unit = _first_guess(moving, fixed, spread, share)
+        for step in range(_REWEIGHTINGS + _NEWTON_STEPS):
+            reweighted = _reweighted(scale, moving, fixed, spread, share)
+            if step < _REWEIGHTINGS:
+                scale = reweighted
+                continue
+            slope, bend = _slope_and_bend(scale, moving, fixed, spread, share)
+            newton = scale - slope / bend
+            close = (bend > 0) & ((newton - scale).abs() < 0.25 * unit)
+            scale = torch.where(close, newton, reweighted).clamp_min(0.0)
+        _, bend = _slope_and_bend(scale, moving, fixed, spread, share)
+        bend = torch.where((scale > 0) & (bend > 0), bend, torch.inf)
+    slope, _ = _slope_and_bend(scale, *given, share)
+    return scale - slope / bend
+
+
+def _first_guess(
+    moving: Tensor, fixed: Tensor, spread: Tensor, share: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The best of a few multiples of the scale at which both images vary alike; that scale."""
+    moving_spread = _standard(moving, share)[1][..., None, None]
+    unit = torch.sqrt(spread / moving_spread)
+    best = torch.full_like(unit, -torch.inf)
+    scale = unit
+    for multiple in _GUESSES:
+        guess = multiple * unit
+        value = mean(1.0 / (1.0 + _relative_square(guess, moving, fixed, spread)), share)
+        value = value[..., None, None]
+        scale = torch.where(value > best, guess, scale)
+        best = torch.maximum(value, best)
+    return scale, unit
+
+
+def _reweighted(
+    scale: Tensor, moving: Tensor, fixed: Tensor, spread: Tensor, share: Tensor | None
+) -> Tensor:
+    """The least-squares scale under the weights that the residuals at `scale` deserve.
+
+    Never lowers the similarity, which is convex in the squared residuals.
+    """
+    weighted = moving / (1.0 + _relative_square(scale, moving, fixed, spread)).square()
+    along = mean(weighted * fixed, share)[..., None, None]
+    length = mean(weighted * moving, share)[..., None, None]
+    return (along / length.clamp_min(torch.finfo(moving.dtype).tiny)).clamp_min(0.0)
+
+
+def _relative_square(scale: Tensor, moving: Tensor, fixed: Tensor, spread: Tensor) -> Tensor:
+    return (fixed - scale * moving).square() / spread
+
+
+def _slope_and_bend(
+    scale: Tensor, moving: Tensor, fixed: Tensor, spread: Tensor, share: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A / 2 times the derivatives by the scale of -mean A / (A + (S J - scale S I)^2)."""
+    ratio = _relative_square(scale, moving, fixed, spread)
+    slope = -moving * (fixed - scale * moving) / (1.0 + ratio).square()
+    bend = moving.square() * (1.0 - 3.0 * ratio) / (1.0 + ratio) ** 3
+    return mean(slope, share)[..., None, None], mean(bend, share)[..., None, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -10,15 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from drrkit.losses.arguments import check_count, check_images, check_number, check_range
-from drrkit.losses.batches import by_views
-from drrkit.losses.histograms import (
-    SPLINE_PADDING,
-    gaussian_windows,
-    positions,
-    spline_histogram,
+from drrkit.losses.arguments import (
+    check_count,
+    check_number,
+    check_pair,
+    check_range,
+    intensity_range,
+    shares,
 )
-from drrkit.losses.weights import intensity_range, shares
+from drrkit.losses.batches import by_views
 
 __all__ = ["mattes_mutual_information", "mutual_information", "normalized_mutual_information"]
 
@@ -34,6 +35,9 @@ class _Options(NamedTuple):
 
 Measure = Callable[[Tensor], Tensor]
 """Joint histogram [b, C, bins, bins], moving bins first -> [b]."""
+
+# Bins that stay free at both ends for the cubic spline's support.
+_SPLINE_PADDING = 2
 
 # Keeps 0 log 0 = 0 and the gradient of an empty bin finite.
 _TINY_PROBABILITY = 1e-12
@@ -61,12 +65,8 @@ def mutual_information(
         moving_range, fixed_range: (low, high) intensities of the first and the last bin. Default:
             each view's own minimum and maximum under the mask, taken as constants by the gradient.
 
-    Returns:
-        [B] tensor, between minus log(bins) and 0.
-
-    Raises:
-        TypeError, ValueError: an argument is not an image of the shape, dtype or device expected,
-            or bins, sigma or a range is out of bounds.
+    Returns [B], between minus log(bins) and 0. Raises ValueError for bins, sigma or a range out of
+    bounds.
     """
     options = _check_options(bins, sigma, moving_range, fixed_range)
     return _compare(_minus_information, moving, fixed, mask, options)
@@ -88,11 +88,8 @@ def normalized_mutual_information(
     Hardly depends on how much of both images overlaps. Source: Studholme et al., Pattern
     Recognition 32, 1999.
 
-    Returns:
-        [B] tensor, between -2 (each image determines the other) and -1 (independent).
-
-    Raises:
-        TypeError, ValueError: as in `mutual_information`.
+    Returns [B], between -2 (each image determines the other) and -1 (independent). Raises
+    ValueError as `mutual_information`.
     """
     options = _check_options(bins, sigma, moving_range, fixed_range)
     return _compare(_minus_entropy_ratio, moving, fixed, mask, options)
@@ -121,21 +118,16 @@ def mattes_mutual_information(
             outside counts as the nearer end. Default: each view's own minimum and maximum under the
             mask, taken as constants by the gradient.
 
-    Returns:
-        [B] tensor, at most 0.
-
-    Raises:
-        TypeError, ValueError: an argument is not an image of the shape, dtype or device expected,
-            or bins or a range is out of bounds.
+    Returns [B], at most 0. Raises ValueError for bins or a range out of bounds.
     """
-    check_images(moving, fixed, mask)
-    check_count(bins, "bins", 2 * SPLINE_PADDING + 1, "an integer")
+    check_pair(moving, fixed, mask)
+    check_count(bins, "bins", 2 * _SPLINE_PADDING + 1, "an integer")
     check_range(moving_range, "moving_range")
     check_range(fixed_range, "fixed_range")
     with torch.no_grad():
         low, high = intensity_range(fixed, mask, fixed_range)
-        fixed_position = positions(fixed, low, high, bins, SPLINE_PADDING)
-        fixed_bin = fixed_position.floor().clamp_max(bins - SPLINE_PADDING - 1).long()
+        fixed_position = _positions(fixed, low, high, bins, _SPLINE_PADDING)
+        fixed_bin = fixed_position.floor().clamp_max(bins - _SPLINE_PADDING - 1).long()
     compare = partial(_mattes, bins=bins, moving_range=moving_range)
     numbers = 4 * moving[:1].numel()
     return by_views(compare, moving, fixed_bin, mask, shares(mask), numbers=numbers)
@@ -151,9 +143,9 @@ def _mattes(
     moving_range: Range,
 ) -> Tensor:
     low, high = intensity_range(moving, mask, moving_range)
-    position = positions(moving, low, high, bins, SPLINE_PADDING)
+    position = _positions(moving, low, high, bins, _SPLINE_PADDING)
     flat = None if share is None else share.flatten(2)
-    return _minus_information(spline_histogram(position, fixed_bin, flat, bins))
+    return _minus_information(_spline_histogram(position, fixed_bin, flat, bins))
 
 
 def _check_options(bins: int, sigma: float, moving_range: Range, fixed_range: Range) -> _Options:
@@ -168,7 +160,7 @@ def _compare(
     measure: Measure, moving: Tensor, fixed: Tensor, mask: Tensor | None, options: _Options
 ) -> Tensor:
     """The measure of every view's joint histogram, averaged over channels -> [B]."""
-    check_images(moving, fixed, mask)
+    check_pair(moving, fixed, mask)
     share = shares(mask)
     windows = None
     if fixed.shape[0] == 1 and (mask is None or mask.shape[0] == 1):
@@ -194,8 +186,8 @@ def _parzen(
         assert fixed is not None  # one of the two is always there
         fixed_windows = _fixed_windows(fixed, mask, share, options)
     low, high = intensity_range(moving, mask, options.moving_range)
-    position = positions(moving, low, high, options.bins)
-    windows = gaussian_windows(position, options.bins, options.sigma)
+    position = _positions(moving, low, high, options.bins)
+    windows = _gaussian_windows(position, options.bins, options.sigma)
     # One matrix for all views is multiplied in place; a broadcast one would be copied for each.
     single = fixed_windows.shape[:2] == (1, 1)
     other = fixed_windows[0, 0] if single else fixed_windows
@@ -216,8 +208,8 @@ def _fixed_windows(
 ) -> Tensor:
     """Windows [b, C, bins, pixels] of the fixed image, times what each pixel adds."""
     low, high = intensity_range(fixed, mask, options.fixed_range)
-    position = positions(fixed, low, high, options.bins)
-    windows = gaussian_windows(position, options.bins, options.sigma)
+    position = _positions(fixed, low, high, options.bins)
+    windows = _gaussian_windows(position, options.bins, options.sigma)
     if share is None:
         return windows / position.shape[-1]
     return windows * share.flatten(2).unsqueeze(-2)
@@ -241,3 +233,68 @@ def _minus_entropy_ratio(joint: Tensor) -> Tensor:
 
 def _entropy(probability: Tensor) -> Tensor:
     return -(probability * torch.log(probability + _TINY_PROBABILITY)).sum(dim=-1)
+
+
+def _positions(image: Tensor, low: Tensor, high: Tensor, bins: int, padding: int = 0) -> Tensor:
+    """Bin coordinates [b, C, pixels]: `padding` at low and `bins - padding` (- 1 without) at high.
+
+    Without padding the bins' centres reach from low to high. Intensities outside go to at most one
+    bin beyond, with padding to the range's ends, and have no derivative there.
+    """
+    intervals = bins - 1 if padding == 0 else bins - 2 * padding
+    width = (high - low).clamp_min(torch.finfo(image.dtype).tiny ** 0.5) / intervals
+    relative = ((image - low) / width).flatten(2)
+    if padding == 0:
+        return relative.clamp(-1.0, float(bins))
+    return relative.clamp(0.0, float(intervals)) + padding
+
+
+def _gaussian_windows(position: Tensor, bins: int, sigma: float) -> Tensor:
+    """Gaussian Parzen weights [..., bins, pixels] of positions [..., pixels]; sum over bins is 1.
+
+    Bins so far off that their weight is below the dtype's rounding get none.
+    """
+    negligible = 1e-16 if position.dtype == torch.float64 else 1e-9
+    reach = math.ceil(sigma * math.sqrt(-2.0 * math.log(negligible)) - 0.5)
+    taps = min(2 * max(reach, 1) + 1, bins)
+    nearest = torch.round(position.detach())
+    first = (nearest - (taps - 1) // 2).clamp(0.0, float(bins - taps))
+    offset = torch.arange(taps, dtype=position.dtype, device=position.device).unsqueeze(-1)
+    distance = (position - first).unsqueeze(-2) - offset
+    weight = torch.softmax(distance.square() * (-0.5 / sigma**2), dim=-2)
+    index = (first.unsqueeze(-2) + offset).long()
+    windows = weight.new_zeros(*weight.shape[:-2], bins, weight.shape[-1])
+    return windows.scatter_(-2, index, weight)
+
+
+def _spline_histogram(moving: Tensor, fixed_bin: Tensor, share: Tensor | None, bins: int) -> Tensor:
+    """Joint histogram [b, C, bins, bins] of cubic B-spline windows against whole bins.
+
+    Args:
+        moving: [b, C, pixels] positions in [_SPLINE_PADDING, bins - _SPLINE_PADDING].
+        fixed_bin: [b or 1, C or 1, pixels] integers in [0, bins).
+        share: [b or 1, 1, pixels] what each pixel adds; None for 1 / pixels each.
+    """
+    batch, channels, pixels = moving.shape
+    middle = moving.detach().floor().clamp(_SPLINE_PADDING, bins - _SPLINE_PADDING - 1)
+    fraction = moving - middle
+    cells = torch.arange(batch * channels, device=moving.device).view(batch, channels, 1)
+    index = ((cells * bins + middle.long() - 1) * bins + fixed_bin).flatten()
+    amount: Tensor | float = 1.0 / pixels if share is None else share
+    joint = moving.new_zeros(batch * channels * bins * bins)
+    for step, weight in enumerate(_cubic_spline(fraction)):
+        joint = joint.index_add(0, index + step * bins, (weight * amount).flatten())
+    return joint.view(batch, channels, bins, bins)
+
+
+def _cubic_spline(fraction: Tensor) -> tuple[Tensor, ...]:
+    """The four weights of a cubic B-spline, this far beyond its second knot in [0, 1]."""
+    rest = 1.0 - fraction
+    square, cube = fraction.square(), fraction.square() * fraction
+    rest_square, rest_cube = rest.square(), rest.square() * rest
+    return (
+        rest_cube / 6.0,
+        (3.0 * cube - 6.0 * square + 4.0) / 6.0,
+        (3.0 * rest_cube - 6.0 * rest_square + 4.0) / 6.0,
+        cube / 6.0,
+    )

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drrkit.losses.arguments import check_count, check_images, check_number
+from drrkit.losses.arguments import NO_WEIGHT, check_count, check_number, check_pair, unit
 from drrkit.losses.batches import by_views
 from drrkit.losses.stencils import Taps, box, correlate
-from drrkit.losses.weights import NO_WEIGHT, unit
 
 __all__ = ["patch_gradient_ncc", "patch_radius"]
 
@@ -129,17 +128,13 @@ def patch_gradient_ncc(
         generator: of the draw, on the CPU. None: seed 0, so that every call compares the same
             patches.
 
-    Returns:
-        [B] tensor, between 1 / n and 2 - 1 / n for uniform weights without a mask.
-
-    Raises:
-        TypeError, ValueError: an argument is not an image of the shape, dtype or device expected,
-            smaller than a patch, or an option is out of bounds; there is no room for the random
-            patches.
+    Returns [B], between 1 / n and 2 - 1 / n for uniform weights without a mask. Raises ValueError
+    for images smaller than a patch, an option out of bounds, or random patches that do not fit at
+    their separation.
     """
     options = _check_options(moving, radius, stride, blur, weighting, masked_statistics)
     smallest = max(options.side, 2 + blur // 2)
-    check_images(moving, fixed, mask, smallest=smallest)
+    check_pair(moving, fixed, mask, smallest=smallest)
     weight = unit(mask)
     chosen = None
     if random_patches is not None:

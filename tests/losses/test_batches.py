@@ -7,7 +7,7 @@ import torch
 
 from drrkit import losses
 from drrkit.losses import batches, stencils
-from tests.registration.test_losses import ALL, FREE
+from tests.losses.test_every_loss import ALL, FREE
 from tests.support.smooth_images import images
 
 
