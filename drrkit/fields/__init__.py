@@ -5,29 +5,31 @@ by `drrkit.register`. docs/fields.md is the tour.
 """
 
 from drrkit.fields.files import load_field, save_field
-from drrkit.fields.formation import (
-    FORMATIONS,
-    VolumeRendered,
-    absorption,
-    ray_casting,
-    volume_rendering,
-)
 from drrkit.fields.masks import body_mask
 from drrkit.fields.ndc import DIFFPROJ_SDD, DIFFPROJ_SOD, NDC
-from drrkit.fields.networks.layers import Perceptron, positional_encoding
+from drrkit.fields.networks.encodings import Perceptron, positional_encoding
 from drrkit.fields.networks.mnerf import MNeRF
 from drrkit.fields.networks.nett import LOCAL_FEATURES, NeTT, TunedCT
-from drrkit.fields.scenes import CT, Scene, as_scene
-from drrkit.fields.tasks.crossing import FoldResult, cross_subject, cross_validate
-from drrkit.fields.tasks.field_tasks import ImageObjective, MNeRFTask, NeTTTask, scene_quality
-from drrkit.fields.tasks.pairs import Pairs, check_subjects, random_views
-from drrkit.fields.tasks.quality import (
+from drrkit.fields.scenes import (
+    CT,
+    FORMATIONS,
+    Scene,
+    VolumeRendered,
+    absorption,
+    as_scene,
+)
+from drrkit.fields.tasks.cross_validation import FoldResult, cross_validate
+from drrkit.fields.tasks.image_objective import (
     IMAGE_LOSSES,
+    ImageObjective,
     Normalised,
     min_max,
     psnr,
+    scene_quality,
     ssim_index,
 )
+from drrkit.fields.tasks.train_fields import MNeRFTask, NeTTTask
+from drrkit.fields.tasks.xray_pairs import Pairs, check_subjects, random_views
 
 __all__ = [
     "CT",
@@ -53,16 +55,13 @@ __all__ = [
     "as_scene",
     "body_mask",
     "check_subjects",
-    "cross_subject",
     "cross_validate",
     "load_field",
     "min_max",
     "positional_encoding",
     "psnr",
     "random_views",
-    "ray_casting",
     "save_field",
     "scene_quality",
     "ssim_index",
-    "volume_rendering",
 ]

@@ -10,8 +10,6 @@ from torch.nn import functional
 
 from drrkit.volume import BODY_THRESHOLD, Volume
 
-__all__ = ["body_mask", "dilated", "eroded"]
-
 # In mu, half of water's attenuation: -500 HU at any energy between 40 and 120 keV is close to it.
 _BODY_MU = 0.010
 
@@ -71,19 +69,9 @@ def _largest_filled(above: Tensor) -> Tensor:
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(above.to(torch.uint8).numpy())
-    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(image))
-    found = torch.from_numpy(labels.astype("int64"))
-    sizes = torch.bincount(found.flatten())
+    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(image)).astype("int64")
+    sizes = torch.bincount(torch.from_numpy(labels).flatten())
     sizes[0] = 0  # the background
-    largest = (found == int(sizes.argmax())).to(torch.uint8)
-    slices = [
-        torch.from_numpy(sitk.GetArrayFromImage(sitk.BinaryFillhole(_plane(one))))
-        for one in largest
-    ]
-    return torch.stack(slices) > 0
-
-
-def _plane(one: Tensor):
-    import SimpleITK as sitk
-
-    return sitk.GetImageFromArray(one.numpy())
+    largest = (labels == int(sizes.argmax())).astype("uint8")
+    planes = (sitk.BinaryFillhole(sitk.GetImageFromArray(plane)) for plane in largest)
+    return torch.stack([torch.from_numpy(sitk.GetArrayFromImage(plane)) for plane in planes]) > 0

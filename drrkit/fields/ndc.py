@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from drrkit.geometry import Camera, batched, volume_center
+from drrkit.fields.scenes import check_attenuation
+from drrkit.geometry import Camera, assemble, batched, volume_center
 from drrkit.volume import Volume
-
-__all__ = ["DIFFPROJ_SDD", "DIFFPROJ_SOD", "NDC"]
 
 DIFFPROJ_SOD, DIFFPROJ_SDD = 7.8125, 12.0
 """The paper's distances from the source to isocentre and detector, in NDC of a 256 mm cube."""
@@ -51,41 +50,35 @@ class NDC:
         x, y, z = volume_center(volume).tolist()
         return NDC(2.0 / max(sides), (x, y, z))
 
-    def length(self, mm: float) -> float:
+    @property
+    def inverse(self) -> NDC:
+        """The map back: every method of it undoes the same method of this one."""
+        x, y, z = (-self.scale * c for c in self.center)
+        return NDC(1.0 / self.scale, (x, y, z))
+
+    def length(self, length: float) -> float:
         """A length in mm in NDC units: 1000 mm are 7.8125 where 256 mm are two."""
-        return mm * self.scale
+        return length * self.scale
 
-    def length_mm(self, units: float) -> float:
-        """A length in NDC units in mm."""
-        return units / self.scale
-
-    def points(self, world: Tensor) -> Tensor:
+    def points(self, points: Tensor) -> Tensor:
         """World points [..., 3] in mm to NDC."""
-        return (world - world.new_tensor(self.center)) * self.scale
-
-    def points_mm(self, ndc: Tensor) -> Tensor:
-        """NDC points [..., 3] to world mm."""
-        return ndc / self.scale + ndc.new_tensor(self.center)
+        return (points - points.new_tensor(self.center)) * self.scale
 
     def volume(self, volume: Volume) -> Volume:
         """A Volume in mu (1/mm) with lengths in NDC units and mu in 1/unit.
 
         Raises:
-            ValueError: the volume is in HU.
+            TypeError, ValueError: it is no Volume in mu.
         """
-        return self._rescaled(volume, self.scale, self.points)
-
-    def volume_mm(self, volume: Volume) -> Volume:
-        """The inverse of `volume`."""
-        return self._rescaled(volume, 1.0 / self.scale, self.points_mm)
+        check_attenuation(volume)
+        x, y, z = self.points(torch.tensor(volume.origin, dtype=torch.float64)).tolist()
+        spacing = tuple(side * self.scale for side in volume.spacing)
+        values = volume.values / self.scale
+        return replace(volume, values=values, spacing=spacing, origin=(x, y, z))
 
     def camera(self, camera: Camera) -> Camera:
         """A camera (sdd in mm) with sdd in NDC units; pixels are pixels in both."""
         return replace(camera, sdd=camera.sdd * self.scale)
-
-    def camera_mm(self, camera: Camera) -> Camera:
-        """The inverse of `camera`."""
-        return replace(camera, sdd=camera.sdd / self.scale)
 
     def pose(self, world_to_camera: Tensor) -> Tensor:
         """Poses [4, 4] or [B, 4, 4] from world mm to camera mm as ones from NDC to camera units.
@@ -93,26 +86,6 @@ class NDC:
         With x = center + x_n / scale: R_n = R and t_n = scale (R center + t).
         """
         pose = batched("world_to_camera", world_to_camera, (4, 4))
-        moved = pose[:, :3, :3] @ pose.new_tensor(self.center) + pose[:, :3, 3]
-        return _with_translation(pose, moved * self.scale).reshape(world_to_camera.shape)
-
-    def pose_mm(self, ndc_to_camera: Tensor) -> Tensor:
-        """The inverse of `pose`: t = t_n / scale - R center."""
-        pose = batched("ndc_to_camera", ndc_to_camera, (4, 4))
-        moved = pose[:, :3, 3] / self.scale - pose[:, :3, :3] @ pose.new_tensor(self.center)
-        return _with_translation(pose, moved).reshape(ndc_to_camera.shape)
-
-    def _rescaled(self, volume: Volume, factor: float, place) -> Volume:
-        if volume.unit != "mu":
-            raise ValueError(
-                f"volume: expected attenuation (unit 'mu'), got unit {volume.unit!r}; "
-                "volume.to_mu() converts Hounsfield units"
-            )
-        x, y, z = place(torch.tensor(volume.origin, dtype=torch.float64)).tolist()
-        spacing = tuple(side * factor for side in volume.spacing)
-        return replace(volume, values=volume.values / factor, spacing=spacing, origin=(x, y, z))
-
-
-def _with_translation(pose: Tensor, translation: Tensor) -> Tensor:
-    upper = torch.cat((pose[:, :3, :3], translation[:, :, None]), 2)
-    return torch.cat((upper, pose[:, 3:]), 1)
+        place = pose[:, :3, :3] @ pose.new_tensor(self.center) + pose[:, :3, 3]
+        found = assemble(pose[:, :3, :3], (place * self.scale)[..., None])
+        return found.reshape(world_to_camera.shape)

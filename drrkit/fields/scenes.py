@@ -1,22 +1,29 @@
-"""What can be rendered: the words that CT, tuned CT and neural field share.
+"""What can be rendered: a CT as a scene, and DiffProj's two image formations (arXiv 2308.00214).
 
 A scene has `render(camera, world_to_camera, **options) -> [B, C, rows, cols]`, line integrals of
 its attenuation, and `center` [3], the world point (mm) that registrations turn it about. A scene
-that is nothing but a voxel grid has `volume`, a Volume in mu with the same images: registrations
-take that instead, which costs what a CT costs.
+that is nothing but a voxel grid also has `volume`, a Volume in mu with the same images, which
+registrations use instead, at the cost of a CT.
+
+Ray casting (RC, Eq. 4 of the paper) is the line integral sum_i mu_i delta_i, the scale that drrkit
+renders. Volume rendering (VR, its Eq. 1) is emission and absorption with a constant colour of one,
+
+    I = sum_i T_i (1 - exp(-sigma_i delta_i)),   T_i = exp(-sum_{j < i} sigma_j delta_j),
+
+whose terms telescope: T_i (1 - exp(-sigma_i delta_i)) = T_i - T_{i+1}, so I = 1 - exp(-RC) for any
+samples. It is the share of the beam that the patient absorbs, and saturates behind dense bone.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera, volume_center
 from drrkit.projector import Projector, render
 from drrkit.volume import Volume
-
-__all__ = ["CT", "GridRenderer", "Scene", "as_scene", "check_attenuation"]
 
 
 @runtime_checkable
@@ -33,24 +40,14 @@ class Scene(Protocol):
         ...
 
 
-class _Prepared(NamedTuple):
-    """What a Projector was made for. Volumes and cameras are equal when they are the same."""
-
-    volume: Volume
-    camera: Camera
-    options: dict[str, Any]
-    projector: Projector
-
-
 class GridRenderer:
-    """Renders a voxel grid again and again: keeps what the last camera's images need.
+    """Renders a voxel grid; keeps the Projector of the last volume, camera and options.
 
-    A Projector is prepared once for a camera and options and kept until another camera comes. A
-    camera that carries a gradient, or values that do, are rendered afresh.
+    A camera that carries a gradient, or values that do, are rendered without it.
     """
 
     def __init__(self) -> None:
-        self._kept: _Prepared | None = None
+        self._kept: tuple[Volume, Camera, dict[str, Any], Projector] | None = None
 
     def render(
         self, volume: Volume, camera: Camera, world_to_camera: Tensor, options: dict[str, Any]
@@ -58,15 +55,9 @@ class GridRenderer:
         """As `drrkit.render`."""
         if volume.values.requires_grad or camera.requires_grad:
             return render(volume, camera, world_to_camera, **options)
-        kept = self._kept
-        if (
-            kept is None
-            or (kept.volume, kept.camera) != (volume, camera)
-            or kept.options != options
-        ):
-            projector = Projector(volume, camera, **options)
-            self._kept = kept = _Prepared(volume, camera, options, projector)
-        return kept.projector(world_to_camera)
+        if self._kept is None or self._kept[:3] != (volume, camera, options):
+            self._kept = (volume, camera, options, Projector(volume, camera, **options))
+        return self._kept[3](world_to_camera)
 
 
 class CT:
@@ -119,3 +110,32 @@ def check_attenuation(volume: Any) -> None:
             f"volume: expected attenuation in 1/mm (unit 'mu'), got unit {volume.unit!r}; "
             "volume.to_mu() converts Hounsfield units"
         )
+
+
+def absorption(line_integrals: Tensor) -> Tensor:
+    """Line integrals (RC) to the absorbed share of the beam (VR), 1 - exp(-I): any shape."""
+    return -torch.expm1(-line_integrals)
+
+
+FORMATIONS = ("rc", "vr")
+"""DiffProj's image formations by their short names: ray casting and volume rendering."""
+
+
+class VolumeRendered:
+    """A scene whose images are volume rendering, `absorption`, so that registrations compare that.
+
+    Args:
+        scene: a Volume in mu, or anything that renders itself.
+    """
+
+    def __init__(self, scene: Any) -> None:
+        self.scene: Scene = as_scene(scene)
+
+    @property
+    def center(self) -> Tensor:
+        """[3] float64 world mm: that of the scene."""
+        return self.scene.center
+
+    def render(self, camera: Camera, world_to_camera: Tensor, **options: Any) -> Tensor:
+        """The absorbed share of the beam [B, C, rows, cols], 0 to 1."""
+        return absorption(self.scene.render(camera, world_to_camera, **options))

@@ -152,7 +152,7 @@ BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the 
     "cli": 4_640,
     "conversions": 1_600,
     "evaluation": 900,
-    "fields": 1_980,
+    "fields": 1_805,
     "geometry": 1_140,
     "losses": 1_640,
     "phantoms": 1_670,

@@ -3,7 +3,7 @@
 sigma(x) = M(x) scale softplus(f(gamma(x))), x in normalised coordinates of the mask's grid. M is
 the trilinear interpolation of the eroded mask: one inside, continuous, and exactly zero at every
 point whose nearest voxel is not in the mask. Source: arXiv 2308.00214 (its Eq. 7 for the encoding),
-after NeRF (Mildenhall et al. 2020) without colour and view direction; sizes and M are ours.
+after NeRF (Mildenhall et al. 2020) without colour and view direction; sizes and M are drrkit's own.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from drrkit.fields.masks import body_mask, dilated, eroded
-from drrkit.fields.networks.interpolation import trilinear
-from drrkit.fields.networks.layers import (
+from drrkit.fields.networks.encodings import (
     FeatureGrids,
     Perceptron,
     encoded_size,
     positional_encoding,
+    trilinear,
 )
-from drrkit.fields.networks.sampling import Samples, samples_in_mask
+from drrkit.fields.networks.ray_samples import Samples, samples_in_mask
 from drrkit.geometry import Camera, view_frames, volume_center
 from drrkit.volume import Volume
-
-__all__ = ["MNeRF"]
 
 # softplus(_ONE) = 1: an untrained field is about the scale everywhere in the mask.
 _ONE = math.log(math.e - 1.0)
@@ -44,7 +42,7 @@ class MNeRF(nn.Module):
         width, depth, skip: hidden layers, see Perceptron. 4 x 64 is for CPUs; the original NeRF
             has 8 x 256, skip 4 and 10 octaves.
         levels: of learned features beside the encoding, see FeatureGrids; 0 is the original's none.
-            They learn fine structure in far fewer steps, for 16 bytes a voxel of the finest.
+            They learn fine structure in far fewer steps, for 16 bytes per voxel of the finest.
         cell: of the finest level, mm; default the largest voxel side.
         scale: mu (1/mm) of an untrained field, about water's.
         step: longest distance of samples in mm; default the smallest voxel side.
@@ -167,8 +165,15 @@ class MNeRF(nn.Module):
         bounded = torch.is_grad_enabled() and len(rays) > width
         parts = []
         for batch in rays.split(width):
-            samples = self._samples(batch.detach(), farthest, generator)
-            if bounded:  # only one batch's samples are alive at a time, in the backward pass too
+            samples = samples_in_mask(
+                self.occupied,
+                batch.detach(),
+                self.spacing,
+                self.step,
+                farthest=farthest,
+                generator=generator,
+            )
+            if bounded:  # one batch's samples at a time are alive, in the backward pass too
                 parts.append(checkpoint(self._integrals, batch, samples, use_reentrant=False))
             else:
                 parts.append(self._integrals(batch, samples))
@@ -187,7 +192,7 @@ class MNeRF(nn.Module):
 
         Args:
             camera, world_to_camera, supersample, extend: as for `drrkit.render`.
-            options: of voxel projectors (method, step, ...): they say nothing to a field.
+            options: of voxel projectors (method, step, ...); a field ignores them.
         """
         fine = camera.rescale(1.0 / supersample) if supersample > 1 else camera
         frames = view_frames(self.grid, fine, world_to_camera)
@@ -211,18 +216,6 @@ class MNeRF(nn.Module):
                 world = grid.index_to_world(chunk.flip(-1).double())
                 baked[chunk.unbind(-1)] = self.density(world).to(baked.dtype)
         return Volume(baked, grid.spacing, grid.origin, grid.direction, unit="mu")
-
-    def _samples(self, rays: Tensor, farthest: float, generator: torch.Generator | None) -> Samples:
-        with torch.no_grad():
-            return samples_in_mask(
-                self.occupied,
-                rays[:, 0],
-                rays[:, 1],
-                self.spacing,
-                self.step,
-                farthest=farthest,
-                generator=generator,
-            )
 
     def _integrals(self, rays: Tensor, samples: Samples) -> Tensor:
         """Integrals [R] of rays [R, 2, 3] (origin, direction) in index coordinates."""

@@ -1,9 +1,9 @@
 """NeTT: a network that tunes the attenuation of a CT so that its DRRs look like X-rays.
 
-mu' = mu exp(f(gamma(mu / reference))): a function of the density alone, so that what one patient's
-X-rays taught serves every other patient. Its last layer starts at zero, so the tuned CT starts as
-the CT itself, to the bit; air stays air. Source: arXiv 2308.00214, which gives the idea and the
-encoding of the density (its Eq. 5); the exponential form and the sizes are ours.
+mu' = mu exp(f(gamma(mu / reference))): a function of the density alone, so that one network serves
+every patient. Its last layer starts at zero, so that the tuned CT starts as the CT itself, to the
+bit; air stays air. Source: arXiv 2308.00214, which gives the idea and the encoding of the density
+(its Eq. 5); the exponential form and the sizes are drrkit's own.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from drrkit.fields.networks.layers import Perceptron, encoded_size, positional_encoding
+from drrkit.fields.networks.encodings import Perceptron, encoded_size, positional_encoding
 from drrkit.fields.scenes import GridRenderer, check_attenuation
 from drrkit.geometry import Camera, volume_center
 from drrkit.volume import Volume
-
-__all__ = ["LOCAL_FEATURES", "NeTT", "TunedCT"]
 
 LOCAL_FEATURES: dict[str, int] = {"gradient": 1, "neighbourhood": 26}
 """What NeTT may see besides a voxel's own density, with the numbers each adds: the magnitude of the
@@ -38,8 +36,8 @@ class NeTT(nn.Module):
     """Tunes attenuation voxel by voxel: `nett(volume)` is the tuned Volume, differentiable.
 
     A function of the density alone is evaluated at `knots` densities and interpolated linearly:
-    a grid then costs a table look-up a voxel, whatever the network. With local features the network
-    sees every voxel that attenuates.
+    a grid then costs one table look-up per voxel, whatever the network. With local features the
+    network sees every voxel that attenuates.
 
     Args:
         octaves: of the positional encoding of the density.
@@ -104,7 +102,7 @@ class NeTT(nn.Module):
         return replace(volume, values=tuned.to(volume.values.dtype))
 
     def curve(self, mu: Tensor) -> Tensor:
-        """The tuned attenuation (1/mm) of any attenuation, same shape: what NeTT has learned.
+        """The tuned attenuation (1/mm) of any attenuation, same shape.
 
         Raises:
             ValueError: the network has local features, so that there is no such curve.

@@ -1,4 +1,4 @@
-"""Encodings of points, and the fully connected networks behind the fields."""
+"""Encodings of points (positional, learned features on grids), and the networks that read them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-
-from drrkit.fields.networks.interpolation import corners_and_weights
-
-__all__ = ["FeatureGrids", "Perceptron", "encoded_size", "positional_encoding"]
 
 
 def positional_encoding(x: Tensor, octaves: int) -> Tensor:
@@ -30,6 +26,41 @@ def encoded_size(dimensions: int, octaves: int) -> int:
     return dimensions * (1 + 2 * octaves)
 
 
+def corners_and_weights(index: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """The eight nodes of a grid around points, and their trilinear weights.
+
+    Args:
+        index: [S, 3] points (x, y, z) in index coordinates.
+        shape: (D, H, W) of the grid.
+
+    Returns:
+        [8, S] int64, places in the flattened grid, and [8, S] in the dtype of the points. A node
+        outside the grid has the place of one inside and weight 0.
+    """
+    # The points come last, so that all arithmetic runs along contiguous rows.
+    rows = index.T.contiguous()  # [3, S]
+    low = rows.detach().floor()
+    share = rows - low
+    node = low.long() + torch.arange(2, device=index.device)[:, None, None]  # [2, 3, S]
+    last = torch.tensor(shape[::-1], device=index.device)[:, None] - 1
+    inside = (node >= 0) & (node <= last)
+    x, y, z = torch.minimum(node.clamp_min(0), last).unbind(1)
+    along_x, along_y, along_z = (torch.stack((1.0 - share, share)) * inside).unbind(1)
+    plane = z[:, None] * shape[1] + y  # [2, 2, S]
+    place = plane[:, :, None] * shape[2] + x
+    weight = (along_z[:, None] * along_y)[:, :, None] * along_x
+    return place.flatten(0, 2), weight.flatten(0, 2)
+
+
+def trilinear(grid: Tensor, index: Tensor) -> Tensor:
+    """Values [S] of a grid [D, H, W] of numbers or bools, zero outside, at [S, 3] (x, y, z).
+
+    Unlike torch's grid_sample this has forward-mode and second derivatives in the points.
+    """
+    place, weight = corners_and_weights(index, (grid.shape[0], grid.shape[1], grid.shape[2]))
+    return (grid.flatten()[place] * weight).sum(0)
+
+
 class FeatureGrids(nn.Module):
     """Learned features on nested grids, interpolated trilinearly: [S, 3] -> [S, size].
 
@@ -41,7 +72,7 @@ class FeatureGrids(nn.Module):
         spacing: its voxel size (x, y, z) mm.
         cell: side of the finest level's cells, mm; every other level's are twice the one before.
         levels: their number.
-        features: numbers a node.
+        features: numbers per node.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Samples along rays, inside a mask only: empty space costs one look-up a voxel and no sample.
+"""Samples along rays, inside a mask only: empty space costs one look-up per voxel and no sample.
 
 Everything happens on the mask's device. A ray is marched in steps of one voxel through an occupancy
 grid; its occupied steps, joined end to end, are what is sampled, in strata of equal length.
@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-__all__ = ["Samples", "clip_to_box", "samples_in_mask"]
 
 
 class Samples(NamedTuple):
@@ -27,7 +25,7 @@ class Samples(NamedTuple):
     share: Tensor
 
 
-def clip_to_box(
+def _clip_to_box(
     origin: Tensor, direction: Tensor, shape: tuple[int, int, int], farthest: float
 ) -> tuple[Tensor, Tensor]:
     """Where rays enter and leave the box of a grid: t [R] and t [R], equal where they miss it.
@@ -43,10 +41,10 @@ def clip_to_box(
     return enter, torch.maximum(enter, leave)
 
 
+@torch.no_grad()
 def samples_in_mask(
     occupied: Tensor,
-    origin: Tensor,
-    direction: Tensor,
+    rays: Tensor,
     spacing: tuple[float, float, float],
     step: float,
     *,
@@ -58,7 +56,8 @@ def samples_in_mask(
     Args:
         occupied: bool [D, H, W]; grown by a voxel over what must be sampled, since a step of the
             march looks at its middle only.
-        origin, direction: [R, 3] float64 in index coordinates (x, y, z), on the grid's device.
+        rays: [R, 2, 3] float64, origin and direction in index coordinates (x, y, z), on the grid's
+            device.
         spacing: voxel size (x, y, z) mm.
         step: longest stratum, mm.
         farthest: t at which rays end; 1 at the detector.
@@ -67,8 +66,9 @@ def samples_in_mask(
     Returns:
         Samples without gradients, t and share float64.
     """
+    origin, direction = rays.unbind(1)
     shape = (occupied.shape[0], occupied.shape[1], occupied.shape[2])
-    enter, leave = clip_to_box(origin, direction, shape, farthest)
+    enter, leave = _clip_to_box(origin, direction, shape, farthest)
     # Marched in steps of one voxel, in the metric of the index coordinates.
     pace = 1.0 / direction.norm(dim=-1).clamp_min(1e-12)
     count = ((leave - enter) / pace).ceil().long()

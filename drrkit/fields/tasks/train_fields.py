@@ -1,4 +1,4 @@
-"""What `drrkit.training.train` trains: NeTT and mNeRF, from X-rays with known poses.
+"""Training of NeTT and mNeRF by `drrkit.training.train`, from X-rays with known poses.
 
 Sources: arXiv 2308.00214 trains both through the projector on pairs of X-ray and pose; NeRF's Adam
 from 5e-4 to 5e-5. Batches, losses and normalisation are options.
@@ -7,100 +7,37 @@ from 5e-4 to 5e-5. Batches, losses and normalisation are options.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from drrkit.fields.formation import FORMATIONS
 from drrkit.fields.networks.mnerf import MNeRF
 from drrkit.fields.networks.nett import NeTT, TunedCT
-from drrkit.fields.scenes import Scene
-from drrkit.fields.tasks.pairs import Pairs, check_subjects
-from drrkit.fields.tasks.quality import (
-    IMAGE_LOSSES,
-    Normalised,
-    min_max,
-    psnr,
-    ssim_index,
-)
+from drrkit.fields.tasks.image_objective import ImageObjective, scene_quality
+from drrkit.fields.tasks.xray_pairs import Pairs, check_subjects
 from drrkit.geometry import view_frames
 from drrkit.training import generator
 
-__all__ = ["ImageObjective", "MNeRFTask", "NeTTTask", "scene_quality"]
+
+class _FieldTask:
+    """The part that both trainings share: Adam, and the fall of its rate."""
+
+    model: nn.Module
+    objective: ImageObjective
+    steps: int
+
+    def optimiser(self) -> Optimizer:
+        """Adam."""
+        return Adam(self.model.parameters(), lr=self.objective.rate)
+
+    def schedule(self, optimiser: Optimizer) -> LRScheduler:
+        """A geometric fall of the learning rate."""
+        return self.objective.schedule(optimiser, self.steps)
 
 
-@dataclass(frozen=True)
-class ImageObjective:
-    """How a rendered image is compared with an X-ray, in training.
-
-    Attributes:
-        loss: a name in IMAGE_LOSSES.
-        formation: "rc" or "vr", a name in FORMATIONS: what the X-rays are compared with.
-        normalised: map both images to [0, 1] first: X-rays of unknown gain and offset.
-        rate, final_rate: Adam's learning rate falls from one to the other, geometrically.
-
-    Raises:
-        ValueError: an unknown name, or rates that are not positive.
-    """
-
-    loss: str = "mse"
-    formation: str = "rc"
-    normalised: bool = True
-    rate: float = 5e-3
-    final_rate: float = 5e-4
-
-    def __post_init__(self) -> None:
-        for name, known in (("loss", IMAGE_LOSSES), ("formation", FORMATIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name}: expected one of {sorted(known)}, got {getattr(self, name)!r}"
-                )
-        if not 0 < self.final_rate <= self.rate:
-            raise ValueError(
-                f"rate, final_rate: expected 0 < final_rate <= rate, got {self.rate}, "
-                f"{self.final_rate}"
-            )
-
-    def formed(self, line_integrals: Tensor) -> Tensor:
-        """Line integrals as the formation shows them."""
-        return line_integrals if self.formation == "rc" else -torch.expm1(-line_integrals)
-
-    def compare(self, formed: Tensor, xray: Tensor) -> Tensor:
-        """The loss [B] of images [B, 1, rows, cols]."""
-        loss = IMAGE_LOSSES[self.loss]
-        return (Normalised(loss) if self.normalised else loss)(formed, xray)
-
-    def schedule(self, optimiser: torch.optim.Optimizer, steps: int) -> LRScheduler:
-        """Learning rates that fall to the final one within so many steps."""
-        share = self.final_rate / self.rate
-        return LambdaLR(optimiser, lambda step: share ** min(step / steps, 1.0))
-
-
-def scene_quality(
-    scene: Scene, pairs: Pairs, objective: ImageObjective, supersample: int = 1
-) -> dict[str, float]:
-    """Mean loss, PSNR (dB) and SSIM of a scene's images against all X-rays of the pairs.
-
-    PSNR and SSIM are of images in [0, 1] where the objective normalises; otherwise their peak is
-    the X-ray's own range. SSIM is left out of images smaller than its window of 11 pixels.
-    """
-    found: dict[str, list[Tensor]] = {"loss": [], "psnr": [], "ssim": []}
-    with torch.no_grad():
-        for xray, pose in zip(pairs.xrays.split(1), pairs.world_to_camera.split(1), strict=True):
-            image = scene.render(pairs.camera, pose, supersample=supersample)
-            image = objective.formed(image)
-            found["loss"].append(objective.compare(image, xray))
-            if objective.normalised:
-                image, xray = min_max(image), min_max(xray)
-            found["psnr"].append(psnr(image, xray))
-            if min(image.shape[-2:]) >= 11:
-                found["ssim"].append(ssim_index(image, xray))
-    return {name: float(torch.cat(all_).mean()) for name, all_ in found.items() if all_}
-
-
-class NeTTTask:
+class NeTTTask(_FieldTask):
     """Trains NeTT on the pairs of one or more subjects; a step sees a few X-rays of one of them.
 
     Args:
@@ -109,8 +46,8 @@ class NeTTTask:
         validation: pairs of other subjects; none: validate on the training pairs.
         objective: loss, formation, rates.
         steps: after which the learning rate is the final one.
-        batch: X-rays a step.
-        supersample: n x n rays a pixel.
+        batch: X-rays per step.
+        supersample: n x n rays per pixel.
         seed: of which X-rays are seen when.
 
     Raises:
@@ -140,14 +77,6 @@ class NeTTTask:
         self.objective = objective or ImageObjective()
         self.steps, self.batch, self.supersample, self.seed = steps, batch, supersample, seed
 
-    def optimiser(self) -> torch.optim.Optimizer:
-        """Adam."""
-        return torch.optim.Adam(self.nett.parameters(), lr=self.objective.rate)
-
-    def schedule(self, optimiser: torch.optim.Optimizer) -> LRScheduler:
-        """A geometric fall of the learning rate."""
-        return self.objective.schedule(optimiser, self.steps)
-
     def losses(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         """The mean loss of `batch` X-rays of one subject, drawn from (seed, step, rank)."""
         draw = generator(self.seed, step, rank)
@@ -168,7 +97,7 @@ class NeTTTask:
         return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
 
 
-class MNeRFTask:
+class MNeRFTask(_FieldTask):
     """Trains mNeRF on the X-rays of its one subject; other X-rays of it validate.
 
     A step draws `rays` pixels of each of `images` X-rays; with "ssim_dice_l1", which compares
@@ -181,7 +110,7 @@ class MNeRFTask:
         validation: pairs of the same subject that are not trained on; None: the training pairs.
         objective: loss, formation, rates. Without `normalised` the field's attenuation is in 1/mm.
         steps: after which the learning rate is the final one.
-        images, rays: X-rays a step and pixels of each.
+        images, rays: X-rays per step and pixels of each.
         seed: of which rays are seen when, and of where on them the samples are.
 
     Raises:
@@ -216,14 +145,6 @@ class MNeRFTask:
         self.side = min(max(11, round(rays**0.5)), *train.camera.size)
         if self.objective.loss == "ssim_dice_l1" and self.side < 11:
             raise ValueError("loss: 'ssim_dice_l1' needs X-rays of 11 x 11 pixels at least")
-
-    def optimiser(self) -> torch.optim.Optimizer:
-        """Adam."""
-        return torch.optim.Adam(self.field.parameters(), lr=self.objective.rate)
-
-    def schedule(self, optimiser: torch.optim.Optimizer) -> LRScheduler:
-        """A geometric fall of the learning rate."""
-        return self.objective.schedule(optimiser, self.steps)
 
     def losses(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
         """The mean loss of the pixels drawn from (seed, step, rank)."""

@@ -1,4 +1,4 @@
-"""Pairs to learn from: X-rays of one subject with the poses they were taken at."""
+"""Pairs to learn from: X-rays of one subject and their poses, real or drawn at random."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from drrkit.fields.scenes import check_attenuation
 from drrkit.geometry import Camera, perturb, view_ap, volume_center
 from drrkit.training import generator
 from drrkit.volume import Volume
-
-__all__ = ["Pairs", "check_subjects", "random_views"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +52,7 @@ class Pairs:
             )
         if self.world_to_camera.shape != (count, 4, 4):
             raise ValueError(
-                f"world_to_camera: expected [{count}, 4, 4], one an X-ray, "
+                f"world_to_camera: expected [{count}, 4, 4], one per X-ray, "
                 f"got {tuple(self.world_to_camera.shape)}"
             )
         if not bool(self.xrays.isfinite().all()) or not bool(self.world_to_camera.isfinite().all()):
@@ -90,12 +88,12 @@ class Pairs:
         return self.chosen(order[count:].sort().values), self.chosen(order[:count].sort().values)
 
     def fingerprint(self) -> str:
-        """The same for the same CT, whatever it is called."""
+        """SHA-256 of the CT's values, the same under every name."""
         values = self.volume.values.detach().cpu().float().contiguous().numpy()
         return hashlib.sha256(values.tobytes()).hexdigest()
 
     def view_fingerprints(self) -> set[str]:
-        """One for every X-ray: the same for the same pixels."""
+        """SHA-256 of every X-ray's pixels."""
         images = self.xrays.detach().cpu().float()
         return {hashlib.sha256(one.contiguous().numpy().tobytes()).hexdigest() for one in images}
 

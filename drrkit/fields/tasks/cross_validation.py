@@ -1,7 +1,7 @@
-"""Does a NeTT serve patients it has not seen? Cross-subject and leave-one-out, without leaks.
+"""Cross-validation of NeTT on patients it has not seen, without leaks.
 
-A protocol is a list of `drrkit.training.Split`: `cross_subject` trains on some subjects and tests
-on all others, `drrkit.training.k_folds(names, len(names))` leaves one out at a time.
+A protocol is a list of `drrkit.training.Split`: `Split(train, test=the_others)` trains on some
+subjects, `drrkit.training.k_folds(names, len(names))` leaves one out at a time.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ import torch
 
 from drrkit.fields.networks.nett import NeTT, TunedCT
 from drrkit.fields.scenes import CT
-from drrkit.fields.tasks.field_tasks import ImageObjective, NeTTTask, scene_quality
-from drrkit.fields.tasks.pairs import Pairs, check_subjects
+from drrkit.fields.tasks.image_objective import ImageObjective, scene_quality
+from drrkit.fields.tasks.train_fields import NeTTTask
+from drrkit.fields.tasks.xray_pairs import Pairs, check_subjects
 from drrkit.files import whole_file
 from drrkit.training import Split, load_checkpoint, train
-
-__all__ = ["FoldResult", "cross_subject", "cross_validate"]
 
 
 @dataclass(frozen=True)
 class FoldResult:
-    """One test subject of one fold: what the CT's and the tuned CT's images are like.
+    """One test subject of one fold: the quality of the CT's images and of the tuned CT's.
 
     untuned and tuned have loss, psnr (dB) and ssim, see `scene_quality`.
     """
@@ -35,21 +34,6 @@ class FoldResult:
     subject: str
     untuned: dict[str, float]
     tuned: dict[str, float]
-
-
-def cross_subject(subjects: Sequence[str], train_on: Sequence[str]) -> Split:
-    """Train on some subjects, test on all others.
-
-    Raises:
-        ValueError: a name that is no subject, or nobody to train or to test on.
-    """
-    unknown = sorted(set(train_on) - set(subjects))
-    if unknown:
-        raise ValueError(f"train_on: {unknown} are not among the subjects {sorted(set(subjects))}")
-    others = sorted(set(subjects) - set(train_on))
-    if not train_on or not others:
-        raise ValueError("train_on: expected some of the subjects, not all and not none")
-    return Split(tuple(sorted(set(train_on))), test=tuple(others))
 
 
 def cross_validate(
@@ -71,7 +55,7 @@ def cross_validate(
     read from its result.json.
 
     Args:
-        pairs: of all subjects; which are trained on is the split's to say.
+        pairs: of all subjects; the splits decide which are trained on.
         splits: see above; validation subjects choose the best weights, otherwise the last count.
         folder: made if missing.
         make: a new network; called with torch's generator seeded.
@@ -81,14 +65,15 @@ def cross_validate(
         one FoldResult for every test subject of every split.
 
     Raises:
-        ValueError: a split names an unknown subject or nobody to test on, or the same CT or X-ray
+        ValueError: a split names an unknown subject or none to test on, or the same CT or X-ray
             has the names of two subjects.
     """
     by_subject = check_subjects(pairs)
     objective = objective or ImageObjective()
     results = []
     for number, split in enumerate(splits):
-        unknown = {*split.train, *split.validation, *split.test} - set(by_subject)
+        parts = (split.train, split.validation, split.test)
+        unknown = {name for part in parts for name in part} - set(by_subject)
         if unknown or not split.test or not split.train:
             raise ValueError(
                 f"splits: expected subjects {sorted(by_subject)} with some to train and to test "
@@ -97,10 +82,11 @@ def cross_validate(
         place = Path(folder) / f"fold-{number}"
         if not (place / "result.json").exists():
             torch.manual_seed(seed)
+            learn, choose, test = ([p for name in part for p in by_subject[name]] for part in parts)
             task = NeTTTask(
                 make(),
-                _of(by_subject, split.train),
-                _of(by_subject, split.validation),
+                learn,
+                choose,
                 objective=objective,
                 steps=steps,
                 batch=batch,
@@ -108,20 +94,22 @@ def cross_validate(
                 seed=seed,
             )
             _train_fold(task, split, place, progress)
-            found = _tested(task, split, _of(by_subject, split.test), number)
-            _write(place / "result.json", found)
+            found = [_tested(task, pairs, number, split) for pairs in test]
+            with whole_file(place / "result.json") as staged:
+                staged.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
         results += _read(place / "result.json", split)
     return results
 
 
 def _train_fold(task: NeTTTask, split: Split, place: Path, progress: bool) -> None:
     config = {"train": list(split.train), "validation": list(split.validation), "steps": task.steps}
+    every = max(1, task.steps // 10)
     done = train(
         task,
         place,
         steps=task.steps,
-        validate_every=max(1, task.steps // 10),
-        save_every=max(1, task.steps // 10),
+        validate_every=every,
+        save_every=every,
         seed=task.seed,
         progress=progress,
         config=config,
@@ -132,27 +120,10 @@ def _train_fold(task: NeTTTask, split: Split, place: Path, progress: bool) -> No
         task.model.load_state_dict(load_checkpoint(done.best).model)
 
 
-def _tested(task: NeTTTask, split: Split, test: Sequence[Pairs], fold: int) -> list[FoldResult]:
-    task.nett.eval()
-    found = []
-    for pairs in test:
-        if pairs.subject in split.train or pairs.subject in split.validation:
-            raise ValueError(f"splits: {pairs.subject!r} is tested on and trained on")
-        qualities = [
-            scene_quality(scene, pairs, task.objective, task.supersample)
-            for scene in (CT(pairs.volume), TunedCT(task.nett, pairs.volume))
-        ]
-        found.append(FoldResult(fold, split.train, pairs.subject, *qualities))
-    return found
-
-
-def _of(by_subject: dict[str, list[Pairs]], names: Sequence[str]) -> list[Pairs]:
-    return [one for name in names for one in by_subject[name]]
-
-
-def _write(path: Path, found: Sequence[FoldResult]) -> None:
-    with whole_file(path) as place:
-        place.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
+def _tested(task: NeTTTask, pairs: Pairs, fold: int, split: Split) -> FoldResult:
+    scenes = CT(pairs.volume), TunedCT(task.nett.eval(), pairs.volume)
+    qualities = (scene_quality(one, pairs, task.objective, task.supersample) for one in scenes)
+    return FoldResult(fold, split.train, pairs.subject, *qualities)
 
 
 def _read(path: Path, split: Split) -> list[FoldResult]:
