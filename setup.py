@@ -31,12 +31,8 @@ except ImportError as error:
 
 OLDEST_TORCH = (2, 10)
 DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
-CPU_KERNELS = ("kernels", "portable", "avx2", "avx512", "pose_map")
-CUDA_KERNELS = ("kernels", "joseph", "siddon", "trilinear", "pose_map", "packed", "packed_project")
-CUDA_KERNELS += ("adjoint", "adjoint_joseph", "adjoint_siddon", "adjoint_trilinear")
-CPU_SOURCES = ["ops.cpp", "pose_ops.cpp", "bindings.cpp"]
-CPU_SOURCES += [f"cpu/{name}.cpp" for name in CPU_KERNELS]
-CUDA_SOURCES = [f"cuda/{name}.cu" for name in CUDA_KERNELS]
+CPU_SOURCES = sorted(map(str, Path("csrc").rglob("*.cpp")))
+CUDA_SOURCES = sorted(map(str, Path("csrc").rglob("*.cu")))
 CXX_FLAGS = [
     "-O3",
     "-g0",
@@ -146,7 +142,7 @@ if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
     raise SystemExit(f"drrkit needs torch >= 2.10, got torch {torch.__version__}")
 correct_cuda_home()
 WITH_CUDA = choose_cuda()
-sources = [f"csrc/{name}" for name in CPU_SOURCES + (CUDA_SOURCES if WITH_CUDA else [])]
+sources = CPU_SOURCES + (CUDA_SOURCES if WITH_CUDA else [])
 headers = sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cuh"))
 options = {
     "include_dirs": [pybind11.get_include()],

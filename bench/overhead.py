@@ -147,8 +147,8 @@ class Scene:
         self.fixed = 0.9 * self.projector(self.pose)
         self.parameter = torch.nn.Parameter(self.xi.clone())
         self.optimiser = torch.optim.Adam([self.parameter], lr=1e-9)
-        mode = _ops.mode_bits("joseph", "cone", False, False)
-        self.spec = _ops.Spec(4, 4, 4, *SIZE, 2.0, 2.0, 2.0, mode, 1.0)
+        flags = _ops.flags_of("joseph", "cone")
+        self.spec = _ops.Spec((4, 4, 4), SIZE, (2.0, 2.0, 2.0), flags, 1.0)
         self.five_dimensional = self.values[None, None]
 
     def raw(self) -> Tensor:

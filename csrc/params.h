@@ -1,27 +1,46 @@
-// One plain struct a kernel: raw pointers and sizes. B views, C channels, N volumes (N divides B;
-// view b reads volume b / (B / N)), P rays a view. Scalar is double for float64 volumes and float
+// One plain struct per kernel: raw pointers and sizes. B views, C channels, N volumes (N divides B;
+// view b reads volume b / (B / N)), P rays per view. Scalar is double for float64 volumes and float
 // for all others.
 #pragma once
 
-#include "bricks.h"
-#include "frames.h"
-#include "geometry.h"
-#include "joseph.h"
-#include "motion.h"
-#include "siddon.h"
-#include "trilinear.h"
+#include "packed/empty_space.h"
+#include "pose/frames.h"
+#include "pose/perturb.h"
+#include "rays/geometry.h"
+#include "rays/joseph.h"
+#include "rays/siddon.h"
+#include "rays/trilinear.h"
 
 namespace drrkit {
 
 enum class Method { kJoseph = 0, kSiddon = 1, kTrilinear = 2 };
-enum class Voxel { kFloat16, kBFloat16, kFloat32, kFloat64 };
+
+// The ops' `flags`. drrkit._C exports this layout, and Python composes flags by it.
+struct Flags {
+  static constexpr int64_t kTwoBits = 3, kBeamShift = 2;  // the method below, the beam above
+  static constexpr int64_t kLine = 16, kFoot = 32;        // trilinear.h
+  static constexpr int64_t kExtend = 64;                  // pose/frames.h
+
+  Method method;
+  Beam beam;
+  bool line, foot, extend;
+
+  explicit Flags(int64_t bits)
+      : method(static_cast<Method>(bits & kTwoBits)),
+        beam(static_cast<Beam>(bits >> kBeamShift & kTwoBits)),
+        line(bits & kLine),
+        foot(bits & kFoot),
+        extend(bits & kExtend) {}
+};
+
+enum class VoxelType { kFloat16, kBFloat16, kFloat32, kFloat64 };
 
 struct Scene {
   Grid grid;
   Views views;
   int64_t n_views, n_channels, n_volumes;
   Method method;
-  Voxel voxel;  // storage of the volume; for results, kFloat32 or kFloat64
+  VoxelType voxel;  // storage of the volume; for results, kFloat32 or kFloat64
   TrilinearOptions trilinear;
 
   DRR_HD int64_t volume_of(int64_t view) const { return view / (n_views / n_volumes); }
@@ -32,9 +51,9 @@ struct ProjectParams {
   Scene scene;
   const void* values;  // [N, C, nz, ny, nx] voxel type
   void* image;         // [B, C, P] Scalar
-  void* rays;  // [B, C, 6, P] Scalar: d image / d (source, target), index coordinates; or null
+  void* six;  // [B, C, 6, P] Scalar: d image / d (source, target), index coordinates; or null
   // Where the volumes are zero; a march need not look.
-  Bricks bricks = {nullptr, nullptr, 0, 0, 0};
+  EmptySpace empty;
 };
 
 // P*, or with a tangent T*. Adds into `values`, which the caller has zeroed.
@@ -58,7 +77,7 @@ struct SecondParams {
   Views tangent;
   const void* values;  // [N, C, nz, ny, nx] voxel type
   const void* images;  // [B, C, P] Scalar
-  double* rays;        // [B, 1, 6, P]
+  double* six;         // [B, 1, 6, P]
 };
 
 // sum over channels of cotangent times six-vector, gathered into frames or, for explicit rays, into
@@ -66,23 +85,23 @@ struct SecondParams {
 template <class S> struct ReduceParams {
   Views views;  // geometry unused
   int64_t n_views, n_channels;
-  const S* rays;    // [B, C, 6, P]
+  const S* six;     // [B, C, 6, P]
   const S* images;  // [B, C, P], or null for ones
   double* partial;  // [B, chunks, 12] when gathering into frames
   double* out;      // [B, 4, 3] or [B, P, 2, 3]
 };
-// Rays a chunk; fixed, so that the order of the sums does not depend on the threads.
+// Rays per chunk; fixed, so that the order of the sums does not depend on the threads.
 constexpr int64_t kReduceChunk = 1024;
 
 // Channel-summed cotangent of one ray's end points.
 template <class S>
 DRR_HD Ray ray_cotangent(const ReduceParams<S>& params, int64_t view, int64_t pixel) {
-  const int64_t n = params.views.rays;
+  const int64_t n = params.views.n_rays;
   Ray total = {{0, 0, 0}, {0, 0, 0}};
   for (int64_t c = 0; c < params.n_channels; ++c) {
     const int64_t row = view * params.n_channels + c;
     const double g = params.images ? static_cast<double>(params.images[row * n + pixel]) : 1.0;
-    const S* six = params.rays + row * 6 * n + pixel;
+    const S* six = params.six + row * 6 * n + pixel;
     total.s = total.s + g * Vec3{double(six[0]), double(six[n]), double(six[2 * n])};
     total.p = total.p + g * Vec3{double(six[3 * n]), double(six[4 * n]), double(six[5 * n])};
   }
@@ -93,19 +112,19 @@ DRR_HD Ray ray_cotangent(const ReduceParams<S>& params, int64_t view, int64_t pi
 template <class S> struct TangentParams {
   Views tangents;  // of B * K views: frames [B, K, 4, 3], or end points with K = 1
   int64_t n_views, n_channels, n_tangents;
-  const S* rays;  // [B, C, 6, P]
-  S* images;      // [B, C, K, P]
+  const S* six;  // [B, C, 6, P]
+  S* images;     // [B, C, K, P]
 };
 
 // All channels and tangents of one ray.
 template <class S>
 DRR_HD void apply_tangents(const TangentParams<S>& params, int64_t view, int64_t pixel) {
-  const int64_t n = params.tangents.rays;
+  const int64_t n = params.tangents.n_rays;
   for (int64_t k = 0; k < params.n_tangents; ++k) {
     const Ray t = params.tangents.ray(view * params.n_tangents + k, pixel);
     for (int64_t c = 0; c < params.n_channels; ++c) {
       const int64_t row = view * params.n_channels + c;
-      const S* six = params.rays + row * 6 * n + pixel;
+      const S* six = params.six + row * 6 * n + pixel;
       const Vec3 on_s = {double(six[0]), double(six[n]), double(six[2 * n])};
       const Vec3 on_p = {double(six[3 * n]), double(six[4 * n]), double(six[5 * n])};
       params.images[(row * params.n_tangents + k) * n + pixel] =

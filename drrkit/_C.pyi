@@ -4,6 +4,18 @@ from collections.abc import Sequence
 
 has_cuda: bool
 
+# What both sides agree on; the enums and constants of csrc.
+METHODS: tuple[str, ...]
+BEAMS: tuple[str, ...]
+VOXELS: tuple[str, ...]
+TEXELS: tuple[str, ...]
+BEAM_SHIFT: int
+LINE: int
+FOOT: int
+EXTEND: int
+BRICK: int
+OCCUPIED: int
+
 def cpu_capability() -> str: ...
 
 class PackedVolume:

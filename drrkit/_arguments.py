@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drrkit._native import BEAMS, METHODS, Spec
+from drrkit._native import BEAMS, METHODS, VOXELS, Spec
 from drrkit._native import ops as _ops
 from drrkit.geometry import Camera
 from drrkit.volume import Volume
-
-VOXEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def kind(value: Any) -> str:
@@ -24,7 +22,7 @@ def kind(value: Any) -> str:
 
 def as_volumes(values: Tensor) -> Tensor:
     """values as [N, C, D, H, W]."""
-    if not isinstance(values, Tensor) or values.dtype not in VOXEL_DTYPES:
+    if not isinstance(values, Tensor) or values.dtype not in VOXELS:
         names = "float16, bfloat16, float32 or float64"
         raise TypeError(f"values: expected a {names} tensor, got {kind(values)}")
     if values.dim() not in (3, 4, 5):
@@ -104,8 +102,8 @@ def make_spec(
         _check_length("step", step, "a positive number of mm")
     sx, sy, sz = (float(side) for side in sides)
     distance = 0.5 * min(sx, sy, sz) if step is None else float(step)
-    mode = _ops.mode_bits(method, beam, derivative == "line", anchor == "foot")
-    return Spec(*grid, rows, cols, sx, sy, sz, mode, distance)
+    flags = _ops.flags_of(method, beam, line=derivative == "line", foot=anchor == "foot")
+    return Spec(grid, (rows, cols), (sx, sy, sz), flags, distance)
 
 
 def _sequence(name: str, value: Any, expected: str) -> tuple[Any, ...]:

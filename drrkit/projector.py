@@ -3,8 +3,7 @@
 `project` and `backproject` are matched adjoints and know frames only; `render` adds cameras and
 poses; `Projector` holds what a loop needs once; `project_with_jacobian`, and `with_jacobian` of a
 Projector, serve Gauss-Newton.
-Index coordinates are in the order (x, y, z); the mathematics stands in csrc/joseph.h, siddon.h and
-trilinear.h.
+Index coordinates are in the order (x, y, z); the mathematics stands in csrc/rays.
 
 Which product exists for what (cone and parallel beam alike; frames, pixels and explicit rays alike;
 "values" means float16, bfloat16, float32 and float64, computed in float64 for the last and in
@@ -20,13 +19,13 @@ float32 else; geometry is always float64):
     K   twice in the geometry             yes     yes     yes        raises            yes  yes
     derivatives of K, forward over forward: raise
 
-(1) Gathered by voxel in a fixed order, or atomic sums where those are fewer operations; under
-    torch.use_deterministic_algorithms(True) never atomic (docs/derivatives.md). On the CPU all bits
-    repeat over runs and numbers of threads.
+(1) Joseph's P* is gathered by voxel in a fixed order where that takes fewer operations; all else is
+    atomic sums, and under torch.use_deterministic_algorithms(True) fixed-point sums
+    (docs/derivatives.md). On the CPU all bits repeat over runs and numbers of threads.
 (2) "line" is consistent in J, T and T*, but is not the derivative of the image it comes with.
 
-J, T and T* of an image that was rendered with a gradient reuse the six numbers a ray that its march
-kept: 24 bytes a ray and channel in float32.
+J, T and T* of an image that was rendered with a gradient reuse the six numbers per ray that its
+march kept: 24 bytes per ray and channel in float32.
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from drrkit._arguments import (
-    VOXEL_DTYPES,
     as_volumes,
     check_scene,
     check_supersample,
@@ -50,7 +48,7 @@ from drrkit._arguments import (
     make_spec,
     spec_of,
 )
-from drrkit._native import Backproject, Pack, Project, ProjectPacked, Spec, call
+from drrkit._native import VOXELS, Backproject, Pack, Project, ProjectPacked, Spec, call
 from drrkit._native import ops as _ops
 from drrkit.geometry import Camera, GridConstants, batched_pose, frames_of_rays, grid_constants
 from drrkit.volume import Volume
@@ -126,7 +124,7 @@ def backproject(
             (N, C, D, H, W) with N dividing B; images are summed over the views of a volume
     Other arguments, differentiability and errors as for `project`.
     """
-    if not isinstance(images, Tensor) or images.dtype not in VOXEL_DTYPES:
+    if not isinstance(images, Tensor) or images.dtype not in VOXELS:
         raise TypeError(f"images: expected a floating-point tensor, got {kind(images)}")
     dims = 4 if pixels is None else 3
     if images.dim() != dims:
@@ -225,10 +223,9 @@ def _image_and_jacobian(
     image: Tensor, six: Tensor, twists: Tensor, spec: Spec, supersample: int
 ) -> tuple[Tensor, Tensor]:
     """[B, C, rows, cols] and [B, C, 6, rows, cols] from a march and the tangents of its frames."""
-    size = (spec.rows, spec.cols)
-    jacobian = _ops.tangents(six, twists, spec).unflatten(3, size).flatten(1, 2)
+    jacobian = _ops.tangents(six, twists, spec).unflatten(3, spec.size).flatten(1, 2)
     jacobian = _pooled(jacobian, supersample).unflatten(1, (-1, 6))
-    return _pooled(image.unflatten(2, size), supersample), jacobian
+    return _pooled(image.unflatten(2, spec.size), supersample), jacobian
 
 
 class TwistConstants(NamedTuple):
@@ -368,10 +365,10 @@ class Projector(nn.Module):
     def _seen_from(self, world_to_camera: Tensor) -> tuple[Tensor, Tensor]:
         """The volumes [N, C, D, H, W] and the frames of poses."""
         values = as_volumes(self.values)
-        if values.shape[2:] != self._spec[:3]:
+        if values.shape[2:] != self._spec.grid:
             raise ValueError(
-                f"values: expected the shape {self._spec[:3]} that the projector was made for, got "
-                f"{tuple(values.shape[2:])}"
+                f"values: expected the shape {self._spec.grid} that the projector was made for, "
+                f"got {tuple(values.shape[2:])}"
             )
         rays = self._rays
         if rays is None or self.camera.requires_grad:
@@ -412,7 +409,7 @@ def _image(
 ) -> Tensor:
     """The projection of volumes [N, C, D, H, W]: [B, C, rows, cols]."""
     integrals = _integrals(values, frames, spec, source, handle)
-    return integrals.unflatten(2, (spec.rows, spec.cols))
+    return integrals.unflatten(2, spec.size)
 
 
 def _integrals(
@@ -422,10 +419,10 @@ def _integrals(
 
     handle  of what was prepared from `source`, of which `values` is a view; 0: nothing
     """
-    keep_rays = (geometry.requires_grad and torch.is_grad_enabled()) or _is_dual(geometry)
+    with_six = (geometry.requires_grad and torch.is_grad_enabled()) or _is_dual(geometry)
     if handle:
-        return call(ProjectPacked, values, source, geometry, handle, keep_rays, spec)[0]
-    return call(Project, values, geometry, keep_rays, spec)[0]
+        return call(ProjectPacked, values, source, geometry, handle, with_six, spec)[0]
+    return call(Project, values, geometry, with_six, spec)[0]
 
 
 def _pooled(image: Tensor, n: int) -> Tensor:

@@ -4,8 +4,23 @@
 // must never merge functions of different levels.
 #pragma once
 
+// The standard library comes before any switch, untouched by it.
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #define DRR_X86_VARIANTS 1
+#define DRR_PRAGMA(words) _Pragma(#words)
+#if defined(__clang__)
+#define DRR_PUSH_TARGET(names) \
+  DRR_PRAGMA(clang attribute push(__attribute__((target(names))), apply_to = function))
+#define DRR_POP_TARGET DRR_PRAGMA(clang attribute pop)
+#else
+#define DRR_PUSH_TARGET(names) DRR_PRAGMA(GCC push_options) DRR_PRAGMA(GCC target(names))
+#define DRR_POP_TARGET DRR_PRAGMA(GCC pop_options)
+#endif
 #endif
 
 namespace drrkit {

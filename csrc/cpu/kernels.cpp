@@ -62,10 +62,10 @@ template <template <class> class March, template <class, int> class Tile, class 
 void on_level(const Run& run) {
   switch (level()) {
 #if defined(DRR_X86_VARIANTS)
-    case Level::kAvx512: return run(Kernels<March, Tile, Level::kAvx512>());
-    case Level::kAvx2: return run(Kernels<March, Tile, Level::kAvx2>());
+    case Level::kAvx512: return run(CpuKernels<March, Tile, Level::kAvx512>());
+    case Level::kAvx2: return run(CpuKernels<March, Tile, Level::kAvx2>());
 #endif
-    default: return run(Kernels<March, Tile, Level::kBase>());
+    default: return run(CpuKernels<March, Tile, Level::kBase>());
   }
 }
 
@@ -81,7 +81,7 @@ template <class Run> void with_kernels(Method method, const Run& run) {
 
 int64_t panels(const Scene& scene) {
   const int lanes =
-      scene.voxel == Voxel::kFloat64 ? lanes_of<double>(level()) : lanes_of<float>(level());
+      scene.voxel == VoxelType::kFloat64 ? lanes_of<double>(level()) : lanes_of<float>(level());
   return scene.n_views * Panels::of(scene.views, lanes).a_view();
 }
 
@@ -102,14 +102,15 @@ void backproject(const BackprojectParams& params, int64_t volume, Slab slab) {
 
 template <class S>
 void reduce_chunks(const ReduceParams<S>& params, int64_t chunk_begin, int64_t chunk_end) {
-  const int64_t n = params.views.rays, chunks = (n + kReduceChunk - 1) / kReduceChunk;
+  const int64_t n = params.views.n_rays, chunks = (n + kReduceChunk - 1) / kReduceChunk;
   for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
     const int64_t view = chunk / chunks, first = chunk % chunks * kReduceChunk;
     const int64_t last = minimum(first + kReduceChunk, n);
     Vec3 on_s = {0, 0, 0}, on_o = {0, 0, 0}, on_u = {0, 0, 0}, on_v = {0, 0, 0};
     for (int64_t pixel = first; pixel < last; ++pixel) {
       const Ray g = ray_cotangent(params, view, pixel);
-      const Vec3 moved = params.views.parallel ? g.s + g.p : g.p;  // what a step of the pixel moves
+      const Vec3 moved =
+          params.views.beam == Beam::kParallel ? g.s + g.p : g.p;  // what a step of the pixel moves
       on_s = on_s + g.s;
       on_o = on_o + g.p;
       on_u = on_u + static_cast<double>(pixel % params.views.cols) * moved;
@@ -125,7 +126,7 @@ void reduce_chunks(const ReduceParams<S>& params, int64_t chunk_begin, int64_t c
 template <class S>
 void reduce_rays(const ReduceParams<S>& params, int64_t ray_begin, int64_t ray_end) {
   for (int64_t r = ray_begin; r < ray_end; ++r) {
-    const Ray g = ray_cotangent(params, r / params.views.rays, r % params.views.rays);
+    const Ray g = ray_cotangent(params, r / params.views.n_rays, r % params.views.n_rays);
     for (int axis = 0; axis < 3; ++axis) {
       params.out[6 * r + axis] = g.s[axis];
       params.out[6 * r + 3 + axis] = g.p[axis];
@@ -135,7 +136,7 @@ void reduce_rays(const ReduceParams<S>& params, int64_t ray_begin, int64_t ray_e
 
 template <class S>
 void tangent(const TangentParams<S>& params, int64_t ray_begin, int64_t ray_end) {
-  const int64_t n = params.tangents.rays;
+  const int64_t n = params.tangents.n_rays;
   for (int64_t r = ray_begin; r < ray_end; ++r) apply_tangents(params, r / n, r % n);
 }
 

@@ -7,7 +7,7 @@
 namespace drrkit {
 namespace cpu {
 
-// Rays are dealt out in panels of pixels (panel.h), numbered view * panels a view + panel.
+// Rays are dealt out in panels of pixels (panel.h), numbered view * panels per view + panel.
 int64_t panels(const Scene& scene);
 void project(const ProjectParams& params, int64_t panel_begin, int64_t panel_end);
 void second(const SecondParams& params, int64_t panel_begin, int64_t panel_end);
@@ -18,9 +18,9 @@ void second(const SecondParams& params, int64_t panel_begin, int64_t panel_end);
 void backproject(const BackprojectParams& params, int64_t volume, Slab slab);
 
 // What one integrator offers on one instruction set; defined in march.h, instantiated by
-// portable.cpp, avx2.cpp and avx512.cpp.
+// instances.h for portable.cpp, avx2.cpp and avx512.cpp.
 template <template <class> class March, template <class, int> class Tile, Level kLevel>
-struct Kernels {
+struct CpuKernels {
   static void project(const ProjectParams& params, int64_t begin, int64_t end);
   static void second(const SecondParams& params, int64_t begin, int64_t end);
   static void backproject(const BackprojectParams& params, int64_t volume, Slab slab);
@@ -34,16 +34,15 @@ template <class S, int N> struct TrilinearTile;
 // faults. What it held is gone with the next call.
 void* room(size_t bytes);
 
-// Chunks are numbered view * chunks_a_view + chunk.
+// Chunks are numbered view * chunks per view + chunk.
 template <class S>
 void reduce_chunks(const ReduceParams<S>& params, int64_t chunk_begin, int64_t chunk_end);
 template <class S>
 void reduce_rays(const ReduceParams<S>& params, int64_t ray_begin, int64_t ray_end);
 template <class S> void tangent(const TangentParams<S>& params, int64_t ray_begin, int64_t ray_end);
 
-// Perturb or Frames for views [view_begin, view_end); `derivative`: along the inputs' slopes.
-template <class Map>
-void map_poses(const MapParams& params, bool derivative, int64_t view_begin, int64_t view_end);
+// Perturb or Frames for views [view_begin, view_end).
+template <class Map> void map_poses(const MapParams& params, int64_t view_begin, int64_t view_end);
 
 // The instruction set the kernels were dispatched to: "avx512", "avx2" or "base".
 const char* capability();

@@ -2,7 +2,7 @@
 // serve both. Plain compiler vectors: each instruction set takes them apart as it needs.
 #pragma once
 
-#include "../hd.h"
+#include "../rays/hd.h"
 
 namespace drrkit {
 namespace cpu {

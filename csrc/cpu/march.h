@@ -1,36 +1,36 @@
-// Bodies of the marching kernels, one template for all integrators; portable.cpp, avx2.cpp and
-// avx512.cpp instantiate them for one instruction set each.
+// Bodies of the marching kernels, one template for all integrators; instances.h instantiates
+// them for one instruction set each.
 #pragma once
 
 #include "dispatch.h"
 #include "kernels.h"
 #include "panel.h"
-#include "panel_scatter.h"
+#include "scatter.h"
 
 namespace drrkit {
 namespace cpu {
 
 // What becomes of the sums of a channel's rays.
-template <class S, bool kRays> struct ImageStore {
+template <class S, bool kSix> struct ImageStore {
   S* image;  // [P]
-  S* rays;   // [6, P]
+  S* six;    // [6, P]
   int64_t n_rays;
 
   template <class March, class Sums>
   DRR_HD void operator()(int64_t pixel, const March& march, const Sums& sums) const {
     image[pixel] = static_cast<S>(march.image(sums));
-    if (!kRays) return;
+    if (!kSix) return;
     const RayResult result = march.derivatives(sums);
     for (int axis = 0; axis < 3; ++axis) {
-      rays[axis * n_rays + pixel] = static_cast<S>(result.ds[axis]);
-      rays[(3 + axis) * n_rays + pixel] = static_cast<S>(result.dp[axis]);
+      six[axis * n_rays + pixel] = static_cast<S>(result.ds[axis]);
+      six[(3 + axis) * n_rays + pixel] = static_cast<S>(result.dp[axis]);
     }
   }
 };
 
 template <class S> struct SecondStore {
   const S* weights;  // [P] of the channel
-  double* rays;      // [6, P], zeroed before the first channel
+  double* six;       // [6, P], zeroed before the first channel
   Views tangent;
   int64_t view, n_rays;
 
@@ -39,37 +39,39 @@ template <class S> struct SecondStore {
     const Ray k = march.second(sums, tangent.ray(view, pixel));
     const double weight = weights[pixel];
     for (int axis = 0; axis < 3; ++axis) {
-      rays[axis * n_rays + pixel] += weight * k.s[axis];
-      rays[(3 + axis) * n_rays + pixel] += weight * k.p[axis];
+      six[axis * n_rays + pixel] += weight * k.s[axis];
+      six[(3 + axis) * n_rays + pixel] += weight * k.p[axis];
     }
   }
 };
 
 // The volume of a view, as it is stored.
-DRR_HD const void* channel_of(const Scene& scene, const void* values, int64_t view,
-                              int64_t channel) {
-  const int64_t width = scene.voxel == Voxel::kFloat64 ? 8 : scene.voxel == Voxel::kFloat32 ? 4 : 2;
+DRR_HD const void* values_of(const Scene& scene, const void* values, int64_t view,
+                             int64_t channel) {
+  const int64_t width = scene.voxel == VoxelType::kFloat64   ? 8
+                        : scene.voxel == VoxelType::kFloat32 ? 4
+                                                             : 2;
   const int64_t index = scene.volume_of(view) * scene.n_channels + channel;
   return static_cast<const unsigned char*>(values) + index * scene.grid.voxels() * width;
 }
 
-// Panels are numbered view * panels a view + panel.
-template <template <class, int> class Tile, class S, int N, bool kRays>
+// Panels are numbered view * panels per view + panel.
+template <template <class, int> class Tile, class S, int N, bool kSix>
 void project_panels(const ProjectParams& params, int64_t begin, int64_t end) {
   const Scene& scene = params.scene;
   const Panels panels = Panels::of(scene.views, N);
-  using March = PanelMarch<Tile, S, N, kRays ? 1 : 0>;
+  using March = PanelMarch<Tile, S, N, kSix ? 1 : 0>;
   March march(scene, panels, room(March::bytes(panels)));
-  const int64_t n = scene.views.rays;
+  const int64_t n = scene.views.n_rays;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t view = i / panels.a_view();
     march.set_up(panels, view, i % panels.a_view());
     for (int64_t c = 0; c < scene.n_channels; ++c) {
       const int64_t row = view * scene.n_channels + c;
-      march.gather(channel_of(scene, params.values, view, c), params.bricks, scene.volume_of(view));
-      march.finish(
-          ImageStore<S, kRays>{static_cast<S*>(params.image) + row * n,
-                               kRays ? static_cast<S*>(params.rays) + row * 6 * n : nullptr, n});
+      march.gather(values_of(scene, params.values, view, c), params.empty, scene.volume_of(view));
+      march.finish(ImageStore<S, kSix>{static_cast<S*>(params.image) + row * n,
+                                       kSix ? static_cast<S*>(params.six) + row * 6 * n : nullptr,
+                                       n});
     }
   }
 }
@@ -80,15 +82,15 @@ void second_panels(const SecondParams& params, int64_t begin, int64_t end) {
   const Panels panels = Panels::of(scene.views, N);
   using March = PanelMarch<Tile, S, N, 2>;
   March march(scene, panels, room(March::bytes(panels)));
-  const int64_t n = scene.views.rays;
+  const int64_t n = scene.views.n_rays;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t view = i / panels.a_view();
     march.set_up(panels, view, i % panels.a_view());
     for (int64_t c = 0; c < scene.n_channels; ++c) {
-      march.gather(channel_of(scene, params.values, view, c), Bricks{nullptr, nullptr, 0, 0, 0}, 0);
+      march.gather(values_of(scene, params.values, view, c), EmptySpace{}, 0);
       march.finish(
           SecondStore<S>{static_cast<const S*>(params.images) + (view * scene.n_channels + c) * n,
-                         params.rays + view * 6 * n, params.tangent, view, n});
+                         params.six + view * 6 * n, params.tangent, view, n});
     }
   }
 }
@@ -106,37 +108,38 @@ void backproject_panels(const BackprojectParams& params, int64_t volume, Slab sl
       scatter.set_up(panels, view, panel);
       for (int64_t c = 0; c < channels; ++c)
         scatter.scatter(
-            static_cast<const S*>(params.images) + (view * channels + c) * scene.views.rays,
+            static_cast<const S*>(params.images) + (view * channels + c) * scene.views.n_rays,
             static_cast<S*>(params.values) + (volume * channels + c) * scene.grid.voxels());
     }
 }
 
 template <template <class> class March, template <class, int> class Tile, Level kLevel>
-void Kernels<March, Tile, kLevel>::project(const ProjectParams& params, int64_t begin,
-                                           int64_t end) {
+void CpuKernels<March, Tile, kLevel>::project(const ProjectParams& params, int64_t begin,
+                                              int64_t end) {
   constexpr int kFloats = lanes_of<float>(kLevel), kDoubles = lanes_of<double>(kLevel);
-  const bool rays = params.rays != nullptr;
-  if (params.scene.voxel == Voxel::kFloat64) {
-    if (rays) return project_panels<Tile, double, kDoubles, true>(params, begin, end);
+  const bool six = params.six != nullptr;
+  if (params.scene.voxel == VoxelType::kFloat64) {
+    if (six) return project_panels<Tile, double, kDoubles, true>(params, begin, end);
     return project_panels<Tile, double, kDoubles, false>(params, begin, end);
   }
-  if (rays) return project_panels<Tile, float, kFloats, true>(params, begin, end);
+  if (six) return project_panels<Tile, float, kFloats, true>(params, begin, end);
   project_panels<Tile, float, kFloats, false>(params, begin, end);
 }
 
 template <template <class> class March, template <class, int> class Tile, Level kLevel>
-void Kernels<March, Tile, kLevel>::second(const SecondParams& params, int64_t begin, int64_t end) {
-  if (params.scene.voxel == Voxel::kFloat64)
+void CpuKernels<March, Tile, kLevel>::second(const SecondParams& params, int64_t begin,
+                                             int64_t end) {
+  if (params.scene.voxel == VoxelType::kFloat64)
     return second_panels<Tile, double, lanes_of<double>(kLevel)>(params, begin, end);
   second_panels<Tile, float, lanes_of<float>(kLevel)>(params, begin, end);
 }
 
 template <template <class> class March, template <class, int> class Tile, Level kLevel>
-void Kernels<March, Tile, kLevel>::backproject(const BackprojectParams& params, int64_t volume,
-                                               Slab slab) {
+void CpuKernels<March, Tile, kLevel>::backproject(const BackprojectParams& params, int64_t volume,
+                                                  Slab slab) {
   constexpr int kFloats = lanes_of<float>(kLevel), kDoubles = lanes_of<double>(kLevel);
   const bool tangent = params.tangent.geometry != nullptr;
-  if (params.scene.voxel == Voxel::kFloat64) {
+  if (params.scene.voxel == VoxelType::kFloat64) {
     if (tangent) return backproject_panels<Tile, double, kDoubles, true>(params, volume, slab);
     return backproject_panels<Tile, double, kDoubles, false>(params, volume, slab);
   }

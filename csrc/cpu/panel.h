@@ -1,10 +1,10 @@
 // Marching many rays at once. A tile is as many neighbouring rays as a vector has lanes; a panel is
-// a few tiles. A panel walks through the volume one block of planes after the other, all its tiles
-// together, so that what they share is still in the cache. Each ray is summed by itself, block by
-// block from its first plane on: its bits depend neither on its neighbours nor on threads.
+// a few tiles. A panel walks through the volume one stack of planes after the other, all its tiles
+// together, so that what they share is still in the cache. Each ray is summed by itself, stack by
+// stack from its first plane on: its bits depend neither on its neighbours nor on threads.
 #pragma once
 
-#include "brick.h"
+#include "excerpt.h"
 #include "kernels.h"
 
 namespace drrkit {
@@ -21,15 +21,15 @@ struct Panels {
   int tile_rows, tile_cols;    // rays
   int panel_rows, panel_cols;  // tiles
   int64_t rows, cols;          // of the image in rays; explicit rays are one row
-  int64_t down, across;        // panels a view
+  int64_t down, across;        // panels per view
 
   DRR_HD int64_t a_view() const { return down * across; }
 
   DRR_HD static Panels of(const Views& views, int lanes) {
     Panels p;
     const bool grid = !views.endpoints;
-    p.cols = grid ? views.cols : views.rays;
-    p.rows = grid ? views.rays / views.cols : 1;
+    p.cols = grid ? views.cols : views.n_rays;
+    p.rows = grid ? views.n_rays / views.cols : 1;
     p.tile_rows = !grid ? 1 : lanes == 16 ? 4 : lanes == 2 ? 1 : 2;
     p.tile_cols = lanes / p.tile_rows;
     p.panel_rows = grid ? 16 / p.tile_rows : 1;
@@ -114,7 +114,7 @@ template <template <class, int> class TileOf, class S, int N, class OneWork> str
     }
   }
 
-  // The planes of all tiles of an axis, as whole blocks: [first, end).
+  // The planes of all tiles of an axis, as whole stacks: [first, end).
   DRR_HD void planes(int axis, int& first, int& end) const {
     first = 0x3fffffff;
     end = -0x3fffffff;
@@ -123,11 +123,11 @@ template <template <class, int> class TileOf, class S, int N, class OneWork> str
       first = minimum(first, works[i].first);
       end = maximum(end, works[i].end);
     }
-    first = (first >= 0 ? first : first - kBlock + 1) / kBlock * kBlock;
+    first = (first >= 0 ? first : first - kStack + 1) / kStack * kStack;
   }
 };
 
-constexpr int64_t kBrickCapacity = 16384;  // numbers; a single ray needs 19 x 18 x 34 at most
+constexpr int64_t kExcerptCapacity = 16384;  // numbers; a single ray needs 19 x 18 x 34 at most
 
 template <template <class, int> class TileOf, class S, int N, int kCount>
 struct GatherWork : Work<TileOf, S, N> {
@@ -146,43 +146,43 @@ template <template <class, int> class TileOf, class S, int N, int kOrder> struct
 
   Works panel;
 
-  DRR_HD static size_t bytes(const Panels& p) { return Works::bytes(p, kBrickCapacity); }
+  DRR_HD static size_t bytes(const Panels& p) { return Works::bytes(p, kExcerptCapacity); }
   DRR_HD PanelMarch(const Scene& scene, const Panels& p, void* memory) : panel(scene, p, memory) {}
 
   DRR_HD void set_up(const Panels& p, int64_t view, int64_t index) { panel.set_up(p, view, index); }
 
-  // Sums over one channel; `bricks` say where volume number `volume` is zero.
-  DRR_HD void gather(const void* values, const Bricks& bricks, int64_t volume) {
+  // Sums over one channel; `empty` says where volume number `volume` is zero.
+  DRR_HD void gather(const void* values, const EmptySpace& empty, int64_t volume) {
     for (int i = 0; i < panel.n_works; ++i)
       for (int n = 0; n < kCount; ++n) panel.works[i].totals[n] = typename OneWork::Wide{};
     for (int axis = 0; axis < 3; ++axis) {
       int first, end;
       panel.planes(axis, first, end);
-      const Block block = Tile::layout(panel.scene, values, axis);
-      for (int k = first; k < end; k += kBlock)
+      const Channel channel = Tile::layout(panel.scene, values, axis);
+      for (int k = first; k < end; k += kStack)
         for (int i = 0; i < panel.n_works; ++i) {
           OneWork& work = panel.works[i];
-          const int k0 = maximum(k, work.first), k1 = minimum(k + kBlock, work.end);
-          if (work.axis == axis && k0 < k1) gather_block(work, block, k0, k1, bricks, volume);
+          const int k0 = maximum(k, work.first), k1 = minimum(k + kStack, work.end);
+          if (work.axis == axis && k0 < k1) gather_stack(work, channel, k0, k1, empty, volume);
         }
     }
   }
 
-  // The part of a tile's rays in one block of planes: all of them at once, or one after the other
+  // The part of a tile's rays in one stack of planes: all of them at once, or one after the other
   // where together they read more than there is room for.
-  DRR_HD void gather_block(OneWork& work, const Block& block, int k0, int k1, const Bricks& bricks,
-                           int64_t volume) {
-    const typename Tile::Span all = work.tile.within(k0, k1);
-    typename Tile::Span part = all;
+  DRR_HD void gather_stack(OneWork& work, const Channel& channel, int k0, int k1,
+                           const EmptySpace& empty, int64_t volume) {
+    const auto all = work.tile.within(k0, k1);
+    auto part = all;
     for (int lane = -1; lane < N; ++lane) {
-      if (lane >= 0) part = Tile::only(all, lane);
+      if (lane >= 0) part = all.only(all, lane);
       const Box box = work.tile.box(part, k0, k1);
-      if (lane < 0 && (box.empty() || holds_nothing(bricks, volume, block, box))) return;
+      if (lane < 0 && (box.empty() || holds_nothing(empty, volume, channel, box))) return;
       if (box.empty()) continue;
-      const Brick<S> brick = fetch(block, box, work.axis);
-      if (brick.data == nullptr) continue;
+      const Excerpt<S> excerpt = fetch(channel, box, work.axis);
+      if (excerpt.data == nullptr) continue;
       Sums sums;
-      work.tile.template gather<kOrder>(brick, box, part, sums);
+      work.tile.template gather<kOrder>(excerpt, box, part, sums);
       const typename Lanes<S, N>::Value* columns =
           reinterpret_cast<const typename Lanes<S, N>::Value*>(&sums);
       for (int n = 0; n < kCount; ++n)
@@ -191,10 +191,11 @@ template <template <class, int> class TileOf, class S, int N, int kOrder> struct
     }
   }
 
-  DRR_HD Brick<S> fetch(const Block& block, const Box& box, int axis) {
-    const bool in_place = stores(block.voxel, S()) && block.contains(box) && Tile::indexable(block);
-    if (in_place && !Tile::prefers_copy(block, box, axis)) return Brick<S>::in_place(block);
-    return Tile::copy(panel.numbers, kBrickCapacity, block, box);
+  DRR_HD Excerpt<S> fetch(const Channel& channel, const Box& box, int axis) {
+    const bool in_place =
+        stores(channel.voxel, S()) && channel.contains(box) && Tile::indexable(channel);
+    if (in_place && !Tile::prefers_copy(channel, box, axis)) return Excerpt<S>::in_place(channel);
+    return Tile::copy(panel.numbers, kExcerptCapacity, channel, box);
   }
 
   // store(pixel, march, sums) for every ray of the panel.

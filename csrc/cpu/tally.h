@@ -1,8 +1,8 @@
-// What the tiles of a panel add to the volume in one block of planes: summed close together in the
+// What the tiles of a panel add to the volume in one stack of planes: summed close together in the
 // nearest cache, then added to the volume by whole vectors.
 #pragma once
 
-#include "brick.h"
+#include "excerpt.h"
 
 namespace drrkit {
 namespace cpu {
@@ -11,7 +11,7 @@ constexpr int64_t kTallyBytes = 32768;
 
 // Sums for the voxels of a box. With pairs, place (k, a, b) holds what goes to the voxel and what
 // goes to its neighbour a + 1: a ray adds both at once, and no two additions overlap in part, which
-// would make the processor wait for the first. Contiguous along a, or in columns of a block's
+// would make the processor wait for the first. Contiguous along a, or in columns of a stack's
 // planes where those are contiguous in the volume.
 template <class S, int N, bool kPairs> struct Tally {
   using V = typename Lanes<S, N>::Value;
@@ -27,7 +27,7 @@ template <class S, int N, bool kPairs> struct Tally {
   int k_step, a_step, b_step;
 
   DRR_HD static int64_t numbers(const Box& box, bool rows) {
-    const int64_t planes = rows ? box.k1 - box.k0 : kBlock + 1;
+    const int64_t planes = rows ? box.k1 - box.k0 : kStack + 1;
     return kPlaces * planes * box.size_a() * box.size_b();
   }
 
@@ -37,8 +37,8 @@ template <class S, int N, bool kPairs> struct Tally {
     t.data = room + kPad;
     t.box = box;
     t.rows = rows;
-    t.first = rows ? box.k0 : box.k0 / kBlock * kBlock;
-    t.a_step = rows ? kPlaces : kPlaces * (kBlock + 1);
+    t.first = rows ? box.k0 : box.k0 / kStack * kStack;
+    t.a_step = rows ? kPlaces : kPlaces * (kStack + 1);
     t.b_step = t.a_step * box.size_a();
     t.k_step = rows ? t.b_step * box.size_b() : kPlaces;
     __builtin_memset(room, 0, (numbers(box, rows) + 2 * kPad) * sizeof(S));
@@ -48,15 +48,15 @@ template <class S, int N, bool kPairs> struct Tally {
   DRR_HD S* plane(int k) const { return data + (k - first) * k_step; }
 
   // Asks for the voxels of `part` ahead of `add_to`: they come while the tally is filled.
-  DRR_HD static void prefetch(const S* volume, const Block& block, const Box& part, bool rows) {
+  DRR_HD static void prefetch(const S* volume, const Channel& channel, const Box& part, bool rows) {
     constexpr int kLine = 64 / sizeof(S);
     const int length = rows ? part.size_a() : part.k1 - part.k0;
     const int others = rows ? part.k1 - part.k0 : part.size_a();
-    const int64_t step = rows ? block.stride_m : block.stride_a;
-    const S* from = volume + part.k0 * block.stride_m + part.a0 * block.stride_a;
+    const int64_t step = rows ? channel.stride_m : channel.stride_a;
+    const S* from = volume + part.k0 * channel.stride_m + part.a0 * channel.stride_a;
     for (int b = part.b0; b <= part.b1; ++b)
       for (int j = 0; j < others; ++j) {
-        const S* run = from + b * block.stride_b + j * step;
+        const S* run = from + b * channel.stride_b + j * step;
         for (int i = 0; i < length; i += kLine) __builtin_prefetch(run + i, 1, 3);
         __builtin_prefetch(run + length - 1, 1, 3);
       }
@@ -64,11 +64,11 @@ template <class S, int N, bool kPairs> struct Tally {
 
   // Adds all of it to the voxels of `part`, a part of the box inside the volume. Everything before
   // `end` may be written.
-  DRR_HD void add_to(S* volume, const S* end, const Block& block, const Box& part) const {
+  DRR_HD void add_to(S* volume, const S* end, const Channel& channel, const Box& part) const {
     if (rows) {
-      add_rows(volume, end, block, part);
+      add_rows(volume, end, channel, part);
     } else {
-      add_columns(volume, end, block, part);
+      add_columns(volume, end, channel, part);
     }
   }
 
@@ -93,12 +93,12 @@ template <class S, int N, bool kPairs> struct Tally {
     return v;
   }
 
-  DRR_HD void add_rows(S* volume, const S* end, const Block& block, const Box& part) const {
+  DRR_HD void add_rows(S* volume, const S* end, const Channel& channel, const Box& part) const {
     const V index = counting();
     const int n = part.size_a();
     for (int k = part.k0; k < part.k1; ++k)
       for (int b = part.b0; b <= part.b1; ++b) {
-        S* to = volume + k * block.stride_m + part.a0 + b * block.stride_b;
+        S* to = volume + k * channel.stride_m + part.a0 + b * channel.stride_b;
         const S* from = plane(k) + (part.a0 - box.a0) * kPlaces + (b - box.b0) * b_step;
         for (int i = 0; i < n; i += N, from += kPlaces * N) {
           V x;
@@ -114,18 +114,18 @@ template <class S, int N, bool kPairs> struct Tally {
       }
   }
 
-  DRR_HD void add_columns(S* volume, const S* end, const Block& block, const Box& part) const {
-    constexpr int kVectors = kBlock / N;
-    const int planes = minimum(kBlock, block.size_m - first);
+  DRR_HD void add_columns(S* volume, const S* end, const Channel& channel, const Box& part) const {
+    constexpr int kVectors = kStack / N;
+    const int planes = minimum(kStack, channel.size_m - first);
     for (int b = part.b0; b <= part.b1; ++b) {
-      S* to = volume + first + part.a0 * block.stride_a + b * block.stride_b;
+      S* to = volume + first + part.a0 * channel.stride_a + b * channel.stride_b;
       const S* from = data + (part.a0 - box.a0) * a_step + (b - box.b0) * b_step;
       V carried[kVectors];
       for (int i = 0; i < kVectors; ++i)
         carried[i] =
             kPairs ? odds<N>(read(from - a_step + 2 * i * N), read(from - a_step + (2 * i + 1) * N))
                    : V{};
-      for (int a = part.a0; a <= part.a1; ++a, to += block.stride_a, from += a_step)
+      for (int a = part.a0; a <= part.a1; ++a, to += channel.stride_a, from += a_step)
         for (int i = 0; i < kVectors; ++i) {
           V x;
           if (kPairs) {

@@ -1,8 +1,8 @@
 // Rays of one dominant axis side by side, sampled at equal distances.
 #pragma once
 
-#include "../trilinear.h"
-#include "brick.h"
+#include "../rays/trilinear.h"
+#include "tile.h"
 
 namespace drrkit {
 namespace cpu {
@@ -18,14 +18,9 @@ template <class S, int N> struct TrilinearTile {
 
   static constexpr bool kPairs = true;  // a sample adds to neighbours along x
 
-  // The samples [begin, end) of each ray, relative to its reference sample.
-  struct Span {
-    V begin, end;
-  };
-
   V at_x, at_y, at_z, step_x, step_y, step_z;
   V at_m, step_m;  // along the tile's axis
-  Span span;
+  Span<V> span;    // relative to the reference samples
 
   DRR_HD void clear() {
     at_x = at_y = at_z = step_x = step_y = step_z = at_m = V{};
@@ -69,19 +64,13 @@ template <class S, int N> struct TrilinearTile {
                    size + 1);
   }
 
-  DRR_HD static Span only(const Span& part, int lane) {
-    Span one = {V{}, V{}};
-    one.begin[lane] = part.begin[lane];
-    one.end[lane] = part.end[lane];
-    return one;
-  }
-  // Where the samples between two planes begin, wherever the planes lie: what one block ends with
+  // Where the samples between two planes begin, wherever the planes lie: what one stack ends with
   // the next one begins with.
   DRR_HD V sample_at(int k) const {
     const V t = (Rays::splat(S(k)) - at_m) / step_m;
     return minimum(maximum(t, span.begin - S(1)), span.end);
   }
-  DRR_HD Span within(int k0, int k1) const {
+  DRR_HD Span<V> within(int k0, int k1) const {
     const V t0 = sample_at(k0), t1 = sample_at(k1);
     const auto rises = step_m > S(0);
     const V low = Rays::pick(rises, ceiling(t0), floor_of(t1) + S(1));
@@ -89,42 +78,42 @@ template <class S, int N> struct TrilinearTile {
     return {maximum(low, span.begin), minimum(high, span.end)};
   }
 
-  // Bricks are rows along x, columns along y and planes along z, whatever the rays' axis.
-  DRR_HD static Block layout(const Scene& scene, const void* values, int) {
-    return Block::along(scene, values, 2, 0, 1);
+  // EmptySpace are rows along x, columns along y and planes along z, whatever the rays' axis.
+  DRR_HD static Channel layout(const Scene& scene, const void* values, int) {
+    return Channel::along(scene, values, 2, 0, 1);
   }
 
   // The voxels that the samples of `part` read; positions are monotone, so the two ends decide.
-  DRR_HD Box box(const Span& part, int, int) const {
+  DRR_HD Box box(const Span<V>& part, int, int) const {
     const auto active = part.begin < part.end;
     const V first = part.begin, last = part.end - S(1);
-    int x[2], y[2], z[2];
-    extent(active, at_x + first * step_x, at_x + last * step_x, x);
-    extent(active, at_y + first * step_y, at_y + last * step_y, y);
-    extent(active, at_z + first * step_z, at_z + last * step_z, z);
-    return {z[0], z[1] + 1, x[0], x[1], y[0], y[1]};
+    const Ends x = Ends::of<Rays>(active, at_x + first * step_x, at_x + last * step_x);
+    const Ends y = Ends::of<Rays>(active, at_y + first * step_y, at_y + last * step_y);
+    const Ends z = Ends::of<Rays>(active, at_z + first * step_z, at_z + last * step_z);
+    return {z.low, z.high + 2, x.low, x.high + 1, y.low, y.high + 1};
   }
 
-  DRR_HD static Brick<S> copy(S* room, int64_t capacity, const Block& block, const Box& box) {
-    return copy_rows(room, capacity, block, box);
+  DRR_HD static Excerpt<S> copy(S* room, int64_t capacity, const Channel& channel, const Box& box) {
+    return copy_rows(room, capacity, channel, box);
   }
-  // See JosephTile.
-  DRR_HD static bool prefers_copy(const Block&, const Box& box, int axis) {
+  // See PlaneTile.
+  DRR_HD static bool prefers_copy(const Channel&, const Box& box, int axis) {
     return axis == 0 && (box.k1 - box.k0) * box.size_b() <= 6 * N;
   }
-  DRR_HD static bool indexable(const Block& block) {
-    return block.stride_m * block.size_m < 0x7fffffff;
+  DRR_HD static bool indexable(const Channel& channel) {
+    return channel.stride_m * channel.size_m < 0x7fffffff;
   }
 
   template <int kOrder>
-  DRR_HD void gather(const Brick<S>& brick, const Box& box, const Span& part, Sums& sums) const {
+  DRR_HD void gather(const Excerpt<S>& excerpt, const Box& box, const Span<V>& part,
+                     Sums& sums) const {
     (void)box;
     const I counts = Rays::truncated(part.end - part.begin);
     const int shortest = maximum(Rays::smallest(counts), 0), longest = Rays::largest(counts);
     V k = part.begin;
     Sums all;
-    march<kOrder, false>(brick, part, k, shortest, all);
-    march<kOrder, true>(brick, part, k, longest - shortest, all);
+    march<kOrder, false>(excerpt, part, k, shortest, all);
+    march<kOrder, true>(excerpt, part, k, longest - shortest, all);
     sums = all;
   }
 
@@ -132,7 +121,7 @@ template <class S, int N> struct TrilinearTile {
 
   // Adds what `part` adds to the voxels of `box`, all of its planes.
   template <bool kTangent, class Tally>
-  DRR_HD void scatter(const Tally& tally, const Box&, const Span& part, int, int,
+  DRR_HD void scatter(const Tally& tally, const Box&, const Span<V>& part, int, int,
                       const Weights& weights) const {
     const I counts = Rays::truncated(part.end - part.begin);
     const int shortest = maximum(Rays::smallest(counts), 0), longest = Rays::largest(counts);
@@ -143,7 +132,7 @@ template <class S, int N> struct TrilinearTile {
 
  private:
   template <bool kTangent, bool kMasked, class Tally>
-  DRR_HD void scatter_samples(const Tally& tally, const Span& part, V& k, int steps,
+  DRR_HD void scatter_samples(const Tally& tally, const Span<V>& part, V& k, int steps,
                               const Weights& its_weights) const {
     const Weights weights = its_weights;
     const int x0 = tally.box.a0, y0 = tally.box.b0, z0 = tally.first;
@@ -173,23 +162,18 @@ template <class S, int N> struct TrilinearTile {
 
   DRR_HD static V floor_of(V x) { return Rays::of(Rays::floored(x)); }
   DRR_HD static V ceiling(V x) { return -floor_of(-x); }
-  DRR_HD static void extent(typename Rays::Mask active, V first, V last, int (&ends)[2]) {
-    const I far = I{} + 0x3fffffff, near = I{} - 0x3fffffff;
-    ends[0] = Rays::smallest(Rays::pick(active, Rays::floored(minimum(first, last)), far));
-    ends[1] = Rays::largest(Rays::pick(active, Rays::floored(maximum(first, last)), near)) + 1;
-  }
-
   template <int kOrder, bool kMasked>
-  DRR_HD void march(const Brick<S>& brick, const Span& part, V& k, int steps, Sums& sums) const {
-    const int y_step = brick.b_step, z_step = static_cast<int>(brick.k_step);
-    const S* p = brick.data;
+  DRR_HD void march(const Excerpt<S>& excerpt, const Span<V>& part, V& k, int steps,
+                    Sums& sums) const {
+    const int y_step = excerpt.b_step, z_step = static_cast<int>(excerpt.k_step);
+    const S* p = excerpt.data;
     for (int i = 0; i < steps; ++i, k += S(1)) {
       const V x = at_x + k * step_x, y = at_y + k * step_y, z = at_z + k * step_z;
       const I ix = Rays::floored(x), iy = Rays::floored(y), iz = Rays::floored(z);
       const auto counts = k < part.end;
       I offset =
-          reinterpret_cast<I>(Rays::steps(ix, brick.a0, 1) + Rays::steps(iy, brick.b0, y_step) +
-                              Rays::steps(iz, brick.k0, z_step));
+          reinterpret_cast<I>(Rays::steps(ix, excerpt.a0, 1) + Rays::steps(iy, excerpt.b0, y_step) +
+                              Rays::steps(iz, excerpt.k0, z_step));
       if (kMasked) offset = Rays::pick(counts, offset, I{});
       alignas(sizeof(I)) int at[N];
       spread(offset, at);

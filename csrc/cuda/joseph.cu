@@ -1,9 +1,9 @@
-#include "march.cuh"
+#include "project.cuh"
 
 namespace drrkit {
 namespace cuda {
 
-template struct Kernels<Joseph>;
+template struct CudaKernels<Joseph>;
 
 }  // namespace cuda
 }  // namespace drrkit

@@ -9,9 +9,12 @@
 namespace drrkit {
 namespace cuda {
 
+constexpr int kLogWarp = 5, kWarp = 1 << kLogWarp;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
 // kernel<<<grid, block, 0, stream>>>(arguments...), written as a call: plain C++, which any
 // compiler takes that has a cuda_runtime.h, and the error is this launch's own. Null on success,
-// else CUDA's words; a failure is not left behind for whoever asks for the last error next.
+// else CUDA's words, its sticky error cleared.
 template <class... Parameters, class... Arguments>
 const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream,
                    Arguments&&... arguments) {
@@ -31,7 +34,7 @@ constexpr int64_t kMostAlongX = 0x7fffffff, kMostAlongY = 65535;
 
 inline int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A grid of at least so many blocks; y takes what x cannot. Kernels ask whether their thread
+// A grid of at least so many blocks; y takes what x cannot. CudaKernels ask whether their thread
 // counts.
 inline dim3 linear_grid(int64_t blocks) {
   const int64_t along_y = quotient_up(blocks, kMostAlongX);

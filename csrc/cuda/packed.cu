@@ -14,7 +14,7 @@ namespace {
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // not left behind for whoever asks next
+  cudaGetLastError();  // clears CUDA's sticky error
   if (error == cudaErrorMemoryAllocation) throw std::bad_alloc();
   throw std::runtime_error(std::string("drrkit: ") + what + ": " + cudaGetErrorString(error));
 }
@@ -46,8 +46,8 @@ class BesideCapture {
 
 int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
-int64_t voxel_bytes(Voxel voxel) {
-  return voxel == Voxel::kFloat64 ? 8 : voxel == Voxel::kFloat32 ? 4 : 2;
+int64_t voxel_bytes(VoxelType voxel) {
+  return voxel == VoxelType::kFloat64 ? 8 : voxel == VoxelType::kFloat32 ? 4 : 2;
 }
 
 cudaChannelFormatDesc channel_of(Texel texel) {
@@ -59,7 +59,7 @@ cudaChannelFormatDesc channel_of(Texel texel) {
 }
 
 // What a graph kept and no longer needs. CUDA calls back from a thread that must not call CUDA, so
-// it is put here until somebody else comes along.
+// it waits here until the next packed volume is made or let go.
 class Graveyard {
  public:
   static Graveyard& one() {
@@ -88,7 +88,7 @@ void graph_is_gone(void* kept) {
 }
 
 // Makes the graph an owner.
-cudaError_t keep(cudaGraph_t graph, const PackedPtr& packed) {
+cudaError_t retain(cudaGraph_t graph, const PackedPtr& packed) {
   cudaUserObject_t object = nullptr;
   PackedPtr* kept = new PackedPtr(packed);
   cudaError_t error =
@@ -106,7 +106,7 @@ cudaError_t keep(cudaGraph_t graph, const PackedPtr& packed) {
 
 class DeviceArrays {
  public:
-  DeviceArrays(int device, const std::array<int64_t, 5>& shape, Voxel voxel, Texel texel,
+  DeviceArrays(int device, const std::array<int64_t, 5>& shape, VoxelType voxel, Texel texel,
                const std::array<int32_t, 3>& bricks);
   ~DeviceArrays() { destroy(); }
   DeviceArrays(const DeviceArrays&) = delete;
@@ -114,7 +114,7 @@ class DeviceArrays {
   int device() const { return device_; }
   int64_t bytes() const { return bytes_; }
   PackedArrays arrays(bool textures) const { return {textures ? table_ : nullptr, scale_, copy_}; }
-  Bricks bricks(const std::array<int32_t, 3>& n) const {
+  EmptySpace empty(const std::array<int32_t, 3>& n) const {
     return {occupied_, distance_, n[0], n[1], n[2]};
   }
 
@@ -131,7 +131,7 @@ class DeviceArrays {
 
   int device_;
   std::array<int64_t, 5> shape_;  // [N, C, nz, ny, nx]
-  Voxel voxel_;
+  VoxelType voxel_;
   Texel texel_;
   int64_t images_, voxels_, bytes_ = 0, occupied_bytes_, distance_bytes_;
   std::vector<cudaArray_t> layers_;           // [N C, 3]
@@ -144,7 +144,7 @@ class DeviceArrays {
   void* copy_ = nullptr;
 };
 
-DeviceArrays::DeviceArrays(int device, const std::array<int64_t, 5>& shape, Voxel voxel,
+DeviceArrays::DeviceArrays(int device, const std::array<int64_t, 5>& shape, VoxelType voxel,
                            Texel texel, const std::array<int32_t, 3>& bricks)
     : device_(device),
       shape_(shape),
@@ -257,8 +257,8 @@ void DeviceArrays::destroy() {
   cudaGetLastError();  // when the process ends CUDA may be gone already
 }
 
-PackedVolume::PackedVolume(int device, const std::array<int64_t, 5>& shape, Voxel voxel,
-                           Texel texel, const std::array<int32_t, 3>& bricks)
+CudaPackedVolume::CudaPackedVolume(int device, const std::array<int64_t, 5>& shape, VoxelType voxel,
+                                   Texel texel, const std::array<int32_t, 3>& bricks)
     : bricks_(bricks) {
   Graveyard::one().clear();
   origin_.device = device;
@@ -267,27 +267,27 @@ PackedVolume::PackedVolume(int device, const std::array<int64_t, 5>& shape, Voxe
   arrays_ = std::make_shared<DeviceArrays>(device, shape, voxel, texel, bricks);
 }
 
-PackedVolume::~PackedVolume() { Graveyard::one().clear(); }
+CudaPackedVolume::~CudaPackedVolume() { Graveyard::one().clear(); }
 
-int64_t PackedVolume::bytes() const { return arrays_->bytes(); }
+int64_t CudaPackedVolume::bytes() const { return arrays_->bytes(); }
 
-void PackedVolume::fill_texture(int64_t image, int axis, const void* texels, void* stream) {
+void CudaPackedVolume::fill_texture(int64_t image, int axis, const void* texels, void* stream) {
   arrays_->fill_texture(image, axis, texels, static_cast<cudaStream_t>(stream));
 }
 
-void PackedVolume::fill(const float* scale, const void* copy, const Occupied* occupied,
-                        const uint8_t* distance, void* stream) {
+void CudaPackedVolume::fill(const float* scale, const void* copy, const Occupied* occupied,
+                            const uint8_t* distance, void* stream) {
   arrays_->fill(scale, copy, occupied, distance, static_cast<cudaStream_t>(stream));
 }
 
-void PackedVolume::publish(const void* data, int64_t version, bool textures) {
+void CudaPackedVolume::publish(const void* data, int64_t version, bool textures) {
   Origin origin = origin_;
   origin.data = data;
   origin.version = version;
-  handle_.publish({origin, arrays_->bricks(bricks_), arrays_->arrays(textures), arrays_, nullptr});
+  handle_.publish({origin, arrays_->empty(bricks_), arrays_->arrays(textures), arrays_, nullptr});
 }
 
-const char* keep_for_graph(const PackedPtr& packed, void* stream) {
+const char* retain_for_graph(const PackedPtr& packed, void* stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   cudaGraph_t graph = nullptr;
   cudaStream_t s = static_cast<cudaStream_t>(stream);
@@ -298,7 +298,7 @@ const char* keep_for_graph(const PackedPtr& packed, void* stream) {
   cudaError_t error = cudaStreamGetCaptureInfo_v2(s, &status, nullptr, &graph, nullptr, nullptr);
 #endif
   if (error == cudaSuccess && status != cudaStreamCaptureStatusActive) return nullptr;
-  if (error == cudaSuccess) error = keep(graph, packed);
+  if (error == cudaSuccess) error = retain(graph, packed);
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();
   return cudaGetErrorString(error);

@@ -2,13 +2,13 @@
 // in here.
 #pragma once
 
-#include "../packed.h"
+#include "../packed/handles.h"
 
 namespace drrkit {
 namespace cuda {
 
 // How a texture stores a voxel. Filtering gives float for all of them.
-enum class Texel { kInt16 = 0, kFloat16 = 1, kFloat32 = 2 };
+enum class Texel { kInt16, kFloat16, kFloat32 };
 
 class DeviceArrays;
 
@@ -18,13 +18,13 @@ class DeviceArrays;
 // graphs that read them see the new ones. Throws std::bad_alloc where the device has no memory
 // left, std::runtime_error with CUDA's words else. Copies are asynchronous on the stream they are
 // given.
-class PackedVolume {
+class CudaPackedVolume {
  public:
-  PackedVolume(int device, const std::array<int64_t, 5>& shape, Voxel voxel, Texel texel,
-               const std::array<int32_t, 3>& bricks);
-  ~PackedVolume();
-  PackedVolume(const PackedVolume&) = delete;
-  PackedVolume& operator=(const PackedVolume&) = delete;
+  CudaPackedVolume(int device, const std::array<int64_t, 5>& shape, VoxelType voxel, Texel texel,
+                   const std::array<int32_t, 3>& bricks);
+  ~CudaPackedVolume();
+  CudaPackedVolume(const CudaPackedVolume&) = delete;
+  CudaPackedVolume& operator=(const CudaPackedVolume&) = delete;
 
   int64_t handle() const { return handle_.number(); }
   int64_t uses() const { return handle_.uses(); }
@@ -46,9 +46,6 @@ class PackedVolume {
   std::shared_ptr<DeviceArrays> arrays_;
 };
 
-// The largest volume that has layered textures: layers, and the sides of a layer.
-constexpr int64_t kMostLayers = 2048, kLongestSide = 32768;
-
 // P with Joseph's method from a prepared volume, images by textures, derivatives by the values
 // themselves. False where it holds nothing for this product. `error` as of the other launchers.
 bool project_packed(const ProjectParams& params, const Packed& packed, void* stream,
@@ -56,7 +53,7 @@ bool project_packed(const ProjectParams& params, const Packed& packed, void* str
 
 // Where a graph is captured on the stream: keeps `packed` for as long as the graph, and whatever is
 // instantiated from it, exists.
-const char* keep_for_graph(const PackedPtr& packed, void* stream);
+const char* retain_for_graph(const PackedPtr& packed, void* stream);
 
 }  // namespace cuda
 }  // namespace drrkit

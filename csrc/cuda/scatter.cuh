@@ -4,7 +4,7 @@
 // read; along x, eight consecutive floats are one transaction of the atomic units, too.
 #pragma once
 
-#include "tiles.cuh"
+#include "warps.cuh"
 
 namespace drrkit {
 namespace cuda {
@@ -97,15 +97,15 @@ __device__ Ray tangent_of(const BackprojectParams& params, const Pixel& pixel) {
 
 template <class March, bool kTangent, class Sink>
 __global__ void __launch_bounds__(kThreads, 4)
-    backproject_kernel(BackprojectParams params, Tiles tiles, Sink sink) {
+    backproject_kernel(BackprojectParams params, WarpPlan plan, Sink sink) {
   using S = typename March::Scalar;
-  __shared__ Board<March, S> board;
+  __shared__ MarchBoard<March, S> board;
   const Scene& scene = params.scene;
-  const Warp warp = Warp::of(scene, tiles);
+  const Warp warp = Warp::of(scene, plan);
   if (!warp.real) return;
-  const Pixel mine = warp.pixel(tiles, threadIdx.x % kWarp >> tiles.log_split);
+  const Pixel mine = warp.pixel(plan, threadIdx.x % kWarp >> plan.log_split);
   const March march = march_of<March>(scene, mine);
-  const int64_t n = scene.views.rays, voxels = scene.grid.voxels(), channels = scene.n_channels;
+  const int64_t n = scene.views.n_rays, voxels = scene.grid.voxels(), channels = scene.n_channels;
   const S* images = static_cast<const S*>(params.images) + mine.view * channels * n;
   sink.target.voxels = voxels;
   sink.target.n_rays = n;
@@ -115,15 +115,15 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (!any_along_x(march)) {
     if (!mine.real) return;
     sink.target.aim(images + mine.index);
-    own_part(march, tiles.log_split)
+    own_part(march, plan.log_split)
         .template scatter<kTangent>(tangent_of<kTangent>(params, mine), 0, 1, sink);
     sink.finish();
     return;
   }
-  const Handover<S> hand(tiles.log_split);
+  const Handover<S> hand(plan.log_split);
   for (int first = 0; first < hand.rays(); first += hand.at_once()) {
     const March part = hand.take(march, first, board.of_warp());
-    const Pixel other = warp.pixel(tiles, hand.ray(first));
+    const Pixel other = warp.pixel(plan, hand.ray(first));
     if (!other.real) continue;
     sink.target.aim(images + other.index);
     part.template scatter<kTangent>(tangent_of<kTangent>(params, other), hand.lane_of_run(),
@@ -149,8 +149,8 @@ __global__ void from_fixed_kernel(const unsigned long long* fixed, const unsigne
 
 template <class March, bool kTangent, class Sink>
 const char* launch_scatter(const BackprojectParams& p, const Sink& sink, cudaStream_t stream) {
-  const Tiles tiles = Tiles::of(p.scene);
-  return launch(backproject_kernel<March, kTangent, Sink>, tiles.grid(), kThreads, stream, p, tiles,
+  const WarpPlan plan = WarpPlan::of(p.scene);
+  return launch(backproject_kernel<March, kTangent, Sink>, plan.grid(), kThreads, stream, p, plan,
                 sink);
 }
 
@@ -158,7 +158,7 @@ const char* launch_scatter(const BackprojectParams& p, const Sink& sink, cudaStr
 inline int log_terms(const Scene& scene) {
   const Vec3 size = scene.grid.spacing;
   const double samples = 2 * sqrt(dot(size, size)) / scene.trilinear.step + 4;  // a ray, a voxel
-  return static_cast<int>(ceil(log2(samples * scene.n_views * scene.views.rays))) + 1;
+  return static_cast<int>(ceil(log2(samples * scene.n_views * scene.views.n_rays))) + 1;
 }
 
 template <class March, bool kTangent>

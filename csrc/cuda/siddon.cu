@@ -1,9 +1,9 @@
-#include "march.cuh"
+#include "project.cuh"
 
 namespace drrkit {
 namespace cuda {
 
-template struct Kernels<Siddon>;
+template struct CudaKernels<Siddon>;
 
 }  // namespace cuda
 }  // namespace drrkit

@@ -1,9 +1,9 @@
-#include "march.cuh"
+#include "project.cuh"
 
 namespace drrkit {
 namespace cuda {
 
-template struct Kernels<Trilinear>;
+template struct CudaKernels<Trilinear>;
 
 }  // namespace cuda
 }  // namespace drrkit

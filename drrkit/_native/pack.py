@@ -3,7 +3,7 @@
 On CUDA, for Joseph's method: layered 2D textures, one set for each dominant axis (a layer a plane,
 one bilinear fetch a plane, zero outside the volume), for images; a copy with x slowest, for images
 with derivatives, which stay exact. Everywhere: which bricks of 8 x 8 x 8 cells are empty, and the
-box that holds all that is not zero, so that marches need not go there (csrc/bricks.h).
+box that holds all that is not zero, so that marches need not go there (csrc/packed/empty_space.h).
 
 All of it lives in objects of csrc (drrkit._C.PackedVolume, CudaPackedVolume) that a `Pack` owns and
 a handle, an integer, names. An op gets the values and a handle, and uses what the handle names only
@@ -23,21 +23,21 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from drrkit import _C
+from drrkit._native.ops import VOXELS
 
-KINDS = ("auto", "int16", "float16", "float32")
+KINDS = ("auto", *_C.TEXELS)
 CUDA_METHODS = ("joseph",)
 """The methods whose marches on CUDA read what is prepared; on the CPU all of them do."""
 
-VOXELS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # as csrc's Voxel
-TEXELS = ("int16", "float16", "float32")  # as csrc's Texel
-MOST_LAYERS, LONGEST_SIDE = 2048, 32768  # of layered textures
-BRICK = 8  # cells a side
+TEXELS: tuple[str, ...] = _C.TEXELS
+MOST_LAYERS = 2048  # of layered textures, which bounds the other sides as well
+BRICK = _C.BRICK  # cells per side
 FARTHEST = 15  # bricks: distances beyond are not told apart
 SPARSE = 0.3  # share of empty bricks from which it pays to look them up
 
 
 class Occupancy(NamedTuple):
-    """Where volumes are zero; the memory layout of csrc/bricks.h."""
+    """Where volumes are zero; the memory layout of csrc/packed/empty_space.h."""
 
     occupied: Tensor  # [N, 8] int32: first and last voxel x, y, z that is not zero; sparse; unused
     distance: Tensor  # [N, bricks z, y, x] uint8: to the nearest brick that is not empty
@@ -65,7 +65,8 @@ def occupancy(values: Tensor) -> Occupancy:
     in_box = torch.minimum((hi + 2) // BRICK, last) - ((lo - 1) // BRICK).clamp(min=0) + 1
     boxed = in_box.clamp(min=0).double().prod(1)
     sparse = bricks.flatten(1).sum(1) < (1 - SPARSE) * boxed
-    rest = torch.stack((sparse, torch.zeros_like(sparse)), 1)
+    rest = lo.new_zeros(len(lo), _C.OCCUPIED - 6)
+    rest[:, 0] = sparse
     return Occupancy(torch.cat((lo, hi, rest), 1).to(torch.int32), _distance(bricks))
 
 
@@ -152,7 +153,7 @@ class _OnCpu:
 
 
 class _OnCuda:
-    """Textures, the copy with x slowest, and empty bricks, 3 t + v bytes a voxel: t of a texel
+    """Textures, the copy with x slowest, and empty bricks, 3 t + v bytes per voxel: t of a texel
     (2, 2 or 4), v of a value. All of it at once: which axis a frame needs only the GPU knows.
     """
 

@@ -1,9 +1,9 @@
 """The maps perturb and frames as autograd Functions, closed under two derivatives.
 
-A map m(x0, x1, x2) takes one item a view or one for all views and is computed by one native op
-(csrc/motion.h, frames.h). Its adjoint, its derivative along a direction and the derivative of its
-adjoint are ops, too: a rule calls these Functions, so every derivative up to the second is one op.
-The last, Second, is terminal, and forward over forward would need a fifth op: both raise.
+A map m(x0, x1, x2) takes one item per view or one for all views and is computed by one native op
+(csrc/pose). So are its adjoint and the derivatives of both along a direction: a rule calls these
+Functions, so every derivative up to the second is one op. The last, MapSecond, is terminal, and
+forward over forward would need the second derivative along two directions: both raise.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ from torch.autograd import Function
 from drrkit._native import ops as _ops
 from drrkit._native.functions import asked, call, complete, keep, total
 
-Flags = tuple[bool, ...]
 INPUTS = 3
 
 
-def apply_map(name: str, flags: Flags, *inputs: Tensor) -> Tensor:
-    """m(x): [B, rows, cols] float64. name: "perturb" or "frames"; inputs as in _ops.py."""
-    return call(Value, name, flags, *inputs)
+def apply_map(name: str, flags: int, *inputs: Tensor) -> Tensor:
+    """m(x): [B, rows, cols] float64. name: "perturb" or "frames"; inputs as in ops.py."""
+    return call(MapValue, name, flags, *inputs)
 
 
-class Value(Function):
+class MapValue(Function):
     """m(x)."""
 
     @staticmethod
-    def forward(name: str, flags: Flags, x0: Tensor, x1: Tensor, x2: Tensor):
-        return _ops.pose_map(name, flags, x0, x1, x2)
+    def forward(name: str, flags: int, x0: Tensor, x1: Tensor, x2: Tensor):
+        return _ops.map_value(name, flags, (x0, x1, x2))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -42,20 +41,20 @@ class Value(Function):
         inputs = ctx.saved_tensors
         if g is None:
             return (None,) * (2 + INPUTS)
-        cotangents = call(Vjp, *ctx.map, *inputs, g)
+        cotangents = call(MapVjp, *ctx.map, *inputs, g)
         return None, None, *_for_inputs(asked(ctx)[2:], cotangents, inputs)
 
 
 def _value_jvp(ctx, _name, _flags, *directions):
-    return call(Jvp, *ctx.map, *ctx.saved_tensors, *directions)
+    return call(MapJvp, *ctx.map, *ctx.saved_tensors, *directions)
 
 
-class Vjp(Function):
-    """Cotangents of x, one item a view, from the cotangent g of m(x)."""
+class MapVjp(Function):
+    """Cotangents of x, one item per view, from the cotangent g of m(x)."""
 
     @staticmethod
-    def forward(name: str, flags: Flags, x0: Tensor, x1: Tensor, x2: Tensor, g: Tensor):
-        return _ops.pose_map_vjp(name, flags, x0, x1, x2, g)
+    def forward(name: str, flags: int, x0: Tensor, x1: Tensor, x2: Tensor, g: Tensor):
+        return _ops.map_vjp(name, flags, (x0, x1, x2), g)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -70,28 +69,28 @@ class Vjp(Function):
         *on_inputs, on_g = asked(ctx)[2:]
         second = [None] * INPUTS
         if any(on_inputs):
-            cotangents = call(Second, *ctx.map, *inputs, g, *directions)
+            cotangents = call(MapSecond, *ctx.map, *inputs, g, *directions)
             second = _for_inputs(on_inputs, cotangents, inputs)
-        return None, None, *second, call(Jvp, *ctx.map, *inputs, *directions) if on_g else None
+        return None, None, *second, call(MapJvp, *ctx.map, *inputs, *directions) if on_g else None
 
 
 def _vjp_jvp(ctx, _name, _flags, *directions):
     *inputs, g = ctx.saved_tensors
     *along, d_g = directions
     none = [None] * INPUTS
-    # Second derivatives commute: Second serves forward over reverse as well.
+    # MapSecond derivatives commute: MapSecond serves forward over reverse as well.
     still = all(d is None for d in along)
-    second = none if still else call(Second, *ctx.map, *inputs, g, *along)
-    first = none if d_g is None else call(Vjp, *ctx.map, *inputs, d_g)
+    second = none if still else call(MapSecond, *ctx.map, *inputs, g, *along)
+    first = none if d_g is None else call(MapVjp, *ctx.map, *inputs, d_g)
     return tuple(map(total, second, first))
 
 
-class Jvp(Function):
+class MapJvp(Function):
     """The derivative of m(x) along d, whose missing parts are None."""
 
     @staticmethod
-    def forward(name: str, flags: Flags, x0: Tensor, x1: Tensor, x2: Tensor, d0, d1, d2):
-        return _ops.pose_map_jvp(name, flags, x0, x1, x2, d0, d1, d2)
+    def forward(name: str, flags: int, x0: Tensor, x1: Tensor, x2: Tensor, d0, d1, d2):
+        return _ops.map_value(name, flags, (x0, x1, x2), (d0, d1, d2))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -106,20 +105,20 @@ class Jvp(Function):
         wanted = asked(ctx)[2:]
         on_inputs = on_directions = [None] * INPUTS
         if any(wanted[:INPUTS]):
-            cotangents = call(Second, *ctx.map, *inputs, g, *directions)
+            cotangents = call(MapSecond, *ctx.map, *inputs, g, *directions)
             on_inputs = _for_inputs(wanted[:INPUTS], cotangents, inputs)
         if any(wanted[INPUTS:]):
-            cotangents = call(Vjp, *ctx.map, *inputs, g)
+            cotangents = call(MapVjp, *ctx.map, *inputs, g)
             on_directions = _for_inputs(wanted[INPUTS:], cotangents, directions)
         return None, None, *on_inputs, *on_directions
 
 
-class Second(Function):
-    """The derivative of Vjp along d. The last there is."""
+class MapSecond(Function):
+    """The derivative of MapVjp along d. The last there is."""
 
     @staticmethod
-    def forward(name: str, flags: Flags, x0: Tensor, x1: Tensor, x2: Tensor, g: Tensor, d0, d1, d2):
-        return _ops.pose_map_second(name, flags, x0, x1, x2, g, d0, d1, d2)
+    def forward(name: str, flags: int, x0: Tensor, x1: Tensor, x2: Tensor, g: Tensor, d0, d1, d2):
+        return _ops.map_vjp(name, flags, (x0, x1, x2), g, (d0, d1, d2))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -144,7 +143,7 @@ def _for_inputs(wanted: Any, cotangents: Any, inputs: Any) -> list[Tensor | None
     ]
 
 
-def _vmap(function: type[Function], info: Any, in_dims: tuple, name: str, flags: Flags, *args: Any):
+def _vmap(function: type[Function], info: Any, in_dims: tuple, name: str, flags: int, *args: Any):
     """Fold the mapped axis into the views; what is neither mapped nor a view's stays shared."""
     mapped = [
         arg if dim is None else arg.movedim(dim, 0)
@@ -171,5 +170,10 @@ def _fold(arg: Tensor | None, dim: int | None, shape: tuple[int, int]) -> Tensor
     return arg.expand(*shape, *arg.shape[2:]).flatten(0, 1)
 
 
-for _function, _jvp in ((Value, _value_jvp), (Vjp, _vjp_jvp), (Jvp, _no_jvp), (Second, _no_jvp)):
+for _function, _jvp in (
+    (MapValue, _value_jvp),
+    (MapVjp, _vjp_jvp),
+    (MapJvp, _no_jvp),
+    (MapSecond, _no_jvp),
+):
     complete(_function, _jvp, _vmap)

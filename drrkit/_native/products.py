@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
+from drrkit import _C
 from drrkit._native import ops as _ops
 from drrkit._native.functions import asked, call, complete, keep, total
 from drrkit._native.ops import Spec
@@ -35,8 +36,8 @@ class Project(_Product):
     volume = 0
 
     @staticmethod
-    def forward(values: Tensor, geometry: Tensor, with_rays: bool, spec: Spec):
-        return _ops.project(values, geometry, with_rays, spec)
+    def forward(values: Tensor, geometry: Tensor, with_six: bool, spec: Spec):
+        return _ops.project(values, geometry, with_six, spec)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -46,7 +47,7 @@ class Project(_Product):
 
     @staticmethod
     def backward(ctx, g, _):
-        values, geometry, rays = ctx.saved_tensors
+        values, geometry, six = ctx.saved_tensors
         if g is None:
             return None, None, None, None
         on_values, on_geometry, *_ = asked(ctx)
@@ -54,17 +55,17 @@ class Project(_Product):
             call(Backproject, g, geometry, values.shape[0], ctx.spec).to(values.dtype)
             if on_values
             else None,
-            call(GeometryVjp, values, geometry, g, rays, ctx.spec) if on_geometry else None,
+            call(GeometryVjp, values, geometry, g, six, ctx.spec) if on_geometry else None,
             None,
             None,
         )
 
 
 def _project_jvp(ctx, d_values, d_geometry, *_):
-    values, geometry, rays = ctx.saved_tensors
+    values, geometry, six = ctx.saved_tensors
     image = total(
         None if d_values is None else call(Project, d_values, geometry, False, ctx.spec)[0],
-        None if d_geometry is None else call(Tangent, values, geometry, d_geometry, rays, ctx.spec),
+        None if d_geometry is None else call(Tangent, values, geometry, d_geometry, six, ctx.spec),
     )
     return image, None
 
@@ -72,7 +73,7 @@ def _project_jvp(ctx, d_values, d_geometry, *_):
 class ProjectPacked(_Product):
     """P(values, geometry) by what was prepared from `source`, of which `values` is a view.
 
-    Values that take part in a derivative do not come here (see _pack.py), and geometry's
+    Values that take part in a derivative do not come here (see pack.py), and geometry's
     derivatives are those of Project.
     """
 
@@ -80,9 +81,9 @@ class ProjectPacked(_Product):
 
     @staticmethod
     def forward(
-        values: Tensor, source: Tensor, geometry: Tensor, handle: int, with_rays: bool, spec: Spec
+        values: Tensor, source: Tensor, geometry: Tensor, handle: int, with_six: bool, spec: Spec
     ):
-        return _ops.project_packed(source, geometry, handle, with_rays, spec)
+        return _ops.project_packed(source, geometry, handle, with_six, spec)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -92,18 +93,18 @@ class ProjectPacked(_Product):
 
     @staticmethod
     def backward(ctx, g, _):
-        values, geometry, rays = ctx.saved_tensors
+        values, geometry, six = ctx.saved_tensors
         if g is None:
             return None, None, None, None, None, None
-        on_geometry = call(GeometryVjp, values, geometry, g, rays, ctx.spec)
+        on_geometry = call(GeometryVjp, values, geometry, g, six, ctx.spec)
         return None, None, on_geometry, None, None, None
 
 
 def _project_packed_jvp(ctx, d_values, d_source, d_geometry, *_):
-    values, geometry, rays = ctx.saved_tensors
+    values, geometry, six = ctx.saved_tensors
     if d_geometry is None:
         return None, None
-    return call(Tangent, values, geometry, d_geometry, rays, ctx.spec), None
+    return call(Tangent, values, geometry, d_geometry, six, ctx.spec), None
 
 
 class Backproject(_Product):
@@ -126,12 +127,12 @@ class Backproject(_Product):
         if w is None:
             return None, None, None, None
         on_images, on_geometry, *_ = asked(ctx)
-        image = rays = None
+        image = six = None
         if on_images or on_geometry:
-            image, rays = call(Project, w, geometry, on_geometry, ctx.spec)
+            image, six = call(Project, w, geometry, on_geometry, ctx.spec)
         return (
             image if on_images else None,
-            call(GeometryVjp, w, geometry, images, rays, ctx.spec) if on_geometry else None,
+            call(GeometryVjp, w, geometry, images, six, ctx.spec) if on_geometry else None,
             None,
             None,
         )
@@ -148,15 +149,15 @@ def _backproject_jvp(ctx, d_images, d_geometry, *_):
 
 
 class GeometryVjp(_Product):
-    """J(values, geometry, g): a cotangent of geometry; `rays` may be empty and are then marched."""
+    """J(values, geometry, g): a cotangent of geometry; `six` may be empty and are then marched."""
 
     volume = 0
 
     @staticmethod
-    def forward(values: Tensor, geometry: Tensor, g: Tensor, rays: Tensor, spec: Spec):
-        if rays.numel() == 0:
-            rays = _ops.project(values, geometry, True, spec)[1]
-        return _ops.reduce_rays(rays, g, geometry.dim() == 4, spec)
+    def forward(values: Tensor, geometry: Tensor, g: Tensor, six: Tensor, spec: Spec):
+        if six.numel() == 0:
+            six = _ops.project(values, geometry, True, spec)[1]
+        return _ops.reduce(six, g, geometry.dim() == 4, spec)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -165,7 +166,7 @@ class GeometryVjp(_Product):
 
     @staticmethod
     def backward(ctx, d_geometry):
-        values, geometry, g, rays = ctx.saved_tensors
+        values, geometry, g, six = ctx.saved_tensors
         if d_geometry is None:
             return None, None, None, None, None
         on_values, on_geometry, on_g, *_ = asked(ctx)
@@ -176,33 +177,33 @@ class GeometryVjp(_Product):
             if on_values
             else None,
             call(Second, values, geometry, g, d_geometry, ctx.spec) if on_geometry else None,
-            call(Tangent, values, geometry, d_geometry, rays, ctx.spec) if on_g else None,
+            call(Tangent, values, geometry, d_geometry, six, ctx.spec) if on_g else None,
             None,
             None,
         )
 
 
 def _geometry_vjp_jvp(ctx, d_values, d_geometry, d_g, *_):
-    values, geometry, g, rays = ctx.saved_tensors
+    values, geometry, g, six = ctx.saved_tensors
     nothing = g.new_empty(0)
     return total(
         None if d_values is None else call(GeometryVjp, d_values, geometry, g, nothing, ctx.spec),
         # The Hessian is symmetric: K serves forward over reverse as well.
         None if d_geometry is None else call(Second, values, geometry, g, d_geometry, ctx.spec),
-        None if d_g is None else call(GeometryVjp, values, geometry, d_g, rays, ctx.spec),
+        None if d_g is None else call(GeometryVjp, values, geometry, d_g, six, ctx.spec),
     )
 
 
 class Tangent(_Product):
-    """T(values, geometry, d_geometry): images; `rays` may be empty and are then marched."""
+    """T(values, geometry, d_geometry): images; `six` may be empty and are then marched."""
 
     volume = 0
 
     @staticmethod
-    def forward(values: Tensor, geometry: Tensor, d_geometry: Tensor, rays: Tensor, spec: Spec):
-        if rays.numel() == 0:
-            rays = _ops.project(values, geometry, True, spec)[1]
-        return _ops.tangent(rays, d_geometry, spec)
+    def forward(values: Tensor, geometry: Tensor, d_geometry: Tensor, six: Tensor, spec: Spec):
+        if six.numel() == 0:
+            six = _ops.project(values, geometry, True, spec)[1]
+        return _ops.tangent(six, d_geometry, spec)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -211,7 +212,7 @@ class Tangent(_Product):
 
     @staticmethod
     def backward(ctx, h):
-        values, geometry, d_geometry, rays = ctx.saved_tensors
+        values, geometry, d_geometry, six = ctx.saved_tensors
         if h is None:
             return None, None, None, None, None
         on_values, on_geometry, on_tangent, *_ = asked(ctx)
@@ -222,7 +223,7 @@ class Tangent(_Product):
             if on_values
             else None,
             call(Second, values, geometry, h, d_geometry, ctx.spec) if on_geometry else None,
-            call(GeometryVjp, values, geometry, h, rays, ctx.spec) if on_tangent else None,
+            call(GeometryVjp, values, geometry, h, six, ctx.spec) if on_tangent else None,
             None,
             None,
         )
@@ -265,13 +266,13 @@ class Second(_Product):
 
     @staticmethod
     def forward(values: Tensor, geometry: Tensor, g: Tensor, d_geometry: Tensor, spec: Spec):
-        if spec[8] & (_ops.LINE | _ops.FOOT):
+        if spec.flags & (_C.LINE | _C.FOOT):
             raise NotImplementedError(
                 "drrkit.project: twice in the geometry exists for trilinear only with "
                 "derivative='exact' and anchor='source'"
             )
-        rays = _ops.second(values, geometry, g, d_geometry, spec)
-        return _ops.reduce_rays(rays, None, geometry.dim() == 4, spec)
+        six = _ops.second(values, geometry, g, d_geometry, spec)
+        return _ops.reduce(six, None, geometry.dim() == 4, spec)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from drrkit._native import BEAMS
 from drrkit.geometry.checks import (
     batch_size,
     batched_pose,
@@ -20,8 +21,6 @@ from drrkit.geometry.checks import (
     checked_size,
     pair,
 )
-
-BEAMS = ("cone", "parallel")
 
 
 @dataclass(frozen=True)

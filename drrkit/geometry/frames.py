@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from drrkit._native import apply_map
+from drrkit._native import apply_map, map_flags
 from drrkit.geometry.camera import Camera
 from drrkit.geometry.checks import batched_pose
 
@@ -94,7 +94,7 @@ def frames_of_rays(
     pose [B, 4, 4], rays [1, 4, 3] or [B, 4, 3] = pixel_rays of one camera or of as many, or the
     other way round, and a grid, all on one device.
     """
-    return apply_map("frames", (extend, beam == "parallel"), pose.double(), rays, grid.grid)
+    return apply_map("frames", map_flags(beam, extend), pose.double(), rays, grid.grid)
 
 
 def volume_center(volume: VolumeLike) -> Tensor:

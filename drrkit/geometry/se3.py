@@ -111,7 +111,7 @@ def perturb(world_to_camera: Tensor, xi: Tensor, center: Tensor) -> Tensor:
     if twist.device != pose.device:
         raise ValueError(f"xi: expected device {pose.device}, got {twist.device}")
     point = point.to(pose.device, torch.float64)
-    moved = apply_map("perturb", (), pose.double(), twist.double(), point)
+    moved = apply_map("perturb", 0, pose.double(), twist.double(), point)
     return moved.to(torch.promote_types(pose.dtype, twist.dtype))
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from drrkit._native import VOXELS
 from drrkit.volume import resampling
 from drrkit.volume.attenuation import water_attenuation
 
@@ -23,7 +24,6 @@ AIR: dict[str, float] = {"HU": -1000.0, "mu": 0.0}
 BODY_THRESHOLD: dict[str, float] = {"HU": -500.0, "mu": 0.0}
 """crop_body() keeps what lies above this value in each unit."""
 
-VALUE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -105,7 +105,7 @@ class Volume:
             if dtype is not None:
                 raise TypeError("dtype: given twice, as the first argument and by name")
             device, dtype = None, device
-        if dtype is not None and dtype not in VALUE_DTYPES:
+        if dtype is not None and dtype not in VOXELS:
             raise TypeError(f"dtype: expected a floating dtype, got {dtype}")
         values = self.values.to(device=device, dtype=dtype)
         labels = None if self.labels is None else self.labels.to(device=device)
@@ -387,7 +387,7 @@ def _check_values(values: Any) -> None:
             f"values: expected a torch tensor, got {type(values).__name__}; "
             "torch.as_tensor() makes one from an array"
         )
-    if values.dtype not in VALUE_DTYPES:
+    if values.dtype not in VOXELS:
         raise TypeError(
             f"values: expected a floating dtype (float16, bfloat16, float32 or float64), "
             f"got {values.dtype}; values.float() converts"

@@ -25,8 +25,7 @@ def scalar_of(voxel: torch.dtype) -> torch.dtype:
 
 
 def spec_of(method: str = "joseph", beam: str = "cone", line: bool = False, foot: bool = False):
-    mode = _ops.mode_bits(method, beam, line, foot)
-    return _ops.Spec(*SHAPE, *SIZE, *SPACING, mode, 0.4)
+    return _ops.Spec(SHAPE, SIZE, SPACING, _ops.flags_of(method, beam, line=line, foot=foot), 0.4)
 
 
 def geometry(kind: str, beam: str = "cone", seed: int = 0) -> Tensor:
@@ -60,22 +59,22 @@ def check(product: Callable, op: str, *arguments: object) -> None:
 
 
 @pytest.mark.parametrize("kind", ["frames", "endpoints"])
-@pytest.mark.parametrize("with_rays", [False, True])
+@pytest.mark.parametrize("with_six", [False, True])
 @pytest.mark.parametrize("dtype", VOXELS)
-def test_project_passes_opcheck(dtype, with_rays, kind, device) -> None:
-    arguments = (values(dtype).to(device), geometry(kind).to(device), with_rays, spec_of())
+def test_project_passes_opcheck(dtype, with_six, kind, device) -> None:
+    arguments = (values(dtype).to(device), geometry(kind).to(device), with_six, spec_of())
     check(_ops.project, "project", *arguments)
 
 
 @pytest.mark.parametrize("kind", ["frames", "endpoints"])
-@pytest.mark.parametrize("with_rays", [False, True])
+@pytest.mark.parametrize("with_six", [False, True])
 @pytest.mark.parametrize("dims", [3, 4, 5])
 @pytest.mark.parametrize("dtype", VOXELS)
-def test_project_packed_passes_opcheck(dtype, dims, with_rays, kind, device) -> None:
+def test_project_packed_passes_opcheck(dtype, dims, with_six, kind, device) -> None:
     volume = values(dtype)[(0,) * (5 - dims)].to(device)
     pack = Pack("auto", "joseph")  # alive while its handle is used
     for handle in (pack.handle_of(volume), 0, 10**6):
-        arguments = (volume, geometry(kind).to(device), handle, with_rays, spec_of())
+        arguments = (volume, geometry(kind).to(device), handle, with_six, spec_of())
         check(_ops.project_packed, "project_packed", *arguments)
 
 
@@ -93,10 +92,10 @@ def test_backproject_passes_opcheck(dtype, tangent, kind, device) -> None:
 @pytest.mark.parametrize("ends", [False, True], ids=["frames", "endpoints"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", SCALARS)
-def test_reduce_rays_passes_opcheck(dtype, weighted, ends, device) -> None:
+def test_reduce_passes_opcheck(dtype, weighted, ends, device) -> None:
     rays = randn(VIEWS, CHANNELS, 6, RAYS, seed=3).to(device, dtype)
     weights = images(dtype, RAYS).to(device) if weighted else None
-    check(_ops.reduce_rays, "reduce_rays", rays, weights, ends, spec_of())
+    check(_ops.reduce, "reduce", rays, weights, ends, spec_of())
 
 
 @pytest.mark.parametrize("kind", ["frames", "endpoints"])
@@ -139,7 +138,7 @@ def test_every_product_of_the_other_methods_passes_opcheck(method, beam, device)
     check(_ops.backproject, "backproject", weights, where, along, VOLUMES, spec)
     check(_ops.second, "second", volume, where, weights, along, spec)
     six = _ops.project(volume, where, True, spec)[1]
-    check(_ops.reduce_rays, "reduce_rays", six, weights, False, spec)
+    check(_ops.reduce, "reduce", six, weights, False, spec)
     check(_ops.tangent, "tangent", six, along, spec)
 
 
@@ -161,7 +160,7 @@ def test_ops_read_tensors_of_any_strides(kind, device) -> None:
         (_ops.project, (volume, where, True, spec)),
         (_ops.backproject, (weights, where, along, VOLUMES, spec)),
         (_ops.second, (volume, where, weights, along, spec)),
-        (_ops.reduce_rays, (six, weights, kind == "endpoints", spec)),
+        (_ops.reduce, (six, weights, kind == "endpoints", spec)),
         (_ops.tangent, (six, along, spec)),
     )
     for product, arguments in products:
@@ -171,11 +170,38 @@ def test_ops_read_tensors_of_any_strides(kind, device) -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+def test_arguments_on_two_devices_are_refused_by_every_product() -> None:
+    """Before anything reads them: the other device's memory may not be readable at all."""
+    volume, where, spec = values(torch.float32), geometry("frames"), spec_of()
+    image, six = _ops.project(volume, where, True, spec)
+    size, spacing, flags, step = spec[1:]
+    cpu, ops = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), torch.ops.drrkit
+    there = where.to("meta")  # stands for a device that this machine lacks
+    calls = (
+        (ops.project, (volume, there, size, spacing, flags, step, False)),
+        (ops.project_packed, (volume, there, 0, size, spacing, flags, step, False)),
+        (ops.backproject, (image, there, None, (VOLUMES, *SHAPE), *spec[1:], False)),
+        (ops.backproject, (image, where, there, (VOLUMES, *SHAPE), *spec[1:], False)),
+        (ops.reduce, (six, image.to("meta"), size[1], False, flags)),
+        (ops.tangent, (six, there, size, flags)),
+        (ops.second, (volume, where, image, there, size, spacing, flags, step)),
+    )
+    for op, arguments in calls:
+        with pytest.raises(RuntimeError, match="expected all tensors on one device"):
+            op.default.redispatch(cpu, *arguments)
+
+
+def test_a_beam_that_does_not_exist_is_refused() -> None:
+    spec = spec_of()._replace(flags=2 << _ops._C.BEAM_SHIFT)
+    with pytest.raises(RuntimeError, match="no such beam"):
+        _ops.project(values(torch.float32), geometry("frames"), False, spec)
+
+
 def test_every_op_of_the_library_is_checked_here() -> None:
     schemas = torch._C._jit_get_all_schemas()
     names = {s.name.split("::")[1] for s in schemas if s.name.startswith("drrkit::")}
-    maps = {f"{m}{s}" for m in ("perturb", "frames") for s in ("", "_vjp", "_jvp", "_second")}
-    products = {"project", "project_packed", "backproject", "reduce_rays", "tangent", "second"}
+    maps = {f"{m}{s}" for m in ("perturb", "frames") for s in ("", "_vjp")}
+    products = {"project", "project_packed", "backproject", "reduce", "tangent", "second"}
     assert names == products | maps  # the maps of poses: test_pose_maps.py
 
 
@@ -190,16 +216,16 @@ def test_products_return_float64_for_float64_voxels_and_float32_for_all_others(
     assert six.shape == (VIEWS, CHANNELS, 6, RAYS)
     adjoint = _ops.backproject(image, where, None, VOLUMES, spec_of())
     assert adjoint.dtype == scalar_of(dtype) and adjoint.shape == volume.shape
-    assert _ops.reduce_rays(six, image, False, spec_of()).dtype == torch.float64
+    assert _ops.reduce(six, image, False, spec_of()).dtype == torch.float64
     assert _ops.tangent(six, where, spec_of()).dtype == scalar_of(dtype)
 
 
 def test_a_march_without_rays_returns_the_same_image_and_an_empty_tensor(device) -> None:
     volume, where = values(torch.float32).to(device), geometry("frames").to(device)
     image, nothing = _ops.project(volume, where, False, spec_of())
-    with_rays, _ = _ops.project(volume, where, True, spec_of())
+    with_six, _ = _ops.project(volume, where, True, spec_of())
     assert nothing.shape == (0,)
-    torch.testing.assert_close(image, with_rays, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(image, with_six, rtol=1e-5, atol=1e-5)
 
 
 if not _ops._C.has_cuda:
@@ -209,6 +235,7 @@ if not _ops._C.has_cuda:
         """The dispatcher is sent to CUDA's kernel, which asks for no GPU."""
         op = getattr(torch.ops.drrkit, name).default
         given = {"Tensor": torch.zeros(1, 4, 4), "float": 1.0, "bool": False}
+        given |= {"List[int]": [1] * 4, "List[float]": [1.0] * 3}
         arguments = [
             given.get(str(a.type), None if "Optional" in str(a.type) else 1)
             for a in op._schema.arguments

@@ -133,7 +133,7 @@ def test_the_gradient_of_a_pose_is_two_ops_and_a_view():
     image = scene.projector(pose)
     ops = ops_of(lambda: torch.autograd.grad(image, pose, torch.ones_like(image)))
     del ops["aten::ones_like"]  # of this test
-    assert ops == {"aten::view": 1, "drrkit::reduce_rays": 1, "drrkit::frames_vjp": 1}
+    assert ops == {"aten::view": 1, "drrkit::reduce": 1, "drrkit::frames_vjp": 1}
 
 
 @pytest.mark.parametrize("views", [1, 4])
@@ -142,7 +142,7 @@ def test_a_moved_image_and_its_gradient_take_three_native_ops_each(views):
     ops = ops_of(lambda: scene.image(scene.xi).sum().backward())
     native = {name: count for name, count in ops.items() if name.startswith("drrkit")}
     forward, backward = ("perturb", "frames", "project_packed"), ("perturb_vjp", "frames_vjp")
-    expected = {f"drrkit::{name}": 1 for name in (*forward, *backward, "reduce_rays")}
+    expected = {f"drrkit::{name}": 1 for name in (*forward, *backward, "reduce")}
     assert native == expected
     assert sum(ops.values()) <= 15  # with the loss, its expansion and the gradient's storage
 
@@ -162,7 +162,7 @@ def test_a_gradient_that_is_not_asked_for_is_not_computed():
     scene.projector.values.requires_grad_()
     image = scene.image(scene.xi)
     ops = ops_of(lambda: torch.autograd.grad(image.sum(), scene.xi))
-    assert ops["drrkit::reduce_rays"] == 1 and "drrkit::backproject" not in ops
+    assert ops["drrkit::reduce"] == 1 and "drrkit::backproject" not in ops
 
 
 # ---- what a graph can hold

@@ -46,7 +46,7 @@ def agrees(project: drrkit.Projector, expected: Tensor | None = None) -> bool:
 
 
 def launch(values: Tensor, handle: int, **options: bool) -> Tensor:
-    spec = _ops.Spec(*SHAPE, *SIZE, *SPACING, 0, 0.4)
+    spec = _ops.Spec(SHAPE, SIZE, SPACING, 0, 0.4)
     frames = around().to(values.device)
     return _ops.project_packed(values, frames, handle, options.get("rays", False), spec)[0]
 
@@ -66,7 +66,7 @@ def test_a_handle_serves_the_values_that_it_was_made_from_and_no_others(device) 
         "another dtype": values.view(torch.int16).view(torch.float16),
     }
     for what, other in others.items():
-        spec = _ops.Spec(*other.shape[-3:], *SIZE, *SPACING, 0, 0.4)
+        spec = _ops.Spec(tuple(other.shape[-3:]), SIZE, SPACING, 0, 0.4)
         frames = around().to(device)
         image = _ops.project_packed(other, frames, handle, False, spec)[0]
         volumes = other.reshape(1, 1, *other.shape[-3:])

@@ -64,7 +64,7 @@ def test_a_compiled_pose_gradient_is_that_of_eager_mode(backend, device) -> None
 def test_compiled_code_whose_handle_is_dead_or_anothers_renders_the_values(device) -> None:
     gc.collect()
     values, frames = values_of().to(device), around().to(device)
-    spec = _ops.Spec(*SHAPE, *SIZE, *SPACING, 0, 0.4)
+    spec = _ops.Spec(SHAPE, SIZE, SPACING, 0, 0.4)
     pack = Pack("auto", "joseph")
     handle = pack.handle_of(values)
     run = torch.compile(

@@ -89,12 +89,17 @@ def frames_arguments(count=2, seed=0, beam="cone", shape=(20, 30, 40)):
     return poses, rays, grid_constants(volume).grid.expand(count, 8, 3).clone()
 
 
+def bits(flags):
+    """The op's `flags` for (extend, parallel), or for a map that has none."""
+    return _ops.map_flags("parallel" if flags[1] else "cone", flags[0]) if flags else 0
+
+
 def map_of(name, flags=()):
     """(function of three tensors, its formula, arguments of two views)."""
     if name == "perturb":
-        return (lambda *x: apply_map("perturb", (), *x)), moved_pose, perturb_arguments()
+        return (lambda *x: apply_map("perturb", 0, *x)), moved_pose, perturb_arguments()
     return (
-        lambda *x: apply_map("frames", flags, *x),
+        lambda *x: apply_map("frames", bits(flags), *x),
         lambda *x: frames_of(*x, *flags),
         frames_arguments(beam="parallel" if flags[1] else "cone"),
     )
@@ -120,10 +125,10 @@ def close(found, expected, digits=1e-11):
 )
 def test_perturb_is_its_formula_at_every_angle(angle):
     arguments = perturb_arguments(5, angle)
-    assert close(apply_map("perturb", (), *arguments), moved_pose(*arguments), 1e-13)
+    assert close(apply_map("perturb", 0, *arguments), moved_pose(*arguments), 1e-13)
     if angle == 0:
         still = torch.cat((torch.zeros(5, 3, dtype=F64), random(5, 3)), 1)
-        moved = apply_map("perturb", (), arguments[0], still, arguments[2])
+        moved = apply_map("perturb", 0, arguments[0], still, arguments[2])
         assert torch.equal(moved[:, :3, :3], arguments[0][:, :3, :3])
 
 
@@ -132,9 +137,9 @@ def test_perturb_is_its_formula_at_every_angle(angle):
 def test_frames_are_their_formula(flags, grid):
     poses, rays, _ = frames_arguments(4, beam="parallel" if flags[1] else "cone")
     grid = grid_constants(VOLUMES[grid]()).grid
-    found = apply_map("frames", flags, poses, rays, grid)
+    found = apply_map("frames", bits(flags), poses, rays, grid)
     assert close(found, frames_of(poses, rays, grid, *flags), 1e-13)
-    plain = apply_map("frames", (False, flags[1]), poses, rays, grid)
+    plain = apply_map("frames", bits((False, flags[1])), poses, rays, grid)
     assert torch.equal(found[0], plain[0])
     assert torch.equal(found[1:], plain[1:]) != flags[0]  # the extension had work to do
 
@@ -160,10 +165,9 @@ def test_tensors_of_any_strides_are_read_where_they_are(name, flags):
     assert torch.equal(function(*strided), function(*arguments))
     g = random(*function(*arguments).shape, seed=5)
     for along in ((None, None, None), strided):
-        suffix = "pose_map_vjp" if along[0] is None else "pose_map_second"
-        op, more = getattr(_ops, suffix), [d for d in along if d is not None]
-        found = op(name, flags, *strided, g.mT.contiguous().mT, *more)
-        expected = op(name, flags, *arguments, g, *(x.contiguous() for x in more))
+        dense = [None if d is None else d.contiguous() for d in along]
+        found = _ops.map_vjp(name, bits(flags), strided, g.mT.contiguous().mT, along)
+        expected = _ops.map_vjp(name, bits(flags), arguments, g, dense)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -375,10 +379,8 @@ def test_batches_and_devices_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="one pose or 3"):
         cameras = Camera(skewed_camera().K.expand(3, 3, 3), (90, 120), SDD)
         view_frames(make_volume(), cameras, pose.expand(2, 4, 4))
-    with pytest.raises(RuntimeError, match="one item, or one a view"):
-        apply_map(
-            "frames", (False, False), *(x[: n + 1] for n, x in enumerate(frames_arguments(3)))
-        )
+    with pytest.raises(RuntimeError, match="one item, or one per view"):
+        apply_map("frames", 0, *(x[: n + 1] for n, x in enumerate(frames_arguments(3))))
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -403,17 +405,15 @@ def test_compiled_maps_equal_eager_ones_forward_and_backward(backend):
 
 
 def raw(name, flags):
-    """The four ops of a map with arguments of every kind: all given, shared, or left out."""
+    """The two ops of a map with arguments of every kind: all given, shared, or left out."""
     function, _, arguments = map_of(name, flags)
     g = torch.ones_like(function(*arguments))
     along = [random(*x.shape, seed=i) for i, x in enumerate(arguments)]
     ops = torch.ops.drrkit
     shared = (arguments[0], arguments[1][:1], arguments[2][:1])
     for x, d in ((arguments, along), (shared, (along[0], None, None)), (shared, [None] * 3)):
-        yield getattr(ops, name), (*x, *flags)
-        yield getattr(ops, f"{name}_vjp"), (*x, g, *flags)
-        yield getattr(ops, f"{name}_jvp"), (*x, *d, *flags)
-        yield getattr(ops, f"{name}_second"), (*x, g, *d, *flags)
+        yield getattr(ops, name), (*x, *d, bits(flags))
+        yield getattr(ops, f"{name}_vjp"), (*x, g, *d, bits(flags))
 
 
 @every_map
@@ -432,13 +432,14 @@ def test_the_cuda_kernels_compute_the_same(name, flags, views):
     arguments = perturb_arguments(views) if name == "perturb" else frames_arguments(views, 0, beam)
     shared = [arguments[0].mT.contiguous().mT, arguments[1], arguments[2][:1]]
     along = [random(*arguments[0].shape, seed=1), None, random(*arguments[2].shape, seed=2)]
-    g = random(*getattr(torch.ops.drrkit, name)(*shared, *flags).shape, seed=3)
+    g = random(*_ops.map_value(name, bits(flags), shared).shape, seed=3)
     for x, d in ((arguments, [random(*x.shape, seed=5) for x in arguments]), (shared, along)):
-        ops = (_ops.pose_map, _ops.pose_map_vjp, _ops.pose_map_jvp, _ops.pose_map_second)
-        more = ((), (g,), tuple(d), (g, *d))
-        for op, rest, given in zip(ops, more, ((), (g,), (None, d), (g, d)), strict=True):
-            found, expected = emulated_map(name, flags, x, *given), op(name, flags, *x, *rest)
-            assert close(found, list(expected) if isinstance(expected, tuple) else expected, 1e-12)
+        for along in (_ops.NONE, d):
+            wanted = None if along is _ops.NONE else along
+            value = _ops.map_value(name, bits(flags), x, along)
+            assert close(emulated_map(name, flags, x, None, wanted), value, 1e-12)
+            cotangents = list(_ops.map_vjp(name, bits(flags), x, g, along))
+            assert close(emulated_map(name, flags, x, g, wanted), cotangents, 1e-12)
 
 
 if torch.cuda.is_available():
@@ -455,4 +456,4 @@ if torch.cuda.is_available():
     def test_arguments_on_two_devices_are_refused_by_the_ops():
         pose, xi, center = perturb_arguments()
         with pytest.raises(RuntimeError, match="one device"):
-            torch.ops.drrkit.perturb(pose.cuda(), xi, center.cuda())
+            _ops.map_value("perturb", 0, (pose.cuda(), xi, center.cuda()))

@@ -53,7 +53,7 @@ def _flags(cxx: str, sanitize: bool) -> list[str]:
 
 
 def _sources() -> list[Path]:
-    return sorted((NATIVE / "cuda").glob("*.cu")) + sorted(HERE.glob("*.cpp"))
+    return sorted((NATIVE / "cuda").rglob("*.cu")) + sorted(HERE.glob("*.cpp"))
 
 
 def _state(command: list[str]) -> str:

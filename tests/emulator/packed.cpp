@@ -30,35 +30,35 @@ template <class Body> const char* caught(const Body& body) {
 
 extern "C" {
 
-const char* emulated_packed_new(cuda::PackedVolume** made, const int64_t* shape, int voxel,
+const char* emulated_packed_new(cuda::CudaPackedVolume** made, const int64_t* shape, int voxel,
                                 int texel, const int32_t* bricks) {
   return caught([&] {
-    *made = new cuda::PackedVolume(0, {shape[0], shape[1], shape[2], shape[3], shape[4]},
-                                   static_cast<Voxel>(voxel), static_cast<cuda::Texel>(texel),
+    *made = new cuda::CudaPackedVolume(0, {shape[0], shape[1], shape[2], shape[3], shape[4]},
+                                   static_cast<VoxelType>(voxel), static_cast<cuda::Texel>(texel),
                                    {bricks[0], bricks[1], bricks[2]});
   });
 }
-void emulated_packed_delete(cuda::PackedVolume* packed) { delete packed; }
-int64_t emulated_packed_handle(const cuda::PackedVolume* packed) { return packed->handle(); }
-int64_t emulated_packed_uses(const cuda::PackedVolume* packed) { return packed->uses(); }
-int64_t emulated_packed_bytes(const cuda::PackedVolume* packed) { return packed->bytes(); }
+void emulated_packed_delete(cuda::CudaPackedVolume* packed) { delete packed; }
+int64_t emulated_packed_handle(const cuda::CudaPackedVolume* packed) { return packed->handle(); }
+int64_t emulated_packed_uses(const cuda::CudaPackedVolume* packed) { return packed->uses(); }
+int64_t emulated_packed_bytes(const cuda::CudaPackedVolume* packed) { return packed->bytes(); }
 
-const char* emulated_packed_fill_texture(cuda::PackedVolume* packed, int64_t image, int axis,
+const char* emulated_packed_fill_texture(cuda::CudaPackedVolume* packed, int64_t image, int axis,
                                          const void* texels) {
   return caught([&] { packed->fill_texture(image, axis, texels, nullptr); });
 }
-const char* emulated_packed_fill(cuda::PackedVolume* packed, const float* scale, const void* copy,
+const char* emulated_packed_fill(cuda::CudaPackedVolume* packed, const float* scale, const void* copy,
                                  const Occupied* occupied, const uint8_t* distance) {
   return caught([&] { packed->fill(scale, copy, occupied, distance, nullptr); });
 }
-void emulated_packed_publish(cuda::PackedVolume* packed, const void* data, int64_t version,
+void emulated_packed_publish(cuda::CudaPackedVolume* packed, const void* data, int64_t version,
                              bool textures) {
   packed->publish(data, version, textures);
 }
 
 // What the op's CUDA kernel does once it has its tensors: true if the handle served.
 bool emulated_project_packed(const SceneNumbers* n, const double* geometry, const void* values,
-                             int64_t version, int64_t handle, void* image, void* rays,
+                             int64_t version, int64_t handle, void* image, void* six,
                              const char** error) {
   *error = nullptr;
   const PackedPtr packed = Handles::all().find(handle);
@@ -67,13 +67,13 @@ bool emulated_project_packed(const SceneNumbers* n, const double* geometry, cons
   now.data = values;
   now.version = version;
   now.device = 0;
-  now.voxel = static_cast<Voxel>(n->voxel);
+  now.voxel = static_cast<VoxelType>(n->voxel);
   now.shape = {n->n_volumes, n->n_channels, n->nz, n->ny, n->nx};
   if (!(now == packed->origin)) return false;
   ++*packed->uses;
-  const ProjectParams p = {scene_of(*n, geometry), values, image, rays, packed->bricks};
+  const ProjectParams p = {scene_of(*n, geometry), values, image, six, packed->empty};
   if (!cuda::project_packed(p, *packed, nullptr, error)) return false;
-  if (!*error) *error = cuda::keep_for_graph(packed, nullptr);
+  if (!*error) *error = cuda::retain_for_graph(packed, nullptr);
   return true;
 }
 }

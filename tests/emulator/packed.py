@@ -90,17 +90,14 @@ class PackedOps(EmulatedOps):
         self.packed = self.plain = 0
 
     def project_packed(
-        self, source, geometry, handle, rows, cols, sx, sy, sz, mode, step, with_rays
+        self, source, geometry, handle, size, spacing, flags, step, with_six
     ) -> tuple[Tensor, Tensor]:
-        volumes, channels, nz, ny, nx = _pack._shape(source)
-        geometry = geometry.contiguous()
-        numbers = {"rows": rows, "cols": cols, "sx": sx, "sy": sy, "sz": sz, "mode": mode}
-        scene = _scene(
-            geometry, source.dtype, volumes, channels, nx=nx, ny=ny, nz=nz, step=step, **numbers
-        )
+        shape = _pack._shape(source)
+        channels, geometry = shape[1], geometry.contiguous()
+        scene = _scene(geometry, source.dtype, shape, size, spacing, flags, step)
         dtype = scalar_of(source.dtype)
         image = torch.full((scene.n_views, channels, scene.rays), torch.nan, dtype=dtype)
-        six = (scene.n_views, channels, 6, scene.rays) if with_rays else (0,)
+        six = (scene.n_views, channels, 6, scene.rays) if with_six else (0,)
         rays = torch.full(six, torch.nan, dtype=dtype)
         error = c_char_p()
         function = library().emulated_project_packed
@@ -112,7 +109,7 @@ class PackedOps(EmulatedOps):
             c_int64(source._version),
             c_int64(handle),
             c_void_p(pointer(image)),
-            c_void_p(pointer(rays) if with_rays else None),
+            c_void_p(pointer(rays) if with_six else None),
             ctypes.byref(error),
         )
         if error.value is not None:
@@ -121,10 +118,8 @@ class PackedOps(EmulatedOps):
         self.plain += not served
         if served:
             return image, rays
-        values = source.reshape(_pack._shape(source))
-        return self.project(
-            values, geometry, rows, cols, sx, sy, sz, mode, step, with_rays=with_rays
-        )
+        values = source.reshape(shape)
+        return self.project(values, geometry, size, spacing, flags, step, with_six)
 
 
 @contextlib.contextmanager
@@ -132,9 +127,8 @@ def emulated_packs() -> Iterator[PackedOps]:
     """drrkit on the emulator, preparing what it would on a GPU."""
     emulated_ops()
     ops = PackedOps()
-    native = SimpleNamespace(
-        PackedVolume=_C.PackedVolume, CudaPackedVolume=CudaPackedVolume, has_cuda=True
-    )
+    native = SimpleNamespace(**vars(_C))
+    native.CudaPackedVolume, native.has_cuda = CudaPackedVolume, True
     with ops.in_place(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(_pack, "_C", native)
         patch.setattr(_pack, "_is_cuda", lambda values: True)

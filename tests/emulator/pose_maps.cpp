@@ -5,12 +5,12 @@ using namespace drrkit;
 
 extern "C" {
 
-const char* emulated_perturb(const MapParams* params, int derivative) {
-  return cuda::map_poses<Perturb>(*params, derivative != 0, nullptr);
+const char* emulated_perturb(const MapParams* params) {
+  return cuda::map_poses<Perturb>(*params, nullptr);
 }
 
-const char* emulated_frames(const MapParams* params, int derivative) {
-  return cuda::map_poses<Frames>(*params, derivative != 0, nullptr);
+const char* emulated_frames(const MapParams* params) {
+  return cuda::map_poses<Frames>(*params, nullptr);
 }
 
 int64_t emulated_map_params_bytes() { return sizeof(MapParams); }

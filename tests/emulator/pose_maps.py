@@ -16,19 +16,19 @@ SIZES = {"perturb": (4, 4), "frames": (4, 3)}
 
 
 class Operand(ctypes.Structure):
-    """Operand of csrc/pose_map.h."""
+    """Operand of csrc/pose/pose_map.h."""
 
     _fields_ = [("data", c_void_p), *((n, c_int64) for n in ("view", "row", "col"))]
 
 
 class MapInput(ctypes.Structure):
-    """MapInput of csrc/pose_map.h."""
+    """MapInput of csrc/pose/pose_map.h."""
 
     _fields_ = [("value", Operand), ("slope", Operand)]
 
 
 class MapParams(ctypes.Structure):
-    """MapParams of csrc/pose_map.h."""
+    """MapParams of csrc/pose/pose_map.h."""
 
     _fields_ = [
         ("n_views", c_int64),
@@ -36,8 +36,9 @@ class MapParams(ctypes.Structure):
         ("g", Operand),
         ("out", c_void_p),
         ("on", c_void_p * 3),
+        ("derivative", c_bool),
         ("extend", c_bool),
-        ("parallel", c_bool),
+        ("beam", c_int),
     ]
 
 
@@ -56,14 +57,15 @@ def emulated_map(
     for slot, value, slope in zip(params.inputs, inputs, along or (None,) * 3, strict=True):
         slot.value, slot.slope = _operand(value), _operand(slope)
     params.g = _operand(g)
-    params.extend, params.parallel = flags or (False, False)
+    params.derivative = along is not None
+    params.extend, params.beam = flags or (False, 0)
     if g is None:
         out = torch.full((views, *SIZES[name]), torch.nan, dtype=torch.float64)
         params.out = out.data_ptr()
     else:
         out = [torch.full((views, *x.shape[1:]), torch.nan, dtype=torch.float64) for x in inputs]
         params.on[:] = [on.data_ptr() for on in out]
-    call(f"emulated_{name}", ctypes.byref(params), c_int(along is not None))
+    call(f"emulated_{name}", ctypes.byref(params))
     return out
 
 

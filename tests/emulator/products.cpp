@@ -9,31 +9,31 @@ using namespace drrkit;
 namespace {
 
 template <class S>
-const char* reduce_typed(const SceneNumbers& n, const void* rays, const void* images,
+const char* reduce_typed(const SceneNumbers& n, const void* six, const void* images,
                          double* partial, double* out) {
   return cuda::reduce(
-      ReduceParams<S>{views_of(n, nullptr), n.n_views, n.n_channels, static_cast<const S*>(rays),
+      ReduceParams<S>{views_of(n, nullptr), n.n_views, n.n_channels, static_cast<const S*>(six),
                       static_cast<const S*>(images), partial, out},
       nullptr);
 }
 
 template <class S>
 const char* tangent_typed(const SceneNumbers& n, const double* tangents, int64_t n_tangents,
-                          const void* rays, void* images) {
+                          const void* six, void* images) {
   return cuda::tangent(TangentParams<S>{views_of(n, tangents), n.n_views, n.n_channels, n_tangents,
-                                        static_cast<const S*>(rays), static_cast<S*>(images)},
+                                        static_cast<const S*>(six), static_cast<S*>(images)},
                        nullptr);
 }
 
-bool is_double(const SceneNumbers& n) { return static_cast<Voxel>(n.voxel) == Voxel::kFloat64; }
+bool is_double(const SceneNumbers& n) { return static_cast<VoxelType>(n.voxel) == VoxelType::kFloat64; }
 
 }  // namespace
 
 extern "C" {
 
 const char* emulated_project(const SceneNumbers* n, const double* geometry, const void* values,
-                             void* image, void* rays) {
-  return cuda::project({scene_of(*n, geometry), values, image, rays}, nullptr);
+                             void* image, void* six) {
+  return cuda::project({scene_of(*n, geometry), values, image, six, {}}, nullptr);
 }
 
 const char* emulated_backproject(const SceneNumbers* n, const double* geometry,
@@ -45,29 +45,29 @@ const char* emulated_backproject(const SceneNumbers* n, const double* geometry,
                            nullptr);
 }
 
-int64_t emulated_backproject_workspace(const SceneNumbers* n, const double* geometry,
+int64_t emulated_gather_workspace(const SceneNumbers* n, const double* geometry,
                                        const double* tangent, int fixed_order) {
   BackprojectParams params = {
       scene_of(*n, geometry), views_of(*n, tangent), nullptr, nullptr, nullptr, nullptr};
-  return cuda::backproject_workspace(params, fixed_order != 0);
+  return cuda::gather_workspace(params, fixed_order != 0);
 }
 
 const char* emulated_second(const SceneNumbers* n, const double* geometry, const double* tangent,
-                            const void* values, const void* images, double* rays) {
-  return cuda::second({scene_of(*n, geometry), views_of(*n, tangent), values, images, rays},
+                            const void* values, const void* images, double* six) {
+  return cuda::second({scene_of(*n, geometry), views_of(*n, tangent), values, images, six},
                       nullptr);
 }
 
-const char* emulated_reduce(const SceneNumbers* n, const void* rays, const void* images,
+const char* emulated_reduce(const SceneNumbers* n, const void* six, const void* images,
                             double* partial, double* out) {
-  return is_double(*n) ? reduce_typed<double>(*n, rays, images, partial, out)
-                       : reduce_typed<float>(*n, rays, images, partial, out);
+  return is_double(*n) ? reduce_typed<double>(*n, six, images, partial, out)
+                       : reduce_typed<float>(*n, six, images, partial, out);
 }
 
 const char* emulated_tangent(const SceneNumbers* n, const double* tangents, int64_t n_tangents,
-                             const void* rays, void* images) {
-  return is_double(*n) ? tangent_typed<double>(*n, tangents, n_tangents, rays, images)
-                       : tangent_typed<float>(*n, tangents, n_tangents, rays, images);
+                             const void* six, void* images) {
+  return is_double(*n) ? tangent_typed<double>(*n, tangents, n_tangents, six, images)
+                       : tangent_typed<float>(*n, tangents, n_tangents, six, images);
 }
 
 int64_t emulated_reduce_chunk() { return kReduceChunk; }

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from drrkit._native import ops as _ops
+from drrkit._native.ops import VOXELS
 
 from .build import library
-
-VOXELS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Scene(ctypes.Structure):
@@ -25,7 +24,7 @@ class Scene(ctypes.Structure):
 
     _fields_ = [
         *((n, c_int64) for n in ("nx", "ny", "nz", "n_views", "n_channels", "n_volumes")),
-        *((n, c_int64) for n in ("cols", "rays", "endpoints", "mode", "voxel")),
+        *((n, c_int64) for n in ("cols", "rays", "endpoints", "flags", "voxel")),
         *((n, c_double) for n in ("sx", "sy", "sz", "step")),
     ]
 
@@ -60,19 +59,30 @@ def scalar_of(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _scene(geometry: Tensor, dtype: torch.dtype, volumes: int, channels: int, **numbers) -> Scene:
-    """From frames [B, 4, 3] or end points [B, P, 2, 3], and the ops' own numbers."""
+def _scene(
+    geometry: Tensor,
+    dtype: torch.dtype,
+    volumes: tuple[int, ...],
+    size: tuple[int, int],
+    spacing: tuple[float, float, float],
+    flags: int,
+    step: float,
+) -> Scene:
+    """From frames [B, 4, 3] or end points [B, P, 2, 3], volumes (n, C, nz, ny, nx) and the op's
+    own numbers."""
     endpoints = geometry.dim() == 4
-    rays = geometry.shape[1] if endpoints else numbers["rows"] * numbers["cols"]
-    numbers.pop("rows")
+    n, channels, nz, ny, nx = volumes
     return Scene(
         n_views=geometry.shape[0],
-        n_volumes=volumes,
+        n_volumes=n,
         n_channels=channels,
-        rays=rays,
+        rays=geometry.shape[1] if endpoints else size[0] * size[1],
         endpoints=endpoints,
         voxel=VOXELS.index(dtype),
-        **numbers,
+        cols=size[1],
+        flags=flags,
+        step=step,
+        **dict(zip(("nx", "ny", "nz", "sx", "sy", "sz"), (nx, ny, nz, *spacing), strict=True)),
     )
 
 
@@ -107,17 +117,14 @@ class EmulatedOps:
             yield self
 
     def project(
-        self, values, geometry, rows, cols, sx, sy, sz, mode, step, with_rays
+        self, values, geometry, size, spacing, flags, step, with_six
     ) -> tuple[Tensor, Tensor]:
-        volumes, channels, nz, ny, nx = values.shape
+        channels = values.shape[1]
         values, geometry = values.contiguous(), geometry.contiguous()
-        numbers = {"rows": rows, "cols": cols, "sx": sx, "sy": sy, "sz": sz, "mode": mode}
-        scene = _scene(
-            geometry, values.dtype, volumes, channels, nx=nx, ny=ny, nz=nz, step=step, **numbers
-        )
+        scene = _scene(geometry, values.dtype, values.shape, size, spacing, flags, step)
         dtype = scalar_of(values.dtype)
         image = torch.full((scene.n_views, channels, scene.rays), torch.nan, dtype=dtype)
-        six = (scene.n_views, channels, 6, scene.rays) if with_rays else (0,)
+        six = (scene.n_views, channels, 6, scene.rays) if with_six else (0,)
         rays = torch.full(six, torch.nan, dtype=dtype)
         if image.numel():
             call(
@@ -126,22 +133,19 @@ class EmulatedOps:
                 c_void_p(pointer(geometry)),
                 c_void_p(pointer(values)),
                 c_void_p(pointer(image)),
-                c_void_p(pointer(rays) if with_rays else None),
+                c_void_p(pointer(rays) if with_six else None),
             )
         return image, rays
 
     def backproject(
-        self, images, geometry, tangent, n, nz, ny, nx, rows, cols, sx, sy, sz, mode, step, fixed
+        self, images, geometry, tangent, volumes, size, spacing, flags, step, fixed
     ) -> Tensor:
         images, geometry = images.contiguous(), geometry.contiguous()
         tangent = None if tangent is None else tangent.contiguous()
-        channels = images.shape[1]
-        numbers = {"rows": rows, "cols": cols, "sx": sx, "sy": sy, "sz": sz, "mode": mode}
-        scene = _scene(
-            geometry, images.dtype, n, channels, nx=nx, ny=ny, nz=nz, step=step, **numbers
-        )
+        shape = volumes[0], images.shape[1], *volumes[1:]
+        scene = _scene(geometry, images.dtype, shape, size, spacing, flags, step)
         # Numpy's zeros take no memory where nobody writes.
-        values = torch.from_numpy(np.zeros((n, channels, nz, ny, nx), str(images.dtype)[6:]))
+        values = torch.from_numpy(np.zeros(shape, str(images.dtype)[6:]))
         if not (images.numel() and values.numel()):
             return values
         bytes_ = min(self._workspace(scene, geometry, tangent, fixed), self.most_workspace)
@@ -166,78 +170,73 @@ class EmulatedOps:
     def _workspace(
         self, scene: Scene, geometry: Tensor, tangent: Tensor | None, fixed: bool
     ) -> int:
-        function = library().emulated_backproject_workspace
+        function = library().emulated_gather_workspace
         function.restype = c_int64
         tensors = c_void_p(pointer(geometry)), c_void_p(pointer(tangent))
         return function(ctypes.byref(scene), *tensors, c_int(fixed or self.gathers))
 
-    def backproject_workspace(
+    def gather_workspace(
         self, images: Tensor, geometry: Tensor, tangent: Tensor | None, n: int, spec, fixed: bool
     ) -> int:
         """Bytes that backproject asks for with the same arguments; 0 where it scatters."""
-        scene = _scene(geometry, images.dtype, n, images.shape[1], **spec._asdict())
+        shape = n, images.shape[1], *spec.grid
+        scene = _scene(geometry, images.dtype, shape, *spec[1:])
         return self._workspace(scene, geometry, tangent, fixed)
 
-    def reduce_rays(self, rays, images, cols, endpoints, parallel) -> Tensor:
-        rays = rays.contiguous()
+    def reduce(self, six, images, cols, endpoints, flags) -> Tensor:
+        six = six.contiguous()
         images = None if images is None else images.contiguous()
-        views, channels, _, n = rays.shape
+        views, channels, _, n = six.shape
         scene = Scene(
             n_views=views,
             n_channels=channels,
             rays=n,
             cols=cols,
             endpoints=endpoints,
-            mode=_ops.PARALLEL * parallel,
-            voxel=VOXELS.index(rays.dtype),
+            flags=flags,
+            voxel=VOXELS.index(six.dtype),
         )
         shape = (views, n, 2, 3) if endpoints else (views, 4, 3)
         out = torch.full(shape, torch.nan, dtype=torch.float64)
         chunks = -(-n // library().emulated_reduce_chunk())
         partial = torch.full((views, chunks, 12), torch.nan, dtype=torch.float64)
-        if rays.numel() == 0:
+        if six.numel() == 0:
             return out.zero_()
-        arguments = (c_void_p(pointer(t)) for t in (rays, images, partial, out))
+        arguments = (c_void_p(pointer(t)) for t in (six, images, partial, out))
         call("emulated_reduce", ctypes.byref(scene), *arguments)
         return out
 
-    def tangent(self, rays, tangents, rows, cols, parallel) -> Tensor:
-        rays, tangents = rays.contiguous(), tangents.contiguous()
-        views, channels, _, n = rays.shape
+    def tangent(self, six, tangents, size, flags) -> Tensor:
+        six, tangents = six.contiguous(), tangents.contiguous()
+        views, channels, _, n = six.shape
         endpoints = tangents.shape[2] == 2
         count = 1 if endpoints else tangents.shape[1]
         scene = Scene(
             n_views=views,
             n_channels=channels,
             rays=n,
-            cols=cols,
+            cols=size[1],
             endpoints=endpoints,
-            mode=_ops.PARALLEL * parallel,
-            voxel=VOXELS.index(rays.dtype),
+            flags=flags,
+            voxel=VOXELS.index(six.dtype),
         )
-        images = torch.full((views, channels, count, n), torch.nan, dtype=rays.dtype)
+        images = torch.full((views, channels, count, n), torch.nan, dtype=six.dtype)
         if images.numel():
             call(
                 "emulated_tangent",
                 ctypes.byref(scene),
                 c_void_p(pointer(tangents)),
                 c_int64(count),
-                c_void_p(pointer(rays)),
+                c_void_p(pointer(six)),
                 c_void_p(pointer(images)),
             )
         return images
 
-    def second(
-        self, values, geometry, images, tangent, rows, cols, sx, sy, sz, mode, step
-    ) -> Tensor:
+    def second(self, values, geometry, images, tangent, size, spacing, flags, step) -> Tensor:
         values, geometry, images, tangent = (
             t.contiguous() for t in (values, geometry, images, tangent)
         )
-        volumes, channels, nz, ny, nx = values.shape
-        numbers = {"rows": rows, "cols": cols, "sx": sx, "sy": sy, "sz": sz, "mode": mode}
-        scene = _scene(
-            geometry, values.dtype, volumes, channels, nx=nx, ny=ny, nz=nz, step=step, **numbers
-        )
+        scene = _scene(geometry, values.dtype, values.shape, size, spacing, flags, step)
         rays = torch.full((scene.n_views, 1, 6, scene.rays), torch.nan, dtype=torch.float64)
         if rays.numel():
             arguments = (c_void_p(pointer(t)) for t in (geometry, tangent, values, images, rays))

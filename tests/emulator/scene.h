@@ -5,14 +5,14 @@
 
 namespace drrkit {
 
-// Everything but the tensors of a march; `mode` as composed in drrkit/_native/ops.py.
+// Everything but the tensors of a march.
 struct SceneNumbers {
-  int64_t nx, ny, nz, n_views, n_channels, n_volumes, cols, rays, endpoints, mode, voxel;
+  int64_t nx, ny, nz, n_views, n_channels, n_volumes, cols, rays, endpoints, flags, voxel;
   double sx, sy, sz, step;
 };
 
 inline Views views_of(const SceneNumbers& n, const double* geometry) {
-  return {geometry, n.endpoints != 0, (n.mode & 4) != 0, n.cols, n.rays};
+  return {geometry, n.endpoints != 0, Flags(n.flags).beam, n.cols, n.rays};
 }
 
 inline Scene scene_of(const SceneNumbers& n, const double* geometry) {
@@ -22,9 +22,9 @@ inline Scene scene_of(const SceneNumbers& n, const double* geometry) {
   scene.n_views = n.n_views;
   scene.n_channels = n.n_channels;
   scene.n_volumes = n.n_volumes;
-  scene.method = static_cast<Method>(n.mode & 3);
-  scene.voxel = static_cast<Voxel>(n.voxel);
-  scene.trilinear = {n.step, (n.mode & 16) != 0, (n.mode & 8) != 0};
+  scene.method = Flags(n.flags).method;
+  scene.voxel = static_cast<VoxelType>(n.voxel);
+  scene.trilinear = {n.step, Flags(n.flags).foot, Flags(n.flags).line};
   return scene;
 }
 

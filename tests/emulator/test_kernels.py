@@ -15,6 +15,7 @@ from torch import Tensor
 
 import drrkit
 from drrkit._native import ops as _ops
+from drrkit._native.ops import VOXELS
 from tests.emulator import EmulatedOps, emulated_ops, library
 from tests.support.scenes import (
     BEAMS,
@@ -38,9 +39,8 @@ METHODS = {
     "foot": ("trilinear", False, True),
     "line-foot": ("trilinear", True, True),
 }
-VOXELS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SCALARS = (torch.float32, torch.float64)
-SIZE = (5, 11)  # tiles of 8 x 4 hang over both borders
+SIZE = (5, 11)  # warps of 8 x 4 hang over both borders
 VIEWS, VOLUMES, CHANNELS = 4, 2, 3
 ORDERS = (0, None, 1)
 """Of blocks and threads: forwards, backwards and drawn. Where one thread writes what another reads
@@ -60,8 +60,8 @@ def spec_of(
     method: str, beam: str = "cone", size: tuple[int, int] = SIZE, shape: tuple[int, ...] = SHAPE
 ) -> _ops.Spec:
     name, line, foot = METHODS[method]
-    mode = _ops.mode_bits(name, beam, line, foot)
-    return _ops.Spec(*shape, *size, *SPACING, mode, 0.37)
+    flags = _ops.flags_of(name, beam, line=line, foot=foot)
+    return _ops.Spec(shape, size, SPACING, flags, 0.37)
 
 
 def scalar_of(dtype: torch.dtype) -> torch.dtype:
@@ -94,13 +94,13 @@ def products(values: Tensor, geometry: Tensor, along: Tensor, spec: _ops.Spec) -
     volumes = values.shape[0]
     found["adjoint"] = _ops.backproject(weights, geometry, None, volumes, spec)
     found["tangent's adjoint"] = _ops.backproject(weights, geometry, along, volumes, spec)
-    found["J"] = _ops.reduce_rays(six, weights, kept, spec).to(scalar)
-    found["J without weights"] = _ops.reduce_rays(six, None, kept, spec).to(scalar)
+    found["J"] = _ops.reduce(six, weights, kept, spec).to(scalar)
+    found["J without weights"] = _ops.reduce(six, None, kept, spec).to(scalar)
     found["T"] = _ops.tangent(six, along, spec)
     if _ops.METHODS[spec.mode & 3] != "trilinear" or not spec.mode & (_ops.LINE | _ops.FOOT):
         second = _ops.second(values, geometry, weights, along, spec)
         found["K a ray"] = second.to(scalar)
-        found["K"] = _ops.reduce_rays(second, None, kept, spec).to(scalar)
+        found["K"] = _ops.reduce(second, None, kept, spec).to(scalar)
     return found
 
 
@@ -284,7 +284,9 @@ def test_the_deterministic_adjoint_agrees_and_never_depends_on_the_order(
             orders = []
             for seed in ORDERS:
                 ops.options(seed=seed, multiprocessors=0)
-                orders.append(ops.backproject(weights, rays, moved, VOLUMES, *spec, True))
+                orders.append(
+                    ops.backproject(weights, rays, moved, (VOLUMES, *spec.grid), *spec[1:], True)
+                )
             agree(orders[0], expected, "deterministic adjoint")
             assert torch.equal(orders[0], orders[1]) and torch.equal(orders[0], orders[2])
 
@@ -294,7 +296,7 @@ def test_what_is_not_finite_spoils_the_fixed_point_adjoint(what, ops) -> None:
     geometry, spec = endpoints(oblique(VIEWS), SIZE, "cone"), spec_of("joseph")
     weights = torch.ones(VIEWS, 1, SIZE[0] * SIZE[1])
     weights[0, 0, 27] = what
-    assert ops.backproject(weights, geometry, None, 1, *spec, True).isnan().all()
+    assert ops.backproject(weights, geometry, None, (1, *spec.grid), *spec[1:], True).isnan().all()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -319,9 +321,9 @@ def test_reductions_over_many_chunks_agree_with_the_cpu(ops) -> None:
     for dtype in SCALARS:
         for ends in (False, True):
             arguments = (six.to(dtype), weights.to(dtype), ends, spec)
-            expected = _ops.reduce_rays(*arguments)
+            expected = _ops.reduce(*arguments)
             with ops.in_place():
-                agree(_ops.reduce_rays(*arguments), expected, "reduction")
+                agree(_ops.reduce(*arguments), expected, "reduction")
 
 
 def test_several_tangents_at_a_time_agree_with_the_cpu(ops) -> None:

@@ -42,7 +42,7 @@ def ops() -> Iterator[PackedOps]:
 def spec_of(
     shape: tuple[int, ...] = GRID, size: tuple[int, int] = SIZE, beam: str = "cone"
 ) -> _ops.Spec:
-    return _ops.Spec(*shape, *size, *SPACING, _ops.mode_bits("joseph", beam, False, False), 0.4)
+    return _ops.Spec(shape, size, SPACING, _ops.flags_of("joseph", beam), 0.4)
 
 
 def blobs(shape: tuple[int, ...] = GRID, seed: int = 0) -> Tensor:
@@ -87,7 +87,7 @@ def packed(values: Tensor, frames: Tensor, spec: _ops.Spec, kind: str = "int16",
 def exact(values: Tensor, frames: Tensor, spec: _ops.Spec) -> tuple[Tensor, Tensor]:
     """The plain CPU op, in float64."""
     volumes = values.reshape(_pack._shape(values)).double()
-    return torch.ops.drrkit.project(volumes, frames, *spec[3:], True)
+    return torch.ops.drrkit.project(volumes, frames, *spec[1:], True)
 
 
 def distance(found: Tensor, expected: Tensor) -> float:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PRODUCTS = {"project", "project_packed", "backproject", "reduce_rays", "tangent", "second"}
+PRODUCTS = {"project", "project_packed", "backproject", "reduce", "tangent", "second"}
 
 
 class Launches(TorchDispatchMode):
     """`with Launches() as ran:` counts the products that run in it, in this thread or backward's.
 
-    ran.counts   by what is computed: "project" (a march for the image), "project+rays" (one that
+    ran.counts   by what is computed: "project" (a march for the image), "project+six" (one that
                  keeps the six-vectors too), "backproject" (P*), "backproject+tangent" (T*),
                  "reduce" (J from six-vectors), "tangent" (T from six-vectors), "second" (K),
                  "reduce second" (K's sum over the rays)
@@ -43,13 +43,13 @@ class Launches(TorchDispatchMode):
     def _count(self, func: Any, args: tuple) -> None:
         name = func._schema.name.split("::")[1].removesuffix("_packed")
         if name == "project" and args[-1]:
-            name = "project+rays"
+            name = "project+six"
         elif name == "backproject" and args[2] is not None:
             name = "backproject+tangent"
-        elif name == "reduce_rays":
+        elif name == "reduce":
             name = "reduce" if args[1] is not None else "reduce second"
         self.counts[name] += 1
         if name.startswith("backproject"):
-            self.volumes.append(args[3])
+            self.volumes.append(args[3][0])
         elif name.startswith(("project", "second")):
             self.volumes.append(args[0].shape[0] if args[0].dim() == 5 else 1)

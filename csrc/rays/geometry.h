@@ -7,6 +7,10 @@
 
 namespace drrkit {
 
+// How the rays of a frame run: from one source, or side by side, the source moving with the pixel.
+// kScan is reserved for a beam that does not exist yet.
+enum class Beam { kCone = 0, kParallel = 1, kScan = 2 };
+
 struct Grid {
   int64_t nx, ny, nz;  // voxels along x, y, z; x is contiguous
   Vec3 spacing;        // mm
@@ -30,20 +34,20 @@ struct Views {
   const double*
       geometry;  // [B, 4, 3] frames or [B, P, 2, 3] endpoints, index coordinates (x, y, z)
   bool endpoints;
-  bool parallel;  // the source moves with the pixel
+  Beam beam;
   int64_t cols;
-  int64_t rays;  // P, rays a view
+  int64_t n_rays;  // P, rays per view
 
   DRR_HD Ray ray(int64_t view, int64_t pixel) const {
     if (endpoints) {
-      const double* e = geometry + 6 * (view * rays + pixel);
+      const double* e = geometry + 6 * (view * n_rays + pixel);
       return {{e[0], e[1], e[2]}, {e[3], e[4], e[5]}};
     }
     const double* f = geometry + 12 * view;
     double j = static_cast<double>(pixel % cols), i = static_cast<double>(pixel / cols);
     Vec3 offset = {j * f[6] + i * f[9], j * f[7] + i * f[10], j * f[8] + i * f[11]};
     Ray ray = {{f[0], f[1], f[2]}, {f[3] + offset.x, f[4] + offset.y, f[5] + offset.z}};
-    if (parallel) ray.s = ray.s + offset;
+    if (beam == Beam::kParallel) ray.s = ray.s + offset;
     return ray;
   }
 };

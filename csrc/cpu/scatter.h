@@ -1,4 +1,4 @@
-// The adjoint of a panel's march, block by block. Tiles that overlap are scattered into one tally.
+// The adjoint of a panel's march, stack by stack. Tiles that overlap are scattered into one tally.
 // How rays are grouped and where they go over to single numbers is decided for the whole grid, so
 // that the bits of a voxel do not depend on the slab it is in.
 #pragma once
@@ -52,7 +52,7 @@ struct ScatterWork : Work<TileOf, S, N> {
 
 template <template <class, int> class TileOf, class S, int N, bool kTangent> struct PanelScatter {
   using Tile = TileOf<S, N>;
-  using Span = typename Tile::Span;
+  using V = typename Lanes<S, N>::Value;
   using OneWork = ScatterWork<TileOf, S, N>;
   using Works = PanelWorks<TileOf, S, N, OneWork>;
   using Sums = Tally<S, N, Tile::kPairs>;
@@ -61,7 +61,7 @@ template <template <class, int> class TileOf, class S, int N, bool kTangent> str
   struct Group {
     static constexpr int kMost = 16;
     const OneWork* works[kMost];
-    Span parts[kMost];
+    Span<V> parts[kMost];
     Box boxes[kMost];
     int n = 0;
     Box box = {0, 0, 0, 0, 0, 0};  // around them all
@@ -134,8 +134,8 @@ template <template <class, int> class TileOf, class S, int N, bool kTangent> str
     for (int axis = 0; axis < 3; ++axis) {
       int first, end;
       panel.planes(axis, first, end);
-      const Block block = Tile::layout(params.scene, volume, axis);
-      for (int k = first; k < end; k += kBlock) scatter_planes(axis, block, k);
+      const Channel channel = Tile::layout(params.scene, volume, axis);
+      for (int k = first; k < end; k += kStack) scatter_planes(axis, channel, k);
     }
   }
 
@@ -148,31 +148,31 @@ template <template <class, int> class TileOf, class S, int N, bool kTangent> str
             maximum(x.a1, y.a1), minimum(x.b0, y.b0), maximum(x.b1, y.b1)};
   }
   // A tally costs time for each of its places, single numbers for each sample.
-  DRR_HD static bool pays(const Box& box, const Block& block) {
-    return volume_of(box) <= 16 * N * kBlock && fits(box, block);
+  DRR_HD static bool pays(const Box& box, const Channel& channel) {
+    return volume_of(box) <= 16 * N * kStack && fits(box, channel);
   }
-  DRR_HD static bool fits(const Box& box, const Block& block) {
+  DRR_HD static bool fits(const Box& box, const Channel& channel) {
     return volume_of(box) <= Sums::kCapacity &&
-           Sums::numbers(box, block.stride_a == 1) <= Sums::kCapacity;
+           Sums::numbers(box, channel.stride_a == 1) <= Sums::kCapacity;
   }
 
-  DRR_HD void scatter_planes(int axis, const Block& block, int k) {
+  DRR_HD void scatter_planes(int axis, const Channel& channel, int k) {
     Group group;
     for (int i = 0; i < panel.n_works; ++i) {
       const OneWork& work = panel.works[i];
-      const int k0 = maximum(k, work.first), k1 = minimum(k + kBlock, work.end);
+      const int k0 = maximum(k, work.first), k1 = minimum(k + kStack, work.end);
       if (work.axis != axis || k0 >= k1) continue;
-      const Span part = work.tile.within(k0, k1);
+      const Span<V> part = work.tile.within(k0, k1);
       const Box box = work.tile.box(part, k0, k1);
       if (box.empty()) continue;
-      if (!pays(box, block)) {
+      if (!pays(box, channel)) {
         scatter_rays(work, part);
         continue;
       }
       const Box both = group.n > 0 ? around(group.box, box) : box;
       const bool joins = group.n > 0 && group.n < Group::kMost &&
-                         volume_of(both) <= group.volumes + volume_of(box) && fits(both, block);
-      if (!joins && group.n > 0) add(group, block);
+                         volume_of(both) <= group.volumes + volume_of(box) && fits(both, channel);
+      if (!joins && group.n > 0) add(group, channel);
       if (!joins) group.n = 0;
       group.box = joins ? both : box;
       group.volumes = volume_of(box) + (joins ? group.volumes : 0);
@@ -180,16 +180,16 @@ template <template <class, int> class TileOf, class S, int N, bool kTangent> str
       group.parts[group.n] = part;
       group.boxes[group.n++] = box;
     }
-    if (group.n > 0) add(group, block);
+    if (group.n > 0) add(group, channel);
   }
 
-  DRR_HD void add(const Group& group, const Block& block) {
+  DRR_HD void add(const Group& group, const Channel& channel) {
     Box box = group.box;
-    Box inside = {maximum(box.k0, 0), minimum(box.k1, block.size_m),
-                  maximum(box.a0, 0), minimum(box.a1, block.size_a - 1),
-                  maximum(box.b0, 0), minimum(box.b1, block.size_b - 1)};
+    Box inside = {maximum(box.k0, 0), minimum(box.k1, channel.size_m),
+                  maximum(box.a0, 0), minimum(box.a1, channel.size_a - 1),
+                  maximum(box.b0, 0), minimum(box.b1, channel.size_b - 1)};
     const int low = static_cast<int>(slab.begin), high = static_cast<int>(slab.end);
-    if (block.m == 2) {
+    if (channel.m == 2) {
       inside.k0 = maximum(inside.k0, low);
       inside.k1 = minimum(inside.k1, high);
     } else {
@@ -197,17 +197,17 @@ template <template <class, int> class TileOf, class S, int N, bool kTangent> str
       inside.b1 = minimum(inside.b1, high - 1);
     }
     if (inside.k0 >= inside.k1 || inside.empty() || inside.b1 < inside.b0) return;
-    Sums::prefetch(values, block, inside, block.stride_a == 1);
-    const Sums sums = Sums::zeros(panel.numbers, box, block.stride_a == 1);
+    Sums::prefetch(values, channel, inside, channel.stride_a == 1);
+    const Sums sums = Sums::zeros(panel.numbers, box, channel.stride_a == 1);
     for (int i = 0; i < group.n; ++i)
       group.works[i]->tile.template scatter<kTangent>(sums, group.boxes[i], group.parts[i],
                                                       inside.k0, inside.k1, group.works[i]->scaled);
     const int64_t plane = params.scene.grid.nx * params.scene.grid.ny;
-    sums.add_to(values, values + slab.end * plane, block, inside);
+    sums.add_to(values, values + slab.end * plane, channel, inside);
   }
 
   // One ray after the other, straight into the volume.
-  DRR_HD void scatter_rays(const OneWork& work, const Span& part) {
+  DRR_HD void scatter_rays(const OneWork& work, const Span<V>& part) {
     const int64_t plane = params.scene.grid.nx * params.scene.grid.ny;
     SlabSink<S> sink = {values, slab.begin * plane, slab.end * plane, 0};
     for (int lane = 0; lane < N; ++lane) {

@@ -1,4 +1,4 @@
-// The volume adjoint by gathering: which rays of a view touch a voxel.
+// Joseph's volume adjoint by gathering: which rays of a view touch a voxel.
 //
 // The rays of one view that run along one axis m, in one direction, are a bundle. With (j, i) a
 // pixel counted from the bundle's reference pixel, its ray meets plane k of m at
@@ -12,76 +12,64 @@
 // so that long lines of pixels are looked at, and few.
 #pragma once
 
-#include "geometry.h"
+#include "../../rays/geometry.h"
 
 namespace drrkit {
+namespace cuda {
 
 constexpr int kBundles = 6;  // bundle 2 m + (d_m < 0); kBundles itself: a ray that is in none
-
-// What a voxel's plane sees of a ray: where the ray meets it, its path through the layer of half a
-// voxel to either side, or samples up to one voxel to either side.
-enum class Reach { kPlane, kLayer, kCell };
 
 // One ray's part in its view's bundles.
 struct Member {
   int bundle;
-  int first, last;  // the planes of axis m that see it
-  bool whole;       // no end of the ray lies within the layers
-  double w;         // mm a plane
+  int first, last;  // the planes of axis m that it meets
+  double w;         // mm per plane
 
-  DRR_HD static Member of(const Grid& grid, const Ray& ray, Reach reach) {
+  DRR_HD static Member of(const Grid& grid, const Ray& ray) {
     const Vec3 d = ray.p - ray.s, g = grid.metric();
     const int m = dominant_axis(d), a = m == 0 ? 1 : 0, b = m == 2 ? 1 : 2;
     const double dm = d[m], last = static_cast<double>(grid.size(m) - 1);
-    Member r = {kBundles, 0, -1, true, 0};
+    Member r = {kBundles, 0, -1, 0};
     if (!(fabs(dm) > 0) || !is_finite(ray)) return r;
     const double rho_a = d[a] / dm, rho_b = d[b] / dm;
     r.w = sqrt(g[m] + g[a] * rho_a * rho_a + g[b] * rho_b * rho_b);
     const double low = minimum(ray.s[m], ray.p[m]), high = maximum(ray.s[m], ray.p[m]);
-    const double along = reach == Reach::kCell ? 1 : 0;
-    double first_plane = ceil(low - along), last_plane = floor(high + along);
-    if (reach == Reach::kLayer) {
-      first_plane = floor(low + 0.5);
-      last_plane = ceil(high - 0.5);
-      r.whole = low < -0.5 && high > last + 0.5;
-    }
-    r.first = static_cast<int>(minimum(last + 1, maximum(first_plane, 0.0)));
-    r.last = static_cast<int>(maximum(-1.0, minimum(last_plane, last)));
+    r.first = static_cast<int>(minimum(last + 1, maximum(ceil(low), 0.0)));
+    r.last = static_cast<int>(maximum(-1.0, minimum(floor(high), last)));
     if (r.first <= r.last) r.bundle = 2 * m + (dm < 0);
     return r;
   }
 };
 
-// What is known of a bundle's pixels: sums, and maxima of numbers that are 0 where nothing is
-// known, so that boxes start at 0 and can be joined in any order.
+// What is known of a bundle's pixels: their number, and maxima of numbers that are 0 where nothing
+// is known, so that boxes start at 0 and can be joined in any order.
 struct BundleBox {
-  static constexpr int kSums = 2, kNumbers = 11;
+  static constexpr int kNumbers = 10;
   static constexpr int32_t kFar = 1 << 30;  // no image and no grid is larger
   int32_t number[kNumbers];
 
-  DRR_HD static BundleBox none() { return {{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}; }
+  DRR_HD static BundleBox none() { return {{0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}; }
   DRR_HD static BundleBox of(const Member& member, int32_t col, int32_t row, int32_t pixel) {
-    return {{1, member.whole ? 0 : 1, kFar - col, col + 1, kFar - row, row + 1, member.first + 1,
-             kFar - member.first, member.last + 1, kFar - member.last, kFar - pixel}};
+    return {{1, kFar - col, col + 1, kFar - row, row + 1, member.first + 1, kFar - member.first,
+             member.last + 1, kFar - member.last, kFar - pixel}};
   }
   DRR_HD void join(const BundleBox& other) {
-    for (int i = 0; i < kSums; ++i) number[i] += other.number[i];
-    for (int i = kSums; i < kNumbers; ++i) number[i] = maximum(number[i], other.number[i]);
+    number[0] += other.number[0];
+    for (int i = 1; i < kNumbers; ++i) number[i] = maximum(number[i], other.number[i]);
   }
 
-  DRR_HD int32_t col_begin() const { return kFar - number[2]; }
-  DRR_HD int32_t col_end() const { return number[3]; }
-  DRR_HD int32_t row_begin() const { return kFar - number[4]; }
-  DRR_HD int32_t row_end() const { return number[5]; }
-  DRR_HD int32_t first_plane() const { return kFar - number[7]; }
-  DRR_HD int32_t last_plane() const { return number[8] - 1; }
-  DRR_HD int32_t some_pixel() const { return kFar - number[10]; }  // the first one
+  DRR_HD int32_t col_begin() const { return kFar - number[1]; }
+  DRR_HD int32_t col_end() const { return number[2]; }
+  DRR_HD int32_t row_begin() const { return kFar - number[3]; }
+  DRR_HD int32_t row_end() const { return number[4]; }
+  DRR_HD int32_t first_plane() const { return kFar - number[6]; }
+  DRR_HD int32_t last_plane() const { return number[7] - 1; }
+  DRR_HD int32_t some_pixel() const { return kFar - number[9]; }  // the first one
   DRR_HD bool empty() const { return number[0] == 0; }
   // Whether every pixel of the rectangle is a member and samples all of the bundle's planes.
   DRR_HD bool plain() const {
     const int64_t area = static_cast<int64_t>(col_end() - col_begin()) * (row_end() - row_begin());
-    return number[0] == area && number[1] == 0 && number[6] - 1 == first_plane() &&
-           kFar - number[9] == last_plane();
+    return number[0] == area && number[5] - 1 == first_plane() && kFar - number[8] == last_plane();
   }
 };
 
@@ -100,7 +88,7 @@ template <class S> struct Affine {
 };
 
 // A closed interval of pixel coordinates.
-template <class S> struct Span {
+template <class S> struct Range {
   S lo, hi;
 };
 
@@ -169,14 +157,13 @@ template <class S> struct alignas(4 * sizeof(S)) Bundle {
   // In groups of four, as they are fetched together.
   Affine<S> lambda, lambda_row;                    // X - s = lambda (d + j u + i v)
   S at_a, rho_a, at_b, rho_b;                      // r_a = at_a + k rho_a
-  S t_one, t_m, reach_a, reach_b;                  // t = t_one + k t_m; what a voxel sees
+  S t_one, t_m, slack, col_error;                  // t = t_one + k t_m; see in_reach_of_source
   S col_a, col_b, col_d, row_error;                // A_a, A_b, U; of lambda_row's numerator
   S row_a, row_b, row_d, per_d;                    // B_a, B_b, V; 1 / d_m, 1 for parallel beams
   S plane_first, plane_last, row_first, row_last;  // planes from the middle, rows from pixel's
-  S col_first, col_last, source_a, source_b;       // columns from pixel's; see in_reach
-  int32_t pixel, stride_col, stride_row, id;       // the reference pixel, and the steps from it
+  S col_first, col_last, source_a, source_b;  // columns from pixel's; the source from the middle
+  int32_t pixel, stride_col, stride_row, id;  // the reference pixel, and the steps from it
   Affine<S> lambda_col;
-  S col_error, slack;
   int32_t axis;
   bool plain;  // see BundleBox
 
@@ -184,13 +171,13 @@ template <class S> struct alignas(4 * sizeof(S)) Bundle {
 
   // False where the bundle has no pixel that could touch anything.
   DRR_HD static bool make(const Grid& grid, const Views& views, int64_t view, int id,
-                          const BundleBox& box, Reach reach, Bundle& r) {
+                          const BundleBox& box, Bundle& r) {
     if (box.empty()) return false;
     const int cols = static_cast<int>(views.cols);
     r.id = id;
     r.axis = id / 2;
     r.plain = box.plain();
-    r.choose_reference(grid, views, view, box, reach);
+    r.choose_reference(grid, views, view, box);
     r.col_first = static_cast<S>(box.col_begin() - r.pixel % cols);
     r.col_last = static_cast<S>(box.col_end() - 1 - r.pixel % cols);
     r.row_first = static_cast<S>(box.row_begin() - r.pixel / cols);
@@ -200,21 +187,17 @@ template <class S> struct alignas(4 * sizeof(S)) Bundle {
     const Ray ray = views.ray(view, r.pixel);
     const double* f = views.geometry + 12 * view;
     Vec3 u = {f[6], f[7], f[8]}, v = {f[9], f[10], f[11]};
-    r.invert(grid, ray, u, v, views.parallel);
+    const bool parallel = views.beam == Beam::kParallel;
+    r.invert(grid, ray, u, v, parallel);
     if (r.prefers_rows()) {
       r.transpose();
       const Vec3 kept = u;
       u = v;
       v = kept;
     }
-    r.follow(grid, ray, u, v, views.parallel);
+    r.follow(grid, ray, u, v, parallel);
     r.plane_first = static_cast<S>(box.first_plane() - middle_of(grid)[r.axis]);
     r.plane_last = static_cast<S>(box.last_plane() - middle_of(grid)[r.axis]);
-    const Span<double> slopes = r.steepest(ray.p - ray.s, u, v, views.parallel);
-    const double voxel = reach == Reach::kLayer ? 0.5 : 1;
-    const double along = reach == Reach::kLayer ? 0.5 : reach == Reach::kCell ? 1 : 0;
-    r.reach_a = static_cast<S>(voxel + along * slopes.lo + margin());
-    r.reach_b = static_cast<S>(voxel + along * slopes.hi + margin());
     const S sum = r.at_a + r.at_b + r.rho_a + r.rho_b + r.t_one + r.col_a + r.row_a + r.col_b +
                   r.row_b + r.col_d + r.row_d;
     return fabs(sum) <= static_cast<S>(1e30);  // false for NaN too
@@ -225,11 +208,11 @@ template <class S> struct alignas(4 * sizeof(S)) Bundle {
 
   // The middle of the rectangle, unless the bundle leaves it to another.
   DRR_HD void choose_reference(const Grid& grid, const Views& views, int64_t view,
-                               const BundleBox& box, Reach reach) {
+                               const BundleBox& box) {
     const int col = (box.col_begin() + box.col_end() - 1) / 2;
     const int row = (box.row_begin() + box.row_end() - 1) / 2;
     pixel = row * static_cast<int>(views.cols) + col;
-    if (Member::of(grid, views.ray(view, pixel), reach).bundle != id) pixel = box.some_pixel();
+    if (Member::of(grid, views.ray(view, pixel)).bundle != id) pixel = box.some_pixel();
   }
 
   // The reference ray, and how the others differ from it.
@@ -273,21 +256,6 @@ template <class S> struct alignas(4 * sizeof(S)) Bundle {
   DRR_HD static Vec3 middle_of(const Grid& grid) {
     return {static_cast<double>(grid.nx / 2), static_cast<double>(grid.ny / 2),
             static_cast<double>(grid.nz / 2)};
-  }
-
-  // Upper bounds of |rho_a| and |rho_b|: on a rectangle that d_m does not leave, the corners' own.
-  DRR_HD Span<double> steepest(Vec3 d, Vec3 u, Vec3 v, bool parallel) const {
-    if (parallel) return {fabs(d[a()] / d[axis]), fabs(d[b()] / d[axis])};
-    Span<double> most = {0, 0};
-    for (int corner = 0; corner < 4; ++corner) {
-      const double j = corner & 1 ? col_last : col_first;
-      const double i = corner & 2 ? row_last : row_first;
-      const Vec3 to = d + j * u + i * v;
-      if (!(to[axis] / d[axis] > 0)) return {1, 1};
-      most = {maximum(most.lo, fabs(to[a()] / to[axis])),
-              maximum(most.hi, fabs(to[b()] / to[axis]))};
-    }
-    return {minimum(most.lo, 1.0), minimum(most.hi, 1.0)};
   }
 
   // lambda, lambda_col and lambda_row; all 0, which bounds nothing, where (d, u, v) are coplanar.
@@ -340,8 +308,9 @@ template <class S> struct alignas(4 * sizeof(S)) Bundle {
   }
 
   // Where a box of half sizes (hm, ha, hb) projects to: along columns or rows, as `numerator` says.
-  DRR_HD static Span<S> project(const Affine<S>& lambda, S at, S lowest, const Affine<S>& numerator,
-                                S error, S xm, S xa, S xb, S hm, S ha, S hb) {
+  DRR_HD static Range<S> project(const Affine<S>& lambda, S at, S lowest,
+                                 const Affine<S>& numerator, S error, S xm, S xa, S xb, S hm, S ha,
+                                 S hb) {
     const S middle = numerator.at(xm, xa, xb) / at;
     const Affine<S> move = {0, numerator.m - middle * lambda.m, numerator.a - middle * lambda.a,
                             numerator.b - middle * lambda.b};
@@ -352,14 +321,16 @@ template <class S> struct alignas(4 * sizeof(S)) Bundle {
   // Whether the box of half sizes (hm, ha, hb) about a point can be touched.
   DRR_HD bool touches(S xm, S xa, S xb, S hm, S ha, S hb) const {
     if (!(xm + hm >= plane_first && xm - hm <= plane_last)) return false;
-    ha += reach_a;
-    hb += reach_b;
+    ha += static_cast<S>(1 + margin());  // a ray weighs in voxels up to one away
+    hb += static_cast<S>(1 + margin());
     const S most_t = maximum(static_cast<S>(fabs(t(xm - hm))), static_cast<S>(fabs(t(xm + hm))));
     if (!in_reach_of_source(most_t, xa, xb, ha, hb)) return false;
     const S at = lambda.at(xm, xa, xb), lowest = at - lambda.change(hm, ha, hb);
     if (!(lowest > static_cast<S>(0.25) * at)) return true;
-    const Span<S> cols = project(lambda, at, lowest, lambda_col, col_error, xm, xa, xb, hm, ha, hb);
-    const Span<S> rows = project(lambda, at, lowest, lambda_row, row_error, xm, xa, xb, hm, ha, hb);
+    const Range<S> cols =
+        project(lambda, at, lowest, lambda_col, col_error, xm, xa, xb, hm, ha, hb);
+    const Range<S> rows =
+        project(lambda, at, lowest, lambda_row, row_error, xm, xa, xb, hm, ha, hb);
     return !(cols.hi < col_first || cols.lo > col_last || rows.hi < row_first ||
              rows.lo > row_last);
   }
@@ -384,7 +355,7 @@ template <class S> struct Columns {
 template <class S> struct Window {
   S t, at_a, at_b;  // of the reference ray
   Columns<S> on_a, on_b;
-  Span<S> rows;  // whole numbers
+  Range<S> rows;  // whole numbers
 
   // False where there are none.
   DRR_HD bool look(const Bundle<S>& bundle, S k, S mid_a, S mid_b, S half_a, S half_b) {
@@ -420,7 +391,7 @@ template <class S> struct Window {
   }
 
   // The columns of row i: whole numbers, none where lo > hi.
-  DRR_HD Span<S> columns(const Bundle<S>& bundle, S i) const {
+  DRR_HD Range<S> columns(const Bundle<S>& bundle, S i) const {
     const S mid_a = on_a.one + i * on_a.by_row, mid_b = on_b.one + i * on_b.by_row;
     const S low = at_least(at_least(bundle.col_first, mid_a - on_a.half), mid_b - on_b.half);
     const S high = at_most(at_most(bundle.col_last, mid_a + on_a.half), mid_b + on_b.half);
@@ -429,4 +400,5 @@ template <class S> struct Window {
   }
 };
 
+}  // namespace cuda
 }  // namespace drrkit

@@ -9,17 +9,17 @@
 #include <mutex>
 #include <vector>
 
-#include "params.h"
+#include "../params.h"
 
 namespace drrkit {
 
 // The tensor that something was made from. As long as that tensor's memory is kept alive, no other
-// one has its address, and whoever writes into it in place counts its version up.
+// one has its address, and torch counts each write in place up in its version.
 struct Origin {
   const void* data = nullptr;
   int64_t version = 0;
   int device = -1;  // index of a CUDA device, -1: CPU
-  Voxel voxel = Voxel::kFloat32;
+  VoxelType voxel = VoxelType::kFloat32;
   std::array<int64_t, 5> shape = {};  // [N, C, nz, ny, nx]
 
   bool operator==(const Origin& o) const {
@@ -38,7 +38,7 @@ struct PackedArrays {
 
 struct Packed {
   Origin origin;
-  Bricks bricks = {nullptr, nullptr, 0, 0, 0};
+  EmptySpace empty;
   PackedArrays arrays;
   std::shared_ptr<const void> memory;          // keeps what the pointers show alive
   std::shared_ptr<std::atomic<int64_t>> uses;  // ops that went by it
@@ -112,7 +112,7 @@ class Handle {
 class PackedVolume {
  public:
   // bricks: along x, y, z.
-  PackedVolume(const std::array<int64_t, 5>& shape, Voxel voxel,
+  PackedVolume(const std::array<int64_t, 5>& shape, VoxelType voxel,
                const std::array<int32_t, 3>& bricks)
       : bricks_(bricks) {
     origin_.voxel = voxel;
@@ -138,8 +138,8 @@ class PackedVolume {
     packed.origin = origin_;
     packed.origin.data = data;
     packed.origin.version = version;
-    packed.bricks = {memory->occupied.data(), memory->distance.data(), bricks_[0], bricks_[1],
-                     bricks_[2]};
+    packed.empty = {memory->occupied.data(), memory->distance.data(), bricks_[0], bricks_[1],
+                    bricks_[2]};
     packed.memory = memory;
     handle_.publish(std::move(packed));
   }

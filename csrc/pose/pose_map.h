@@ -1,10 +1,11 @@
-// What the two maps of poses share, motion.h (perturb) and frames.h: small tensors of one item a
+// What the two maps of poses share, perturb.h and frames.h: small tensors of one item a
 // view, read with any strides, and what is wanted of a map m(x0, x1, x2):
 //   S = double: out = m(x), and with a cotangent g of m(x) also on = the cotangents of x
 //   S = Dual:   the derivatives of both along the slopes of the inputs, g being constant
 // All derivatives up to the second are made of these.
 #pragma once
 
+#include "../rays/geometry.h"
 #include "dual.h"
 
 namespace drrkit {
@@ -40,7 +41,9 @@ struct MapParams {
   Operand g;               // [B, ...] cotangent of the map's result; without data: none
   double* out;             // [B, ...]; null: not wanted
   double* on[kMapInputs];  // [B, ...] cotangents of the inputs; unused without g
-  bool extend, parallel;   // frames.h
+  bool derivative;         // S = Dual
+  bool extend;             // frames.h
+  Beam beam;
 };
 
 }  // namespace drrkit

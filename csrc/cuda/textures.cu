@@ -1,15 +1,15 @@
 // Joseph's method over a prepared volume. Every ray chooses the texture or the layout of its own
-// dominant axis, so launches may mix them; warps, and lanes that share a ray, as in tiles.cuh.
-#pragma once
-
-#include "gather.cuh"
+// dominant axis, so launches may mix them; warps, and lanes that share a ray, as in warps.cuh.
 #include "packed.h"
+#include "project.cuh"
 
 namespace drrkit {
 namespace cuda {
 
+namespace {
+
 // A run of consecutive samples out of `of`.
-__device__ inline Samples between(const Samples& of, int begin, int end) {
+__device__ Samples between(const Samples& of, int begin, int end) {
   return {begin, minimum(maximum(of.inner_begin, begin), end),
           minimum(maximum(of.inner_end, begin), end), end};
 }
@@ -20,12 +20,12 @@ struct Part {
   Line<float> line;
   bool sparse;  // whether to look bricks up
 
-  __device__ static Part of(const Joseph<float>& r, const Bricks& bricks, int64_t volume,
+  __device__ static Part of(const Joseph<float>& r, const EmptySpace& empty, int64_t volume,
                             int log_split) {
     Part part;
     part.line =
         Line<float>::of(r.m, static_cast<float>(r.plane), r.at_a, r.at_b, r.step_a, r.step_b);
-    const Occupied& box = bricks.occupied[volume];
+    const Occupied& box = empty.occupied[volume];
     int begin = r.samples.begin, end = r.samples.end;
     narrow_to_box(box, part.line, begin, end);
     const int lane = threadIdx.x & ((1 << log_split) - 1);
@@ -36,9 +36,9 @@ struct Part {
 
   // Calls body(samples) for the stretches that can meet something.
   template <class Body>
-  __device__ void march(const Bricks& bricks, int64_t volume, const Body& body) const {
+  __device__ void march(const EmptySpace& empty, int64_t volume, const Body& body) const {
     if (!sparse) return body(samples);
-    const BrickWalk<float> walk(bricks, volume, line);
+    const BrickWalk<float> walk(empty, volume, line);
     for (int k = samples.begin; k < samples.end;) {
       const auto run = walk.run(k, samples.end);
       if (!run.empty) body(between(samples, k, run.end));
@@ -59,17 +59,17 @@ __device__ __forceinline__ void fetch(unsigned long long texture, const Joseph<f
   }
 }
 
-// Images by textures, whose texels lie in blocks: square tiles of rays suit every direction.
-static __global__ void __launch_bounds__(kThreads, 8)  // 64 registers: the march needs no more
-    textures_kernel(ProjectParams params, PackedArrays arrays, Tiles tiles) {
+// Images by textures, whose texels lie in blocks: square plan of rays suit every direction.
+__global__ void __launch_bounds__(kThreads, 8)  // 64 registers: the march needs no more
+    textures_kernel(ProjectParams params, PackedArrays arrays, WarpPlan plan) {
   using March = Joseph<float>;
   const Scene& scene = params.scene;
-  const Warp warp = Warp::of(scene, tiles, Warp::compact);
+  const Warp warp = Warp::of(scene, plan, Warp::compact);
   if (!warp.real) return;
-  const Pixel mine = warp.pixel(tiles, threadIdx.x % kWarp >> tiles.log_split);
+  const Pixel mine = warp.pixel(plan, threadIdx.x % kWarp >> plan.log_split);
   const March r = march_of<March>(scene, mine);
   const int64_t volume = scene.volume_of(mine.view), channels = scene.n_channels;
-  const Part part = Part::of(r, params.bricks, volume, tiles.log_split);
+  const Part part = Part::of(r, params.empty, volume, plan.log_split);
   for (int64_t c = 0; c < channels; ++c) {
     const int64_t image = volume * channels + c;
     March::Sums sums;
@@ -78,18 +78,18 @@ static __global__ void __launch_bounds__(kThreads, 8)  // 64 registers: the marc
     for (int axis = 0; axis < 3; ++axis) {
       if (r.m != axis) continue;
       const unsigned long long texture = arrays.textures[3 * image + axis];
-      part.march(params.bricks, volume,
+      part.march(params.empty, volume,
                  [&](const Samples& samples) { fetch(texture, r, samples, sums.v); });
     }
-    add_up<March, 0>(sums, tiles.log_split);
+    add_up<March, 0>(sums, plan.log_split);
     sums.v *= arrays.scale[image];
-    if (writes(mine, tiles.log_split))
+    if (writes(mine, plan.log_split))
       store_image<float, false>(params, mine.view * channels + c, mine.index, r, sums);
   }
 }
 
 // The direction that is contiguous for most rays of a view: x, but y where they run along x.
-__device__ inline int side_by_side_of_copy(const Scene& scene, const Tiles& t, int64_t view) {
+__device__ int side_by_side_of_copy(const Scene& scene, const WarpPlan& t, int64_t view) {
   if (!t.frames) return Warp::compact(scene, t, view);
   const double* frame = scene.views.geometry + 12 * view;
   const Vec3 u = {frame[6], frame[7], frame[8]}, v = {frame[9], frame[10], frame[11]};
@@ -102,16 +102,16 @@ __device__ inline int side_by_side_of_copy(const Scene& scene, const Tiles& t, i
 // way the first lateral axis is contiguous.
 template <class Voxel, class Index>
 __global__ void __launch_bounds__(kThreads, blocks_of<float>(1))
-    copy_kernel(ProjectParams params, PackedArrays arrays, Tiles tiles) {
+    copy_kernel(ProjectParams params, PackedArrays arrays, WarpPlan plan) {
   using March = Joseph<float>;
   const Scene& scene = params.scene;
-  const Warp warp = Warp::of(scene, tiles, side_by_side_of_copy);
+  const Warp warp = Warp::of(scene, plan, side_by_side_of_copy);
   if (!warp.real) return;
-  const Pixel mine = warp.pixel(tiles, threadIdx.x % kWarp >> tiles.log_split);
+  const Pixel mine = warp.pixel(plan, threadIdx.x % kWarp >> plan.log_split);
   March r = march_of<March>(scene, mine);
   const int64_t channels = scene.n_channels, voxels = scene.grid.voxels();
   const int64_t view_volume = scene.volume_of(mine.view);
-  const Part part = Part::of(r, params.bricks, view_volume, tiles.log_split);
+  const Part part = Part::of(r, params.empty, view_volume, plan.log_split);
   r.stride_a = 1;
   if (r.m == 0) {  // [x, z, y]
     r.stride_b = scene.grid.ny;
@@ -121,15 +121,49 @@ __global__ void __launch_bounds__(kThreads, blocks_of<float>(1))
                         view_volume * channels * voxels;
   for (int64_t c = 0; c < channels; ++c, volume += voxels) {
     March::Sums sums;
-    part.march(params.bricks, view_volume, [&](const Samples& samples) {
+    part.march(params.empty, view_volume, [&](const Samples& samples) {
       March stretch = r;
       stretch.samples = samples;
       stretch.template gather<1, Voxel, Index>(volume, 0, 1, sums);
     });
-    add_up<March, 1>(sums, tiles.log_split);
-    if (writes(mine, tiles.log_split))
+    add_up<March, 1>(sums, plan.log_split);
+    if (writes(mine, plan.log_split))
       store_image<float, true>(params, mine.view * channels + c, mine.index, r, sums);
   }
+}
+
+const char* launch_textures(const ProjectParams& p, const Packed& packed, cudaStream_t stream) {
+  const WarpPlan plan = WarpPlan::of(p.scene);
+  return launch(textures_kernel, plan.grid(), kThreads, stream, p, packed.arrays, plan);
+}
+
+template <class Voxel>
+const char* launch_copy(const ProjectParams& p, const Packed& packed, cudaStream_t stream) {
+  const WarpPlan plan = WarpPlan::of(p.scene);
+  if (small(p.scene.grid))
+    return launch(copy_kernel<Voxel, int32_t>, plan.grid(), kThreads, stream, p, packed.arrays,
+                  plan);
+  return launch(copy_kernel<Voxel, int64_t>, plan.grid(), kThreads, stream, p, packed.arrays, plan);
+}
+
+}  // namespace
+
+bool project_packed(const ProjectParams& p, const Packed& packed, void* stream,
+                    const char** error) {
+  cudaStream_t s = static_cast<cudaStream_t>(stream);
+  if (p.scene.method != Method::kJoseph || p.scene.voxel == VoxelType::kFloat64) return false;
+  if (!p.six) {
+    if (!packed.arrays.textures) return false;
+    *error = launch_textures(p, packed, s);
+    return true;
+  }
+  if (!packed.arrays.copy) return false;
+  switch (p.scene.voxel) {
+    case VoxelType::kFloat16: *error = launch_copy<Half>(p, packed, s); break;
+    case VoxelType::kBFloat16: *error = launch_copy<BFloat16>(p, packed, s); break;
+    default: *error = launch_copy<float>(p, packed, s); break;
+  }
+  return true;
 }
 
 }  // namespace cuda

@@ -1,10 +1,11 @@
-// The kernels that read the volume: images with their rays' derivatives, and K.
+// The kernels that read the volume: images with their rays' derivatives, and K; and the launches of
+// one integrator.
 //
 // Floors of a launch of R rays of n samples, each to be divided by the number of multiprocessors
 // and compared with the time that a GPU takes, in its cycles:
 // - first-level cache: R n / 32 loads of 4 (Joseph), 3 (Siddon) or 8 (trilinear) corners, each a
 //   cycle for every line of 128 bytes that a warp's load touches: 2 to 4 along y and z, see
-//   tiles.cuh;
+//   warps.cuh;
 // - memory: every voxel that is hit once, and R numbers written, 7 R with derivatives;
 // - instructions, four a cycle: R n / 32 times 28, 74 or 47 (34, 90 or 61 with derivatives), as
 //   compiled for sm_90; and about 1000 to set up 32 rays, of which 250 are in double precision.
@@ -19,7 +20,7 @@
 
 #include <limits>
 
-#include "tiles.cuh"
+#include "scatter.cuh"
 
 namespace drrkit {
 namespace cuda {
@@ -69,14 +70,14 @@ __device__ inline bool writes(const Pixel& pixel, int log_split) {
   return pixel.real && (threadIdx.x & ((1 << log_split) - 1)) == 0;
 }
 
-template <class S, bool kRays, class March>
+template <class S, bool kSix, class March>
 __device__ void store_image(const ProjectParams& params, int64_t row, int64_t pixel,
                             const March& march, const typename March::Sums& sums) {
-  const int64_t n = params.scene.views.rays;
+  const int64_t n = params.scene.views.n_rays;
   static_cast<S*>(params.image)[row * n + pixel] = static_cast<S>(march.image(sums));
-  if (!kRays) return;
+  if (!kSix) return;
   const RayResult result = march.derivatives(sums);
-  S* out = static_cast<S*>(params.rays) + row * 6 * n + pixel;
+  S* out = static_cast<S*>(params.six) + row * 6 * n + pixel;
 #pragma unroll
   for (int axis = 0; axis < 3; ++axis) {
     out[axis * n] = static_cast<S>(result.ds[axis]);
@@ -93,15 +94,15 @@ template <class S> constexpr int blocks_of(int order) {
 
 // The volume's pointer moves on from channel to channel instead of being computed from the
 // channel's number: the compiler would add the channel's offset to each single address.
-template <class March, class Voxel, class Index, bool kRays>
-__global__ void __launch_bounds__(kThreads, blocks_of<typename March::Scalar>(kRays ? 1 : 0))
-    project_kernel(ProjectParams params, Tiles tiles) {
+template <class March, class Voxel, class Index, bool kSix>
+__global__ void __launch_bounds__(kThreads, blocks_of<typename March::Scalar>(kSix ? 1 : 0))
+    project_kernel(ProjectParams params, WarpPlan plan) {
   using S = typename March::Scalar;
-  __shared__ Board<March, Voxel> board;
+  __shared__ MarchBoard<March, Voxel> board;
   const Scene& scene = params.scene;
-  const Warp warp = Warp::of(scene, tiles);
+  const Warp warp = Warp::of(scene, plan);
   if (!warp.real) return;
-  const Pixel mine = warp.pixel(tiles, threadIdx.x % kWarp >> tiles.log_split);
+  const Pixel mine = warp.pixel(plan, threadIdx.x % kWarp >> plan.log_split);
   const March march = march_of<March>(scene, mine);
   const bool along_x = any_along_x(march);
   const int64_t voxels = scene.grid.voxels(), channels = scene.n_channels;
@@ -109,25 +110,25 @@ __global__ void __launch_bounds__(kThreads, blocks_of<typename March::Scalar>(kR
       static_cast<const Voxel*>(params.values) + scene.volume_of(mine.view) * channels * voxels;
   for (int64_t c = 0; c < channels; ++c, volume += voxels) {
     typename March::Sums sums;
-    gather_warp<March, kRays ? 1 : 0, Voxel, Index>(march, along_x, tiles.log_split,
-                                                    board.of_warp(), volume, sums);
-    if (writes(mine, tiles.log_split))
-      store_image<S, kRays>(params, mine.view * channels + c, mine.index, march, sums);
+    gather_warp<March, kSix ? 1 : 0, Voxel, Index>(march, along_x, plan.log_split, board.of_warp(),
+                                                   volume, sums);
+    if (writes(mine, plan.log_split))
+      store_image<S, kSix>(params, mine.view * channels + c, mine.index, march, sums);
   }
 }
 
 template <class March, class Voxel, class Index>
 __global__ void __launch_bounds__(kThreads, blocks_of<typename March::Scalar>(2))
-    second_kernel(SecondParams params, Tiles tiles) {
+    second_kernel(SecondParams params, WarpPlan plan) {
   using S = typename March::Scalar;
-  __shared__ Board<March, Voxel> board;
+  __shared__ MarchBoard<March, Voxel> board;
   const Scene& scene = params.scene;
-  const Warp warp = Warp::of(scene, tiles);
+  const Warp warp = Warp::of(scene, plan);
   if (!warp.real) return;
-  const Pixel mine = warp.pixel(tiles, threadIdx.x % kWarp >> tiles.log_split);
+  const Pixel mine = warp.pixel(plan, threadIdx.x % kWarp >> plan.log_split);
   const March march = march_of<March>(scene, mine);
   const bool along_x = any_along_x(march);
-  const int64_t n = scene.views.rays, voxels = scene.grid.voxels(), channels = scene.n_channels;
+  const int64_t n = scene.views.n_rays, voxels = scene.grid.voxels(), channels = scene.n_channels;
   const Voxel* volume =
       static_cast<const Voxel*>(params.values) + scene.volume_of(mine.view) * channels * voxels;
   const Ray none = {{0, 0, 0}, {0, 0, 0}};
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, blocks_of<typename March::Scalar>(2)
   Ray total = none;
   for (int64_t c = 0; c < channels; ++c, volume += voxels) {
     typename March::Sums sums;
-    gather_warp<March, 2, Voxel, Index>(march, along_x, tiles.log_split, board.of_warp(), volume,
+    gather_warp<March, 2, Voxel, Index>(march, along_x, plan.log_split, board.of_warp(), volume,
                                         sums);
     if (!mine.real) continue;
     const double weight =
@@ -144,8 +145,8 @@ __global__ void __launch_bounds__(kThreads, blocks_of<typename March::Scalar>(2)
     total.s = total.s + weight * k.s;
     total.p = total.p + weight * k.p;
   }
-  if (!writes(mine, tiles.log_split)) return;
-  double* out = params.rays + mine.view * 6 * n + mine.index;
+  if (!writes(mine, plan.log_split)) return;
+  double* out = params.six + mine.view * 6 * n + mine.index;
 #pragma unroll
   for (int axis = 0; axis < 3; ++axis) {
     out[axis * n] = total.s[axis];
@@ -158,12 +159,11 @@ inline bool small(const Grid& grid) { return grid.voxels() < std::numeric_limits
 
 template <class March, class Voxel, class Index>
 const char* launch_project(const ProjectParams& p, cudaStream_t stream) {
-  const Tiles tiles = Tiles::of(p.scene);
-  if (p.rays)
-    return launch(project_kernel<March, Voxel, Index, true>, tiles.grid(), kThreads, stream, p,
-                  tiles);
-  return launch(project_kernel<March, Voxel, Index, false>, tiles.grid(), kThreads, stream, p,
-                tiles);
+  const WarpPlan plan = WarpPlan::of(p.scene);
+  if (p.six)
+    return launch(project_kernel<March, Voxel, Index, true>, plan.grid(), kThreads, stream, p,
+                  plan);
+  return launch(project_kernel<March, Voxel, Index, false>, plan.grid(), kThreads, stream, p, plan);
 }
 
 template <class March, class Voxel>
@@ -174,10 +174,42 @@ const char* project_voxel(const ProjectParams& p, cudaStream_t stream) {
 
 template <class March, class Voxel>
 const char* second_voxel(const SecondParams& p, cudaStream_t stream) {
-  const Tiles tiles = Tiles::of(p.scene);
+  const WarpPlan plan = WarpPlan::of(p.scene);
   if (small(p.scene.grid))
-    return launch(second_kernel<March, Voxel, int32_t>, tiles.grid(), kThreads, stream, p, tiles);
-  return launch(second_kernel<March, Voxel, int64_t>, tiles.grid(), kThreads, stream, p, tiles);
+    return launch(second_kernel<March, Voxel, int32_t>, plan.grid(), kThreads, stream, p, plan);
+  return launch(second_kernel<March, Voxel, int64_t>, plan.grid(), kThreads, stream, p, plan);
+}
+
+// ---- what one integrator offers, by storage type; joseph.cu, siddon.cu and trilinear.cu
+// instantiate one each
+
+template <template <class> class March>
+const char* CudaKernels<March>::project(const ProjectParams& p, void* stream) {
+  cudaStream_t s = static_cast<cudaStream_t>(stream);
+  switch (p.scene.voxel) {
+    case VoxelType::kFloat16: return project_voxel<March<float>, Half>(p, s);
+    case VoxelType::kBFloat16: return project_voxel<March<float>, BFloat16>(p, s);
+    case VoxelType::kFloat32: return project_voxel<March<float>, float>(p, s);
+    default: return project_voxel<March<double>, double>(p, s);
+  }
+}
+
+template <template <class> class March>
+const char* CudaKernels<March>::second(const SecondParams& p, void* stream) {
+  cudaStream_t s = static_cast<cudaStream_t>(stream);
+  switch (p.scene.voxel) {
+    case VoxelType::kFloat16: return second_voxel<March<float>, Half>(p, s);
+    case VoxelType::kBFloat16: return second_voxel<March<float>, BFloat16>(p, s);
+    case VoxelType::kFloat32: return second_voxel<March<float>, float>(p, s);
+    default: return second_voxel<March<double>, double>(p, s);
+  }
+}
+
+template <template <class> class March>
+const char* CudaKernels<March>::backproject(const BackprojectParams& p, void* stream) {
+  cudaStream_t s = static_cast<cudaStream_t>(stream);
+  if (p.scene.voxel == VoxelType::kFloat64) return backproject_scalar<March<double>>(p, s);
+  return backproject_scalar<March<float>>(p, s);
 }
 
 }  // namespace cuda

@@ -1,9 +1,9 @@
-// Which lane marches which ray: tiles of pixels, and rays that several lanes share.
+// Which lane marches which ray: squares of pixels, and rays that several lanes share.
 //
 // What bounds a march along y or z is not memory but the first-level cache: a warp's load takes as
-// long as it touches lines of 128 bytes. So a warp takes 16 x 2, 8 x 4 or 2 x 16 pixels of a tile
+// long as it touches lines of 128 bytes. So a warp takes 16 x 2, 8 x 4 or 2 x 16 pixels of a square
 // of 16 x 16, whichever of the image's two directions runs along the contiguous x: 2 to 4 lines a
-// load where the worst choice has 16 to 32. A tile's warps follow one another, in the same block or
+// load where the worst choice has 16 to 32. A square's warps follow one another, in the same block or
 // the next, and so share what they load.
 //
 // A launch of few rays leaves a GPU idle: each multiprocessor can hold 16 to 24 warps of a march,
@@ -20,44 +20,42 @@
 namespace drrkit {
 namespace cuda {
 
-constexpr int kLogWarp = 5, kWarp = 1 << kLogWarp, kWarpsPerBlock = 4;
-constexpr int kThreads = kWarp * kWarpsPerBlock;
-constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kWarpsPerBlock = 4, kThreads = kWarp * kWarpsPerBlock;
 
-constexpr int kLogTile = 8;         // pixels of a tile: 16 x 16, or longer ones for narrow images
+constexpr int kLogSquare = 8;       // pixels: 16 x 16, or longer ones for narrow images
 constexpr int kWarpsWanted = 16;    // on each multiprocessor: as many as its registers hold
 constexpr int kFewestSamples = 16;  // of a lane: fewer than that cost less than setting up the ray
 
 // How a launch deals its rays to warps.
-struct Tiles {
+struct WarpPlan {
   int64_t cols, rows;  // of the image; explicit rays are a row of pixels
   int64_t views;
   bool frames;
-  int log_cols, log_rows;  // of a tile
-  int log_split;           // lanes a ray
-  unsigned across;         // tiles side by side
+  int log_cols, log_rows;  // of a square
+  int log_split;           // lanes per ray
+  unsigned across;         // squares side by side
   unsigned warps;          // a view
 
-  static Tiles of(const Scene& scene) {
+  static WarpPlan of(const Scene& scene) {
     const Views& v = scene.views;
-    Tiles t;
+    WarpPlan t;
     t.frames = !v.endpoints;
-    t.cols = v.endpoints ? v.rays : v.cols;
-    t.rows = v.endpoints ? 1 : v.rays / v.cols;
+    t.cols = v.endpoints ? v.n_rays : v.cols;
+    t.rows = v.endpoints ? 1 : v.n_rays / v.cols;
     t.views = scene.n_views;
-    t.log_rows = minimum(kLogTile / 2, log_of(t.rows));
-    t.log_cols = minimum(kLogTile - t.log_rows, maximum(kLogTile / 2, log_of(t.cols)));
-    t.log_rows = kLogTile - t.log_cols;
+    t.log_rows = minimum(kLogSquare / 2, log_of(t.rows));
+    t.log_cols = minimum(kLogSquare - t.log_rows, maximum(kLogSquare / 2, log_of(t.cols)));
+    t.log_rows = kLogSquare - t.log_cols;
     t.across = static_cast<unsigned>(((t.cols - 1) >> t.log_cols) + 1);
-    const int64_t tiles = t.across * (((t.rows - 1) >> t.log_rows) + 1);
-    t.log_split = split_of(scene, tiles * t.views << (kLogTile - kLogWarp));
-    t.warps = static_cast<unsigned>(tiles << (kLogTile - kLogWarp + t.log_split));
+    const int64_t squares = t.across * (((t.rows - 1) >> t.log_rows) + 1);
+    t.log_split = split_of(scene, squares * t.views << (kLogSquare - kLogWarp));
+    t.warps = static_cast<unsigned>(squares << (kLogSquare - kLogWarp + t.log_split));
     return t;
   }
   // The least power of two that is not below n.
   static int log_of(int64_t n) {
     int log = 0;
-    while ((int64_t(1) << log) < n && log < kLogTile) ++log;
+    while ((int64_t(1) << log) < n && log < kLogSquare) ++log;
     return log;
   }
   static int split_of(const Scene& scene, int64_t warps) {
@@ -77,7 +75,7 @@ struct Tiles {
   dim3 grid() const { return views_grid((warps - 1) / kWarpsPerBlock + 1, views); }
 };
 
-// One of a warp's rays: its view, its pixel, and whether there is one (tiles hang over the image's
+// One of a warp's rays: its view, its pixel, and whether there is one (squares hang over the image's
 // border).
 struct Pixel {
   int64_t view, index;
@@ -91,12 +89,12 @@ struct Warp {
   int log_cols;      // its rays: this many side by side
   bool real;         // whether it has any
 
-  __device__ static Warp of(const Scene& scene, const Tiles& t) {
+  __device__ static Warp of(const Scene& scene, const WarpPlan& t) {
     return of(scene, t, side_by_side);
   }
   // `shape` chooses log_cols for a view, as `side_by_side` does.
   template <class Shape>
-  __device__ static Warp of(const Scene& scene, const Tiles& t, const Shape& shape) {
+  __device__ static Warp of(const Scene& scene, const WarpPlan& t, const Shape& shape) {
     Warp w;
     w.view = view_of_block();
     const unsigned number = blockIdx.x * kWarpsPerBlock + threadIdx.x / kWarp;
@@ -104,26 +102,26 @@ struct Warp {
     if (!w.real) return w;
     w.log_cols = shape(scene, t, w.view);
     const int log_rays = kLogWarp - t.log_split, log_rows = log_rays - w.log_cols;
-    const unsigned tile = number >> (kLogTile - log_rays);
-    const unsigned in_tile = number & ((1u << (kLogTile - log_rays)) - 1);
-    const unsigned tile_row = tile / t.across, tile_col = tile - tile_row * t.across;
-    const int log_abreast = t.log_cols - w.log_cols;  // warps side by side in a tile
-    const unsigned below = in_tile >> log_abreast, beside = in_tile & ((1u << log_abreast) - 1);
-    w.col = (static_cast<int64_t>(tile_col) << t.log_cols) + (beside << w.log_cols);
-    w.row = (static_cast<int64_t>(tile_row) << t.log_rows) + (below << log_rows);
+    const unsigned square = number >> (kLogSquare - log_rays);
+    const unsigned in_square = number & ((1u << (kLogSquare - log_rays)) - 1);
+    const unsigned square_row = square / t.across, square_col = square - square_row * t.across;
+    const int log_abreast = t.log_cols - w.log_cols;  // warps side by side in a square
+    const unsigned below = in_square >> log_abreast, beside = in_square & ((1u << log_abreast) - 1);
+    w.col = (static_cast<int64_t>(square_col) << t.log_cols) + (beside << w.log_cols);
+    w.row = (static_cast<int64_t>(square_row) << t.log_rows) + (below << log_rows);
     w.real = w.col < t.cols && w.row < t.rows;
     return w;
   }
 
   // Long in the direction of the image that runs along x, compact where neither does or both do.
-  __device__ static int side_by_side(const Scene& scene, const Tiles& t, int64_t view) {
+  __device__ static int side_by_side(const Scene& scene, const WarpPlan& t, int64_t view) {
     if (!t.frames) return compact(scene, t, view);
     const double* frame = scene.views.geometry + 12 * view;
     return along(t, static_cast<float>(frame[6]), static_cast<float>(frame[9]));
   }
 
   // The same for any direction, given how far a step of the column and one of the row go along it.
-  __device__ static int along(const Tiles& t, float col, float row) {
+  __device__ static int along(const WarpPlan& t, float col, float row) {
     const int log_rays = kLogWarp - t.log_split;
     const int most = minimum(t.log_cols, log_rays),
               least = log_rays - minimum(t.log_rows, log_rays);
@@ -134,12 +132,12 @@ struct Warp {
   }
 
   // As square as can be; explicit rays are a row.
-  __device__ static int compact(const Scene&, const Tiles& t, int64_t) {
+  __device__ static int compact(const Scene&, const WarpPlan& t, int64_t) {
     if (!t.frames) return minimum(t.log_cols, kLogWarp - t.log_split);
     return along(t, 1, 1);
   }
 
-  __device__ Pixel pixel(const Tiles& t, int ray) const {
+  __device__ Pixel pixel(const WarpPlan& t, int ray) const {
     const int64_t c = col + (ray & ((1 << log_cols) - 1)), r = row + (ray >> log_cols);
     return {view, r * t.cols + c, c < t.cols && r < t.rows};
   }
@@ -175,7 +173,7 @@ __device__ inline Samples run_of(const Samples& s, int part, int log_parts) {
 // first-level cache, which lies in the same memory.
 template <class Word> constexpr int kLogSector = sizeof(Word) == 2 ? 4 : sizeof(Word) == 4 ? 3 : 2;
 
-template <class March, class Word> struct alignas(16) Board {
+template <class March, class Word> struct alignas(16) MarchBoard {
   static constexpr int kPlaces = kWarp >> kLogSector<Word>;
   unsigned char bytes[kWarpsPerBlock * kPlaces * sizeof(March)];
 

@@ -3,20 +3,80 @@
 //
 // Views are taken in batches that fit the workspace. A batch is surveyed, one thread a pixel, its
 // bundles are made, one warp each, and then every thread owns a cube of 2 x 2 x 2 voxels and goes
-// through the bundles that its block's brick of 16 x 16 x 8 voxels can see.
+// through the bundles that its block's plot of 16 x 16 x 8 voxels can see.
 #pragma once
 
-#include "../patch.h"
-#include "kernels.h"
-#include "launch.cuh"
+#include "../kernels.h"
+#include "../launch.cuh"
+#include "bundles.h"
 
 namespace drrkit {
 namespace cuda {
 
 constexpr int kGatherThreads = 256, kGatherWarps = kGatherThreads / 32;
 constexpr int kSurveyPixels = 1024;  // a block of the survey
-constexpr int kBrickX = 16, kBrickY = 16, kBrickZ = 8;
-constexpr int kCubesX = kBrickX / 2, kCubesY = kBrickY / 2;
+constexpr int kPlotX = 16, kPlotY = 16, kPlotZ = 8;
+constexpr int kCubesX = kPlotX / 2, kCubesY = kPlotY / 2;
+
+template <class T> DRR_HD T fetch(const T* p) {
+#if defined(__CUDA_ARCH__)
+  return __ldg(p);
+#else
+  return *p;
+#endif
+}
+
+// The pixels of one view, as the survey leaves them.
+template <class S> struct Pixels {
+  const S* images;        // [C, P] cotangents times mm per plane
+  const uint8_t* bundle;  // [P]
+  const S *low, *high;    // [P] the planes that see the ray, counted from the middle
+  int32_t n_rays;
+  int32_t channels;  // from this one on
+  // Whether a pixel belongs to a bundle, and plane k sees its ray.
+  DRR_HD bool has(int32_t pixel, int id, S k) const {
+    return fetch(bundle + pixel) == id && k >= fetch(low + pixel) && k <= fetch(high + pixel);
+  }
+};
+
+// What is known of the pixels before the voxels are visited.
+template <class S> struct Survey {
+  int64_t first_view, n_views;  // V of them
+  S* images;                    // [V, C, P]
+  S *low, *high;                // [V, P]
+  uint8_t* bundle;              // [V, P]
+
+  DRR_HD Pixels<S> pixels(const Scene& scene, int64_t v, int64_t channel) const {
+    const int64_t n = scene.views.n_rays;
+    return {images + (v * scene.n_channels + channel) * n,
+            bundle + v * n,
+            low + v * n,
+            high + v * n,
+            static_cast<int32_t>(n),
+            static_cast<int32_t>(scene.n_channels - channel)};
+  }
+};
+
+// Surveys one pixel of the v-th view.
+template <class S>
+DRR_HD Member survey_pixel(const BackprojectParams& params, const Survey<S>& survey, int64_t v,
+                           int64_t pixel) {
+  const Scene& scene = params.scene;
+  const int64_t n = scene.views.n_rays, view = survey.first_view + v;
+  const Ray ray = scene.views.ray(view, pixel);
+  const Member member = Member::of(scene.grid, ray);
+  const bool found = member.bundle < kBundles;
+  const double middle = Bundle<S>::middle_of(scene.grid)[found ? member.bundle / 2 : 0];
+  survey.bundle[v * n + pixel] = static_cast<uint8_t>(member.bundle);
+  survey.low[v * n + pixel] = static_cast<S>(member.first - middle);
+  survey.high[v * n + pixel] = static_cast<S>(member.last - middle);
+  const S factor = static_cast<S>(member.w);
+  for (int64_t c = 0; c < scene.n_channels; ++c) {
+    const S g = static_cast<const S*>(params.images)[(view * scene.n_channels + c) * n + pixel];
+    survey.images[(v * scene.n_channels + c) * n + pixel] = found ? factor * g : static_cast<S>(0);
+  }
+  return member;
+}
 
 // The arrays of a batch in the workspace, one after the other.
 template <class S> struct Workspace {
@@ -33,21 +93,19 @@ template <class S> struct Workspace {
 
   // The arrays for a workspace that begins at `start`, as many views as fit; those that should fit
   // where it is null. `seam`: numbers a block.
-  template <class Weights>
   static Workspace of(const BackprojectParams& params, int64_t blocks, int64_t seam) {
     const Scene& scene = params.scene;
-    Workspace one = laid_out<Weights>(scene, nullptr, 1, blocks, seam);
-    Workspace two = laid_out<Weights>(scene, nullptr, 2, blocks, seam);
+    Workspace one = laid_out(scene, nullptr, 1, blocks, seam);
+    Workspace two = laid_out(scene, nullptr, 2, blocks, seam);
     const int64_t a_view = two.bytes - one.bytes;
     const int64_t room = params.workspace ? params.workspace_bytes - one.bytes : kBudget;
     const int64_t views = minimum(scene.n_views, maximum<int64_t>(1, 1 + room / a_view));
-    return laid_out<Weights>(scene, params.workspace, views, blocks, seam);
+    return laid_out(scene, params.workspace, views, blocks, seam);
   }
 
-  template <class Weights>
   static Workspace laid_out(const Scene& scene, void* start, int64_t views, int64_t blocks,
                             int64_t seam) {
-    const int64_t n = scene.views.rays;
+    const int64_t n = scene.views.n_rays;
     Workspace w;
     w.views = views;
     w.chunks = (n + kSurveyPixels - 1) / kSurveyPixels;
@@ -62,7 +120,6 @@ template <class S> struct Workspace {
     w.survey.images = w.take<S>(start, views * scene.n_channels * n);
     w.survey.low = w.take<S>(start, views * n);
     w.survey.high = w.take<S>(start, views * n);
-    w.survey.numbers = w.take<S>(start, views * Weights::kNumbers * n);
     w.survey.bundle = w.take<uint8_t>(start, views * n);
     return w;
   }
@@ -77,7 +134,7 @@ template <class S> struct Workspace {
 inline __device__ void join_atomically(BundleBox& box, const BundleBox& other) {
 #pragma unroll
   for (int i = 0; i < BundleBox::kNumbers; ++i) {
-    if (i < BundleBox::kSums)
+    if (i == 0)
       atomicAdd(box.number + i, other.number[i]);
     else
       atomicMax(box.number + i, other.number[i]);
@@ -85,11 +142,11 @@ inline __device__ void join_atomically(BundleBox& box, const BundleBox& other) {
 }
 
 // One chunk of a view's pixels a block.
-template <class Weights, class S>
+template <class S>
 __global__ void __launch_bounds__(kGatherThreads)
     survey_kernel(BackprojectParams params, Workspace<S> work) {
   __shared__ BundleBox board[kBundles];
-  const int64_t n = params.scene.views.rays, v = blockIdx.x / work.chunks;
+  const int64_t n = params.scene.views.n_rays, v = blockIdx.x / work.chunks;
   const int64_t first = blockIdx.x % work.chunks * kSurveyPixels;
   const int64_t last = minimum(first + kSurveyPixels, n), cols = params.scene.views.cols;
   if (threadIdx.x < kBundles) board[threadIdx.x] = BundleBox::none();
@@ -98,7 +155,7 @@ __global__ void __launch_bounds__(kGatherThreads)
   BundleBox mine = BundleBox::none();
   int current = kBundles;
   for (int64_t pixel = first + threadIdx.x; pixel < last; pixel += kGatherThreads) {
-    const Member member = survey_pixel<Weights>(params, work.survey, v, pixel);
+    const Member member = survey_pixel(params, work.survey, v, pixel);
     if (member.bundle == kBundles) continue;
     if (member.bundle != current) {
       if (current < kBundles) join_atomically(board[current], mine);
@@ -116,8 +173,7 @@ __global__ void __launch_bounds__(kGatherThreads)
 
 // One warp a bundle. Sums and maxima of integers: no order can be told from them.
 template <class S>
-__global__ void __launch_bounds__(kGatherThreads)
-    bundle_kernel(Scene scene, Workspace<S> work, Reach reach) {
+__global__ void __launch_bounds__(kGatherThreads) bundle_kernel(Scene scene, Workspace<S> work) {
   const int lane = threadIdx.x % 32;
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kGatherWarps + threadIdx.x / 32;
   if (warp >= work.survey.n_views * kBundles) return;
@@ -135,23 +191,23 @@ __global__ void __launch_bounds__(kGatherThreads)
   }
   if (lane > 0) return;
   Bundle<S> bundle;
-  if (Bundle<S>::make(scene.grid, scene.views, work.survey.first_view + v, id, box, reach, bundle))
+  if (Bundle<S>::make(scene.grid, scene.views, work.survey.first_view + v, id, box, bundle))
     atomicMax(work.present + bundle.axis, 1);
   else
     bundle.axis = -1;
   work.bundles[warp] = bundle;
 }
 
-// The bricks of a launch: all of the volumes that a batch has views of, for every group of
+// The plots of a launch: all of the volumes that a batch has views of, for every group of
 // channels.
-struct Bricks {
+struct Plots {
   int64_t x, y, z, groups, first_volume, blocks;
 
-  static Bricks of(const Scene& scene, int64_t first_view, int64_t views, int64_t channels) {
-    Bricks b;
-    b.x = (scene.grid.nx + kBrickX - 1) / kBrickX;
-    b.y = (scene.grid.ny + kBrickY - 1) / kBrickY;
-    b.z = (scene.grid.nz + kBrickZ - 1) / kBrickZ;
+  static Plots of(const Scene& scene, int64_t first_view, int64_t views, int64_t channels) {
+    Plots b;
+    b.x = (scene.grid.nx + kPlotX - 1) / kPlotX;
+    b.y = (scene.grid.ny + kPlotY - 1) / kPlotY;
+    b.z = (scene.grid.nz + kPlotZ - 1) / kPlotZ;
     b.groups = (scene.n_channels + channels - 1) / channels;
     b.first_volume = scene.volume_of(first_view);
     const int64_t last_volume = scene.volume_of(first_view + views - 1);
@@ -161,28 +217,28 @@ struct Bricks {
   __device__ int64_t stride(int axis) const { return axis == 0 ? 1 : axis == 1 ? x : x * y; }
 };
 
-// One block's part: its brick's place and lowest voxel, its volume and channels, its views in the
+// One block's part: its plot's place and lowest voxel, its volume and channels, its views in the
 // batch.
-struct BrickWork {
-  int brick[3];  // along x, y, z
+struct PlotWork {
+  int plot[3];  // along x, y, z
   int x, y, z;
   int64_t volume, channel, first_v, last_v;
   bool first_batch;  // of the volume: nothing has been written into it yet
 
   template <class S>
-  __device__ static BrickWork of(const Scene& scene, const Survey<S>& survey, const Bricks& bricks,
-                                 int64_t block, int64_t channels) {
-    const int64_t a_volume = bricks.x * bricks.y * bricks.z, at = block % a_volume;
+  __device__ static PlotWork of(const Scene& scene, const Survey<S>& survey, const Plots& plots,
+                                int64_t block, int64_t channels) {
+    const int64_t a_volume = plots.x * plots.y * plots.z, at = block % a_volume;
     const int64_t rest = block / a_volume, per_volume = scene.n_views / scene.n_volumes;
-    BrickWork w;
-    w.brick[0] = static_cast<int>(at % bricks.x);
-    w.brick[1] = static_cast<int>(at / bricks.x % bricks.y);
-    w.brick[2] = static_cast<int>(at / (bricks.x * bricks.y));
-    w.x = w.brick[0] * kBrickX;
-    w.y = w.brick[1] * kBrickY;
-    w.z = w.brick[2] * kBrickZ;
-    w.channel = rest % bricks.groups * channels;
-    w.volume = bricks.first_volume + rest / bricks.groups;
+    PlotWork w;
+    w.plot[0] = static_cast<int>(at % plots.x);
+    w.plot[1] = static_cast<int>(at / plots.x % plots.y);
+    w.plot[2] = static_cast<int>(at / (plots.x * plots.y));
+    w.x = w.plot[0] * kPlotX;
+    w.y = w.plot[1] * kPlotY;
+    w.z = w.plot[2] * kPlotZ;
+    w.channel = rest % plots.groups * channels;
+    w.volume = plots.first_volume + rest / plots.groups;
     w.first_v = maximum<int64_t>(0, w.volume * per_volume - survey.first_view);
     w.last_v = minimum(survey.n_views, (w.volume + 1) * per_volume - survey.first_view);
     w.first_batch = w.volume * per_volume >= survey.first_view;
@@ -191,9 +247,9 @@ struct BrickWork {
 
   template <class S> __device__ bool sees(const Bundle<S>& bundle, const Grid& grid) const {
     const Vec3 first = {double(x), double(y), double(z)};
-    const Vec3 last = {minimum<double>(x + kBrickX, grid.nx) - 1,
-                       minimum<double>(y + kBrickY, grid.ny) - 1,
-                       minimum<double>(z + kBrickZ, grid.nz) - 1};
+    const Vec3 last = {minimum<double>(x + kPlotX, grid.nx) - 1,
+                       minimum<double>(y + kPlotY, grid.ny) - 1,
+                       minimum<double>(z + kPlotZ, grid.nz) - 1};
     const Vec3 half = 0.5 * (last - first), centre = first + half - Bundle<S>::middle_of(grid);
     const int m = bundle.axis, a = bundle.a(), b = bundle.b();
     return bundle.touches(static_cast<S>(centre[m]), static_cast<S>(centre[a]),
@@ -203,7 +259,7 @@ struct BrickWork {
 };
 
 // Shared memory for the bundles that a block goes through, a few at a time.
-template <class S> struct Board {
+template <class S> struct BundleBoard {
   static constexpr int kRoom = 16;
   unsigned words[kGatherWarps];
   Bundle<S> bundles[kRoom];
@@ -227,25 +283,23 @@ template <class S> struct Board {
     return place;
   }
 
-  // Visits the bundles along `axis`, or along any where it is negative, that the brick sees, in the
-  // order of the views. Returns whether there are any. All threads of a block come here.
-  template <class Weights, class Visit>
-  __device__ bool go_through(const Scene& scene, const Workspace<S>& work, const BrickWork& brick,
+  // Visits the bundles along `axis` that the plot sees, in the order of the views. Returns whether
+  // there are any. All threads of a block come here.
+  template <class Visit>
+  __device__ bool go_through(const Scene& scene, const Workspace<S>& work, const PlotWork& plot,
                              int axis, const Visit& visit) {
     bool any = false;
-    const int64_t end = brick.last_v * kBundles;
-    for (int64_t first = brick.first_v * kBundles; first < end; first += kGatherThreads) {
+    const int64_t end = plot.last_v * kBundles;
+    for (int64_t first = plot.first_v * kBundles; first < end; first += kGatherThreads) {
       const int64_t mine = first + threadIdx.x;
       const Bundle<S>* bundle = work.bundles + mine;
-      const bool sees = mine < end && bundle->axis >= 0 && (axis < 0 || bundle->axis == axis) &&
-                        brick.sees(*bundle, scene.grid);
+      const bool sees = mine < end && bundle->axis == axis && plot.sees(*bundle, scene.grid);
       const Place place = place_of(sees);
       any = any || place.count > 0;
       for (int from = 0; from < place.count; from += kRoom) {
         if (sees && place.index >= from && place.index < from + kRoom) {
           bundles[place.index - from] = *bundle;
-          pixels[place.index - from] =
-              work.survey.template pixels<Weights>(scene, mine / kBundles, brick.channel);
+          pixels[place.index - from] = work.survey.pixels(scene, mine / kBundles, plot.channel);
         }
         __syncthreads();
         const int on_board = minimum(kRoom, place.count - from);
@@ -257,11 +311,11 @@ template <class S> struct Board {
   }
 };
 
-// One thread's cube: its lowest voxel, in the brick and in the grid.
+// One thread's cube: its lowest voxel, in the plot and in the grid.
 struct Cube {
   int in_x, in_y, in_z, x, y, z;
 
-  __device__ static Cube of(const BrickWork& work) {
+  __device__ static Cube of(const PlotWork& work) {
     const int in_x = 2 * (threadIdx.x % kCubesX), in_y = 2 * (threadIdx.x / kCubesX % kCubesY),
               in_z = 2 * (threadIdx.x / (kCubesX * kCubesY));
     return {in_x, in_y, in_z, work.x + in_x, work.y + in_y, work.z + in_z};

@@ -1,7 +1,15 @@
-// Joseph's method: one bilinear sample a plane of the dominant axis m, weight w = |ray| / |d_m|.
+// Joseph's method: one bilinear sample per plane of the dominant axis m, weight w = |ray| / |d_m|.
 // Samples are counted from a plane near the middle of the ray's stay in the volume, so that float
 // arithmetic only sees small numbers; end points, weights and the recombination of the sums are
 // double.
+//
+// Host and device share everything here but the loop over the planes of the image. On the device a
+// lane marches one ray, or its share of one, by `gather` below, and sums in S. On the host
+// cpu/joseph_tile.h marches a vector of rays side by side, by the same positions and the same
+// JosephSums::add, through 16 planes at a time, and adds up their sums in double: float images
+// therefore agree to rounding, not to the bit. `scatter` is the loop of the device's atomic adjoint
+// and of the host's rays that pay off no tally; cpu/scatter.h holds the host's other loop.
+// siddon.h and trilinear.h are divided in the same way.
 #pragma once
 
 #include "geometry.h"

@@ -97,12 +97,4 @@ DRR_HD float load(const Half* p) {
 #endif
 }
 
-// The arithmetic type of a storage type.
-template <class Voxel> struct ScalarOf {
-  using type = float;
-};
-template <> struct ScalarOf<double> {
-  using type = double;
-};
-
 }  // namespace drrkit

@@ -1,5 +1,5 @@
 // From a pose to the frame of a view: for the rows f_i of a frame (source, pixel (0, 0) and the two
-// steps) and the same rows r_i in camera coordinates (mm)
+// steps) and the same rows r_i in camera coordinates (mm, the camera's own frame)
 //   f_i = (r_i - t) R A + offset for the two points,   f_i = r_i R A for the two steps,
 // A from world mm to index units for row vectors. To extend rays until they leave the volume, r_i
 // is first scaled (parallel beams: in z) by the constant c = max(1, z / sdd), z the largest camera
@@ -14,7 +14,7 @@ namespace drrkit {
 struct Frames {
   static constexpr int kRows = 4, kCols = 3;  // of the result
 
-  // Inputs: world_to_camera [4, 4], rays [4, 3], grid [8, 3]. Rows of the grid: A; index
+  // Inputs: world_to_camera [4, 4], camera_frame [4, 3], grid [8, 3]. Rows of the grid: A; index
   // coordinates of the world's origin; in world mm the grid's centre and its half edges.
   template <class S> DRR_HD static void view(const MapParams& p, int64_t b) {
     const MapInput &pose = p.inputs[0], &grid = p.inputs[2];
@@ -54,17 +54,17 @@ struct Frames {
       }
       double c = farthest / p.inputs[1].value.at(b, 1, 2);
       if (c < 1) c = 1;  // NaN stays
-      return {p.parallel ? 1 : c, c};
+      return {p.beam == Beam::kParallel ? 1 : c, c};
     }
   };
 
   // r_i - t for a point, r_i for a step.
   template <class S>
   DRR_HD static Triple<S> arm(const MapParams& p, Scale scale, int64_t b, int i) {
-    const MapInput &pose = p.inputs[0], &rays = p.inputs[1];
-    const Triple<S> ray = {scale.across * read<S>(rays, b, i, 0),
-                           scale.across * read<S>(rays, b, i, 1),
-                           scale.along * read<S>(rays, b, i, 2)};
+    const MapInput &pose = p.inputs[0], &camera_frame = p.inputs[1];
+    const Triple<S> ray = {scale.across * read<S>(camera_frame, b, i, 0),
+                           scale.across * read<S>(camera_frame, b, i, 1),
+                           scale.along * read<S>(camera_frame, b, i, 2)};
     if (i >= 2) return ray;
     return ray - Triple<S>{read<S>(pose, b, 0, 3), read<S>(pose, b, 1, 3), read<S>(pose, b, 2, 3)};
   }
@@ -74,14 +74,14 @@ struct Frames {
                                 const S (&turn)[3][3]) {
     S moments[3][3] = {}, on_t[3] = {};  // moments: sum of (r_i - t)' g_i
     double on_offset[3] = {};
-    double* on_rays = p.on[1] + 12 * b;
+    double* on_camera_frame = p.on[1] + 12 * b;
     for (int i = 0; i < 4; ++i) {
       const Triple<S> ray = arm<S>(p, scale, b, i);
       const S numbers[3] = {ray.x, ray.y, ray.z};
       const double g[3] = {p.g.at(b, i, 0), p.g.at(b, i, 1), p.g.at(b, i, 2)};
       for (int k = 0; k < 3; ++k) {
         const S on_ray = turn[k][0] * g[0] + turn[k][1] * g[1] + turn[k][2] * g[2];
-        on_rays[3 * i + k] = result_of(on_ray) * (k < 2 ? scale.across : scale.along);
+        on_camera_frame[3 * i + k] = result_of(on_ray) * (k < 2 ? scale.across : scale.along);
         for (int j = 0; j < 3; ++j) moments[k][j] = moments[k][j] + numbers[k] * g[j];
         if (i < 2) on_t[k] = on_t[k] - on_ray;
         if (i < 2) on_offset[k] += g[k];

@@ -2,7 +2,7 @@
 // gives a value for S = double and, for S = Dual, its exact derivative in `slope`.
 #pragma once
 
-#include "hd.h"
+#include "../rays/hd.h"
 
 namespace drrkit {
 

@@ -3,11 +3,12 @@
 // the rounding of a position: box and bricks are one voxel wider than the samples they stand for.
 #pragma once
 
-#include "geometry.h"
+#include "../rays/geometry.h"
 
 namespace drrkit {
 
-constexpr int kBrickShift = 3;  // 8 cells along each axis; _pack.py builds what stands here
+constexpr int kBrickShift =
+    3;  // 8 cells along each axis; drrkit/_native/pack.py builds what stands here
 
 // What is known of one volume, all of its channels together. A plain row of eight int32.
 struct Occupied {
@@ -19,11 +20,11 @@ struct Occupied {
 // Brick B of an axis holds the interpolation cells (those between the voxels i and i + 1, counted
 // by i >= -1) of [8 B - 1, 8 B + 6]. It is empty if the voxels 8 B - 2 ... 8 B + 8 are zero: the
 // corners of its cells, and one voxel more on either side.
-struct Bricks {
-  const Occupied* occupied;  // [N]; null: nothing is known
-  const uint8_t* distance;  // [N, nz, ny, nx] bricks to the nearest that is not empty, counted as a
-                            // chess king moves; 0: this one is not
-  int32_t nx, ny, nz;
+struct EmptySpace {
+  const Occupied* occupied = nullptr;  // [N]; null: nothing is known
+  const uint8_t* distance = nullptr;   // [N, nz, ny, nx] bricks to the nearest that is not empty,
+                                       // counted as a chess king moves; 0: this one is not
+  int32_t nx = 0, ny = 0, nz = 0;
 
   DRR_HD const uint8_t* of(int64_t volume) const { return distance + volume * nx * ny * nz; }
 };
@@ -71,11 +72,11 @@ template <class S> struct BrickWalk {
   Line<S> line;
   S per_x, per_y, per_z;  // samples a voxel
 
-  DRR_HD BrickWalk(const Bricks& bricks, int64_t volume, const Line<S>& way)
-      : distance(bricks.of(volume)),
-        nx(bricks.nx),
-        ny(bricks.ny),
-        nz(bricks.nz),
+  DRR_HD BrickWalk(const EmptySpace& empty, int64_t volume, const Line<S>& way)
+      : distance(empty.of(volume)),
+        nx(empty.nx),
+        ny(empty.ny),
+        nz(empty.nz),
         line(way),
         per_x(1 / way.step_x),
         per_y(1 / way.step_y),
