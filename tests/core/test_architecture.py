@@ -148,7 +148,7 @@ def test_one_word_means_one_thing() -> None:
 
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
     "": 1_110,  # the modules beside the packages
-    "_native": 1_320,
+    "_native": 1_310,
     "cli": 4_640,
     "conversions": 1_600,
     "evaluation": 900,
