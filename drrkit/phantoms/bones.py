@@ -1,21 +1,19 @@
 """The bones of random subjects: what `random_anatomy` paints, drawn from a random generator.
 
-Lengths in body millimetres: x left, y posterior, z superior.  No number is measured from a person;
-each is a plausible adult's, varied by some ten per cent, and drawn separately for the two sides.
+Lengths in body millimetres: x left, y posterior, z superior. No number is measured from a person;
+each is plausible for an adult, varies by about ten per cent, and is drawn separately for each side.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from drrkit.phantoms.shapes import (
-    Placement,
     Point,
     Shape,
     capsule,
@@ -67,7 +65,7 @@ class Bone(NamedTuple):
     cortex: float  # thickness of the cortical shell, mm
     blend: float = 5.0
     holes: tuple[Shape, ...] = ()
-    moves: bool = False  # against the bones that a registration is for
+    moves: bool = False  # against the bones to be registered
 
 
 class Anatomy(NamedTuple):
@@ -169,7 +167,7 @@ def _sacrum(draw: Draw) -> Bone:
     ):
         center = (lean * (50.0 - z) / 50.0, y, z)
         segment = drum(center, (size * draw.about(width, 0.08), size * depth), size * height)
-        shapes.append(_tilted(segment, center, tilt * draw.about(1.0, 0.2)))
+        shapes.append(segment.tightly_tilted(center, tilt * draw.about(1.0, 0.2)))
     for side in (-1, 1):
         stations = [(22, 38, 52, 14), (36, 46, 44, 13), (33, 56, 26, 11), (23, 62, 2, 8)]
         points = [draw.near((side * x, y, z), 2.0) for x, y, z, _ in stations]
@@ -183,7 +181,7 @@ def _sacrum(draw: Draw) -> Bone:
 
 
 def _vertebra(draw: Draw, center: Point, tilt: float, size: float) -> Bone:
-    """One vertebra, its two sides drawn apart; tilt turns its top to the front."""
+    """One vertebra, its two sides drawn separately; tilt turns its top to the front."""
 
     def place(x: float, y: float, z: float) -> Point:
         x, y, z = draw.near((x, y, z), 1.5)
@@ -202,17 +200,7 @@ def _vertebra(draw: Draw, center: Point, tilt: float, size: float) -> Bone:
         ]
     spine = (size * draw.about(3.8, 0.2), size * draw.about(15.0), size * draw.about(10.5))
     shapes.append(ellipsoid(place(draw.between(-3, 3), 52, -7), spine))
-    return Bone([_tilted(s, center, tilt) for s in shapes], draw.about(2.2, 0.25), 3.0)
-
-
-def _tilted(shape: Shape, pivot: Point, angle: float) -> Shape:
-    """`Shape.tilted` with the tight box: small boxes are what makes a subject quick to paint."""
-    turned = Placement(shift=pivot, tilt=angle)
-    corners = product(*zip(shape.low, shape.high, strict=True))
-    offsets = ((x - pivot[0], y - pivot[1], z - pivot[2]) for x, y, z in corners)
-    xs, ys, zs = zip(*(turned.to_world(offset) for offset in offsets), strict=True)
-    tight = Shape((min(xs), min(ys), min(zs)), (max(xs), max(ys), max(zs)), shape.distance)
-    return tight._replace(distance=shape.tilted(pivot, angle).distance)
+    return Bone([s.tightly_tilted(center, tilt) for s in shapes], draw.about(2.2, 0.25), 3.0)
 
 
 def spine(draw: Draw) -> Anatomy:
@@ -351,7 +339,7 @@ def _face(draw: Draw, half: Point) -> Bone:
 
 
 def _petrous_bones(draw: Draw) -> list[Bone]:
-    """The densest bones of the skull, solid cortex, one a side."""
+    """The densest bones of the skull, solid cortex, one per side."""
     return [
         Bone(
             [

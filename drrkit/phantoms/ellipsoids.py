@@ -1,7 +1,7 @@
 """Sums of hard or soft ellipsoids whose X-ray images are known in closed form.
 
 The density of one ellipsoid is  value * (1 - |E (x - c)|^2)_+^k  with E = diag(1 / semi_axes) R'.
-k = 0 is the classic hard ellipsoid, k = 2 a soft one whose images are twice differentiable.  Along
+k = 0 is the classic hard ellipsoid, k = 2 a soft one whose images are twice differentiable. Along
 a line the density is a polynomial, so its integral over any segment is exact, and autograd
 through it gives exact derivatives with respect to pose, frame, camera and the phantom itself.
 Over the full chord it is  l / |E d| sqrt(pi) Gamma(k + 1) / Gamma(k + 3/2) (1 - b^2)^(k + 1/2),
@@ -44,9 +44,9 @@ class Ellipsoids:
     rotations   [E, 3, 3], orthonormal; the columns are the directions of the semi-axes.
     values      [E] density at the centre, 1/mm; may be negative.
     exponent    k, an integer from 0 (hard) to 8; 2 is soft enough for first derivatives to be
-                smooth.  Hard ellipsoids have unbounded derivatives at their silhouettes.
+                smooth. Hard ellipsoids have unbounded derivatives at their silhouettes.
 
-    Everything is kept and computed in float64.  Raises TypeError and ValueError naming the field.
+    Everything is kept and computed in float64. Raises TypeError and ValueError naming the field.
     """
 
     centers: Tensor
@@ -59,7 +59,7 @@ class Ellipsoids:
         for name in ("centers", "semi_axes", "rotations", "values"):
             tensor = getattr(self, name)
             if not isinstance(tensor, Tensor):
-                raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+                raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
             object.__setattr__(self, name, tensor.to(torch.float64))
         count = self.values.shape[0] if self.values.ndim == 1 else -1
         expected = {"values": (count,), "centers": (count, 3)}
@@ -69,20 +69,21 @@ class Ellipsoids:
             if count < 1 or tensor.shape != shape:
                 wanted = "[E, 3, 3]" if name == "rotations" else "[E]" if count < 1 else "[E, 3]"
                 raise ValueError(
-                    f"{name} must be {wanted} with E = {max(count, 1)}, got {list(tensor.shape)}"
+                    f"{name}: expected {wanted} with E = {max(count, 1)}, got {list(tensor.shape)}"
                 )
             if not bool(tensor.isfinite().all()):
-                raise ValueError(f"{name} must be finite")
+                bad = int((~tensor.isfinite()).sum())
+                raise ValueError(f"{name}: expected finite numbers, got {bad} that are not")
         if bool((self.semi_axes <= 0).any()):
-            raise ValueError(f"semi_axes must be positive, got {float(self.semi_axes.min())}")
+            raise ValueError(f"semi_axes: expected positive mm, got {float(self.semi_axes.min())}")
         unit = self.rotations.detach() @ self.rotations.detach().mT
         error = float((unit - torch.eye(3).to(unit)).abs().max())
         if error > 1e-6:
-            raise ValueError(f"rotations must be orthonormal, R R' is off by {error:.1e}")
+            raise ValueError(f"rotations: expected orthonormal, got R R' off by {error:.1e}")
         if isinstance(self.exponent, bool) or not isinstance(self.exponent, int):
-            raise TypeError(f"exponent must be an int, got {type(self.exponent).__name__}")
+            raise TypeError(f"exponent: expected an int, got {type(self.exponent).__name__}")
         if not 0 <= self.exponent <= 8:
-            raise ValueError(f"exponent must lie in 0 .. 8, got {self.exponent}")
+            raise ValueError(f"exponent: expected 0 to 8, got {self.exponent}")
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -109,8 +110,8 @@ class Ellipsoids:
         """Exact integrals along the segments from `source` to `target`, both [..., 3] world mm.
 
         A segment that ends inside an ellipsoid is cut there exactly, for every exponent, and the
-        derivative contains the moving end.  extend=True integrates on past the target.  A segment
-        of no length gives 0.  Returns [...], float64, no unit.
+        derivative contains the moving end. extend=True integrates on past the target. A segment
+        of no length gives 0. Returns [...], float64, no unit.
         """
         source, target = _points(source, "source"), _points(target, "target")
         direction = target - source
@@ -155,14 +156,17 @@ class Ellipsoids:
         """Exact image of `frames` [B, 4, 3], index coordinates (x, y, z) of `grid`.
 
         The arguments mean what they mean in `drrkit.project`; `grid` (spacing, origin, direction)
-        takes the place of its voxels.  extend=True integrates on past the detector, as
-        `drrkit.render` does.  Returns [B, 1, rows, cols], or [B, 1, P] with `pixels` [P, 2] or
+        takes the place of its voxels. extend=True integrates on past the detector, as
+        `drrkit.render` does. Returns [B, 1, rows, cols], or [B, 1, P] with `pixels` [P, 2] or
         [B, P, 2] (row, col), float64; differentiable in frames and pixels.
         """
         if frames.ndim != 3 or frames.shape[1:] != (4, 3):
-            raise ValueError(f"frames must be [B, 4, 3], got {list(frames.shape)}")
+            raise ValueError(f"frames: expected [B, 4, 3], got {list(frames.shape)}")
         if (size is None) == (pixels is None):
-            raise ValueError("exactly one of size and pixels must be given")
+            raise ValueError(
+                "size, pixels: expected exactly one of them, got "
+                f"{'neither' if size is None else 'both'}"
+            )
         frames = frames.to(torch.float64)
         if pixels is None:
             assert size is not None
@@ -191,15 +195,15 @@ class Ellipsoids:
     ) -> Tensor:
         """Exact image [B, 1, rows, cols] of `camera` at `world_to_camera` [B, 4, 4] or [4, 4].
 
-        supersample=n averages n x n exact rays a pixel; extend=True lets rays run on past the
-        detector, both as in `drrkit.render`.  Differentiable in the pose, camera.K and camera.sdd.
+        supersample=n averages n x n exact rays per pixel; extend=True lets rays run on past the
+        detector, both as in `drrkit.render`. Differentiable in the pose, camera.K and camera.sdd.
         """
         if world_to_camera.shape[-2:] != (4, 4) or world_to_camera.ndim not in (2, 3):
             raise ValueError(
-                f"world_to_camera must be [B, 4, 4] or [4, 4], got {list(world_to_camera.shape)}"
+                f"world_to_camera: expected [B, 4, 4] or [4, 4], got {list(world_to_camera.shape)}"
             )
         if supersample < 1:
-            raise ValueError(f"supersample must be at least 1, got {supersample}")
+            raise ValueError(f"supersample: expected at least 1, got {supersample}")
         pose = world_to_camera.to(torch.float64).reshape(-1, 4, 4)
         inverse_k = torch.linalg.inv(camera.K.to(pose)).mT
         sdd = torch.as_tensor(camera.sdd, dtype=pose.dtype, device=pose.device).reshape(-1, 1, 1)
@@ -230,13 +234,13 @@ class Ellipsoids:
     ) -> Volume:
         """Volume in mu of `shape` (D, H, W) = (z, y, x) voxels.
 
-        spacing in mm, a number or (x, y, z).  By default the grid is centred at the world's origin.
+        spacing in mm, a number or (x, y, z). By default the grid is centred at the world's origin.
         A voxel holds the mean of supersample^3 densities within it (1: the density at its centre).
         """
         if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"shape must be three positive numbers (D, H, W), got {shape}")
+            raise ValueError(f"shape: expected three positive numbers (D, H, W), got {shape}")
         if supersample < 1:
-            raise ValueError(f"supersample must be at least 1, got {supersample}")
+            raise ValueError(f"supersample: expected at least 1, got {supersample}")
         if not isinstance(spacing, tuple):
             spacing = (float(spacing), float(spacing), float(spacing))
         pitch = spacing
@@ -264,13 +268,13 @@ class Ellipsoids:
 
 def _points(points: Tensor, name: str) -> Tensor:
     if points.ndim < 1 or points.shape[-1] != 3:
-        raise ValueError(f"{name} must be [..., 3], got {list(points.shape)}")
+        raise ValueError(f"{name}: expected [..., 3], got {list(points.shape)}")
     return points.to(torch.float64)
 
 
 def _is_parallel(beam: str) -> bool:
     if beam not in ("cone", "parallel"):
-        raise ValueError(f"beam must be 'cone' or 'parallel', got {beam!r}")
+        raise ValueError(f"beam: expected 'cone' or 'parallel', got {beam!r}")
     return beam == "parallel"
 
 
@@ -303,12 +307,12 @@ def shepp_logan_3d(
     """The 3D Shepp-Logan head phantom of Kak and Slaney (1988), p. 102.
 
     The table's cube [-1, 1]^3 becomes `size_mm` wide about the world's origin, its axes the world's
-    x, y and z.  Densities are multiplied by `mu` (1/mm; default water at 70 keV).  soft=True keeps
-    the ellipsoids and softens their edges (exponent 2).  high_contrast=True takes the densities of
+    x, y and z. Densities are multiplied by `mu` (1/mm; default water at 70 keV). soft=True keeps
+    the ellipsoids and softens their edges (exponent 2). high_contrast=True takes the densities of
     Yu, Ye and Wang (2004), where the inner ellipsoids can be seen.
     """
     if not size_mm > 0:
-        raise ValueError(f"size_mm must be positive, got {size_mm}")
+        raise ValueError(f"size_mm: expected positive mm, got {size_mm}")
     table = torch.tensor(_SHEPP_LOGAN, dtype=torch.float64)
     angle = torch.deg2rad(table[:, 6])
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
@@ -330,7 +334,7 @@ def random_soft_ellipsoids(
     Semi-axes are 0.15 to 0.5 radius, peak densities 0.25 to 1 times `mu` (1/mm).
     """
     if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+        raise ValueError(f"count: expected at least 1, got {count}")
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:

@@ -1,23 +1,23 @@
-"""Random asymmetric phantoms: a pelvis, a spine or a skull that is another one for every seed.
+"""Random asymmetric phantoms: a different pelvis, spine or skull for every seed.
 
-What learned similarities train and are tested on where no CTs are at hand: train on some seeds,
-test on others.  A subject's bones are signed distances in body millimetres (x left, y posterior,
-z superior) whose sizes and places are drawn anew for each side, so that no subject has a mirror
-twin; the whole is then scaled, turned, shifted and bent by a smooth random displacement.  Bone is
-a cortical shell of 700 to 1500 HU around cancellous bone, in soft tissue of about 40 HU.
+Learned similarities train and are tested on them where no CTs are at hand: train on some seeds,
+test on others. A subject's bones are signed distances in body millimetres (x left, y posterior,
+z superior) whose sizes and places are drawn separately for each side, so that no subject equals its
+mirror image; the whole is then scaled, turned, shifted and bent by a smooth random displacement.
+Bone is a cortical shell of 700 to 1500 HU around cancellous bone, in soft tissue of about 40 HU.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from drrkit.phantoms.bones import ANATOMIES, Bone, Draw
-from drrkit.phantoms.shapes import Box, Canvas, Point, Shape, smooth_min
+from drrkit.phantoms.bones import ANATOMIES, Draw
+from drrkit.phantoms.shapes import Box, Canvas, Point, Shape
 from drrkit.volume import Volume
 
 ANATOMY_LABELS: dict[str, int] = {
@@ -56,15 +56,15 @@ def random_anatomy(
         seed: of the subject, 0 or more; subjects of different seeds differ in every size, place,
             density and in their bend. The same seed shows the same subject on every grid.
         shape: voxels, one number or (x, y, z), 8 to 512 each.
-        spacing: mm, one number or (x, y, z); default: what makes the largest side of `shape` cover
-            288 mm (pelvis), 192 mm (spine) or 240 mm (skull). What lies outside is cut off.
+        spacing: mm, one number or (x, y, z); by default the largest side of `shape` covers 288 mm
+            (pelvis), 192 mm (spine) or 240 mm (skull). What lies outside is cut off.
         texture: scales the fluctuations inside the tissues (0: none).
         dtype: of the values.
 
     Returns:
         a Volume on the CPU, values [z, y, x], labels as in `ANATOMY_LABELS`: air -1000 HU, fat
         about -100, soft tissue about 40, cancellous bone 250 to 600, cortical bone 700 to 1500;
-        voxels at a surface take the share they are covered by.
+        voxels at a surface are mixtures in proportion to their coverage.
 
     Raises:
         TypeError, ValueError: an argument is none of those described.
@@ -78,13 +78,16 @@ def random_anatomy(
     fine = texture * canvas.noise(draw.integer(), waves=24, shortest=9.0, longest=25.0)
     coarse = texture * canvas.noise(draw.integer(), waves=12, shortest=30.0, longest=90.0)
     outline, bones, gas = ANATOMIES[kind](draw)
-    _paint_soft_tissue(body, draw, outline, fine, coarse)
+    _paint_soft_tissue(canvas, body, draw, outline, fine, coarse)
     for pocket in gas:
-        canvas.paint(*body.union([pocket]), -950.0, ANATOMY_LABELS["gas"])
+        canvas.paint(*canvas.union([pocket], body), -950.0, ANATOMY_LABELS["gas"])
     cortical = draw.between(800.0, 1400.0)
     cancellous = draw.between(300.0, 500.0) + 50.0 * fine + 25.0 * coarse
     for bone in bones:
-        _paint_bone(body, bone, cortical * draw.between(0.9, 1.07), cancellous)
+        solid = canvas.carve(canvas.union(bone.shapes, body, bone.blend), bone.holes, body)
+        label = ANATOMY_LABELS["other_bone" if bone.moves else "bone"]
+        shell = min(max(cortical * draw.between(0.9, 1.07), 700.0), 1500.0)
+        canvas.paint_bone(solid, label, bone.cortex, shell, cancellous.clamp(250.0, 600.0))
     # Several surfaces may share a voxel that none of them covers by half.
     shared = (canvas.labels == ANATOMY_LABELS["air"]) & (canvas.hu > -400.0)
     canvas.labels[shared] = ANATOMY_LABELS["soft_tissue"]
@@ -92,10 +95,9 @@ def random_anatomy(
 
 
 class Body:
-    """A canvas in body coordinates: scaled, turned, shifted and bent against the world's."""
+    """The Place of a subject: scaled, turned, shifted and bent against the world."""
 
     def __init__(self, canvas: Canvas, draw: Draw) -> None:
-        self.canvas = canvas
         self.scale = draw.between(0.9, 1.1)
         self.rotation = draw.rotation(0.14)
         self.shift = torch.tensor([draw.between(-7.0, 7.0) for _ in range(3)])
@@ -107,58 +109,29 @@ class Body:
         placed = (world + bend - self.shift) @ self.rotation / self.scale
         self.coordinates = placed.permute(3, 0, 1, 2).contiguous()
 
-    def _box(self, shape: Shape, margin: float) -> Box:
-        """The voxels that may lie within `margin` mm of the shape."""
+    def box(self, canvas: Canvas, shape: Shape, margin: float) -> Box:
+        """See `Place`."""
         corners = torch.tensor(list(product(*zip(shape.low, shape.high, strict=True))))
         placed = self.scale * corners @ self.rotation.mT + self.shift
         grow = margin + self.reach
         low = (placed.amin(0) - grow).tolist()
-        return self.canvas.region(tuple(low), tuple((placed.amax(0) + grow).tolist()))
+        return canvas.region(tuple(low), tuple((placed.amax(0) + grow).tolist()))
 
-    def distance(self, shape: Shape, box: Box) -> Tensor:
-        """World millimetres to the shape, negative inside, at the voxels of a box."""
+    def distance(self, canvas: Canvas, shape: Shape, box: Box) -> Tensor:
+        """See `Place`."""
         return self.scale * shape.distance(*self.coordinates[(slice(None), *box)])
-
-    def union(self, shapes: Sequence[Shape], blend: float = 0.0) -> tuple[Box, Tensor]:
-        """Distance to the union of the shapes, in the smallest box of voxels that holds it."""
-        boxes = [self._box(shape, 2.0 * self.canvas.blur + blend) for shape in shapes]
-        depth, height, width = (
-            slice(min(part.start for part in parts), max(part.stop for part in parts))
-            for parts in zip(*boxes, strict=True)
-        )
-        whole = depth, height, width
-        field = self.canvas.hu.new_full([part.stop - part.start for part in whole], 1e3)
-        for shape, box in zip(shapes, boxes, strict=True):
-            if any(b.start >= b.stop for b in box):
-                continue  # outside the grid
-            part = tuple(
-                slice(b.start - w.start, b.stop - w.start) for b, w in zip(box, whole, strict=True)
-            )
-            field[part] = smooth_min(field[part], self.distance(shape, box), blend)
-        return whole, field
 
 
 def _paint_soft_tissue(
-    body: Body, draw: Draw, outline: Shape, fine: Tensor, coarse: Tensor
+    canvas: Canvas, body: Body, draw: Draw, outline: Shape, fine: Tensor, coarse: Tensor
 ) -> None:
     """The skin's outline filled with fat, soft tissue under it."""
-    canvas = body.canvas
     whole = canvas.whole()
-    skin = body.distance(outline, whole)
+    skin = body.distance(canvas, outline, whole)
     label = ANATOMY_LABELS["soft_tissue"]
     canvas.paint(whole, skin, -100.0 + 7.0 * fine, label)
     fat = draw.between(4.0, 16.0) + 2.0 * coarse
     canvas.paint(whole, skin + fat.clamp(min=2.0), 40.0 + 12.0 * coarse + 6.0 * fine, label)
-
-
-def _paint_bone(body: Body, bone: Bone, cortical: float, cancellous: Tensor) -> None:
-    """A shell of cortical bone around cancellous bone, holes carved out of both."""
-    box, distance = body.union(bone.shapes, bone.blend)
-    for hole in bone.holes:
-        distance = torch.maximum(distance, -body.distance(hole, box))
-    label = ANATOMY_LABELS["other_bone" if bone.moves else "bone"]
-    body.canvas.paint(box, distance, min(max(cortical, 700.0), 1500.0), label)
-    body.canvas.paint(box, distance + bone.cortex, cancellous.clamp(250.0, 600.0), None)
 
 
 def _checked_grid(

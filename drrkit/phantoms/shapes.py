@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ class Shape(NamedTuple):
 
     def tilted(self, pivot: Point, angle: float) -> Shape:
         """The shape turned about x at `pivot`, its z axis towards the front by `angle` rad."""
-        c, s = math.cos(angle), math.sin(angle)
         reach = max(math.dist(pivot, corner) for corner in (self.low, self.high))
+        c, s = math.cos(angle), math.sin(angle)
 
         def distance(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
             py, pz = y - pivot[1], z - pivot[2]
@@ -37,9 +37,30 @@ class Shape(NamedTuple):
 
         return Shape(*_around(pivot, (reach, reach, reach)), distance)
 
+    def tightly_tilted(self, pivot: Point, angle: float) -> Shape:
+        """`tilted` in the smallest box, which is quick to paint; it cuts off wide blends."""
+        turned = Placement(shift=pivot, tilt=angle)
+        ends = (
+            (low - at, high - at) for low, high, at in zip(self.low, self.high, pivot, strict=True)
+        )
+        low, high = _bounds([turned.to_world((x, y, z)) for x, y, z in product(*ends)])
+        return Shape(low, high, self.tilted(pivot, angle).distance)
+
+
+class Place(Protocol):
+    """Where shapes lie on a canvas."""
+
+    def box(self, canvas: Canvas, shape: Shape, margin: float) -> Box:
+        """The voxels that may lie within `margin` world mm of the shape."""
+        ...
+
+    def distance(self, canvas: Canvas, shape: Shape, box: Box) -> Tensor:
+        """World millimetres to the shape, negative inside, at the voxels of a box."""
+        ...
+
 
 class Placement(NamedTuple):
-    """Where shapes lie in the world: scaled, turned about x, mirrored (side = -1), then shifted."""
+    """A Place: scaled, turned about x, mirrored (side = -1), then shifted."""
 
     side: int = 1
     scale: float = 1.0
@@ -52,11 +73,20 @@ class Placement(NamedTuple):
         moved = (self.side * x, c * y - s * z, s * y + c * z)
         return moved[0] + self.shift[0], moved[1] + self.shift[1], moved[2] + self.shift[2]
 
-    def from_world(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def box(self, canvas: Canvas, shape: Shape, margin: float) -> Box:
+        """See `Place`."""
+        corners = product(*zip(shape.low, shape.high, strict=True))
+        low, high = _bounds([self.to_world((x, y, z)) for x, y, z in corners])
+        reach = margin, margin, margin
+        return canvas.region(_around(low, reach)[0], _around(high, reach)[1])
+
+    def distance(self, canvas: Canvas, shape: Shape, box: Box) -> Tensor:
+        """See `Place`."""
         c, s = math.cos(self.tilt) / self.scale, math.sin(self.tilt) / self.scale
-        x, y, z = x - self.shift[0], y - self.shift[1], z - self.shift[2]
+        x, y, z = (q - t for q, t in zip(canvas.coordinates(box), self.shift, strict=True))
         x = x * (self.side / self.scale)
-        return (x, c * y, c * z) if s == 0.0 else (x, c * y + s * z, c * z - s * y)
+        local = (x, c * y, c * z) if s == 0.0 else (x, c * y + s * z, c * z - s * y)
+        return self.scale * shape.distance(*local)
 
 
 HERE = Placement()
@@ -299,34 +329,51 @@ class Canvas:
         return x[None, None, :], y[None, :, None], z[:, None, None]
 
     def union(
-        self, shapes: Sequence[Shape], placement: Placement = HERE, blend: float = 0.0
+        self, shapes: Sequence[Shape], place: Place = HERE, blend: float = 0.0
     ) -> tuple[Box, Tensor]:
-        """Distance to the union of the shapes, in the smallest region that holds it."""
-        margin = 2.0 * self.blur + blend
-        reach = margin, margin, margin
-        boxes = []
-        for shape in shapes:
-            corners = product(*zip(shape.low, shape.high, strict=True))
-            low, high = _bounds([placement.to_world((x, y, z)) for x, y, z in corners])
-            boxes.append((_around(low, reach)[0], _around(high, reach)[1]))
-        low, high = _bounds([corner for box in boxes for corner in box])
-        whole = self.region(low, high)
+        """Distance to the union of the shapes, in the smallest box of voxels that holds it."""
+        boxes = [place.box(self, shape, 2.0 * self.blur + blend) for shape in shapes]
+        depth, height, width = (
+            slice(min(part.start for part in parts), max(part.stop for part in parts))
+            for parts in zip(*boxes, strict=True)
+        )
+        whole = depth, height, width
         field = self.hu.new_full([part.stop - part.start for part in whole], 1e3)
         for shape, box in zip(shapes, boxes, strict=True):
-            region = self.region(*box)
+            if any(b.start >= b.stop for b in box):
+                continue  # outside the grid
             part = tuple(
-                slice(r.start - w.start, r.stop - w.start)
-                for r, w in zip(region, whole, strict=True)
+                slice(b.start - w.start, b.stop - w.start) for b, w in zip(box, whole, strict=True)
             )
-            local = placement.from_world(*self.coordinates(region))
-            distance = placement.scale * shape.distance(*local)
-            field[part] = smooth_min(field[part], distance, blend)
+            field[part] = smooth_min(field[part], place.distance(self, shape, box), blend)
         return whole, field
 
-    def paint(self, box: Box, distance: Tensor, hu: float | Tensor, label: int | None) -> None:
-        """Paint where `distance` < 0; voxels at the surface take the share they are covered by.
+    def carve(
+        self, solid: tuple[Box, Tensor], holes: Sequence[Shape], place: Place = HERE
+    ) -> tuple[Box, Tensor]:
+        """A solid of `union` without the holes; its box is kept."""
+        box, distance = solid
+        for hole in holes:
+            distance = torch.maximum(distance, -place.distance(self, hole, box))
+        return box, distance
 
-        hu: a number, or a tensor of the whole grid.  label None leaves the labels as they are.
+    def paint_bone(
+        self,
+        solid: tuple[Box, Tensor],
+        label: int,
+        cortex: float | Tensor,
+        cortical: float,
+        cancellous: Tensor,
+    ) -> None:
+        """A shell of `cortex` mm (a number, or a tensor of the box) around cancellous bone."""
+        box, distance = solid
+        self.paint(box, distance, cortical, label)
+        self.paint(box, distance + cortex, cancellous, None)
+
+    def paint(self, box: Box, distance: Tensor, hu: float | Tensor, label: int | None) -> None:
+        """Paint where `distance` < 0; voxels at the surface mix in proportion to their coverage.
+
+        hu: a number, or a tensor of the whole grid. label None leaves the labels as they are.
         """
         covered = (0.5 - distance / self.blur).clamp(0.0, 1.0)
         colour = hu[box] if isinstance(hu, Tensor) else hu

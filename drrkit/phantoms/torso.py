@@ -1,14 +1,12 @@
-"""A voxelised torso and pelvis in HU, built from implicit shapes: the data that is always at hand.
+"""A voxelised torso and pelvis in HU, built from implicit shapes, for when no CT is at hand.
 
-Nothing in it is measured from a person.  Sizes and places follow an adult lying on the back; the
-two sides differ on purpose (a slight scoliosis, a tilted pelvis, organs, gas), so that no view has
-a mirror twin.  Shapes are signed distances in world millimetres (x left, y posterior, z superior),
-painted over each other with partial volume, so every spacing shows the same body.
+Nothing in it is measured from a person. Sizes and places follow an adult lying on the back; the
+two sides differ on purpose (a slight scoliosis, a tilted pelvis, organs, gas), so that no view
+equals another one mirrored. Shapes are signed distances in world millimetres (x left, y posterior,
+z superior), painted over each other with partial volume, so every spacing shows the same body.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -204,7 +202,7 @@ _KIDNEYS = {
     "kidney_right": ellipsoid((-68.0, 34.0, 106.0), (25.0, 21.0, 51.0)),
 }
 _BLADDER = ellipsoid((4.0, -32.0, -72.0), (37.0, 25.0, 26.0))
-# Colon and stomach: gas lies in front, as in somebody on the back.
+# Colon and stomach: gas lies in front, as in a patient lying on the back.
 _GAS = (
     ellipsoid((58.0, -52.0, 150.0), (34.0, 20.0, 19.0)),
     ellipsoid((-88.0, -34.0, 2.0), (19.0, 18.0, 21.0)),
@@ -229,18 +227,18 @@ def torso(
     """An asymmetric torso and pelvis, thighs to the first lumbar vertebra, as a labelled CT in HU.
 
     spacing in mm, a number or (x, y, z), 0.5 to 20; about 342 x 246 x 330 mm (x, y, z) about the
-    world's origin are covered at every spacing.  texture scales the fluctuations of the tissues
-    (0: none); they are functions of the place in mm and do not depend on the spacing.  The same
-    arguments give the same volume.  Labels are those of `TORSO_LABELS`.
+    world's origin are covered at every spacing. texture scales the fluctuations of the tissues
+    (0: none), which depend on the place in mm, not on the spacing. The same arguments give the same
+    volume. Labels are those of `TORSO_LABELS`.
 
     Air -1000 HU, fat about -100, soft tissue 10 to 65, cancellous bone 150 to 450, cortical bone
-    950 to 1400.  Raises ValueError for a spacing out of range or a negative texture.
+    950 to 1400. Raises ValueError for a spacing out of range or a negative texture.
     """
     pitch = spacing if isinstance(spacing, tuple) else (float(spacing),) * 3
     if len(pitch) != 3 or not all(0.5 <= p <= 20.0 for p in pitch):
-        raise ValueError(f"spacing must be 0.5 to 20 mm, a number or (x, y, z), got {spacing}")
+        raise ValueError(f"spacing: expected 0.5 to 20 mm, a number or (x, y, z), got {spacing}")
     if not texture >= 0.0:
-        raise ValueError(f"texture must be at least 0, got {texture}")
+        raise ValueError(f"texture: expected a number of at least 0, got {texture}")
     canvas = Canvas(FIELD_MM, pitch)
     fine = texture * canvas.noise(seed=1, waves=24, shortest=7.0, longest=20.0)
     coarse = texture * canvas.noise(seed=2, waves=16, shortest=25.0, longest=70.0)
@@ -300,48 +298,27 @@ def _paint_gas(canvas: Canvas) -> None:
 
 
 def _paint_skeleton(canvas: Canvas, cancellous: Tensor) -> None:
+    def bone(
+        solid: tuple[Box, Tensor], name: str, cortex: float | Tensor, hu: float, inside: Tensor
+    ) -> None:
+        canvas.paint_bone(solid, TORSO_LABELS[name], cortex, hu, inside.clamp(-60.0, 480.0))
+
     for placement in (_LEFT, _RIGHT):
         for rib in _RIBS:
-            _paint_bone(canvas, canvas.union(rib, placement), "ribs", 1.6, 1100.0, cancellous)
+            bone(canvas.union(rib, placement), "ribs", 1.6, 1100.0, cancellous)
     for name, (x, y, z, tilt, scale) in _SPINE.items():
         placement = Placement(scale=scale, shift=(x, y, z), tilt=tilt)
         canvas.paint(*canvas.union([_DISC], placement), 92.0, TORSO_LABELS["muscle"])
         vertebra = canvas.union(_VERTEBRA, placement, blend=3.0)
-        _paint_bone(canvas, vertebra, name, 1.7, 1050.0, cancellous - 90.0)
-    sacrum = canvas.union(_SACRUM, blend=7.0)
-    sacrum = _carve(canvas, sacrum, _FORAMINA, HERE)
-    _paint_bone(canvas, sacrum, "sacrum", 1.8, 1000.0, cancellous - 60.0)
+        bone(vertebra, name, 1.7, 1050.0, cancellous - 90.0)
+    sacrum = canvas.carve(canvas.union(_SACRUM, blend=7.0), _FORAMINA)
+    bone(sacrum, "sacrum", 1.8, 1000.0, cancellous - 60.0)
     for side, placement in (("left", _LEFT), ("right", _RIGHT)):
         hip = canvas.union(_HIP_BONE, placement, blend=7.0)
-        hip = _carve(canvas, hip, [ellipsoid(_HIP, (26.8, 26.8, 26.8))], placement)
-        _paint_bone(canvas, hip, f"hip_{side}", 2.3, 1250.0, cancellous)
+        hip = canvas.carve(hip, [ellipsoid(_HIP, (26.8, 26.8, 26.8))], placement)
+        bone(hip, f"hip_{side}", 2.3, 1250.0, cancellous)
         femur = canvas.union(_FEMURS[side], placement, blend=8.0)
         # Down the shaft the cortex grows thick and the cancellous bone gives way to fatty marrow.
         shaft = torch.sigmoid((-151.0 - canvas.axes[2]) / 8.0)[:, None, None]
         walls, marrow = 2.2 + 5.3 * shaft, cancellous + 30.0 - 380.0 * shaft
-        _paint_bone(canvas, femur, f"femur_{side}", walls[femur[0][0]], 1350.0, marrow)
-
-
-def _paint_bone(
-    canvas: Canvas,
-    solid: tuple[Box, Tensor],
-    name: str,
-    cortex: float | Tensor,
-    cortical: float,
-    cancellous: Tensor,
-) -> None:
-    """A shell of `cortex` mm (a number, or a tensor of the region) around cancellous bone."""
-    box, distance = solid
-    canvas.paint(box, distance, cortical, TORSO_LABELS[name])
-    canvas.paint(box, distance + cortex, cancellous.clamp(-60.0, 480.0), None)
-
-
-def _carve(
-    canvas: Canvas, solid: tuple[Box, Tensor], holes: Sequence[Shape], placement: Placement
-) -> tuple[Box, Tensor]:
-    """The solid without the holes (its region is kept)."""
-    box, distance = solid
-    local = placement.from_world(*canvas.coordinates(box))
-    for hole in holes:
-        distance = torch.maximum(distance, -placement.scale * hole.distance(*local))
-    return box, distance
+        bone(femur, f"femur_{side}", walls[femur[0][0]], 1350.0, marrow)

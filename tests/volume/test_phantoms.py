@@ -336,15 +336,19 @@ def test_random_ellipsoids_are_repeatable_and_stay_within_their_radius() -> None
 @pytest.mark.parametrize(
     "change, error, message",
     [
-        ({"centers": [[0, 0, 0]]}, TypeError, "centers must be a tensor, got list"),
-        ({"centers": torch.zeros(2, 3)}, ValueError, r"centers must be \[E, 3\]"),
-        ({"values": torch.zeros(1, 1)}, ValueError, "values must be"),
-        ({"values": torch.zeros(0)}, ValueError, "values must be"),
-        ({"values": torch.tensor([math.nan])}, ValueError, "values must be finite"),
-        ({"semi_axes": torch.tensor([[1.0, 0.0, 1.0]])}, ValueError, "semi_axes must be positive"),
-        ({"rotations": 2 * torch.eye(3)[None]}, ValueError, "rotations must be orthonormal"),
-        ({"exponent": 2.0}, TypeError, "exponent must be an int, got float"),
-        ({"exponent": -1}, ValueError, "exponent must lie in 0 .. 8, got -1"),
+        ({"centers": [[0, 0, 0]]}, TypeError, "centers: expected a tensor, got list"),
+        ({"centers": torch.zeros(2, 3)}, ValueError, r"centers: expected \[E, 3\]"),
+        ({"values": torch.zeros(1, 1)}, ValueError, "values: expected"),
+        ({"values": torch.zeros(0)}, ValueError, "values: expected"),
+        ({"values": torch.tensor([math.nan])}, ValueError, "values: expected finite numbers"),
+        (
+            {"semi_axes": torch.tensor([[1.0, 0.0, 1.0]])},
+            ValueError,
+            "semi_axes: expected positive",
+        ),
+        ({"rotations": 2 * torch.eye(3)[None]}, ValueError, "rotations: expected orthonormal"),
+        ({"exponent": 2.0}, TypeError, "exponent: expected an int, got float"),
+        ({"exponent": -1}, ValueError, "exponent: expected 0 to 8, got -1"),
     ],
 )
 def test_a_bad_phantom_is_refused(change: dict, error: type[Exception], message: str) -> None:
@@ -361,25 +365,25 @@ def test_a_bad_phantom_is_refused(change: dict, error: type[Exception], message:
 def test_bad_arguments_are_named() -> None:
     phantom, grid = ball(), tilted_grid()
     frames = torch.zeros(1, 4, 3)
-    with pytest.raises(ValueError, match=r"source must be \[..., 3\], got \[4, 2\]"):
+    with pytest.raises(ValueError, match=r"source: expected \[..., 3\], got \[4, 2\]"):
         phantom.line_integrals(torch.zeros(4, 2), torch.zeros(4, 3))
-    with pytest.raises(ValueError, match="points must be"):
+    with pytest.raises(ValueError, match="points: expected"):
         phantom.sample(torch.zeros(2))
-    with pytest.raises(ValueError, match=r"frames must be \[B, 4, 3\]"):
+    with pytest.raises(ValueError, match=r"frames: expected \[B, 4, 3\]"):
         phantom.project(frames[0], grid, (2, 2))
-    with pytest.raises(ValueError, match="exactly one of size and pixels"):
+    with pytest.raises(ValueError, match="exactly one of them, got neither"):
         phantom.project(frames, grid)
-    with pytest.raises(ValueError, match="beam must be"):
+    with pytest.raises(ValueError, match="beam: expected"):
         phantom.project(frames, grid, (2, 2), beam="fan")
-    with pytest.raises(ValueError, match="world_to_camera must be"):
+    with pytest.raises(ValueError, match="world_to_camera: expected"):
         phantom.render(CArm(300.0, (2, 2), 1.0), torch.eye(3))
-    with pytest.raises(ValueError, match="supersample must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="supersample: expected at least 1, got 0"):
         phantom.render(CArm(300.0, (2, 2), 1.0), torch.eye(4), supersample=0)
-    with pytest.raises(ValueError, match="supersample must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="supersample: expected at least 1, got 0"):
         phantom.voxelize((2, 2, 2), 1.0, supersample=0)
-    with pytest.raises(ValueError, match="shape must be three positive numbers"):
+    with pytest.raises(ValueError, match="shape: expected three positive numbers"):
         phantom.voxelize((2, 2, 0), 1.0)
-    with pytest.raises(ValueError, match="size_mm must be positive"):
+    with pytest.raises(ValueError, match="size_mm: expected positive"):
         shepp_logan_3d(0.0)
-    with pytest.raises(ValueError, match="count must be at least 1"):
+    with pytest.raises(ValueError, match="count: expected at least 1"):
         random_soft_ellipsoids(0, 0)

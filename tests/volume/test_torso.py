@@ -137,11 +137,11 @@ def test_texture_can_be_switched_off_and_the_dtype_chosen() -> None:
 @pytest.mark.parametrize(
     "spacing, texture, message",
     [
-        (0.1, 1.0, "spacing must be"),
-        ((3.0, 3.0), 1.0, "spacing must be"),
-        (math.nan, 1.0, "spacing must be"),
-        (8.0, -1.0, "texture must be"),
-        (8.0, math.nan, "texture must be"),
+        (0.1, 1.0, "spacing: expected"),
+        ((3.0, 3.0), 1.0, "spacing: expected"),
+        (math.nan, 1.0, "spacing: expected"),
+        (8.0, -1.0, "texture: expected"),
+        (8.0, math.nan, "texture: expected"),
     ],
 )
 def test_bad_torso_arguments_are_named(spacing: object, texture: float, message: str) -> None:
