@@ -2,17 +2,33 @@
 
 from drrkit.volume.attenuation import WATER_MU_PER_MM, water_attenuation
 from drrkit.volume.data import BODY_THRESHOLD, Volume
-from drrkit.volume.files import read_volume, write_volume
-from drrkit.volume.itk import checked_header, load_simpleitk, readable_errors
+from drrkit.volume.dicom_file import DicomFile, coded_size, is_dicom, named, stored_pixels
+from drrkit.volume.files import (
+    READ_SUFFIXES,
+    FileWarning,
+    inspect_volume,
+    read_image,
+    read_volume,
+    write_volume,
+)
+from drrkit.volume.rasters import load_simpleitk, readable_errors
 
 __all__ = [
     "BODY_THRESHOLD",
+    "READ_SUFFIXES",
     "WATER_MU_PER_MM",
+    "DicomFile",
+    "FileWarning",
     "Volume",
-    "checked_header",
+    "coded_size",
+    "inspect_volume",
+    "is_dicom",
     "load_simpleitk",
+    "named",
+    "read_image",
     "read_volume",
     "readable_errors",
+    "stored_pixels",
     "water_attenuation",
     "write_volume",
 ]

@@ -1,33 +1,45 @@
-"""Volumes from and to files: NIfTI, NRRD, MetaImage and DICOM series, all through SimpleITK."""
+"""Volumes from and to files: NIfTI, NRRD, MetaImage and DICOM series."""
 
 from __future__ import annotations
 
 import os
+import warnings
+import zlib
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from drrkit.files import PathLike, existing_file, whole_file
-from drrkit.volume import dicom, nifti
 from drrkit.volume.data import AIR, Unit, Volume
-from drrkit.volume.itk import (
-    Raster,
-    checked_header,
-    image_of,
-    load_simpleitk,
-    raster_of,
-    readable_errors,
-)
+from drrkit.volume.dicom_file import is_dicom
+from drrkit.volume.dicom_series import read_series
+from drrkit.volume.dicom_writing import write_series
+from drrkit.volume.nifti import read_nifti, write_nifti
+from drrkit.volume.nrrd_metaimage import read_metaimage, read_nrrd
+from drrkit.volume.rasters import Raster, axes_letters, image_of, load_simpleitk, readable_errors
 
 READ_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 WRITE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
-SAME_PLACE = 0.01
-"""Voxels by which two grids' corners may differ and still count as one grid."""
+SAME_PLACE = 0.05
+"""Voxels by which two grids' corners may differ and still count as one lattice."""
+
+
+class FileWarning(UserWarning):
+    """What a file leaves open or says wrongly, and what was assumed instead."""
+
+
+class InspectedVolume(NamedTuple):
+    """A volume with what its file says, by name, and the remarks that are warnings otherwise."""
+
+    volume: Volume
+    facts: dict[str, str]
+    notes: tuple[str, ...]
 
 
 def read_volume(
@@ -40,13 +52,16 @@ def read_volume(
 ) -> Volume:
     """Reads a CT from a NIfTI, NRRD or MetaImage file or from a folder of DICOM slices.
 
-    Values come with the file's slope and intercept applied, geometry in LPS mm as ITK gives it
-    (NIfTI's RAS is converted). Vector images become channels [C, D, H, W]; a fourth dimension of
-    size 1 is dropped.
+    Values come with the file's slope and intercept applied, geometry in LPS mm (NIfTI's RAS is
+    converted). Padding that a DICOM header names is air. Vector images become channels
+    [C, D, H, W]; a fourth dimension of size 1 is dropped. What a file leaves open or says wrongly
+    is a FileWarning.
 
     Args:
-        path: .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, or a folder of single-slice DICOM files.
-        labels: a label map on the same voxel grid, in any of these formats.
+        path: .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, a folder of DICOM slices, or a multi-frame
+            (Enhanced CT) DICOM file.
+        labels: a label map on the voxel lattice of the volume, in any of these formats; it may be
+            a part of it, and its axes may be stored in another order.
         series: Series Instance UID, where a DICOM folder holds several.
         unit: what the values are, "HU" or "mu" (1/mm); files do not say.
         dtype: of the values, float32 or another floating dtype.
@@ -56,17 +71,39 @@ def read_volume(
 
     Raises:
         OSError: the file does not exist or cannot be opened.
-        ImportError: SimpleITK is not installed.
-        ValueError: not an image, truncated, not 3D, a spacing or direction that means nothing,
-            values that are not finite, a folder without DICOM or with several series, labels on
-            another grid or that are not whole numbers.
+        ImportError: a package for the format is not installed.
+        ValueError: not an image, truncated, not 3D, no CT, a spacing or direction that means
+            nothing, values that are not finite, a folder without DICOM or with several series,
+            labels on another lattice or that are not whole numbers.
     """
+    found = inspect_volume(path, series=series, unit=unit, dtype=dtype)
+    volume, notes = found.volume, found.notes
+    if labels is not None:
+        marks, more = _read_labels(_existing(labels), volume, Path(path))
+        volume, notes = replace(volume, labels=marks), (*notes, *more)
+    for note in notes:
+        warnings.warn(f"{path}: {note}", FileWarning, stacklevel=2)
+    return volume
+
+
+def inspect_volume(
+    path: PathLike,
+    *,
+    series: str | None = None,
+    unit: Unit = "HU",
+    dtype: torch.dtype = torch.float32,
+) -> InspectedVolume:
+    """As `read_volume`, with what was understood of the file; it warns of nothing."""
     source = _existing(path)
     if unit not in AIR:
         raise ValueError(f'unit: expected "HU" or "mu", got {unit!r}')
     if not dtype.is_floating_point:
         raise TypeError(f"dtype: expected a floating dtype, got {dtype}")
-    raster = _read_raster(source, series, np.float64 if dtype == torch.float64 else np.float32)
+    raster = _read_raster(
+        source, series, np.float64 if dtype == torch.float64 else np.float32, AIR[unit]
+    )
+    if raster.pixels.ndim < 3:
+        raise ValueError(f"{source}: expected a 3D image, got {raster.pixels.ndim}D")
     try:
         volume = Volume(
             values=torch.from_numpy(raster.pixels).to(dtype),
@@ -77,60 +114,58 @@ def read_volume(
         )
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    if labels is None:
-        return volume
-    return replace(volume, labels=_read_labels(_existing(labels), volume, source))
+    facts = {**raster.facts, "orientation": axes_letters(raster.direction)}
+    return InspectedVolume(volume, facts, raster.notes)
 
 
 def _existing(path: PathLike) -> Path:
-    """The path, if it can be opened and has a name this module reads."""
+    """The path, if it can be opened and is of a kind this module reads."""
     if isinstance(path, (str, os.PathLike)) and Path(path).is_dir():
         return Path(path)
     source = existing_file(path)
-    if not source.name.lower().endswith(READ_SUFFIXES):
+    if not source.name.lower().endswith(READ_SUFFIXES) and not is_dicom(source):
         raise ValueError(
             f"{source}: expected one of {', '.join(READ_SUFFIXES)}, or the folder of a DICOM series"
         )
     return source
 
 
-def _read_raster(source: Path, series: str | None, dtype: type | None) -> Raster:
-    if source.is_dir():
-        return dicom.read_series(source, series)
+def _read_raster(source: Path, series: str | None, dtype: Any, air: float) -> Raster:
+    if not source.name.lower().endswith(READ_SUFFIXES) or source.is_dir():
+        return read_series(source, series, air, dtype or np.float32)
     if series is not None:
         raise ValueError(f"series: {source} is a file; only a DICOM folder holds series")
-    sitk = load_simpleitk()
-    header = checked_header(source)
-    with readable_errors(source, "read"):
-        image = sitk.ReadImage(os.fspath(source))
-    raster = raster_of(image, source, dtype)
-    if header is not None:
-        nifti.check_scales(header, raster.spacing, raster.direction, os.fspath(source))
-    return raster
+    return read_image(source, dtype)
 
 
-def _read_labels(source: Path, volume: Volume, volume_source: Path) -> Tensor:
-    """A label map [D, H, W], checked to lie on the volume's grid and to hold whole numbers."""
-    raster = _read_raster(source, None, None)
+def read_image(path: Path, dtype: Any = None) -> Raster:
+    """Pixels and place of a .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd; into `dtype` if given.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ImportError: nibabel or pynrrd is not installed.
+        ValueError: not such a file, truncated, or a header that contradicts itself.
+    """
+    name = path.name.lower()
+    read = read_nrrd if name.endswith((".nrrd", ".nhdr")) else read_metaimage
+    try:
+        return (read_nifti if name.endswith((".nii", ".nii.gz")) else read)(path, dtype)
+    except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{path}: the file is truncated or damaged: {error}") from error
+
+
+def _read_labels(
+    source: Path, volume: Volume, volume_source: Path
+) -> tuple[Tensor, tuple[str, ...]]:
+    """A label map [D, H, W] of whole numbers, put on the volume's grid, and remarks."""
+    raster = _read_raster(source, None, None, 0.0)
     pixels = raster.pixels
-    if pixels.shape != tuple(volume.values.shape[-3:]):
+    if pixels.ndim != 3:
         raise ValueError(
-            f"{source}: expected labels of shape {tuple(volume.values.shape[-3:])} (z, y, x) "
-            f"as in {volume_source}, got {pixels.shape}"
-        )
-    grid = Volume(
-        torch.zeros(pixels.shape), raster.spacing, raster.origin, torch.as_tensor(raster.direction)
-    )
-    width, height, depth = volume.shape_xyz
-    ends = torch.cartesian_prod(
-        *(torch.tensor([0.0, n - 1.0], dtype=torch.float64) for n in (width, height, depth))
-    )
-    moved = volume.world_to_index(grid.index_to_world(ends)) - ends
-    if float(moved.abs().max()) > SAME_PLACE:
-        raise ValueError(
-            f"{source}: the labels' grid differs from that of {volume_source}: spacing "
-            f"{grid.spacing} and {volume.spacing}, origin {grid.origin} and {volume.origin}, "
-            f"direction {grid.direction.tolist()} and {volume.direction.tolist()}"
+            f"{source}: expected one label map [z, y, x], got shape {pixels.shape}: segments that "
+            "overlap are stored in layers; export them as one label map"
         )
     if np.issubdtype(pixels.dtype, np.floating):
         whole = np.isfinite(pixels) & (np.abs(pixels) < 2**31) & (pixels == np.rint(pixels))
@@ -140,9 +175,57 @@ def _read_labels(source: Path, volume: Volume, volume_source: Path) -> Tensor:
                 f"{source}: expected whole numbers as labels, got {pixels[first]} at index {first}"
             )
         pixels = pixels.astype(np.int32)
+    pixels, lost = _on_lattice(source, pixels, raster, volume, volume_source)
+    notes = [f"{source}: {note}" for note in raster.notes]
+    if lost:
+        notes.append(f"{source}: {lost} labelled voxels lie outside the volume: left out")
     wider = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64}
     pixels = pixels.astype(wider.get(pixels.dtype, pixels.dtype), copy=False)
-    return torch.from_numpy(pixels.astype(np.int64) if pixels.dtype == np.uint64 else pixels)
+    pixels = pixels.astype(np.int64) if pixels.dtype == np.uint64 else pixels
+    return torch.from_numpy(np.ascontiguousarray(pixels)), tuple(notes)
+
+
+def _on_lattice(
+    source: Path, pixels: np.ndarray, raster: Raster, volume: Volume, volume_source: Path
+) -> tuple[np.ndarray, int]:
+    """Labels with the volume's shape and order of axes, 0 where there are none.
+
+    Also how many labelled voxels lie outside the volume. Raises ValueError where the voxels of the
+    one grid do not coincide with those of the other.
+    """
+    grid = Volume(
+        torch.zeros(1, 1, 1), raster.spacing, raster.origin, torch.as_tensor(raster.direction)
+    )
+    to_volume = np.linalg.solve(volume.affine.cpu().numpy(), grid.affine.numpy())
+    turn, start = np.rint(to_volume[:3, :3]), np.rint(to_volume[:3, 3])
+    shape = np.array(pixels.shape[::-1])
+    corners = np.stack(np.meshgrid(*((0, n - 1) for n in shape), indexing="ij"), -1).reshape(-1, 3)
+    moved = corners @ to_volume[:3, :3].T + to_volume[:3, 3]
+    apart = float(np.abs(moved - (corners @ turn.T + start)).max())
+    last = shape @ turn.T - turn.sum(1) + start
+    low, high = np.minimum(start, last).astype(int), np.maximum(start, last).astype(int) + 1
+    first, stop = np.maximum(low, 0), np.minimum(high, volume.shape_xyz)
+    one_to_one = np.array_equal(np.abs(turn) @ np.ones(3), np.ones(3))
+    # A part of the volume, or more than it along an axis; anything else is another place.
+    nested = ((low >= 0) & (high <= volume.shape_xyz)) | ((low <= 0) & (high >= volume.shape_xyz))
+    if apart > SAME_PLACE or not one_to_one or not nested.all() or (first >= stop).any():
+        raise ValueError(
+            f"{source}: the labels' grid differs from that of {volume_source}: shape (z, y, x) "
+            f"{pixels.shape} and {tuple(volume.values.shape[-3:])}, spacing {grid.spacing} and "
+            f"{volume.spacing}, origin {grid.origin} and {volume.origin}, direction "
+            f"{grid.direction.tolist()} and {volume.direction.tolist()}; resample one "
+            "onto the other"
+        )
+    from_axis = np.abs(turn).argmax(1)  # of the labels, for x, y, z of the volume
+    pixels = np.transpose(pixels, [2 - from_axis[a] for a in (2, 1, 0)])
+    pixels = np.flip(pixels, tuple(2 - a for a in range(3) if turn[a, from_axis[a]] < 0))
+    if pixels.shape == tuple(volume.values.shape[-3:]) and not low.any():
+        return pixels, 0
+    result = np.zeros(volume.values.shape[-3:], pixels.dtype)
+    within = tuple(slice(a, b) for a, b in zip(first - low, stop - low, strict=True))[::-1]
+    target = tuple(slice(a, b) for a, b in zip(first, stop, strict=True))[::-1]
+    result[target] = pixels[within]
+    return result, int(np.count_nonzero(pixels)) - int(np.count_nonzero(pixels[within]))
 
 
 def write_volume(volume: Volume, path: PathLike, *, labels: PathLike | None = None) -> None:
@@ -156,7 +239,7 @@ def write_volume(volume: Volume, path: PathLike, *, labels: PathLike | None = No
         volume: values on any device; gradients are not kept.
         path: .nii, .nii.gz, .nrrd, .mha, .mhd (with its .raw beside it), or a name without suffix:
             a new folder of DICOM slices (HU only; int16 with slope and intercept, see
-            ``drrkit.volume.dicom.write_series``). DICOM stacks are right-handed: a left-handed
+            ``write_series``). DICOM stacks are right-handed: a left-handed
             volume is written with its slices in reverse order, at the same place.
         labels: where to write the label map, one of the file names above.
 
@@ -180,15 +263,16 @@ def write_volume(volume: Volume, path: PathLike, *, labels: PathLike | None = No
             raise ValueError(f"labels: expected one of {', '.join(WRITE_SUFFIXES)}, got {labels}")
         pixels = volume.labels.cpu().numpy()
         rasters.append((label_target, rasters[0][1]._replace(pixels=pixels)))
-    load_simpleitk()
+    if any(not place.name.lower().endswith((".nii", ".nii.gz")) for place, _ in rasters):
+        load_simpleitk()
     with ExitStack() as stack:
         for place, raster in rasters:
             staged = stack.enter_context(whole_file(place))
             if as_dicom and place is target:
                 staged.mkdir()
-                dicom.write_series(raster, staged)
+                write_series(raster, staged)
             else:
-                _write_raster(raster, staged, place)
+                write_image(raster, staged)
 
 
 def _writable(path: PathLike) -> Path:
@@ -246,17 +330,16 @@ def _raster_of_values(volume: Volume) -> Raster:
     return Raster(values.numpy(), volume.spacing, volume.origin, volume.direction.numpy())
 
 
-def _write_raster(raster: Raster, file: Path, target: Path) -> None:
-    """Writes one file; ``target`` is the name it will get, for messages."""
-    sitk = load_simpleitk()
-    # An .mhd is kept uncompressed: readers of .mhd/.raw pairs often expect that.
-    packed = file.suffix.lower() != ".mhd"
-    with readable_errors(target, "write"):
-        sitk.WriteImage(image_of(raster), os.fspath(file), packed)
+def write_image(raster: Raster, file: Path) -> None:
+    """Writes one file in the format of its suffix. Raises OSError when it cannot be written."""
     if file.name.lower().endswith((".nii", ".nii.gz")):
         try:
-            nifti.check(file)
-        except ValueError as error:
-            raise OSError(
-                f"{target}: the file was not written in full; the disk may be full"
-            ) from error
+            write_nifti(raster, file)
+        except OSError as error:
+            raise OSError(f"{file.name}: not written, the disk may be full ({error})") from error
+        return
+    # An .mhd is kept uncompressed: readers of .mhd/.raw pairs often expect that.
+    with readable_errors(file.name, "write"):
+        load_simpleitk().WriteImage(
+            image_of(raster), os.fspath(file), file.suffix.lower() != ".mhd"
+        )

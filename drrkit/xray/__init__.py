@@ -12,13 +12,23 @@ from drrkit.xray.read.deepfluoro import (
 )
 from drrkit.xray.read.files import (
     DICOM_SUFFIXES,
-    PICTURE_SUFFIXES,
     RASTER_SUFFIXES,
     XRAY_KINDS,
     Xray,
     read_xray,
 )
 from drrkit.xray.read.opencv_storage import STORAGE_SUFFIXES
+<<<<<<< HEAD
+=======
+from drrkit.xray.read.pictures import PICTURE_SUFFIXES
+from drrkit.xray.simulate.detector import (
+    Signal,
+    add_noise,
+    add_scatter,
+    beer_lambert,
+    gaussian_blur,
+)
+>>>>>>> 12f1449 (Read files with pydicom, nibabel and pynrrd, as hospitals write them)
 from drrkit.xray.simulate.materials import (
     DENSITIES,
     SPECTRA,

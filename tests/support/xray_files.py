@@ -9,6 +9,8 @@ import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from tests.support.ct_files import set_tags
+
 XA = "1.2.840.10008.5.1.4.1.1.12.1"
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
 
@@ -29,11 +31,7 @@ def write_dicom(path: Path, pixels: np.ndarray, **tags: Any) -> Path:
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
     data.PixelData = pixels.astype("<u2").tobytes()
-    for name, value in tags.items():
-        if value is None:
-            delattr(data, name)
-        else:
-            setattr(data, name, value)
+    set_tags(data, tags)
     data.save_as(path, enforce_file_format=True)
     return path
 

@@ -253,10 +253,9 @@ def test_values_that_are_not_finite_in_a_file_are_refused_with_its_name(tmp_path
 
 @pytest.mark.io
 @pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
-def test_voxels_that_are_not_finite_are_found_wherever_they_stand(tmp_path, name, monkeypatch):
+def test_voxels_that_are_not_finite_are_found_wherever_they_stand(tmp_path, name):
     import SimpleITK as sitk
 
-    monkeypatch.setattr("drrkit.volume.nifti.CHUNK", 64)  # several pieces, the last one shorter
     values = random_volume((3, 5, 7), whole=False)
     write_volume(values, tmp_path / name)
     assert torch.equal(read_volume(tmp_path / name).values, values.values)
@@ -299,7 +298,7 @@ def test_label_maps_on_another_grid_are_refused(tmp_path):
     volume = random_volume()
     write_volume(volume, tmp_path / "ct.nrrd")
     others = {
-        "shape": volume.crop((0, 0, 0), (6, 6, 5)),
+        "apart": replace(volume, origin=(ORIGIN[0] + 900.0, *ORIGIN[1:])),
         "origin": replace(volume, origin=(ORIGIN[0] + 0.1, *ORIGIN[1:])),
         "spacing": replace(volume, spacing=(0.71, 1.25, 2.5)),
         "direction": replace(volume, direction=oblique(True)),
@@ -331,8 +330,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, name, mon
         Path(file).write_bytes(b"half")
         raise RuntimeError("no space left")
 
+    def no_space(file):
+        Path(file).write_bytes(b"half")
+        raise OSError("no space left")
+
     monkeypatch.setattr(sitk.ImageFileWriter, "Execute", fail)
     monkeypatch.setattr(sitk, "WriteImage", fail_function)
+    monkeypatch.setattr("nibabel.Nifti1Image.to_filename", lambda image, file: no_space(file))
     with pytest.raises(OSError, match="no space left"):
         write_volume(random_volume(whole=False), tmp_path / name)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
@@ -391,9 +395,6 @@ def test_places_that_cannot_be_written_to_are_refused(tmp_path):
 
 def test_without_simpleitk_files_say_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    (tmp_path / "ct.mha").write_text("x")
-    with pytest.raises(ImportError, match="pip install SimpleITK"):
-        read_volume(tmp_path / "ct.mha")
     with pytest.raises(ImportError, match="pip install SimpleITK"):
         write_volume(Volume(torch.zeros(1, 2, 3), (1, 1, 1)), tmp_path / "new.mha")
-    assert [p.name for p in tmp_path.iterdir()] == ["ct.mha"]
+    assert list(tmp_path.iterdir()) == []

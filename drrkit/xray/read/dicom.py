@@ -1,25 +1,32 @@
-"""The geometry that DICOM writes beside an X-ray (XA, RF, DX, CR).
+"""DICOM X-rays (XA, RF, DX, CR, RTIMAGE): pixels, and the geometry that the header says.
 
 Sources: DICOM PS3.3, X-Ray Positioner, XA Positioner, DX Detector, Display Shutter and X-Ray
-Collimator modules.
+Collimator modules; C.8.8.2 RT Image, whose angles are IEC 61217's.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera, CArm
-from drrkit.xray.read.dicom_elements import Elements
+from drrkit.volume import DicomFile, load_simpleitk, named, readable_errors, stored_pixels
+from drrkit.xray.read.pictures import grey
 
-MODALITIES = ("XA", "RF", "DX", "CR", "RG", "PX", "IO")
+__all__ = ["DicomXray", "flipped_camera", "read_dicom_xray"]
 
-SHARED, PER_FRAME = "5200|9229", "5200|9230"
-"""Functional groups of enhanced objects."""
+MODALITIES = ("XA", "RF", "DX", "CR", "RG", "PX", "IO", "RTIMAGE")
+MOSTLY = 0.9
+"""A padding value that more of the image has is none."""
+SDD_MM, DETECTOR_MM = (300.0, 6000.0), (20.0, 2000.0)
+"""Distances and detectors outside these are probably in another unit, and said."""
 
 _LETTERS = {
     "L": (1.0, 0.0, 0.0),
@@ -32,62 +39,11 @@ _LETTERS = {
 """Patient Orientation's letters in LPS."""
 
 
-class Header:
-    """Fields of a DICOM file by their "gggg|eeee", as text or numbers; None where absent.
+class DicomXray(NamedTuple):
+    """What a DICOM file holds; fields as drrkit.xray.Xray's, the image as it is stored."""
 
-    What an enhanced object (Enhanced XA, XRF) says in its functional groups counts, too: of all
-    frames, or else of the first.
-    """
-
-    def __init__(self, source: Path, image: Any, elements: Elements) -> None:
-        self.source, self.image, self.elements = source, image, elements
-
-    def text(self, key: str) -> str | None:
-        if self.image.HasMetaDataKey(key):
-            return self.image.GetMetaData(key).strip().strip("\0").strip() or None
-        groups = [*self.elements.within(SHARED)[:1], *self.elements.within(PER_FRAME)[:1]]
-        return next((text for group in groups if (text := _inside(group, key))), None)
-
-    def numbers(self, key: str, count: int | None = None) -> list[float] | None:
-        """Raises ValueError when there are other than `count` finite numbers."""
-        text = self.text(key)
-        return None if text is None else self._parsed(key, text, count)
-
-    def per_frame(self, key: str) -> list[float] | None:
-        """The number that the functional groups of each frame say; None where one says nothing."""
-        texts = [_inside(group, key) for group in self.elements.within(PER_FRAME)]
-        if not texts or None in texts:
-            return None
-        return [self._parsed(key, text, 1)[0] for text in texts if text is not None]
-
-    def _parsed(self, key: str, text: str, count: int | None) -> list[float]:
-        try:
-            values = [float(word) for word in text.split("\\")]
-        except ValueError:
-            values = []
-        wrong = count is not None and len(values) != count
-        if not values or wrong or not all(map(math.isfinite, values)):
-            wanted = "numbers" if count is None else f"{count} numbers"
-            raise ValueError(
-                f"{self.source}: ({key.replace('|', ',')}): expected {wanted}, got {text[:60]!r}"
-            )
-        return values
-
-    def positive(self, key: str) -> float | None:
-        """A number; zero, which many machines write for unknown, is None."""
-        values = self.numbers(key, 1)
-        if values is None or values[0] == 0.0:
-            return None
-        if values[0] < 0:
-            raise ValueError(
-                f"{self.source}: ({key.replace('|', ',')}): expected a number > 0, got {values[0]}"
-            )
-        return values[0]
-
-
-class Description(NamedTuple):
-    """What a header says; fields as drrkit.xray.Xray's."""
-
+    pixels: np.ndarray
+    """[frames, rows, cols], with slope and intercept applied."""
     kind: Literal["line", "intensity", "display", "inverted"] | None
     camera: Camera | None
     pixel_spacing: tuple[float, float] | None
@@ -96,63 +52,124 @@ class Description(NamedTuple):
     secondary_deg: Tensor | None
     sod: float | None
     flip: tuple[int, ...]
+    """What turns the stored image into the one seen from the source."""
     warnings: tuple[str, ...]
+    facts: dict[str, str]
 
 
-def _inside(group: Any, key: str) -> str | None:
-    """The first text of a field in nested sequences."""
-    found = group.get(key)
-    if isinstance(found, str):
-        return found or None
-    items = [item for value in group.values() if isinstance(value, list) for item in value]
-    return next((text for item in items if (text := _inside(item, key))), None)
+def read_dicom_xray(source: Path, given: Collection[str] = ()) -> DicomXray:
+    """Pixels, kind, camera, angles and mask of a DICOM X-ray.
 
+    given  of "sdd", "pixel_spacing", "principal_point", those that the caller knows: the file's
+           are not asked for
 
-def is_dicom(path: Path) -> bool:
-    """Whether the file has the preamble of DICOM's file format."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def describe(header: Header, size: tuple[int, int], frames: int) -> Description:
-    """Kind, camera, angles and mask of an X-ray's header; size (rows, cols).
-
-    Raises ValueError for a modality that is no projection, and for fields that mean nothing.
+    Optional fields that mean nothing are unknown, with a warning. Raises ImportError, and
+    ValueError for a file of another modality and pixels that cannot be read.
     """
-    modality = header.text("0008|0060")
-    if modality is not None and modality not in MODALITIES:
-        raise ValueError(
-            f"{header.source}: expected an X-ray ({', '.join(MODALITIES[:4])}), got modality "
-            f"{modality}; a CT is read by read_volume"
-        )
+    file = DicomFile(source)
+    modality = file.text("Modality")
+    _check_modality(file, modality)
+    pixels, padded = _pixels(file)
+    frames, rows, cols = pixels.shape
+    size = (rows, cols)
     warnings: list[str] = []
-    sdd = header.positive("0018|1110")
-    sod = _sod(header, sdd, warnings) if modality in ("XA", "RF") else None
-    spacing = _pixel_spacing(header, warnings)
-    principal_point = _principal_point(header, size, spacing, warnings)
-    camera = None
-    if sdd is not None and spacing is not None:
-        camera = CArm(sdd, size, spacing, principal_point)
-    elif sdd is None:
-        warnings.append(
-            "the source-to-detector distance (0018,1110) is not in the file: sdd says it"
-        )
-    if "0028|3000" in header.elements.values:
+    rt = modality == "RTIMAGE"
+    sdd = None if "sdd" in given else file.positive("RTImageSID" if rt else DISTANCE)
+    spacing = None
+    if "pixel_spacing" not in given:
+        spacing = _plane_spacing(file, warnings) if rt else _pixel_spacing(file, warnings)
+    principal_point = None
+    if "principal_point" not in given and spacing is not None:
+        locate = _rt_principal_point if rt else _principal_point
+        principal_point = locate(file, size, spacing, warnings)
+    if sdd is None and "sdd" not in given:
+        what = "RTImageSID" if rt else DISTANCE
+        warnings.append(f"the source-to-detector distance, {named(what)}, is not known: give sdd=")
+    if rt:
+        primary, secondary, sod = _gantry(file, frames, warnings)
+        flip: tuple[int, ...] = ()
+    else:
+        sod = _sod(file, sdd, warnings) if modality in ("XA", "RF") else None
+        primary = _angles(file, "PositionerPrimaryAngle", frames)
+        secondary = _angles(file, "PositionerSecondaryAngle", frames)
+        flip = _flip(file, primary, secondary, warnings)
+    _check_lengths(sdd, sod, spacing, size, warnings)
+    if "ModalityLUTSequence" in file.dataset:
         warnings.append("the Modality LUT (0028,3000) is not applied: pixels are the stored ones")
-    primary = _angles(header, "0018|1510", "0018|1520", frames)
-    secondary = _angles(header, "0018|1511", "0018|1521", frames)
-    flip = _flip(header, primary, secondary, warnings)
-    return Description(
-        _kind(header, modality),
-        camera,
+    mask = _shutter(file, size)
+    shut = mask is not None
+    if padded is not None:
+        seen = torch.from_numpy(~padded).float()[None, None]
+        mask = seen if mask is None else mask * seen
+    facts = {
+        "format": "DICOM",
+        "modality": modality or "not said",
+        "photometric": file.text("PhotometricInterpretation") or "not said",
+        "patient orientation": file.text("PatientOrientation") or "not said",
+        "padding": "none" if padded is None else f"{int(padded.sum())} pixels are masked",
+        "shutters": "masked" if shut else "none",
+    }
+    return DicomXray(
+        pixels,
+        _kind(file, modality),
+        None if sdd is None or spacing is None else CArm(sdd, size, spacing, principal_point),
         spacing,
-        _shutter(header, size),
+        mask,
         primary,
         secondary,
         sod,
         flip,
-        tuple(warnings),
+        tuple(dict.fromkeys((*file.notes, *warnings))),
+        facts,
     )
+
+
+DISTANCE = "DistanceSourceToDetector"
+
+
+def _check_modality(file: DicomFile, modality: str | None) -> None:
+    """Raises ValueError for what is no X-ray, saying what it is."""
+    if not file.has_pixels:
+        raise ValueError(
+            f"{file.source}: expected an X-ray, got a DICOM file without pixels ("
+            f"{modality or 'no modality'}): truncated, damaged, or another kind of object"
+        )
+    if modality is None or modality in MODALITIES:
+        return
+    advice = ""
+    if modality == "CT":
+        localizer = "LOCALIZER" in [word.upper() for word in file.words("ImageType")]
+        advice = (
+            ": a localizer, whose rays are a fan that moves along with the table"
+            if localizer
+            else ": a slice of a CT, whose folder read_volume reads"
+        )
+    raise ValueError(
+        f"{file.source}: expected an X-ray (Modality (0008,0060) {', '.join(MODALITIES[:4])} or "
+        f"RTIMAGE), got modality {modality}{advice}"
+    )
+
+
+def _pixels(file: DicomFile) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pixels [frames, rows, cols] with slope and intercept, and the padding of all frames."""
+    if file.count("SamplesPerPixel", 1) != 1:
+        file.count("Rows")
+        with readable_errors(file.source, "read"):
+            image = load_simpleitk().ReadImage(os.fspath(file.source))
+        pixels, note = grey(load_simpleitk().GetArrayFromImage(image))
+        file.notes += note
+        return pixels.reshape(-1, *pixels.shape[-2:]), None
+    stored = stored_pixels(file)
+    slope, intercept = file.number("RescaleSlope"), file.number("RescaleIntercept")
+    if slope == 0.0:
+        file.notes.append(f"{named('RescaleSlope')} is 0; taken as 1")
+    values = stored.values
+    if (slope or 1.0, intercept or 0.0) != (1.0, 0.0):
+        values = (slope or 1.0) * values.astype(np.float64) + (intercept or 0.0)
+    padded = None if stored.padded is None else np.asarray(stored.padded.all(axis=0))
+    if padded is not None and not 0.0 < float(padded.mean()) <= MOSTLY:
+        padded = None
+    return values, padded
 
 
 def flipped_camera(camera: Camera, flip: tuple[int, ...]) -> Camera:
@@ -164,10 +181,44 @@ def flipped_camera(camera: Camera, flip: tuple[int, ...]) -> Camera:
     return Camera(matrix, camera.size, camera.sdd, camera.beam)
 
 
-def _sod(header: Header, sdd: float | None, warnings: list[str]) -> float | None:
+def _check_lengths(
+    sdd: float | None,
+    sod: float | None,
+    spacing: tuple[float, float] | None,
+    size: tuple[int, int],
+    warnings: list[str],
+) -> None:
+    """Warns of distances that cannot be, or not in mm."""
+    for what, value in (("source-to-detector", sdd), ("source-to-isocentre", sod)):
+        if value is None or SDD_MM[0] <= value <= SDD_MM[1]:
+            continue
+        unit = next(
+            (
+                f" (in {u}: {f * value:g} mm)"
+                for u, f in (("cm", 10.0), ("m", 1000.0))
+                if SDD_MM[0] <= f * value <= SDD_MM[1]
+            ),
+            "",
+        )
+        warnings.append(f"the {what} distance is {value:g} mm: is it in another unit{unit}?")
+    if sdd is not None and sod is not None and sod >= sdd:
+        warnings.append(
+            f"the isocentre, {sod:g} mm from the source, lies behind the detector at {sdd:g} mm: "
+            "one of the two is wrong"
+        )
+    if spacing is not None:
+        sides = [n * step for n, step in zip(size, spacing, strict=True)]
+        if not DETECTOR_MM[0] <= max(sides) <= DETECTOR_MM[1]:
+            warnings.append(
+                f"the image is {sides[0]:.4g} x {sides[1]:.4g} mm large by its pixel spacing "
+                f"{spacing[0]:g}, {spacing[1]:g} mm: is it in another unit?"
+            )
+
+
+def _sod(file: DicomFile, sdd: float | None, warnings: list[str]) -> float | None:
     """Source to isocentre; a radiograph's (0018,1111) would be that to the table."""
-    sod = header.positive("0018|1111") or header.positive("0018|9402")
-    magnification = header.positive("0018|1114")
+    sod = file.positive("DistanceSourceToPatient") or file.positive("DistanceSourceToIsocenter")
+    magnification = file.positive("EstimatedRadiographicMagnificationFactor")
     if sod is None and sdd is not None and magnification is not None and magnification > 1.0:
         warnings.append(
             "source-to-isocentre distance from (0018,1110) over the magnification (0018,1114): "
@@ -177,35 +228,48 @@ def _sod(header: Header, sdd: float | None, warnings: list[str]) -> float | None
     return sod
 
 
-def _pixel_spacing(header: Header, warnings: list[str]) -> tuple[float, float] | None:
+def _pair(file: DicomFile, keyword: str) -> tuple[float, float] | None:
+    """Two numbers above zero."""
+    found = file.numbers(keyword, 2)
+    if found is None:
+        return None
+    if min(found) <= 0:
+        file.notes.append(
+            f"{named(keyword)}: expected two numbers > 0, got {found[0]:g}, {found[1]:g}; taken as "
+            "unknown"
+        )
+        return None
+    return found[0], found[1]
+
+
+def _pixel_spacing(file: DicomFile, warnings: list[str]) -> tuple[float, float] | None:
     """(row, col) mm at the detector."""
-    spacing = header.numbers("0018|1164", 2)
-    if spacing is not None and min(spacing) > 0:
-        return spacing[0], spacing[1]
-    element, binning = header.numbers("0018|7022", 2), header.numbers("0018|701a", 2)
-    if element is not None and binning is not None and min(*element, *binning) > 0:
+    spacing = _pair(file, "ImagerPixelSpacing")
+    if spacing is not None:
+        return spacing
+    element, binning = (_pair(file, k) for k in ("DetectorElementSpacing", "DetectorBinning"))
+    if element is not None and binning is not None:
         warnings.append(
             "pixel spacing from the detector's elements (0018,7022) and their binning (0018,701A): "
             "Imager Pixel Spacing (0018,1164) is not in the file"
         )
         return element[0] * binning[0], element[1] * binning[1]
-    spacing = header.numbers("0028|0030", 2)
-    if spacing is None or min(spacing) <= 0:
+    spacing = _pair(file, "PixelSpacing")
+    if spacing is None:
         warnings.append(
-            "the pixel spacing at the detector (0018,1164) is not in the file: pixel_spacing "
-            "says it"
+            "the pixel spacing at the detector (0018,1164) is not known: give pixel_spacing="
         )
         return None
     # Pixel Spacing may be calibrated to the patient: then the magnification takes it back.
-    magnification = header.positive("0018|1114") or 1.0
-    calibrated = header.text("0028|0A02") or header.text("0028|0a02")
+    magnification = file.positive("EstimatedRadiographicMagnificationFactor") or 1.0
+    calibrated = file.text("PixelSpacingCalibrationType")
     if magnification == 1.0:
         note = f", calibrated by {calibrated}," if calibrated else ""
         warnings.append(
             f"pixel spacing from (0028,0030){note} taken as that of the detector: "
             "Imager Pixel Spacing (0018,1164) is not in the file"
         )
-        return spacing[0], spacing[1]
+        return spacing
     warnings.append(
         "pixel spacing at the detector from (0028,0030) times the magnification (0018,1114)"
     )
@@ -213,9 +277,9 @@ def _pixel_spacing(header: Header, warnings: list[str]) -> tuple[float, float] |
 
 
 def _principal_point(
-    header: Header,
+    file: DicomFile,
     size: tuple[int, int],
-    spacing: tuple[float, float] | None,
+    spacing: tuple[float, float],
     warnings: list[str],
 ) -> tuple[float, float] | None:
     """(col, row): the middle of the active detector area in the stored image; None: the centre.
@@ -223,13 +287,13 @@ def _principal_point(
     DICOM does not hold the foot of the source. C-arms are built with it in the detector's middle,
     of which the field of view may be an off-centre part.
     """
-    origin = header.numbers("0018|7030", 2)
-    active = header.numbers("0018|7026", 2)
-    element = header.numbers("0018|7022", 2)
-    if origin is None or active is None or element is None or spacing is None:
+    origin = file.numbers("FieldOfViewOrigin", 2)
+    active = file.numbers("DetectorActiveDimensions", 2)
+    element = file.numbers("DetectorElementSpacing", 2)
+    if origin is None or active is None or element is None:
         return None
-    start = header.numbers("0018|7028", 2) or [0.0, 0.0]
-    turn = int((header.numbers("0018|7032", 1) or [0.0])[0]) % 360
+    start = file.numbers("DetectorActiveOrigin", 2) or [0.0, 0.0]
+    turn = int((file.numbers("FieldOfViewRotation", 1) or [0.0])[0]) % 360
     rows, cols = size if turn in (0, 180) else size[::-1]
     pitch = spacing if turn in (0, 180) else spacing[::-1]
     offset = []
@@ -240,7 +304,7 @@ def _principal_point(
     down, right = offset  # in pixels of the field of view as it lies on the detector
     for _ in range(turn // 90):  # a turn by 90 degrees clockwise: down becomes left
         down, right = right, -down
-    if (header.text("0018|7034") or "NO") == "YES":
+    if (file.text("FieldOfViewHorizontalFlip") or "NO") == "YES":
         right = -right
     if max(abs(down), abs(right)) > 0.5:
         warnings.append(
@@ -250,29 +314,90 @@ def _principal_point(
     return (size[1] - 1) / 2 + right, (size[0] - 1) / 2 + down
 
 
-def _angles(header: Header, first: str, increments: str, frames: int) -> Tensor | None:
-    """An angle a frame, [F] degrees; runs hold the first one and each frame's difference to it."""
-    own = header.per_frame(first)
-    if own is not None and len(own) == frames:
-        return torch.tensor(own, dtype=torch.float64)
-    start = header.numbers(first, 1)
-    if start is None:
+def _angles(file: DicomFile, keyword: str, frames: int) -> Tensor | None:
+    """An angle per frame, [F] degrees; runs hold the first one and each frame's difference."""
+    own = [file.numbers(keyword, 1, k) for k in range(frames)]
+    if any(angle is None for angle in own):
         return None
-    steps = header.numbers(increments)
-    if steps is None or len(steps) != frames:
-        steps = [0.0] * frames
-    return start[0] + torch.tensor(steps, dtype=torch.float64)
+    angles = torch.tensor([angle[0] for angle in own if angle is not None], dtype=torch.float64)
+    steps = file.numbers(f"{keyword}Increment")
+    if steps is not None and len(steps) == frames:
+        return angles + torch.tensor(steps, dtype=torch.float64)
+    return angles
+
+
+# ---- RT images
+
+
+def _plane_spacing(file: DicomFile, warnings: list[str]) -> tuple[float, float] | None:
+    """(row, col) mm at the RT Image SID."""
+    spacing = _pair(file, "ImagePlanePixelSpacing")
+    if spacing is None:
+        warnings.append(f"{named('ImagePlanePixelSpacing')} is not known: give pixel_spacing=")
+    return spacing
+
+
+def _rt_principal_point(
+    file: DicomFile, size: tuple[int, int], spacing: tuple[float, float], warnings: list[str]
+) -> tuple[float, float] | None:
+    """(col, row) of the beam's axis, IEC's origin; (x, y) is the first pixel, y up."""
+    corner = file.numbers("RTImagePosition", 2)
+    if corner is None:
+        warnings.append(
+            f"{named('RTImagePosition')} is not known: the beam's axis is assumed in the middle"
+        )
+        return None
+    moved = file.numbers("XRayImageReceptorTranslation", 3) or [0.0, 0.0, 0.0]
+    return (-moved[0] - corner[0]) / spacing[1], (moved[1] + corner[1]) / spacing[0]
+
+
+def _gantry(
+    file: DicomFile, frames: int, warnings: list[str]
+) -> tuple[Tensor | None, Tensor | None, float | None]:
+    """Primary and secondary angle of a C-arm at a treatment machine's gantry angle, and its sod.
+
+    At zero the source is in front of a patient who lies supine, head first; at 90 degrees on the
+    patient's left. The image is seen from the source.
+    """
+    sod, angle = file.positive("RadiationMachineSAD"), file.number("GantryAngle")
+    turned = []
+    for keyword in ("GantryPitchAngle", "PatientSupportAngle", "XRayImageReceptorAngle"):
+        value = file.number(keyword)
+        if value is not None and abs((value + 180.0) % 360.0 - 180.0) > 1e-3:
+            turned.append(f"{named(keyword)} is {value:g}")
+    position = file.text("PatientPosition")
+    if position not in (None, "HFS"):
+        turned.append(f"{named('PatientPosition')} is {position}")
+    axes = file.numbers("RTImageOrientation", 6)
+    if axes is not None and not np.allclose(axes, (1, 0, 0, 0, -1, 0), atol=1e-3):
+        turned.append(f"{named('RTImageOrientation')} is {axes}")
+    if (file.text("RTImagePlane") or "NORMAL") != "NORMAL":
+        turned.append(f"{named('RTImagePlane')} is {file.text('RTImagePlane')}")
+    if turned:
+        warnings.append(f"{'; '.join(turned)}: not supported, so where to start is not known")
+        return None, None, sod
+    if angle is None:
+        return None, None, sod
+    primary = (angle - 180.0 + 180.0) % 360.0 - 180.0
+    return (
+        torch.full((frames,), primary, dtype=torch.float64),
+        torch.zeros(frames, dtype=torch.float64),
+        sod,
+    )
+
+
+# ---- how the image is seen
 
 
 def _flip(
-    header: Header, primary: Tensor | None, secondary: Tensor | None, warnings: list[str]
+    file: DicomFile, primary: Tensor | None, secondary: Tensor | None, warnings: list[str]
 ) -> tuple[int, ...]:
     """What turns the stored image into the one seen from the source.
 
     Patient Orientation tells, when the angles are known; without it the image is taken to be
     displayed as DICOM means it, head up and seen from the detector.
     """
-    orientation = header.text("0020|0020")
+    orientation = file.text("PatientOrientation")
     if primary is None or secondary is None:
         return (-1,)
     p, s = float(primary[0].deg2rad()), float(secondary[0].deg2rad())
@@ -295,49 +420,53 @@ def _flip(
 
 
 def _kind(
-    header: Header, modality: str | None
+    file: DicomFile, modality: str | None
 ) -> Literal["line", "intensity", "display", "inverted"] | None:
-    """What larger stored values mean."""
-    relation, sign = header.text("0028|1040"), header.numbers("0028|1041", 1)
-    if relation in ("LIN", "LOG") and sign is not None:
-        if sign[0] > 0:  # larger values are more X-rays
+    """What larger values mean, after slope and intercept."""
+    relation, sign = (
+        file.text("PixelIntensityRelationship"),
+        file.number("PixelIntensityRelationshipSign"),
+    )
+    if relation in ("LIN", "LOG") and sign:
+        # The sign is that of the stored values, which a negative slope turns round.
+        if (file.number("RescaleSlope") or 1.0) < 0:
+            sign = -sign
+        if sign > 0:  # larger values are more X-rays
             return "intensity" if relation == "LIN" else "inverted"
         return "display" if relation == "LIN" else "line"
-    photometric = header.text("0028|0004")
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+    photometric = file.text("PhotometricInterpretation")
+    if photometric not in ("MONOCHROME1", "MONOCHROME2") or modality == "RTIMAGE":
         return None
     # Fluoroscopy is shown with bone dark, radiographs with bone bright; MONOCHROME1 swaps.
     bone_bright = modality not in ("XA", "RF")
-    if photometric == "MONOCHROME1":
+    if photometric == "MONOCHROME1" or file.text("PresentationLUTShape") == "INVERSE":
         bone_bright = not bone_bright
     if bone_bright:
         return "display"
     return "intensity" if relation == "LIN" else "inverted"
 
 
-def _shutter(header: Header, size: tuple[int, int]) -> Tensor | None:
+def _shutter(file: DicomFile, size: tuple[int, int]) -> Tensor | None:
     """1 inside shutters and collimators, [1, 1, rows, cols]; None where there are none."""
     inside = torch.ones(size, dtype=torch.bool)
     row = torch.arange(1, size[0] + 1, dtype=torch.float64)[:, None]
     col = torch.arange(1, size[1] + 1, dtype=torch.float64)[None]
-    for group in ("160", "170"):  # display shutter, collimator: the same fields twice
-        shapes = (header.text(f"0018|{group}0") or "").split("\\")
+    for kind in ("Shutter", "Collimator"):  # the same fields twice
+        shapes = file.words(f"{kind}Shape")
         if "RECTANGULAR" in shapes:
-            left, right, upper, lower = (
-                header.numbers(f"0018|{group}{digit}", 1) for digit in "2468"
-            )
-            inside &= (col > left[0]) if left else True
-            inside &= (col < right[0]) if right else True
-            inside &= (row > upper[0]) if upper else True
-            inside &= (row < lower[0]) if lower else True
-        tens = group[:2] + str(int(group[2]) + 1)
+            sides = ("LeftVertical", "RightVertical", "UpperHorizontal", "LowerHorizontal")
+            left, right, upper, lower = (file.number(f"{kind}{side}Edge") for side in sides)
+            inside &= (col > left) if left is not None else True
+            inside &= (col < right) if right is not None else True
+            inside &= (row > upper) if upper is not None else True
+            inside &= (row < lower) if lower is not None else True
         if "CIRCULAR" in shapes:
-            center = header.numbers(f"0018|{tens}0", 2)
-            radius = header.positive(f"0018|{tens}2")
+            center = file.numbers(f"CenterOfCircular{kind}", 2)
+            radius = file.positive(f"RadiusOfCircular{kind}")
             if center and radius:
                 inside &= (row - center[0]) ** 2 + (col - center[1]) ** 2 <= radius**2
         if "POLYGONAL" in shapes:
-            corners = header.numbers(f"0018|{group[:2]}{int(group[2]) + 2}0")
+            corners = file.numbers(f"VerticesOfThePolygonal{kind}")
             if corners and len(corners) >= 6 and len(corners) % 2 == 0:
                 inside &= _polygon(torch.tensor(corners, dtype=torch.float64), row, col)
     return None if bool(inside.all()) else inside.float()[None, None]

@@ -14,16 +14,15 @@ from torch import Tensor
 from drrkit.conversions import CameraView, from_dicom_angles
 from drrkit.files import existing_file
 from drrkit.geometry import Camera, CArm
-from drrkit.volume import checked_header, load_simpleitk, readable_errors
-from drrkit.xray.read import dicom, dicom_pixels
+from drrkit.volume import READ_SUFFIXES, is_dicom, read_image
 from drrkit.xray.read.calibration import read_calibration
+from drrkit.xray.read.dicom import flipped_camera, read_dicom_xray
 from drrkit.xray.read.distortion import undistorted
+from drrkit.xray.read.pictures import PICTURE_SUFFIXES, grey, read_picture
 
 __all__ = ["XRAY_KINDS", "Xray", "read_xray"]
 
-PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
-"""Formats whose spacing, if any, is a printer's resolution."""
-RASTER_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+RASTER_SUFFIXES = READ_SUFFIXES
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 Kind = Literal["line", "intensity", "display", "inverted"]
@@ -46,7 +45,8 @@ class Xray:
         primary_deg: [F] positioner primary angle, LAO positive; None where not known.
         secondary_deg: [F] positioner secondary angle, CRA positive.
         sod: source-to-isocentre distance, mm.
-        warnings: what was assumed because the file does not say it.
+        warnings: what was assumed because the file does not say it, or says it wrongly.
+        facts: what else the file says, in words, by name.
     """
 
     image: Tensor
@@ -59,6 +59,7 @@ class Xray:
     secondary_deg: Tensor | None = None
     sod: float | None = None
     warnings: tuple[str, ...] = field(default=())
+    facts: dict[str, str] = field(default_factory=dict)
 
     def start(self, volume: Any, sod: float | None = None) -> Tensor:
         """Where a registration may start: poses [F, 4, 4] float64.
@@ -105,15 +106,21 @@ def read_xray(
     """
     source = existing_file(path)
     name = source.name.lower()
+    known = {"sdd": sdd, "pixel_spacing": pixel_spacing, "principal_point": principal_point}
+    given = {what for what, value in known.items() if value is not None or calibration is not None}
     if name.endswith(".npy"):
-        found = Xray(_checked(source, _read_npy(source)))
-    elif name.endswith(PICTURE_SUFFIXES + RASTER_SUFFIXES):
+        found = _read_npy(source)
+    elif name.endswith(DICOM_SUFFIXES) or is_dicom(source):
+        found = _read_dicom(source, orient, given)
+    elif name.endswith(RASTER_SUFFIXES):
         found = _read_raster(source)
-    elif name.endswith(DICOM_SUFFIXES) or dicom.is_dicom(source):
-        found = _read_dicom(source, orient)
+    elif name.endswith(PICTURE_SUFFIXES):
+        picture = read_picture(source)
+        image = _checked(source, picture.pixels)
+        found = Xray(image, warnings=picture.notes, facts={"format": picture.format})
     else:
-        known = ".npy, " + ", ".join(DICOM_SUFFIXES + PICTURE_SUFFIXES + RASTER_SUFFIXES)
-        raise ValueError(f"{source}: expected a DICOM file or one of {known}")
+        suffixes = ".npy, " + ", ".join(DICOM_SUFFIXES + PICTURE_SUFFIXES + RASTER_SUFFIXES)
+        raise ValueError(f"{source}: expected a DICOM file or one of {suffixes}")
     found = _chosen(found, frames, source)
     return _placed(found, source, calibration, sdd, pixel_spacing, principal_point)
 
@@ -220,7 +227,7 @@ def _checked(source: Path, pixels: np.ndarray) -> Tensor:
     return image
 
 
-def _read_npy(source: Path) -> np.ndarray:
+def _read_npy(source: Path) -> Xray:
     try:
         pixels = np.load(source, allow_pickle=False)
     except OSError:
@@ -232,47 +239,46 @@ def _read_npy(source: Path) -> np.ndarray:
     if not isinstance(pixels, np.ndarray) or pixels.dtype.kind not in "fiub":
         kind = getattr(pixels, "dtype", type(pixels).__name__)
         raise ValueError(f"{source}: expected an array of real numbers, got {kind}")
-    return pixels
+    notes: list[str] = []
+    if pixels.ndim >= 3 and pixels.shape[-1] in (3, 4) and min(pixels.shape[-3:-1]) > 4:
+        pixels, notes = grey(pixels)
+        notes = notes or [f"an array of {pixels.shape[:2]} grey pixels in channels that are equal"]
+    return Xray(_checked(source, pixels), warnings=tuple(notes), facts={"format": "NumPy"})
 
 
 def _read_raster(source: Path) -> Xray:
-    name = source.name.lower()
-    checked_header(source)
-    sitk = load_simpleitk()
-    with readable_errors(source, "read"):
-        image = sitk.ReadImage(os.fspath(source))
-    pixels = dicom_pixels.grey(source, image)
-    spacing = None
-    if name.endswith(RASTER_SUFFIXES):
-        col, row = image.GetSpacing()[:2]
-        spacing = (row, col)
-    return Xray(_checked(source, pixels), pixel_spacing=spacing)
-
-
-def _read_dicom(source: Path, orient: bool) -> Xray:
-    pixels, header = dicom_pixels.read_dicom(source)
-    frames = _checked(source, pixels)
-    size = (int(frames.shape[-2]), int(frames.shape[-1]))
-    found = dicom.describe(header, size, len(frames))
-    flip = found.flip if orient else ()
-    mask = found.mask
-    empty = dicom_pixels.padding(header, pixels)
-    if empty is not None:
-        seen = torch.from_numpy(~empty).float()[None, None]
-        mask = seen if mask is None else mask * seen
-    camera = found.camera
-    if orient and camera is not None:
-        camera = dicom.flipped_camera(camera, flip)
-    dims = list(flip)
+    raster = read_image(source)
+    pixels, notes = raster.pixels, raster.notes
+    if pixels.ndim == 4:
+        pixels, more = grey(np.moveaxis(pixels, 0, -1))
+        notes = (*notes, *more)
+    known = "spacing" not in raster.facts
+    spacing = (raster.spacing[1], raster.spacing[0]) if known else None
+    # How a picture lies in a patient is no matter.
+    notes = tuple(note for note in notes if " lies" not in note and "sform" not in note)
     return Xray(
-        frames.flip(dims) if dims else frames,
+        _checked(source, pixels), pixel_spacing=spacing, warnings=notes, facts=dict(raster.facts)
+    )
+
+
+def _read_dicom(source: Path, orient: bool, given: set[str]) -> Xray:
+    found = read_dicom_xray(source, given)
+    dims = list(found.flip) if orient else []
+    image, mask, camera = _checked(source, found.pixels), found.mask, found.camera
+    if dims:
+        image, mask = image.flip(dims), None if mask is None else mask.flip(dims)
+        camera = None if camera is None else flipped_camera(camera, found.flip)
+    told = "as stored" if not orient else "mirrored to be seen from the source" if dims else "kept"
+    return Xray(
+        image,
         found.kind,
         camera,
         found.pixel_spacing,
-        mask.flip(dims) if mask is not None and dims else mask,
+        mask,
         None,
         found.primary_deg,
         found.secondary_deg,
         found.sod,
         found.warnings,
+        {**found.facts, "image": told},
     )

@@ -1,0 +1,494 @@
+"""CT series as hospitals have them: what is read has the right values at the right place."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+    generate_uid,
+)
+
+import drrkit
+from drrkit.volume import FileWarning, Volume, inspect_volume, read_volume
+from tests.support.ct_files import (
+    COLS,
+    CT,
+    ORIGIN,
+    ROWS,
+    SLICES,
+    SPACING,
+    STEP,
+    dataset,
+    hu,
+    item,
+    stored,
+    write_enhanced,
+    write_series,
+)
+
+pytestmark = pytest.mark.io
+
+
+def check_usual(volume: Volume, values: np.ndarray | None = None) -> None:
+    """The stack that write_series writes, where it stands."""
+    np.testing.assert_array_equal(volume.values.numpy(), hu() if values is None else values)
+    assert volume.spacing == pytest.approx((SPACING[1], SPACING[0], STEP), abs=1e-6)
+    assert volume.origin == pytest.approx(ORIGIN, abs=1e-6)
+
+
+# ---- padding, bits, polarity: the values
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "written", "limit"),
+    [
+        (np.uint16, 63536, 63536, None),
+        (np.uint16, 65535, 65535, None),
+        (np.uint16, 32768, 32768, None),
+        (np.int16, -2000, -2000, None),
+        (np.int16, -32768, -32768, None),
+        (np.int16, -2000, 63536, None),  # signed pixels whose padding is written unsigned
+        (np.uint16, 63536, -2000, None),  # and the reverse
+        (np.uint16, 60001, 60000, 60010),
+        (np.int16, -1999, -2000, -1990),
+        (np.int16, -1999, -1990, -2000),  # limits the wrong way round
+        (np.uint16, 0, 0, None),  # a value of stored air
+    ],
+)
+def test_padding_is_air(tmp_path: Path, dtype: type, value: int, written: int, limit: int) -> None:
+    pixels = (stored() + 1).astype(dtype)
+    pixels[:, :2, :3] = value
+    signed = dtype is np.int16
+
+    def padded(data: pydicom.Dataset, k: int) -> None:
+        data.PixelRepresentation = int(signed)
+        for name, number in (("0120", written), ("0121", limit)):
+            if number is not None:
+                data.add_new(int(f"0028{name}", 16), "SS" if number < 0 else "US", number)
+
+    volume = read_volume(write_series(tmp_path / "ct", padded, pixels=pixels))
+    expected = hu() + 1
+    expected[:, :2, :3] = -1000.0
+    check_usual(volume, expected)
+    mu = read_volume(tmp_path / "ct", unit="mu")
+    assert bool((mu.values[:, :2, :3] == 0).all())
+
+
+def test_padding_is_found_slice_by_slice_and_beyond_the_bits_stored(tmp_path: Path) -> None:
+    pixels = stored()
+    pixels[0, 0, 0], pixels[1, 0, 0] = 63536, 2096  # 2096 is 63536 in its lower twelve bits
+
+    def change(data: pydicom.Dataset, k: int) -> None:
+        data.BitsStored, data.HighBit = 12, 11
+        if k == 0:
+            data.PixelPaddingValue = 63536
+
+    expected = pixels.astype(np.float64) - 1024
+    expected[0, 0, 0] = -1000
+    check_usual(read_volume(write_series(tmp_path / "ct", change, pixels=pixels)), expected)
+
+
+def test_padding_with_the_value_of_tissue_is_said(tmp_path: Path) -> None:
+    pixels = stored()
+    pixels[pixels == 1064] = 1065
+    pixels[2, 0, :3] = 1064  # 40 HU
+    folder = write_series(tmp_path / "ct", pixels=pixels, PixelPaddingValue=1064)
+    with pytest.warns(FileWarning, match="padding .* has values of tissue in 3 voxels"):
+        read_volume(folder)
+
+
+def test_padding_that_no_header_names_is_said(tmp_path: Path) -> None:
+    pixels = stored()
+    pixels[:, 0, 0] = 65535
+    with pytest.warns(FileWarning, match="values up to 64511 HU: padding"):
+        read_volume(write_series(tmp_path / "ct", pixels=pixels))
+
+
+def test_monochrome1_says_how_to_show_and_not_what_is_there(tmp_path: Path) -> None:
+    check_usual(read_volume(write_series(tmp_path / "a", PhotometricInterpretation="MONOCHROME1")))
+
+
+def test_bits_that_begin_higher_are_shifted_or_refused(tmp_path: Path) -> None:
+    twelve = {"BitsStored": 12, "HighBit": 15}
+    check_usual(read_volume(write_series(tmp_path / "a", pixels=stored() << 4, **twelve)))
+    with pytest.raises(ValueError, match=r"000\.dcm: High Bit .* bits below are used too"):
+        read_volume(write_series(tmp_path / "b", pixels=stored() | 1, **twelve))
+    with pytest.raises(ValueError, match="contradict each other"):
+        read_volume(write_series(tmp_path / "c", BitsStored=12, HighBit=7))
+    with pytest.warns(FileWarning, match="bits above the 8 stored"):
+        read_volume(write_series(tmp_path / "d", BitsStored=8, HighBit=7))
+
+
+def test_every_slice_has_its_own_slope(tmp_path: Path) -> None:
+    def change(data: pydicom.Dataset, k: int) -> None:
+        data.RescaleSlope, data.RescaleIntercept = str(k + 1), str(-100 * k)
+
+    slopes = np.arange(1, SLICES + 1)[:, None, None]
+    expected = stored() * slopes - 100.0 * (slopes - 1)
+    check_usual(read_volume(write_series(tmp_path / "ct", change)), expected)
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"RescaleSlope": "0"}, r"000\.dcm: Rescale Slope \(0028,1053\) is 0"),
+        ({"RescaleSlope": b"1,5"}, r"Rescale Slope \(0028,1053\): expected a number, got '1,5'"),
+        ({"PixelSpacing": None}, r"000\.dcm: Pixel Spacing \(0028,0030\): .* got nothing"),
+        ({"PixelSpacing": ["0", "1"]}, r"Pixel Spacing .* expected two numbers > 0"),
+        ({"PixelSpacing": ["0.8"]}, r"Pixel Spacing .* expected 2 numbers, got '0.8'"),
+        ({"PixelSpacing": b"0.8\\nan"}, r"Pixel Spacing .* expected 2 numbers"),
+        ({"ImagePositionPatient": None}, r"Image Position \(Patient\) .* got nothing"),
+        ({"ImageOrientationPatient": None}, r"Image Orientation \(Patient\) .* got nothing"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, r"two unit vectors at right angles"),
+        ({"ImageOrientationPatient": [2, 0, 0, 0, 2, 0]}, r"two unit vectors at right angles"),
+        ({"Modality": "MR"}, r"expected a CT .* got MR"),
+        ({"Modality": "PT"}, r"expected a CT .* got PT"),
+        ({"Modality": "CR"}, r"expected a CT .* got CR"),
+        ({"Modality": "US"}, r"expected a CT .* got US"),
+        ({"Modality": "RTDOSE"}, r"expected a CT .* got RTDOSE"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "got a localizer"),
+        ({"BitsAllocated": 64}, "64 bits per pixel"),
+        ({"PixelRepresentation": None, "Rows": 99}, rf"truncated.* of the {99 * COLS * 2} bytes"),
+        ({"Rows": 0}, r"Rows \(0028,0010\): expected a whole number > 0"),
+    ],
+)
+def test_what_is_missing_or_means_nothing_is_named(
+    tmp_path: Path, tags: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_volume(write_series(tmp_path / "ct", **tags))
+
+
+def test_colours_are_refused(tmp_path: Path) -> None:
+    pixels = np.zeros((SLICES, ROWS, COLS, 3), np.uint16)
+    tags = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+    with pytest.raises(ValueError, match=r"expected grey pixels, got colours \(RGB\)"):
+        read_volume(write_series(tmp_path / "ct", pixels=pixels, **tags))
+
+
+def test_slices_that_differ_are_named(tmp_path: Path) -> None:
+    def spacing(data: pydicom.Dataset, k: int) -> None:
+        if k >= 3:
+            data.PixelSpacing = ["0.8", "0.75"]
+
+    def size(data: pydicom.Dataset, k: int) -> None:
+        if k == 3:
+            data.Rows, data.Columns = COLS, ROWS
+
+    def turn(data: pydicom.Dataset, k: int) -> None:
+        if k == 4:
+            data.ImageOrientationPatient = [0, 1, 0, 0, 0, 1]
+
+    for change, message in (
+        (spacing, r"003\.dcm: Pixel Spacing .* is \[0.8, 0.75\], of 000.dcm \[0.8, 0.7\]"),
+        (size, r"003\.dcm: Rows x Columns .* are 40 x 36, of the other slices 36 x 40"),
+        (turn, r"different orientations: 004\.dcm"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_volume(write_series(tmp_path / change.__name__, change))
+
+
+# ---- what is in a folder
+
+
+def test_indexes_under_any_name_are_no_slices(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "ct")
+    for name in ("DIRFILE", "DICOMDIR", "index.dcm"):
+        index = dataset(folder / name, "1.2.840.10008.1.3.10", Modality=None)
+        index.DirectoryRecordSequence = [item(ReferencedSOPClassUIDInFile=CT)]
+        index.save_as(folder / name, enforce_file_format=True)
+    check_usual(read_volume(folder))
+
+
+def test_structures_and_other_series_beside_a_ct_are_left_out(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "ct")
+    plan = dataset(folder / "rtstruct.dcm", "1.2.840.10008.5.1.4.1.1.481.3", Modality="RTSTRUCT")
+    plan.SeriesInstanceUID = "1.2.4"
+    plan.save_as(folder / "rtstruct.dcm", enforce_file_format=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_usual(read_volume(folder))
+    write_series(folder, Modality="MR", SeriesInstanceUID="1.2.5", prefix="mr")
+    with pytest.warns(FileWarning, match="other series .* left out: MR, 5 files"):
+        check_usual(read_volume(folder))
+    with pytest.raises(ValueError, match=r"expected a CT .* got MR"):
+        read_volume(folder, series="1.2.5")
+
+
+def test_localizers_of_the_same_or_another_series_are_left_out(tmp_path: Path) -> None:
+    localizer = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    scout = {"axes": (1, 0, 0, 0, 0, -1), "ImageType": localizer, "Rows": 3, "prefix": "scout"}
+    folder = write_series(tmp_path / "ct")
+    write_series(folder, pixels=stored()[:2], **scout)
+    with pytest.warns(FileWarning, match="2 localizer images of the series are left out"):
+        check_usual(read_volume(folder))
+    folder = write_series(tmp_path / "other")
+    write_series(folder, pixels=stored()[:2], **scout, SeriesInstanceUID="1.2.9")
+    with pytest.warns(FileWarning, match="other series"):
+        check_usual(read_volume(folder))
+
+
+def test_doubled_slices_are_dropped_and_contradictions_refused(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "ct")
+    shutil.copy(folder / "002.dcm", folder / "again.dcm")
+    with pytest.warns(FileWarning, match="1 slices are there twice"):
+        check_usual(read_volume(folder))
+    data = pydicom.dcmread(folder / "again.dcm")
+    data.PixelData = bytes(len(data.PixelData))
+    data.save_as(folder / "again.dcm")
+    with pytest.raises(ValueError, match=r"two different slices at the same place, 002.dcm and ag"):
+        read_volume(folder)
+
+
+def test_an_enhanced_ct_is_read_as_file_and_as_folder(tmp_path: Path) -> None:
+    file = write_enhanced(tmp_path / "enhanced.dcm")
+    check_usual(read_volume(file))
+    (tmp_path / "folder").mkdir()
+    file.rename(tmp_path / "folder" / "IM0")
+    check_usual(read_volume(tmp_path / "folder"))
+    folder = write_series(tmp_path / "ct")
+    with pytest.raises(ValueError, match="one slice of a series: give the folder"):
+        read_volume(folder / "000.dcm")
+
+
+# ---- places
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        (1, 0, 0, 0, 1, 0),  # head first, supine
+        (-1, 0, 0, 0, -1, 0),  # prone
+        (0, 1, 0, -1, 0, 0),  # decubitus
+        (0, -1, 0, 1, 0, 0),
+        (1, 0, 0, 0, 0, -1),  # coronal
+        (0, 1, 0, 0, 0, -1),  # sagittal
+        (0.8, 0.6, 0, -0.6, 0.8, 0),
+    ],
+)
+@pytest.mark.parametrize("descending", [False, True])
+def test_stored_orientations_give_one_patient(
+    tmp_path: Path, axes: tuple, descending: bool
+) -> None:
+    """Every voxel's world place is that of Image Position and Orientation; projectors agree."""
+    row, column = np.array(axes[:3], float), np.array(axes[3:], float)
+    normal = np.cross(row, column)
+    order = slice(None, None, -1) if descending else slice(None)
+    steps = np.arange(SLICES)[order]
+    places = np.array(ORIGIN) + STEP * steps[:, None] * normal
+    folder = write_series(tmp_path / "ct", pixels=stored()[order], places=places, axes=axes)
+    volume = read_volume(folder)
+    np.testing.assert_array_equal(volume.values.numpy(), hu())
+    index = torch.tensor([3.0, 4.0, 2.0], dtype=torch.float64)
+    expected = np.array(ORIGIN) + 3 * SPACING[1] * row + 4 * SPACING[0] * column
+    expected = expected + 2 * STEP * normal
+    np.testing.assert_allclose(volume.index_to_world(index).numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["joseph", "siddon", "trilinear"])
+@pytest.mark.parametrize("letters", ["LPS", "RAS", "LAS", "PIR", "SLP", "ASR", "IRP"])
+def test_seven_stored_orientations_project_alike(letters: str, method: str) -> None:
+    """A stack whose axes are stored in another order is the same patient for each projector."""
+    ct = drrkit.phantoms.torso(spacing=16.0)
+    axis = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}
+    order = [axis[letter] for letter in letters]
+    flips = [a for a, letter in enumerate(letters) if letter in "RAI"]
+    values = ct.values.permute(*(2 - order[a] for a in (2, 1, 0))).flip([2 - a for a in flips])
+    turn = torch.eye(3, dtype=torch.float64)[:, order]
+    turn[:, flips] *= -1
+    first = torch.zeros(3, dtype=torch.float64)
+    for a in flips:
+        first[order[a]] = ct.shape_xyz[order[a]] - 1
+    spacing = tuple(ct.spacing[a] for a in order)
+    stored_as = Volume(values.contiguous(), spacing, ct.index_to_world(first).tolist(), turn)
+    camera, pose = drrkit.CArm(1000.0, (20, 24), 16.0), drrkit.view_carm(ct, 700.0, 0.4, 0.2)
+    images = [drrkit.render(v.to_mu(), camera, pose, method=method) for v in (ct, stored_as)]
+    torch.testing.assert_close(images[1], images[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("position", ["HFS", "HFP", "FFS", "FFP", "HFDL", "HFDR"])
+def test_patient_position_moves_nothing(tmp_path: Path, position: str) -> None:
+    folder = write_series(tmp_path / "ct", PatientPosition=position)
+    check_usual(read_volume(folder))
+    assert inspect_volume(folder).facts["patient position"] == position
+
+
+def test_positions_rounded_to_a_tenth_are_an_even_stack(tmp_path: Path) -> None:
+    places = np.array(ORIGIN) + np.round(0.625 * np.arange(41), 1)[:, None] * (0, 0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        volume = read_volume(write_series(tmp_path / "ct", pixels=stored(41), places=places))
+    assert volume.spacing[2] == pytest.approx(0.625, abs=1e-3)
+    np.testing.assert_array_equal(volume.values.numpy(), hu(41))
+
+
+def test_spacing_between_slices_is_not_believed(tmp_path: Path) -> None:
+    for number in ("0", "99"):
+        folder = write_series(tmp_path / number, SpacingBetweenSlices=number, SliceThickness=number)
+        check_usual(read_volume(folder))
+
+
+def ramp(places: np.ndarray) -> np.ndarray:
+    """Slices of a function linear in the patient, so that interpolation is exact: HU + 1024."""
+    row, col = np.mgrid[:ROWS, :COLS]
+    x, y = places[:, 0, None, None] + SPACING[1] * col, places[:, 1, None, None] + SPACING[0] * row
+    return (1000 + 20 * x + 10 * y + 5 * places[:, 2, None, None]).round().astype(np.uint16)
+
+
+def test_unequal_steps_are_resampled_and_said(tmp_path: Path) -> None:
+    z = np.cumsum([0, 2, 2, 2, 2, 5, 5, 5.0])
+    places = np.array(ORIGIN) + z[:, None] * (0, 0, 1)
+    folder = write_series(tmp_path / "ct", pixels=ramp(places), places=places)
+    with pytest.warns(FileWarning, match="from 2 to 5 mm: resampled to 2 mm"):
+        volume = read_volume(folder)
+    assert volume.shape_xyz == (COLS, ROWS, 12) and volume.spacing[2] == 2.0
+    expected = ramp(np.array(ORIGIN) + 2.0 * np.arange(12)[:, None] * (0, 0, 1)) - 1024.0
+    np.testing.assert_allclose(volume.values.numpy(), expected, atol=1.01)
+
+
+def test_a_gap_that_stands_alone_is_a_missing_slice(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "ct", pixels=stored(9))
+    (folder / "004.dcm").unlink()
+    with pytest.raises(ValueError, match=r"missing between 003\.dcm and 005\.dcm"):
+        read_volume(folder)
+
+
+@pytest.mark.parametrize("tilt", [(0.0, 0.9), (0.0, -1.3), (0.5, 0.0)])
+def test_a_gantry_tilt_is_resampled_and_said(tmp_path: Path, tilt: tuple[float, float]) -> None:
+    step = np.array((*tilt, STEP))
+    places = np.array(ORIGIN) + np.arange(SLICES)[:, None] * step
+    folder = write_series(tmp_path / "ct", pixels=ramp(places), places=places)
+    with pytest.warns(FileWarning, match="gantry was tilted by"):
+        volume = read_volume(folder)
+    assert torch.equal(volume.direction, torch.eye(3, dtype=torch.float64))
+    # Where the slices have something, the patient's function is there.
+    for k in range(SLICES):
+        for r, c in ((1, 1), (ROWS - 2, COLS - 2), (3, 3)):
+            world = places[k] + (c * SPACING[1], r * SPACING[0], 0)
+            x, y, z = volume.world_to_index(torch.tensor(world)).tolist()
+            x, y, z = round(x), round(y), round(z)
+            world = volume.index_to_world(torch.tensor([x, y, z], dtype=torch.float64)).numpy()
+            expected = 1000 + 20 * world[0] + 10 * world[1] + 5 * world[2] - 1024
+            assert float(volume.values[z, y, x]) == pytest.approx(expected, abs=1.1)
+
+
+# ---- codings
+
+
+@pytest.mark.parametrize(
+    "coding", ["implicit", "big endian", "deflated", "RLE", "JPEG", "JPEG2000", "no preamble"]
+)
+@pytest.mark.parametrize("signed", [False, True])
+def test_codings_change_nothing(tmp_path: Path, coding: str, signed: bool) -> None:
+    import SimpleITK as sitk
+
+    folder = write_series(tmp_path / "ct", PixelRepresentation=int(signed))
+    for path in sorted(folder.iterdir()):
+        data = pydicom.dcmread(path)
+        values = stored()[int(path.stem)]
+        options = {}
+        if coding == "RLE":
+            data.compress(RLELossless)
+        elif coding.startswith("JPEG"):
+            writer = sitk.ImageFileWriter()
+            writer.SetFileName(str(tmp_path / "itk.dcm"))
+            writer.UseCompressionOn()
+            writer.SetCompressor(coding)
+            writer.Execute(sitk.GetImageFromArray(values[None].astype("i2" if signed else "u2")))
+            coded = pydicom.dcmread(tmp_path / "itk.dcm")
+            data.PixelData = coded.PixelData
+            data.file_meta.TransferSyntaxUID = coded.file_meta.TransferSyntaxUID
+            data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+        elif coding == "big endian":
+            data.PixelData = values.astype(">u2").tobytes()
+            data.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+        elif coding != "no preamble":
+            syntaxes = {"deflated": DeflatedExplicitVRLittleEndian}
+            data.file_meta.TransferSyntaxUID = syntaxes.get(coding, ImplicitVRLittleEndian)
+        if coding == "no preamble":
+            del data.file_meta
+            data.preamble = None
+            options = {"implicit_vr": True, "little_endian": True}
+        if coding == "big endian":
+            elements, data, meta = list(data), pydicom.Dataset(), data.file_meta
+            for element in elements:
+                data.add(element)
+            data.file_meta = meta
+            options = {"enforce_file_format": True}
+        data.save_as(path, **options)
+    check_usual(read_volume(folder))
+
+
+def test_icons_are_no_pixels(tmp_path: Path) -> None:
+    icon = item(Rows=2, Columns=2, BitsAllocated=8, PixelData=b"\1\2\3\4")
+    icon["PixelData"].VR = "OB"
+    check_usual(read_volume(write_series(tmp_path / "ct", IconImageSequence=[icon])))
+
+
+def test_a_size_that_the_coded_picture_does_not_have_is_named(tmp_path: Path) -> None:
+    import SimpleITK as sitk
+
+    path = tmp_path / "itk.dcm"
+    writer = sitk.ImageFileWriter()
+    writer.SetFileName(str(path))
+    writer.UseCompressionOn()
+    writer.SetCompressor("JPEG2000")
+    writer.Execute(sitk.GetImageFromArray(stored()[:1]))
+    folder = write_series(tmp_path / "ct")
+    for file in folder.iterdir():
+        data, coded = pydicom.dcmread(file), pydicom.dcmread(path)
+        data.PixelData = coded.PixelData
+        data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+        data.file_meta.TransferSyntaxUID = coded.file_meta.TransferSyntaxUID
+        data.Rows = 60000
+        data.save_as(file)
+    with pytest.raises(ValueError, match="say 60000 x 40 pixels, the coded picture 36 x 40"):
+        read_volume(folder)
+
+
+def test_what_pydicom_ships(tmp_path: Path) -> None:
+    """Its own test files: a CT is read as pydicom reads it, others are refused by kind."""
+    from pydicom.data import get_testdata_file
+
+    def folder(name: str) -> Path:
+        place = tmp_path / name
+        place.mkdir()
+        shutil.copy(get_testdata_file(name), place / name)
+        return place
+
+    data = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    expected = data.pixel_array * float(data.RescaleSlope) + float(data.RescaleIntercept)
+    volume = read_volume(folder("CT_small.dcm"))
+    padded = expected == data.PixelPaddingValue * 1.0 + float(data.RescaleIntercept)
+    expected[padded] = -1000
+    np.testing.assert_array_equal(volume.values[0].numpy(), expected)
+    refused = {
+        "MR_small.dcm": "got MR",
+        "MR_small_bigendian.dcm": "got MR",
+        "rtdose.dcm": "got RTDOSE",
+        "rtplan.dcm": "no DICOM series",
+        "rtstruct.dcm": "no DICOM series",
+        "SC_rgb_rle.dcm": "expected a CT",
+        "image_dfl.dcm": "expected a CT",
+        "reportsi.dcm": "no DICOM series",
+    }
+    for name, message in refused.items():
+        with pytest.raises(ValueError, match=message):
+            read_volume(folder(name))
+
+
+def test_what_was_understood_can_be_asked(tmp_path: Path) -> None:
+    found = inspect_volume(write_series(tmp_path / "ct", SeriesInstanceUID=generate_uid()))
+    assert found.facts["modality"] == "CT" and found.facts["slices"] == "5"
+    assert found.facts["orientation"] == "L P S" and found.notes == ()
+    assert found.facts["rescale"] == "value = 1 x stored + -1024"
