@@ -18,17 +18,7 @@ from drrkit.xray.read.files import (
     read_xray,
 )
 from drrkit.xray.read.opencv_storage import STORAGE_SUFFIXES
-<<<<<<< HEAD
-=======
 from drrkit.xray.read.pictures import PICTURE_SUFFIXES
-from drrkit.xray.simulate.detector import (
-    Signal,
-    add_noise,
-    add_scatter,
-    beer_lambert,
-    gaussian_blur,
-)
->>>>>>> 12f1449 (Read files with pydicom, nibabel and pynrrd, as hospitals write them)
 from drrkit.xray.simulate.materials import (
     DENSITIES,
     SPECTRA,
