@@ -182,10 +182,6 @@ def save(pixels: np.ndarray, name: str, is_vector: bool = False) -> None:
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(pixels, isVector=is_vector), name)
 
 
-def colours(folder: Path) -> None:
-    save(np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3), "c.png", is_vector=True)
-
-
 def cut_png(folder: Path) -> None:
     save(np.arange(48 * 64, dtype=np.uint8).reshape(48, 64), "whole.png")
     truncated(folder / "whole.png", folder / "cut.png")
@@ -227,7 +223,6 @@ REGISTER_ERRORS = {
     "no PNG": (
         "t.png", [], lambda f: (f / "t.png").write_text("text"), ["t.png", "not an image"],
     ),
-    "colours": ("c.png", [], colours, ["c.png", "grey", "colours"]),
     "slices": (
         "s.npy", [], lambda f: np.save("s.npy", np.ones((3, 48, 64))), ["s.npy", "a run of 3"],
     ),

@@ -48,7 +48,7 @@ class Tag(NamedTuple):
     form: str
 
 
-class Picture(NamedTuple):
+class DecodedPicture(NamedTuple):
     """Grey pixels [rows, cols] or [pages, rows, cols], and remarks on how they came about."""
 
     pixels: np.ndarray
@@ -56,7 +56,7 @@ class Picture(NamedTuple):
     format: str
 
 
-def read_picture(source: Path) -> Picture:
+def read_picture(source: Path) -> DecodedPicture:
     """The pixels of a picture, upright and grey.
 
     Raises OSError, ImportError (SimpleITK), and ValueError for a file that is none of these, or
@@ -65,7 +65,7 @@ def read_picture(source: Path) -> Picture:
     data = source.read_bytes()
     kind = next((name for start, name in STARTS.items() if data.startswith(start)), None)
     if kind is None:
-        raise ValueError(f"{source}: its content is not that of a PNG, TIFF, JPEG or BMP picture")
+        raise ValueError(f"{source}: not an image: its content is no PNG, TIFF, JPEG or BMP")
     notes = []
     suffix = source.suffix.lower()
     if {".png": "PNG", ".bmp": "BMP"}.get(
@@ -85,7 +85,7 @@ def read_picture(source: Path) -> Picture:
     if 2 <= turn <= 8:
         pixels = _turned(pixels, turn)
         notes.append(f"turned as its orientation tag, {turn}, says")
-    return Picture(pixels, (*notes, *more), kind)
+    return DecodedPicture(pixels, (*notes, *more), kind)
 
 
 def grey(pixels: np.ndarray) -> tuple[np.ndarray, list[str]]:
