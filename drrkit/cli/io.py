@@ -95,12 +95,13 @@ def write_pose(path: Path, world_to_camera: Tensor, camera: Camera, **more: Any)
 
 
 def camera_as_dict(camera: Camera) -> dict[str, Any]:
-    """A camera as JSON; K, size, sdd and beam are complete, the rest is for people."""
+    """A camera as JSON; K, size, sdd, beam and origin are complete, the rest is for people."""
     return {
         "K": camera.K.tolist(),
         "size": list(camera.size),
         "sdd": float(camera.sdd),
         "beam": camera.beam,
+        "origin": camera.origin,
         "pixel_spacing": list(pixel_pitch(camera)),
         "principal_point": [float(camera.K[0, 2]), float(camera.K[1, 2])],
     }
@@ -232,6 +233,7 @@ def _camera(path: Path, entry: Any) -> Camera:
     intrinsics = _matrix(path, "camera.K", entry["K"], 3)
     try:
         size = entry["size"]
-        return Camera(intrinsics, tuple(size), entry["sdd"], entry.get("beam", "cone"))
+        beam, origin = entry.get("beam", "cone"), entry.get("origin", "user")
+        return Camera(intrinsics, tuple(size), entry["sdd"], beam, origin=origin)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: camera: {error}") from error

@@ -372,8 +372,9 @@ class CameraOptions:
         beam = "parallel" if self.parallel else "cone"
         if stored is None:
             sdd = SDD if self.sdd is None else self.sdd
-            pitch = self.pixel_spacing or spacing
-            return CArm(sdd, self.size or size, pitch, self.principal_point, beam=beam)
+            origin = "assumed" if self.sdd is None and not self.parallel else "user"
+            pitch, foot = self.pixel_spacing or spacing, self.principal_point
+            return CArm(sdd, self.size or size, pitch, foot, beam=beam, origin=origin)
         if self == CameraOptions(None, None, None, None, False):
             return stored
         if float(stored.K[0, 1]) != 0.0:

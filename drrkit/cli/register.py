@@ -34,6 +34,7 @@ from drrkit.geometry import volume_center
 from drrkit.registration import (
     AUTO,
     PIPELINES,
+    REASONS,
     SIMILARITIES,
     TRUSTED,
     Descent,
@@ -45,7 +46,7 @@ from drrkit.registration import (
     motion_of,
     register,
 )
-from drrkit.report import FAR_DEG, FAR_MM, pose_overlays, save_image
+from drrkit.report import FAR_DEG, FAR_MM, pose_overlays, save_image, shown_confidence
 
 __all__ = [
     "INTERRUPTED",
@@ -147,6 +148,8 @@ class Stages(click.ParamType):
         if not similarity or not 1 <= len(numbers) <= 2:
             raise ValueError(f"{word!r} has not one or two numbers")
         factor, steps = int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else 100
+        if factor < 1:
+            raise ValueError(f"downsample: expected a whole number of at least 1, got {factor}")
         # As in the stages of auto: large steps where pixels are large.
         return Stage(
             similarity,
@@ -250,8 +253,8 @@ def register_command(
         save_image(drawn, overlay)
     text = (
         f"moved {motion['rotation_deg']:.2f} degrees and {motion['translation_mm']:.2f} mm; loss "
-        f"{result.loss:.4f}, confidence {result.confidence:.3f}, {result.stop_reason} after "
-        f"{result.seconds:.1f} s"
+        f"{result.loss:.4f}, confidence {shown_confidence(result.confidence)}, "
+        f"{result.stop_reason} after {result.seconds:.1f} s"
     )
     code = _exit_code(result, accepted, min_confidence, motion, searching)
     return Answer({"written": str(output), **content}, text, code)
@@ -289,12 +292,12 @@ def _exit_code(
     """The exit code; the reason for one above 0 goes to stderr."""
     if result.stop_reason == "interrupted":
         return INTERRUPTED
+    why = [REASONS[code] for code in result.reasons]
     if not accepted:
-        click.echo(
-            f"Not accepted: confidence {result.confidence:.3f} is below {min_confidence:g}. "
-            f"{_doubts(searched)}",
-            err=True,
-        )
+        if result.confidence is None or result.confidence < min_confidence:
+            shown = shown_confidence(result.confidence)
+            why.insert(0, f"confidence {shown} is below {min_confidence:g}")
+        click.echo(f"Not accepted: {'; '.join(why)}. {_doubts(searched)}", err=True)
         return 1
     if not searched and (motion["rotation_deg"] > FAR_DEG or motion["translation_mm"] > FAR_MM):
         click.echo("Warning: the pose ended far from its start; look at --overlay.", err=True)

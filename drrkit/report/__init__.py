@@ -1,7 +1,7 @@
 """Pictures of X-rays and registrations, and pages that hold them."""
 
 from drrkit.report.convergence import registration_path
-from drrkit.report.facts import FAR_DEG, FAR_MM
+from drrkit.report.facts import FAR_DEG, FAR_MM, shown_confidence
 from drrkit.report.landscapes import pose_landscape
 from drrkit.report.page import registration_page, save_page
 from drrkit.report.pictures import (
@@ -39,5 +39,6 @@ __all__ = [
     "save_image",
     "save_page",
     "scene_svg",
+    "shown_confidence",
     "to_display",
 ]

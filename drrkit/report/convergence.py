@@ -36,7 +36,7 @@ class PathStep(NamedTuple):
 
 
 def registration_path(result: dict[str, Any]) -> list[PathStep]:
-    """The start, where it is known, and the steps of all stages.
+    """The start, where it is known, and the steps of all stages that counted.
 
     Args:
         result: what `drrkit register` writes or RegistrationResult.as_dict returns.
@@ -48,6 +48,8 @@ def registration_path(result: dict[str, Any]) -> list[PathStep]:
     if result.get("initial_world_to_camera") is not None:
         steps.append(PathStep(_pose(result["initial_world_to_camera"]), None, 0, 0, ""))
     for number, stage in enumerate(result.get("stages") or (), 1):
+        if stage.get("counted") is False:
+            continue
         poses = stage.get("best_world_to_camera") or ()
         losses = [*(stage.get("best_loss") or ()), *[None] * len(poses)]
         for step, (pose, loss) in enumerate(zip(poses, losses, strict=False), 1):
@@ -101,7 +103,9 @@ def _stages(stages: list[dict[str, Any]]) -> str:
     total = sum(stage.get("seconds") or 0.0 for stage in stages)
     rows = []
     for number, stage in enumerate(stages, 1):
-        cells = (stage.get(name, "") for name in columns)
+        cells = [stage.get(name, "") for name in columns]
+        if stage.get("counted") is False:
+            cells[-1] = f"{cells[-1]} (replaced by a later attempt)"
         texts = (f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells)
         share = (stage.get("seconds") or 0.0) / (total or 1.0)
         bar = f'<span class="share" style="width: {6 * share:.2f}rem"></span> {100 * share:.0f} %'

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drrkit.conversions import to_dicom_angles
 from drrkit.geometry import Camera, project_points, volume_center
-from drrkit.registration import DEPTH_LIMIT_MM
+from drrkit.registration import DEPTH_LIMIT_MM, REASONS
 from drrkit.report.placement import edge_letters, placement
 from drrkit.volume import Volume
 
@@ -22,6 +22,7 @@ __all__ = [
     "given_options",
     "pose_words",
     "repeat_command",
+    "shown_confidence",
     "uncertainty",
 ]
 
@@ -44,16 +45,20 @@ def cautions(result: dict[str, Any]) -> list[str]:
     """Why the result should be doubted, worst first; nothing where there is no reason."""
     found = []
     confidence, least = result.get("confidence"), result.get("min_confidence")
+    reasons = [REASONS.get(code, code) for code in result.get("reasons") or ()]
     if result.get("accepted") is False:
-        reason = "its loss is not a number"
-        if confidence is not None and least is not None and confidence < least:
-            reason = f"its confidence, {confidence:.3f}, is below {least:g}"
+        if least is not None and (confidence is None or confidence < least):
+            shown = shown_confidence(confidence)
+            reasons.insert(0, f"its confidence, {shown}, is below {least:g}")
+        why = "; ".join(reasons) or "its loss is not a number"
         found.append(
-            f"This registration was not accepted: {reason}. Do not rely on the pose. Compare the "
+            f"This registration was not accepted: {why}. Do not rely on the pose. Compare the "
             "edges below: is bone bright in the X-ray, is the start near, are pixel spacing and "
             "source-to-detector distance right, does the X-ray show metal or a collimator that the "
             "CT lacks?"
         )
+    elif reasons:
+        found.append(f"{'; '.join(reasons).capitalize()}.")
     if result.get("stop_reason") == "interrupted":
         found.append("It was interrupted: the pose is the best one found before.")
     if result.get("depth_observable") is False:
@@ -72,6 +77,11 @@ def cautions(result: dict[str, Any]) -> list[str]:
             "looked around it."
         )
     return found
+
+
+def shown_confidence(confidence: float | None) -> str:
+    """A confidence in words; None is too little evidence for one."""
+    return "unknown" if confidence is None else f"{confidence:.3f}"
 
 
 def pose_words(volume: Volume, camera: Camera, pose: Tensor) -> dict[str, str]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from drrkit.geometry import Camera, perturb, volume_center
 from drrkit.projector import Projector
@@ -20,14 +19,13 @@ from drrkit.registration import (
     SIMILARITIES,
     Search,
     Stage,
-    View,
     make_views,
     mean_depth,
     motion_of,
     pixel_at,
     register,
 )
-from drrkit.report import placement, scene_svg, to_display
+from drrkit.report import placement, scene_svg, shown_confidence, to_display
 from drrkit.viewer.slices import Picture, Slices
 from drrkit.volume import Volume
 
@@ -139,9 +137,9 @@ class Session:
         view = make_views(camera, xray, mask, None, volume.values)[0]
         self._xray, self._mask = view.xray, view.mask
         factors = [-(-max(camera.size) // pixels) for pixels in (PREVIEW_PIXELS, FINE_PIXELS)]
-        self._preview = _averaged(view, factors[0])
+        self._preview = view.downsampled(factors[0])
         self.has_preview = factors[0] != factors[1]
-        fine = _averaged(view, factors[1]) if self.has_preview else self._preview
+        fine = view.downsampled(factors[1]) if self.has_preview else self._preview
         self.xray = Picture(to_display(fine.xray))
         self._coarse = Projector(volume, self._preview.camera, method=method)
         self._fine = Projector(volume, fine.camera, method=method)
@@ -381,7 +379,7 @@ class Session:
             )
             message = (
                 f"{result.stop_reason} after {result.seconds:.1f} s, confidence "
-                f"{result.confidence:.3f}"
+                f"{shown_confidence(result.confidence)}"
             )
             if result.depth_observable is False:
                 message += "; the image hardly shows the depth"
@@ -404,13 +402,3 @@ class Session:
             self._pose = world_to_camera.detach().reshape(4, 4).to(self.center)
             self._pose_version += 1
         self._changed()
-
-
-def _averaged(view: View, factor: int) -> View:
-    """The view with pixels factor times larger; those outside the mask do not count."""
-    if factor == 1 or view.mask is None:
-        return view.downsampled(factor)
-    weight = functional.avg_pool2d(view.mask, factor)
-    xray = functional.avg_pool2d(view.xray * view.mask, factor) / weight.clamp_min(1e-6)
-    plain = functional.avg_pool2d(view.xray, factor)
-    return replace(view.downsampled(factor), xray=torch.where(weight > 0, xray, plain), mask=weight)

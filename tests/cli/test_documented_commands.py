@@ -24,9 +24,6 @@ PAGES = (
     "README.md",
     *(f"docs/{name}.md" for name in ("command_line", "tour", "pictures", "viewer")),
 )
-    "README.md",
-    *(f"docs/{name}.md" for name in ("command_line", "tour", "pictures", "viewer")),
-)
 SIZE, PITCH = (100, 110), 2.8
 
 

@@ -395,6 +395,7 @@ def test_ctrl_c_ends_a_process_with_130_and_without_a_file(data: Path, tmp_path:
     # Interrupted where the file is being written: what is half there must not stay.
     code = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # not in background jobs\n"
         "import drrkit.report.pictures as pictures\n"
         "from drrkit.cli import main\n"
         "def save(file, pixels):\n"
