@@ -15,17 +15,6 @@ from drrkit.registration import DEPTH_LIMIT_MM, REASONS
 from drrkit.report.placement import edge_letters, placement
 from drrkit.volume import Volume
 
-__all__ = [
-    "FAR_DEG",
-    "FAR_MM",
-    "cautions",
-    "given_options",
-    "pose_words",
-    "repeat_command",
-    "shown_confidence",
-    "uncertainty",
-]
-
 FAR_DEG, FAR_MM = 45.0, 150.0
 """A result farther from its start, without a search, gets a caution: a local optimiser does not
 reach that far."""

@@ -28,6 +28,14 @@ __all__ = ["registration_page", "save_page"]
 
 STATIC = Path(__file__).parent / "static"
 DOTS = 1500
+UNCERTAINTY = (
+    "From the curvature and the residuals of the last stage. Accounts for noise and for model "
+    "errors that differ from block to block of pixels, not for errors shared by the whole image, "
+    "such as a wrong source-to-detector distance."
+)
+NO_UNCERTAINTY = (
+    "No standard deviations: the last stage's optimiser or similarity has no curvature."
+)
 SCALE_BARS_MM = (200.0, 100.0, 50.0, 20.0, 10.0, 5.0, 2.0, 1.0)
 
 
@@ -184,23 +192,22 @@ def _images(
     volume: Volume, camera: Camera, xray: Tensor, poses: Sequence[Tensor], method: str
 ) -> str:
     screen = Screen.of(camera, xray, most=800)
-    target = screen.picture
+    target, names = screen.picture, ("start", "result")[-len(poses) :]
     frame = _Frame(volume, screen, poses[-1])
     drrs = [screen.rendered(volume, pose, method) for pose in poses]
     matched = [screen.matched(drr) for drr in drrs]
-    figures = []
-    for name, drr in zip(("start", "result")[-len(poses) :], drrs, strict=True):
-        picture = overlay_edges(target, screen.edges(drr))
-        figures.append(frame.figure(picture, f"At the {name}: edges of the rendered CT, in green"))
-    figures.append(frame.figure(target, "X-ray"))
-    figures.append(
-        frame.figure(matched[-1], "Rendered CT at the result, on the X-ray's grey scale")
-    )
+    pictures = {
+        f"At the {name}: edges of the rendered CT, in green": overlay_edges(target, edge)
+        for name, edge in zip(names, map(screen.edges, drrs), strict=True)
+    }
+    pictures["X-ray"] = target
+    pictures["Rendered CT at the result, on the X-ray's grey scale"] = matched[-1]
     board = checkerboard(target, matched[-1])
-    figures.append(frame.figure(board, "Checkerboard of X-ray and rendered CT at the result"))
-    for name, drr in zip(("start", "result")[-len(poses) :], matched, strict=True):
+    pictures["Checkerboard of X-ray and rendered CT at the result"] = board
+    for name, drr in zip(names, matched, strict=True):
         words = f"At the {name}: X-ray minus rendered CT, grey where equal"
-        figures.append(frame.figure(difference(target, drr), words))
+        pictures[words] = difference(target, drr)
+    figures = [frame.figure(picture, words) for words, picture in pictures.items()]
     figures.append(frame.comparison(target, matched[-1]))
     rows, cols = camera.size
     pitch = [float(p) for p in camera.pixel_spacing]
@@ -275,7 +282,8 @@ def _pose(volume: Volume, camera: Camera, found: Tensor, result: dict[str, Any])
     if rows:
         head = ("Camera axes, about the CT's centre", "moved from the start", "1 σ")
         parts.append("<h3>Motion and uncertainty</h3>" + table(rows, head))
-        parts.append(f"<p><small>{html.escape(_uncertain_words(result))}</small></p>")
+        words = UNCERTAINTY if result.get("covariance") else NO_UNCERTAINTY
+        parts.append(f"<p><small>{words}</small></p>")
     numbers = "\n".join("  ".join(f"{v:14.8f}" for v in row) for row in found.tolist())
     parts.append(
         "<h3>Matrix</h3><p><small>world_to_camera: patient LPS mm to camera mm (x right, y down, z "
@@ -288,16 +296,6 @@ def _pose(volume: Volume, camera: Camera, found: Tensor, result: dict[str, Any])
             f"<details><summary>Covariance, rad and mm</summary><pre>{lines}</pre></details>"
         )
     return "".join(parts)
-
-
-def _uncertain_words(result: dict[str, Any]) -> str:
-    if result.get("covariance") is None:
-        return "No standard deviations: the last stage's optimiser or similarity has no curvature."
-    return (
-        "From the curvature and the residuals of the last stage. Accounts for noise and for model "
-        "errors that differ from block to block of pixels, not for errors shared by the whole "
-        "image, such as a wrong source-to-detector distance."
-    )
 
 
 def _landscape(landscape: PoseLandscape | None) -> str:
