@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from drrkit.geometry import batched
+
 if TYPE_CHECKING:
     from drrkit.volume import Volume
 
@@ -51,10 +53,12 @@ def mtre(world_to_camera_a: Tensor, world_to_camera_b: Tensor, points: Tensor) -
     Raises:
         TypeError, ValueError: an argument is not a tensor of the shape expected.
     """
-    first = _poses(world_to_camera_a, "world_to_camera_a")
-    second = _poses(world_to_camera_b, "world_to_camera_b")
-    targets = _points(points, "points", first.device)
-    first, second = _same_batch(first, second)
+    first, second = _both(world_to_camera_a, world_to_camera_b)
+    if not isinstance(points, Tensor):
+        raise TypeError(f"points: expected a tensor [P, 3] in mm, got {type(points).__name__}")
+    if points.dim() != 2 or points.shape[1] != 3 or points.shape[0] == 0:
+        raise ValueError(f"points: expected shape [P, 3], P >= 1, got {tuple(points.shape)}")
+    targets = points.to(device=first.device, dtype=torch.float64)
     difference = first - second
     moved = targets @ difference[:, :3, :3].transpose(-1, -2) + difference[:, None, :3, 3]
     return torch.linalg.vector_norm(moved, dim=-1).mean(dim=-1)
@@ -69,9 +73,7 @@ def rotation_error(world_to_camera_a: Tensor, world_to_camera_b: Tensor) -> Tens
     Raises:
         TypeError, ValueError: an argument is not a tensor of the shape expected.
     """
-    first = _poses(world_to_camera_a, "world_to_camera_a")
-    second = _poses(world_to_camera_b, "world_to_camera_b")
-    first, second = _same_batch(first, second)
+    first, second = _both(world_to_camera_a, world_to_camera_b)
     relative = first[:, :3, :3] @ second[:, :3, :3].transpose(-1, -2)
     axis = torch.stack(
         [
@@ -90,8 +92,8 @@ def translation_error(
 ) -> Tensor:
     """Distance of one point under two poses, in mm, [B].
 
-    The translation between two poses has no meaning without the point that rotations turn about:
-    the volume's centre (`drrkit.geometry.volume_center`) is the usual choice.
+    A translation between two poses depends on the point that rotations turn about: usually the
+    volume's centre (`drrkit.volume_center`).
 
     Args:
         world_to_camera_a, world_to_camera_b: [4, 4] or [B, 4, 4] poses.
@@ -143,8 +145,8 @@ def bone_points(
 ) -> Tensor:
     """Target points on bone: random voxels of the largest connected component above a threshold.
 
-    Voxels that share a face are connected. The draw is without replacement, so fewer points come
-    back when the component is smaller than `count`.
+    Voxels that share a face are connected. The draw is without replacement: a component of fewer
+    than `count` voxels gives fewer points.
 
     Args:
         volume: a Volume in HU with one channel.
@@ -188,32 +190,14 @@ def bone_points(
     return index @ affine[:3, :3].T + affine[:3, 3]
 
 
-def _poses(matrix: object, name: str) -> Tensor:
-    """The argument as float64 [B, 4, 4], or an error that names it."""
-    if not isinstance(matrix, Tensor):
-        raise TypeError(f"{name}: expected a tensor [B, 4, 4], got {type(matrix).__name__}")
-    if not matrix.dtype.is_floating_point:
-        raise TypeError(f"{name}: expected a floating point tensor, got {matrix.dtype}")
-    if matrix.dim() not in (2, 3) or matrix.shape[-2:] != (4, 4):
-        raise ValueError(f"{name}: expected shape [4, 4] or [B, 4, 4], got {tuple(matrix.shape)}")
-    return matrix.reshape(-1, 4, 4).to(torch.float64)
-
-
-def _same_batch(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two pose batches broadcast against each other, or an error that gives both sizes."""
-    if first.shape[0] != second.shape[0] and 1 not in (first.shape[0], second.shape[0]):
+def _both(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two batches of poses as float64 [B, 4, 4], broadcast against each other."""
+    first = batched("world_to_camera_a", a, (4, 4)).double()
+    second = batched("world_to_camera_b", b, (4, 4)).double()
+    if len(first) != len(second) and 1 not in (len(first), len(second)):
         raise ValueError(
-            f"world_to_camera_b: expected {first.shape[0]} poses or one to fit world_to_camera_a, "
-            f"got {second.shape[0]}"
+            f"world_to_camera_b: expected {len(first)} poses or one to fit world_to_camera_a, "
+            f"got {len(second)}"
         )
     first, second = torch.broadcast_tensors(first, second)
     return first, second
-
-
-def _points(points: object, name: str, device: torch.device) -> Tensor:
-    """The argument as float64 [P, 3] on the device, or an error that names it."""
-    if not isinstance(points, Tensor):
-        raise TypeError(f"{name}: expected a tensor [P, 3] in mm, got {type(points).__name__}")
-    if points.dim() != 2 or points.shape[1] != 3 or points.shape[0] == 0:
-        raise ValueError(f"{name}: expected shape [P, 3], P >= 1, got {tuple(points.shape)}")
-    return points.to(device=device, dtype=torch.float64)

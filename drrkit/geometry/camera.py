@@ -53,7 +53,7 @@ ORIGINS = {
     "assumed": CameraSigma(0.05, 5.0, 5.0),
 }
 """Where a camera's numbers may come from, and how well they are known then: a calibration file, a
-DICOM header, somebody who typed them, a guess."""
+DICOM header, the user, a guess."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,12 +140,12 @@ class Camera:
         """The camera whose pixels are `factor` times larger (below 1: smaller), same detector.
 
         Area-consistent: coarse pixel (0, 0) covers the first factor x factor fine pixels and its
-        centre is the mean of theirs, as in an average-pooled image. What is left of the detector
-        when no whole coarse pixel fits any more is dropped. Raises TypeError or ValueError when
+        centre is the mean of theirs, as in an average-pooled image. A rest of the detector that is
+        smaller than a coarse pixel is dropped. Raises TypeError or ValueError when
         factor is not a positive number or no pixel remains.
         """
         factor = checked_positive("factor", factor)
-        # The small term keeps 200 / (1 / 3) and its like whole.
+        # The small term keeps 200 / (1 / 3) and similar quotients whole.
         rows, cols = (math.floor(n / factor + 1e-6) for n in self.size)
         if rows < 1 or cols < 1:
             limit = min(self.size)
@@ -191,7 +191,7 @@ def CArm(
     origin: str = "user",
     sigma: CameraSigma | None = None,
 ) -> Camera:
-    """A camera in a C-arm's words: float64 K = [[sdd / col, 0, cx], [0, sdd / row, cy], [0, 0, 1]].
+    """A C-arm's camera: float64 K = [[sdd / col, 0, cx], [0, sdd / row, cy], [0, 0, 1]].
 
     sdd              source-to-detector distance in mm
     size             (rows, cols)

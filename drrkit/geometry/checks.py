@@ -34,11 +34,11 @@ def batched(name: str, value: Any, tail: tuple[int, ...]) -> Tensor:
 
 
 def batched_pose(world_to_camera: Tensor, cameras: int | None = None) -> Tensor:
-    """[4, 4] or [B, 4, 4] -> [B, 4, 4]; a batch of cameras wants one pose or one each."""
+    """[4, 4] or [B, 4, 4] -> [B, 4, 4]; for a batch of cameras, one pose or one per camera."""
     pose = batched("world_to_camera", world_to_camera, (4, 4))
     if cameras is not None and cameras != len(pose) and 1 not in (cameras, len(pose)):
         raise ValueError(
-            f"world_to_camera: expected one pose or {cameras}, one a camera, got {len(pose)}"
+            f"world_to_camera: expected one pose or {cameras}, one per camera, got {len(pose)}"
         )
     return pose
 

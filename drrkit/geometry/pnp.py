@@ -21,7 +21,7 @@ from drrkit.geometry.se3 import assemble, perturb
 _LINE, _PLANE, _SLAB = 1e-6, 1e-3, 0.2
 _ITERATIONS = 200
 _DAMPING_LIMIT = 1e8
-# Squared pixels a point: rounding alone leaves about 1e-25.
+# Squared pixels per point: rounding alone leaves about 1e-25.
 _EXACT = 1e-23
 # Ratio of extreme eigenvalues of the scaled normal matrix: rounding alone leaves about 1e-16.
 _UNDETERMINED = 1e-12
@@ -48,8 +48,8 @@ def solve_pnp(
             method gives the start
 
     Needs four points where they lie in a plane or init is given, six otherwise. Computed in float64
-    on the CPU, not differentiable; the result is on points' device. How well it fits is told by
-    reprojection_rms. Raises TypeError or ValueError for a parallel beam, wrong shapes, values that
+    on the CPU, not differentiable; the result is on points' device. reprojection_rms measures how
+    well it fits. Raises TypeError or ValueError for a parallel beam, wrong shapes, values that
     are not finite, too few distinct points, points on a line, and where the pose is not determined
     or none has all points in front of the source.
     """
@@ -75,14 +75,14 @@ def reprojection_rms(
     found = project_points(camera, world_to_camera, points)
     if pixels.dim() not in (2, 3) or pixels.shape[-2] != found.shape[-2]:
         shape = list(pixels.shape)
-        raise ValueError(f"pixels: expected [{found.shape[-2]}, 2], one a point, got {shape}")
+        raise ValueError(f"pixels: expected [{found.shape[-2]}, 2], one per point, got {shape}")
     return (found - pixels.to(found)).square().sum(-1).mean(-1).sqrt()
 
 
 def _checked_problem(camera: Camera, points: Any, pixels: Any) -> _Problem:
     if camera.beam != "cone":
         raise ValueError(
-            f"camera: expected a cone beam, which alone shows depth, got {camera.beam!r}"
+            f"camera: expected a cone beam (parallel shows no depth), got {camera.beam!r}"
         )
     if camera.batch is not None:
         raise ValueError(f"camera: expected a single one, got K {list(camera.K.shape)}")
@@ -91,9 +91,9 @@ def _checked_problem(camera: Camera, points: Any, pixels: Any) -> _Problem:
         if value.dim() != 2:
             raise ValueError(f"{name}: expected shape [P, {size}], got {list(value.shape)}")
         if not bool(value.isfinite().all()):
-            raise ValueError(f"{name}: expected finite numbers, got some that are not")
+            raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
     if len(points) != len(pixels):
-        raise ValueError(f"pixels: expected {len(points)}, one a point, got {len(pixels)}")
+        raise ValueError(f"pixels: expected {len(points)}, one per point, got {len(pixels)}")
     world, image = (value.detach().to("cpu", torch.float64) for value in (points, pixels))
     distinct = len(torch.unique(world, dim=0))
     if distinct < 4:
@@ -170,7 +170,7 @@ def _best_of(problem: _Problem, starts: list[Tensor]) -> Tensor:
     mirror = assemble(flipped, (center - flipped @ problem.center)[:, None])
     if _in_front(problem, mirror):
         other, other_error = _refine(problem, mirror)
-        # Not for a rounding error's sake: the two may be one.
+        # Both may be the same pose: rounding alone must not decide.
         if other_error < error * (1 - 1e-9):
             best = other
     return best

@@ -237,7 +237,7 @@ def test_a_camera_refuses_what_does_not_fit_and_names_it(K, size, sdd, beam, err
                 make_volume(), Camera(GOOD_K.repeat(2, 1, 1), (4, 4), 1.0), torch.zeros(3, 4, 4)
             ),
             ValueError,
-            "world_to_camera: expected one pose or 2, one a camera, got 3",
+            "world_to_camera: expected one pose or 2, one per camera, got 3",
         ),
         (
             lambda: project_points(skewed_camera(), torch.eye(4), torch.zeros(5, 2)),

@@ -147,7 +147,7 @@ def test_pnp_refuses_degenerate_input_and_says_why():
         ((camera, line, pixels), {"init": pose}, "points: expected .* collinear"),
         ((camera, points[:3], pixels[:3]), {"init": pose}, "at least 4 distinct points, got 3"),
         ((camera, points[:1].expand(8, 3), pixels), {}, "at least 4 distinct points, got 1"),
-        ((camera, points, pixels[:5]), {}, "pixels: expected 8, one a point, got 5"),
+        ((camera, points, pixels[:5]), {}, "pixels: expected 8, one per point, got 5"),
         ((camera, points * math.nan, pixels), {}, "points: expected finite"),
         ((camera, points, pixels / 0), {}, "pixels: expected finite"),
         ((camera, points, pixels[0]), {}, r"pixels: expected shape \[P, 2\], got \[2\]"),

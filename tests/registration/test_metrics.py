@@ -150,8 +150,12 @@ def test_bone_points_refuse_volumes_without_bone_or_in_another_unit():
 def test_bad_poses_and_points_raise_errors_that_name_them():
     good, points = torch.eye(4), torch.zeros(2, 3)
     cases = [
-        ((None, good, points), TypeError, r"world_to_camera_a: expected a tensor .*NoneType"),
-        ((good, good[:3], points), ValueError, r"world_to_camera_b: .*got \(3, 4\)"),
+        (
+            (None, good, points),
+            TypeError,
+            r"world_to_camera_a: expected a torch.Tensor.*None",
+        ),
+        ((good, good[:3], points), ValueError, r"world_to_camera_b: .*got \[3, 4\]"),
         ((good, good.long(), points), TypeError, r"world_to_camera_b: .*got torch.int64"),
         (
             (good.expand(2, 4, 4), good.expand(3, 4, 4), points),
