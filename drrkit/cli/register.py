@@ -153,11 +153,10 @@ class Stages(click.ParamType):
         # As in the stages of auto: large steps where pixels are large.
         return Stage(
             similarity,
-            optimiser=Descent(1.0 * factor, final_step=0.05 * factor),
+            optimiser=Descent(factor / 300, final_step=factor / 6000),
             downsample=factor,
             supersample=2 if factor > 2 else 1,
             iterations=steps,
-            mm=True,
         )
 
 

@@ -33,11 +33,10 @@ UNKNOWNS = ("focal", "col", "row")
 
 DEFAULT_STAGE = Stage(
     "gradient_ncc",
-    pixel=1.75,
-    optimiser=Levenberg(10.0, final_step=0.01),
+    pixel=1 / 176,
+    optimiser=Levenberg(1 / 30, final_step=1 / 30000),
     blur=1.0,
     iterations=40,
-    mm=True,
 )
 
 # First weight of the priors beside the similarity; then the residuals tell it.

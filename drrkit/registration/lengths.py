@@ -20,9 +20,11 @@ __all__ = [
     "Share",
     "check_spread",
     "extent_mm",
+    "field_diagonal",
     "length_in_mm",
     "mean_depth",
     "motion_units",
+    "object_diagonal",
     "pixel_at",
     "positive_lengths",
     "spread_in_mm",
@@ -31,6 +33,9 @@ __all__ = [
 
 # Voxels above this share of the largest attenuation belong to the object.
 _OBJECT = 0.05
+
+# Depths are at least this, mm: a pose may be behind the source.
+_NEAREST = 1e-3
 
 
 class Share(float):
@@ -59,15 +64,21 @@ def extent_mm(scene: Any, camera: Camera, depth: float) -> float:
     above 5 % of the largest attenuation. A scene that is no Volume supplies the second one as
     `extent_mm`, where it knows it; of several bodies it is the largest.
     """
-    field = pixel_at(camera, depth) * math.hypot(*camera.size)
+    return min(field_diagonal(camera, depth), object_diagonal(scene))
+
+
+def field_diagonal(camera: Camera, depth: float) -> float:
+    """Of the field of view at a distance from the source, mm."""
+    return pixel_at(camera, depth) * math.hypot(*camera.size)
+
+
+def object_diagonal(scene: Any) -> float:
+    """Of the box of a scene's dense voxels, mm; infinite where nothing is known about it."""
     bodies = getattr(scene, "bodies", (scene,))
-    known = [_box_diagonal(b) if isinstance(b, Volume) else _told(b) for b in bodies]
-    return min(field, max(known))
-
-
-def _told(scene: Any) -> float:
-    told = getattr(scene, "extent_mm", None)
-    return math.inf if told is None else float(told)
+    return max(
+        _box_diagonal(one) if isinstance(one, Volume) else getattr(one, "extent_mm", math.inf)
+        for one in bodies
+    )
 
 
 def _box_diagonal(volume: Volume) -> float:
@@ -109,16 +120,16 @@ def motion_units(camera: Camera, depth: float, bodies: int = 1) -> Tensor:
     Returns:
         [6 bodies] float64: for each three times rad, then x, y, z in mm.
     """
-    lever = 0.25 * pixel_at(camera, depth) * math.hypot(*camera.size)
+    lever = 0.25 * field_diagonal(camera, depth)
     along = math.sqrt(max(depth / lever, 1.0))
     one = torch.tensor([1 / lever] * 3 + [1.0, 1.0, along], dtype=torch.float64)
     return one.repeat(bodies)
 
 
 def mean_depth(world_to_camera: Tensor, center: Tensor) -> float:
-    """Mean camera z of the centres under poses [K, 4, 4] or [K, n, 4, 4]; 1 mm at least."""
+    """Mean camera z of the centres under poses [K, 4, 4] or [K, n, 4, 4]; positive."""
     z = (world_to_camera[..., 2, :3] * center).sum(-1) + world_to_camera[..., 2, 3]
-    return float(z.mean().clamp_min(1.0))
+    return float(z.mean().clamp_min(_NEAREST))
 
 
 def positive_lengths(settings: Any, names: Iterable[str]) -> None:

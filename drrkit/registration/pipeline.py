@@ -14,7 +14,7 @@ from torch import Tensor
 
 from drrkit.geometry import Camera
 from drrkit.registration.certainty import agreement, pose_covariance
-from drrkit.registration.lengths import extent_mm, mean_depth, motion_units
+from drrkit.registration.lengths import field_diagonal, mean_depth, motion_units, object_diagonal
 from drrkit.registration.optimisers.optimiser import PoseEngine, PoseProblem
 from drrkit.registration.presets import resolve_stages
 from drrkit.registration.problem.inputs import (
@@ -133,6 +133,7 @@ class Registrar:
         self.like, self.center = computing_place(scene, center)
         self.camera, self.rig_to_camera = camera, rig_to_camera
         self.drawn = SceneRenderer(scene, method)
+        self.diagonal = object_diagonal(scene)
 
     def __call__(
         self,
@@ -153,9 +154,10 @@ class Registrar:
         check_options(prior, seed, progress)
         given = self.stages if stages is None else resolve_stages(stages)
         views = make_views(self.camera, xray, mask, self.rig_to_camera, self.like)
-        scene = self.drawn.scene
-        pose = start_poses(init, given, views[0].camera, scene).to(self.center)
-        extent = extent_mm(scene, views[0].camera, mean_depth(pose, self.center))
+        camera = views[0].camera
+        pose = start_poses(init, given, camera, self.drawn.scene).to(self.center)
+        field = field_diagonal(camera, mean_depth(pose, self.center))
+        extent = min(field, self.diagonal)
         resolved = [stage.in_mm(extent) for stage in given]
         bar = step_bar(resolved, progress)
         term = None if prior is None else prior.term(pose, self.center)
@@ -165,12 +167,12 @@ class Registrar:
             found = work.until_trusted(resolved, Candidates.unjudged(pose))
         finally:
             bar.close()
-        result = work.result(found, resolved[-1], began)
+        result = work.result(found, resolved[-1], extent, began)
         if result.depth_observable is False and result.sigma is not None:
             warnings.warn(
                 "depth is not observable: standard deviation "
-                f"{float(result.sigma[5::6].max()):.3g} mm, more than {DEPTH_LIMIT_MM:g} mm; a "
-                "second view or a prior would determine it",
+                f"{float(result.sigma[5::6].max()):.3g} mm, more than {DEPTH_LIMIT_MM:g} mm or a "
+                "thirtieth of the object; a second view or a prior would determine it",
                 stacklevel=2,
             )
         return result
@@ -253,7 +255,9 @@ class Registration:
             self.rejected.append(other)
         return attempt
 
-    def result(self, attempt: Attempt, stage: Stage | Search, began: float) -> RegistrationResult:
+    def result(
+        self, attempt: Attempt, stage: Stage | Search, extent: float, began: float
+    ) -> RegistrationResult:
         """Everything about the attempt that counts; `stage` is the last one."""
         interrupted = any(one.interrupted for one in (attempt, *self.rejected))
         reasons = []
@@ -279,6 +283,7 @@ class Registration:
             stop_reason="interrupted" if interrupted else attempt.history[-1].stop_reason,
             all_world_to_camera=attempt.found.pose,
             all_loss=attempt.found.loss,
+            extent_mm=extent,
         )
 
     def through(self, stages: Sequence[Stage | Search], found: Candidates) -> Attempt:

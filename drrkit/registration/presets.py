@@ -12,77 +12,73 @@ from drrkit.registration.stages import Search, Stage
 
 __all__ = ["AUTO", "FOLLOW", "GLOBAL", "PIPELINES", "hybrid", "resolve_stages"]
 
+_VOXEL = 1 / 75  # of coarse stages
+
 AUTO: tuple[Stage, ...] = (
     Stage(
         "ncc",
-        pixel=7.0,
-        optimiser=Levenberg(30.0, final_step=0.3),
-        voxel=4.0,
+        pixel=1 / 44,
+        optimiser=Levenberg(0.1, final_step=1e-3),
+        voxel=_VOXEL,
         iterations=15,
         starts=32,
-        spread=(0.3, 40.0),
-        mm=True,
+        spread=(0.3, 0.13),
     ),
     Stage(
         "gradient_ncc",
-        pixel=3.5,
-        optimiser=Levenberg(10.0, final_step=0.1),
-        voxel=4.0,
+        pixel=1 / 88,
+        optimiser=Levenberg(1 / 30, final_step=1 / 3000),
+        voxel=_VOXEL,
         iterations=10,
-        mm=True,
     ),
     Stage(
         "gradient_ncc",
-        pixel=1.75,
-        optimiser=Levenberg(5.0, final_step=0.01),
+        pixel=1 / 176,
+        optimiser=Levenberg(1 / 60, final_step=1 / 30000),
         blur=1.0,
         iterations=15,
-        mm=True,
     ),
 )
-"""Coarse to fine, for starts within about 10 degrees and 5 cm. NCC on pixels of 7 mm has by far the
-widest basin of the similarities here, from starts wide enough for lateral views too; gradient NCC
-then ignores most of what the beam's energy changes, and gains nothing from pixels much smaller than
-the voxels."""
+"""Coarse to fine, for starts within about 10 degrees and 5 cm (of a torso). NCC on large pixels, 7
+mm in a torso, has by far the widest basin of the similarities here, from starts wide enough for
+lateral views too; gradient NCC then ignores most of what the beam's energy changes, and gains
+nothing from pixels much smaller than the voxels."""
 
 GLOBAL: tuple[Stage | Search, ...] = (
-    Search(depth=350.0, voxel=4.0, apart=30.0, mm=True),
+    Search(),
     Stage(
         "ncc",
-        pixel=7.0,
-        optimiser=Levenberg(30.0, final_step=0.3),
-        voxel=4.0,
+        pixel=1 / 44,
+        optimiser=Levenberg(0.1, final_step=1e-3),
+        voxel=_VOXEL,
         iterations=15,
         halve_every=5,
         keep=16,
-        apart=5.0,
-        mm=True,
+        apart=1 / 60,
     ),
     Stage(
         "gradient_ncc",
-        pixel=7.0,
-        optimiser=Levenberg(20.0, final_step=0.3),
-        voxel=4.0,
+        pixel=1 / 44,
+        optimiser=Levenberg(1 / 15, final_step=1e-3),
+        voxel=_VOXEL,
         iterations=15,
         keep=6,
-        apart=5.0,
-        mm=True,
+        apart=1 / 60,
     ),
     Stage(
         "gradient_ncc",
-        pixel=3.5,
-        optimiser=Levenberg(10.0, final_step=0.1),
-        voxel=4.0,
+        pixel=1 / 88,
+        optimiser=Levenberg(1 / 30, final_step=1 / 3000),
+        voxel=_VOXEL,
         iterations=10,
         keep=2,
-        apart=5.0,
-        mm=True,
+        apart=1 / 60,
     ),
     AUTO[-1],
 )
 """No start needed, or one that is far off."""
 
-FOLLOW: tuple[Stage, ...] = (replace(AUTO[1], keep=1, apart=1e-3), AUTO[2])
+FOLLOW: tuple[Stage, ...] = (replace(AUTO[1], keep=1, apart=1e-6), AUTO[2])
 """From a start within a few degrees and about a centimetre: what a frame's predecessor gives."""
 
 PIPELINES: dict[str, tuple[Stage | Search, ...]] = {"auto": AUTO, "global": GLOBAL}

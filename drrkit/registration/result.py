@@ -23,7 +23,8 @@ __all__ = [
 SCHEMA_VERSION = 1
 
 DEPTH_LIMIT_MM = 10.0
-"""A depth of a larger standard deviation counts as one that the images do not show."""
+"""A depth of a larger standard deviation counts as one that the images do not show; in proportion
+less for objects below 300 mm."""
 
 TRUSTED = 0.7
 """Confidence below which a registration is not trusted.
@@ -119,6 +120,7 @@ class RegistrationResult:
             when the user stopped it, in which case the pose is the best one up to then.
         all_world_to_camera: [K, 4, 4] float64, where every start ended.
         all_loss: [K] float64, their losses in the last stage.
+        extent_mm: of the object in the image: what the stages' lengths are shares of.
     """
 
     world_to_camera: Tensor
@@ -135,6 +137,7 @@ class RegistrationResult:
     confidence_10mm: float | None = None
     reasons: tuple[str, ...] = ()
     runner_up: RunnerUp | None = None
+    extent_mm: float = 300.0
 
     @property
     def sigma(self) -> Tensor | None:
@@ -147,7 +150,10 @@ class RegistrationResult:
 
         Of Bodies, whether they do for every one of them.
         """
-        return None if self.sigma is None else bool((self.sigma[5::6] <= DEPTH_LIMIT_MM).all())
+        if self.sigma is None:
+            return None
+        limit = DEPTH_LIMIT_MM * min(1.0, self.extent_mm / 300.0)
+        return bool((self.sigma[5::6] <= limit).all())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, ready for JSON; losses of the history summarised."""
@@ -169,6 +175,7 @@ class RegistrationResult:
             },
             "covariance": None if self.covariance is None else self.covariance.tolist(),
             "depth_observable": self.depth_observable,
+            "extent_mm": self.extent_mm,
             "seconds": self.seconds,
             "stop_reason": self.stop_reason,
             "starts": [

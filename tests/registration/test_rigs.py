@@ -104,7 +104,7 @@ def test_cameras_of_unlike_resolution_see_pixels_of_one_size():
     ]
     like = torch.empty(0)
     views = make_views(cameras, xrays, None, rig, like)
-    assert downsamplings(AUTO[0], views, 780.0) == [2, 4]
+    assert downsamplings(AUTO[0].in_mm(300.0), views, 780.0) == [2, 4]
     result = register(attenuation(), cameras, xrays, frontal(), rig_to_camera=rig)
     assert error(result.world_to_camera, truth[0], volume_center(phantom())) < 0.5
 

@@ -25,9 +25,6 @@ __all__ = ["Renderer", "SceneRenderer", "renderer"]
 # What `register` asks of a projector unless told otherwise.
 DEFAULT_METHOD = "joseph"
 
-# A volume is resampled where that makes its voxels this much larger along an axis.
-_MUCH_COARSER = 1.25
-
 
 class Renderer:
     """A scene in one camera: poses of that camera [B, 4, 4] -> line integrals [B, C, rows, cols].
@@ -62,19 +59,21 @@ class SceneRenderer:
     def __init__(self, scene: Any, method: str = DEFAULT_METHOD) -> None:
         self.scene, self.method = scene, method
         self.wide_images: dict[Any, dict[int, Tensor]] = {}  # a search's, see GlobalSearch
-        self._resampled: dict[float, Any] = {}
+        self._resampled: dict[Any, Any] = {}
         self._prepared: dict[Any, Any] = {}
         self._renderers: dict[Any, Renderer] = {}
 
     def at_voxels(self, voxel_mm: float | None) -> Any:
-        """The scene with voxels of at least this size; one without voxels stays as it is."""
+        """The scene with voxels of about this size, or its own; one without voxels as it is."""
         if voxel_mm is None or not isinstance(self.scene, (Volume, Bodies)):
             return self.scene
-        if voxel_mm not in self._resampled:
+        bodies = self.scene.bodies if isinstance(self.scene, Bodies) else (self.scene,)
+        key = tuple(_multiples(body, voxel_mm) for body in bodies)
+        if key not in self._resampled:
             coarser = partial(_coarser, voxel_mm=voxel_mm)
             one = isinstance(self.scene, Volume)
-            self._resampled[voxel_mm] = coarser(self.scene) if one else self.scene.map(coarser)
-        return self._resampled[voxel_mm]
+            self._resampled[key] = coarser(self.scene) if one else self.scene.map(coarser)
+        return self._resampled[key]
 
     def renderer(
         self,
@@ -223,12 +222,18 @@ def _change_of_twist(pose: Tensor, rig: Tensor | None, offset: Tensor) -> Tensor
     return turn.to(change) @ change
 
 
+def _multiples(volume: Volume, voxel_mm: float) -> tuple[int, ...]:
+    """By how much to enlarge voxels along each axis: whole multiples, so that all poses of about
+    one depth share a resampled volume."""
+    return tuple(max(1, round(voxel_mm / own)) for own in volume.spacing)
+
+
 def _coarser(volume: Volume, voxel_mm: float) -> Volume:
-    """A volume resampled to voxels of at least this size, if that makes it much smaller."""
-    spacing = tuple(max(own, voxel_mm) for own in volume.spacing)
-    if all(new < _MUCH_COARSER * own for new, own in zip(spacing, volume.spacing, strict=True)):
+    """A volume resampled to voxels of about this size, where its own are much smaller."""
+    multiples = _multiples(volume, voxel_mm)
+    if max(multiples) == 1:
         return volume
-    return volume.resample(spacing)
+    return volume.resample([own * n for own, n in zip(volume.spacing, multiples, strict=True)])
 
 
 def _numbers(camera: Camera) -> tuple[Any, ...]:
