@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from drrkit.geometry import Camera, perturb, volume_center
-from drrkit.projector import Projector, project_with_jacobian
+from drrkit.projector import Projector
 from drrkit.registration.problem.bodies import Bodies
 from drrkit.volume import Volume
 
@@ -117,9 +117,7 @@ def renderer(scene: Any, camera: Camera, supersample: int, method: str) -> Rende
 
 class _OfVolume(Renderer):
     def __init__(self, volume: Volume, camera: Camera, supersample: int, method: str) -> None:
-        self.volume, self.camera = volume, camera
-        self.options: dict[str, Any] = {"supersample": supersample, "method": method}
-        self.projector = Projector(volume, camera, **self.options)
+        self.projector = Projector(volume, camera, supersample=supersample, method=method)
         self.middle = volume_center(volume)
 
     def __call__(self, world_to_camera: Tensor) -> Tensor:
@@ -129,7 +127,7 @@ class _OfVolume(Renderer):
         self, world_to_camera: Tensor, rig_to_camera: Tensor | None, center: Tensor
     ) -> tuple[Tensor, Tensor]:
         pose = world_to_camera if rig_to_camera is None else rig_to_camera @ world_to_camera
-        image, jacobian = project_with_jacobian(self.volume, self.camera, pose, **self.options)
+        image, jacobian = self.projector.with_jacobian(pose)
         offset = self.middle - center
         if rig_to_camera is None and not bool((offset.abs() > 1e-9).any()):
             return image, jacobian
