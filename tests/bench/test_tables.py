@@ -118,7 +118,7 @@ def test_records_with_nothing_to_draw_give_no_pictures(tmp_path: Path) -> None:
 def test_the_readme_says_what_the_results_say() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = readme.block(readme.results(ROOT / "bench" / "results"))
-    assert readme.replaced(text, block) == text, "run python bench/readme.py"
+    assert readme.replaced(text, block) == text, "run python -m bench.projectors.readme"
 
 
 def test_the_readmes_tables() -> None:

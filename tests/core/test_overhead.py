@@ -1,6 +1,6 @@
 """What a call asks of torch's dispatcher; that a registration step never waits for its device.
 
-Nothing is timed here (bench/overhead.py does that): dispatched ops are counted, and a mode that
+Nothing is timed here (the study overhead does that): dispatched ops are counted, and a mode that
 sees every one of them refuses whatever CUDA graphs cannot capture.
 """
 

@@ -1,33 +1,19 @@
-"""The bench of learned registration: what it compares, its table, its guard against leaks."""
+"""The study learned_registration: what it compares, its table, its guard against leaks."""
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from bench.studies import learned_registration as study
+from bench.studies import learned_registration_report as report
+from bench.studies.__main__ import parse
 from drrkit.evaluation import Row
 from drrkit.training import Split, k_folds
-
-BENCH = Path(__file__).resolve().parents[2] / "bench"
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    if not BENCH.is_dir():
-        pytest.skip("the bench is not part of an installed package")
-    monkeypatch.syspath_prepend(str(BENCH))
-    return importlib.import_module("learned_registration")
-
-
-@pytest.fixture
-def report(bench: ModuleType) -> ModuleType:
-    return importlib.import_module("learned_registration_report")
 
 
 def row(method: str, subject: str, number: int, start: float, end: float) -> Row:
@@ -37,7 +23,7 @@ def row(method: str, subject: str, number: int, start: float, end: float) -> Row
     return Row(**(values | {"start_mtre": start, "mtre": end}))
 
 
-def test_the_table_has_the_posters_numbers_of_every_method(report: ModuleType) -> None:
+def test_the_table_has_the_posters_numbers_of_every_method() -> None:
     rows = []
     for number in range(20):
         start = 100.0 + number
@@ -61,19 +47,19 @@ def test_the_table_has_the_posters_numbers_of_every_method(report: ModuleType) -
 
 
 def test_the_report_is_written_as_json_and_as_a_table(
-    report: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [row("initial + cmaes", "a", n, 90.0, 1.0) for n in range(4)]
-    options = {"steps": 3, "folder": tmp_path, "networks": ["prost"]}
-    report.write_report(rows, "python bench", options, tmp_path / "results")
-    record = json.loads((tmp_path / "results" / "learned_registration.json").read_text())
-    assert record["options"] == {"steps": 3, "networks": ["prost"]}
+    words = [str(tmp_path), "--steps", "3", "--output", str(tmp_path / "results")]
+    report.write_report(rows, parse("learned_registration", words))
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert record["options"]["steps"] == 3 and str(tmp_path) not in json.dumps(record)
     assert record["methods"]["initial + cmaes"]["success"]["rate"] == 1.0
-    text = (tmp_path / "results" / "learned_registration.md").read_text()
+    text = (tmp_path / "results.md").read_text()
     assert text in capsys.readouterr().out and str(tmp_path) not in text
 
 
-def test_an_ordering_that_is_not_the_published_one_is_called_so(report: ModuleType) -> None:
+def test_an_ordering_that_is_not_the_published_one_is_called_so() -> None:
     rows = [row("initial + cmaes", "a", n, 90.0, 1.0) for n in range(4)]
     rows += [row("prost + cmaes", "a", n, 90.0, 90.0) for n in range(4)]
     found = {name: report.numbers(errors) for name, errors in report.by_method(rows).items()}
@@ -81,7 +67,7 @@ def test_an_ordering_that_is_not_the_published_one_is_called_so(report: ModuleTy
 
 
 def test_networks_that_were_trained_on_test_subjects_are_found_out(
-    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folds = (Split(("a", "b"), test=("c",)), Split(("c",), test=("a", "b")))
     rows = [row("prost", "c", 0, 1.0, 1.0), row("prost", "a", 0, 1.0, 1.0)]
@@ -95,11 +81,11 @@ def test_networks_that_were_trained_on_test_subjects_are_found_out(
         def __init__(self, path: Path) -> None:
             self.config = {"subjects": seen[int(path.parts[-3].removeprefix("fold-"))]}
 
-    monkeypatch.setattr(bench, "load_checkpoint", Stored)
-    bench.check_no_leak(rows, folds, tmp_path)
+    monkeypatch.setattr(study, "load_checkpoint", Stored)
+    study.check_no_leak(rows, folds, tmp_path)
     seen[1] = ["c", "a"]
     with pytest.raises(ValueError, match="trained on test subjects"):
-        bench.check_no_leak(rows, folds, tmp_path)
+        study.check_no_leak(rows, folds, tmp_path)
 
 
 def test_every_subject_is_tested_once_and_never_by_a_network_that_saw_it() -> None:
@@ -109,16 +95,16 @@ def test_every_subject_is_tested_once_and_never_by_a_network_that_saw_it() -> No
     assert all(not set(fold.train) & set(fold.test) for fold in folds)
 
 
-def test_all_methods_end_with_the_same_cmaes(bench: ModuleType) -> None:
-    options = bench.parse(["folder"])
-    trained = {name: bench.fresh(name).eval() for name in (*bench.SIMILARITIES, *bench.REGRESSORS)}
-    cmaes = bench.evolution(options)
-    found = bench.methods(trained, cmaes)
+def test_all_methods_end_with_the_same_cmaes() -> None:
+    options = parse("learned_registration", ["folder"])
+    trained = {name: study.fresh(name).eval() for name in (*study.SIMILARITIES, *study.REGRESSORS)}
+    cmaes = study.evolution(options)
+    found = study.methods(trained, cmaes)
     assert {"initial + cmaes", "prost", "sopi", "sopi + cmaes", "cdreg + cmaes", "dmw"} <= set(
         found
     )
     staged = {name: s for name, s in found.items() if isinstance(s, tuple)}
     assert all((cmaes in s) == name.endswith("cmaes") for name, s in staged.items())
-    widths = torch.tensor(bench.POSTER.target, dtype=torch.float64)
+    widths = torch.tensor(study.POSTER.target, dtype=torch.float64)
     widths[:3] = widths[:3].deg2rad()
     torch.testing.assert_close(trained["initialiser"].span, widths)

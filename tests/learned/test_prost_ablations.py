@@ -1,30 +1,23 @@
-"""bench/prost_ablations.py and bench/learned_landscapes.py: that they measure what they say."""
+"""The studies prost_ablations and learned_landscapes measure what they say."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench.studies import learned_landscapes
+from bench.studies import prost_ablations as ablations
+from bench.studies import prost_ablations_report as tables
+from bench.studies import prost_small as small
+from bench.studies.__main__ import main
+from bench.studies.study import read_rows
 from drrkit import Volume
 from drrkit.evaluation import Landscape
 from drrkit.similarity import TrainingPatient, build
-
-BENCH = Path(__file__).resolve().parents[2] / "bench"
-if not BENCH.is_dir():
-    pytest.skip("the bench is not part of an installed package", allow_module_level=True)
-sys.path.insert(0, str(BENCH))
-try:
-    import learned_landscapes
-    import prost_ablations as ablations
-    import prost_ablations_report as tables
-    import train_prost as small
-finally:
-    sys.path.remove(str(BENCH))
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +92,11 @@ def test_orders_say_what_is_chance() -> None:
     assert network["cases"] == 9 and network["points"] == 100.0
     assert network["p"] == network["p_alone"] == 2 / 512
     assert network["closer_alone"] == 0.0
-    assert "| the same | 0 % | 0.004 | the opposite |" in tables.order_line(network)
+    assert tables.order_cells(network)[4:] == ["the same", "0 %", "0.004", "the opposite"]
     objective = found["gradient objective above MSE"]
     assert objective["p"] == 1.0 and objective["published_points"] == [37.7, 44.4]
-    assert (
-        "| 37.7 / 44.4 | +0.0 | 1.000 | undecided | 0 % | 1.000 | undecided |"
-        in tables.order_line(objective)
-    )
+    cells = ["37.7 / 44.4", "+0.0", "1.000", "undecided", "0 %", "1.000", "undecided"]
+    assert tables.order_cells(objective)[1:] == cells
 
 
 def test_no_subject_is_trained_on_and_tested() -> None:
@@ -138,15 +129,17 @@ def test_the_bench_trains_registers_goes_on_and_reports(
     monkeypatch.setattr(small, "TESTED", range(3, 5))
     small.save_similarity(build(small.NETWORK), tmp_path / "direction.pt")
     shared = ["--work", str(tmp_path), "--output", str(tmp_path / "out"), "--steps", "2"]
-    assert ablations.main(["train", "--run", "no-3d", "dmw", *shared]) == 0
+    assert main(["prost_ablations", "train", "--run", "no-3d", "dmw", *shared]) == 0
     rows = ["none:plain", "no-3d:plain", "dmw:plain"]
     for cases in ("1", "2"):
-        assert ablations.main(["register", "--row", *rows, "--cases", cases, *shared]) == 0
-    ablations.main(["report", "--cases", "2", *shared])
+        words = ["register", "--row", *rows, "--cases", cases, *shared]
+        assert main(["prost_ablations", *words]) == 0
+    main(["prost_ablations", "report", "--cases", "2", *shared])
     record = json.loads((tmp_path / "out" / "prost_ablations.json").read_text())
     assert set(record["rows"]) == set(rows)
-    assert [case["case"] for case in record["cases"]["dmw:plain"]] == [0, 1]
-    assert record["cases"]["none:plain"][0]["subject"] == "pelvis 3"
+    folder = tmp_path / "ablations"
+    assert [row["case"] for row in read_rows(folder / "dmw_plain.jsonl")] == [0, 1]
+    assert read_rows(folder / "none_plain.jsonl")[0]["subject"] == "pelvis 3"
     assert record["networks"]["no-3d"]["steps"] == 2
     assert record["networks"]["dmw"]["steps"] == 6
     none = record["rows"]["none:plain"]

@@ -455,7 +455,7 @@ def test_one_phantom_can_be_learned_by_heart() -> None:
 
 @pytest.mark.slow
 def test_gradients_point_on_patients_never_trained_on_and_better_than_by_regression() -> None:
-    """The miniature of bench/train_prost.py: cosines on held-out pelves, two objectives."""
+    """The miniature of the study prost_small: cosines on held-out pelves, two objectives."""
     sampling = PoseSampling(
         (15.0,) * 3 + (25.0,) * 3, (30.0,) * 3 + (50.0,) * 3, about_target=True, moving_normal=False
     )

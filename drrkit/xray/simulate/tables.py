@@ -1,4 +1,4 @@
-"""Mass attenuation and tube spectra; written by bench/xray_tables.py, not by hand.
+"""Mass attenuation and tube spectra; written by the study xray_tables, not by hand.
 
 From xraylib 4.3.0 and SpekPy 2.5.4; compositions of ICRU report 44 and NIST.
 """

@@ -1,7 +1,4 @@
-"""What a similarity costs: many candidate poses against one X-ray, with and without gradient.
-
-    python bench/losses.py [--sizes 64 128 256] [--batch 300] [--rounds 5] [--threads 2]
-                           [--losses NAME ...] [--double] [--device cuda] [--output FILE]
+"""Cost of each similarity: many candidate poses against one X-ray, with and without gradient.
 
 The moving images are renderings of a torso phantom at random poses around the AP view, the fixed
 one is a rendering at that view with noise; float32 unless --double. Times are per candidate: the
@@ -14,14 +11,9 @@ in the latter; the moving images alone are given for comparison.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import sys
 import time
-from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
-from pathlib import Path
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -30,40 +22,35 @@ from torch import Tensor
 
 import drrkit
 from bench.projectors.timing import peak_bytes
+from bench.studies.study import json_file, recorded, write_json
 from drrkit import losses
-from drrkit.machine import machine, versions
 
-SCHEMA = 1
+THREADS = 2
 SDD, SOD = 1020.0, 800.0  # mm
 FIELD = 128 * 2.176  # mm, width of the detector
 SPREAD = (math.radians(10.0), 20.0)  # rad and mm, standard deviations of the poses
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    torch.set_num_threads(options.threads)
-    load = os.getloadavg()
+def options(add: Any) -> None:
+    add("--sizes", type=int, nargs="+", default=[64, 128, 256])
+    add("--batch", type=int, default=300)
+    add("--rounds", type=int, default=5)
+    names = list(losses.LOSSES)
+    add("--losses", nargs="+", choices=names, default=names)
+    add("--double", action="store_true")
+    add("--device", default="cpu")
+
+
+def run(options: argparse.Namespace) -> None:
     rows = []
     for size in options.sizes:
         moving, fixed = scene(size, options)
         for name in options.losses:
             rows.append({"loss": name, "size": size} | costs(name, moving, fixed, options))
             print(line(rows[-1]), flush=True)
-    record = {
-        "schema": SCHEMA,
-        "command": f"python bench/losses.py {' '.join(arguments or sys.argv[1:])}".strip(),
-        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "load_average": {"before": load, "after": os.getloadavg()},
-        "versions": versions(("torch",)) | {"drrkit": drrkit.__version__},
-        "batch": options.batch,
-        "dtype": "float64" if options.double else "float32",
-        "device": options.device,
-        "rows": rows,
-    }
-    if options.output:
-        options.output.write_text(json.dumps(record, indent=1) + "\n")
-    return 0
+    settings = {"batch": options.batch, "device": options.device}
+    settings |= {"dtype": "float64" if options.double else "float32"}
+    write_json(json_file(options), recorded(options, **settings, rows=rows))
 
 
 def scene(size: int, options: argparse.Namespace) -> tuple[Tensor, Tensor]:
@@ -96,12 +83,12 @@ def costs(name: str, moving: Tensor, fixed: Tensor, options: argparse.Namespace)
         return synchronized(torch.autograd.grad(call(image, fixed).sum(), image)[0])
 
     found: dict[str, Any] = {"moving_bytes": moving.numel() * moving.element_size()}
-    for label, run in (("value", value), ("gradient", gradient)):
-        wall, process = timed(run, options.rounds)
+    for label, work in (("value", value), ("gradient", gradient)):
+        wall, process = timed(work, options.rounds)
         found[label] = {
             "wall_ms": 1e3 * wall / moving.shape[0],
             "process_ms": 1e3 * process / moving.shape[0],
-            "peak_bytes": peak(run, moving.device),
+            "peak_bytes": peak_bytes(work, moving.device),
         }
     return found
 
@@ -112,25 +99,16 @@ def synchronized(result: Tensor) -> Tensor:
     return result
 
 
-def timed(run: Callable[[], Tensor], rounds: int) -> tuple[float, float]:
+def timed(work: Callable[[], Tensor], rounds: int) -> tuple[float, float]:
     """Median wall and least process seconds of a call."""
-    run()
+    work()
     wall, process = [], []
     for _ in range(rounds):
         begin = time.perf_counter(), time.process_time()
-        run()
+        work()
         wall.append(time.perf_counter() - begin[0])
         process.append(time.process_time() - begin[1])
     return median(wall), min(process)
-
-
-def peak(run: Callable[[], Tensor], device: torch.device) -> int | None:
-    if device.type != "cuda":
-        return peak_bytes(run)
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    return torch.cuda.max_memory_allocated() - before
 
 
 def line(row: dict[str, Any]) -> str:
@@ -142,22 +120,3 @@ def line(row: dict[str, Any]) -> str:
             f"{label} {cost['wall_ms']:8.4f} ms (process {cost['process_ms']:8.4f}){memory}"
         )
     return "   ".join(parts) + f"   images {row['moving_bytes'] / 1e6:.0f} MB"
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256])
-    parser.add_argument("--batch", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        "--losses", nargs="+", choices=list(losses.LOSSES), default=list(losses.LOSSES)
-    )
-    parser.add_argument("--double", action="store_true")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", type=Path)
-    return parser.parse_args(arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,9 +1,4 @@
-"""DiffProj's study on phantoms: scenes x image formations x losses, and what each costs.
-
-    python bench/fields.py [--parts prepare main shift losses resolution anatomy encoding timing
-                            tables] [--scenes CT NeTT mNeRF PE] [--formations rc vr]
-                           [--losses NAME ...] [--shifts NAME ...] [--cases 50] [--work FOLDER]
-                           [--output bench/results/fields]
+"""DiffProj's study on phantoms: scenes x image formations x losses, and their costs.
 
 A case is one of the protocol `narrow` (starts within 10 degrees, 20 mm in plane and 50 mm of depth
 of the truth; 128 x 128 area pixels, 90 kV spectrum, photon noise, blur), its X-ray with the
@@ -14,10 +9,10 @@ The study's subject is a random skull, as the paper's patients are heads; scenes
 on shifted X-rays of other skulls, never the tested one; mNeRF, trained on plain X-rays of the
 tested skull at other poses, baked into the CT's grid; PE, the same without learned features, by
 positional encoding alone. Every cell runs the same Levenberg-Marquardt stages from eight starts
-about the given one. Rows are kept one a line: interrupted runs go on. mNeRF's settings were chosen
-on the cases 1000 to 1149; results are of the cases from 0. The stored results have --cases 200 for
-MI, ray casting, image shift (all scenes), and for MSE, machine shift. Seconds are this process's,
-which other programs disturb less: OMP_NUM_THREADS=1.
+about the given one. Rows are kept one per line: interrupted runs go on. mNeRF's settings were
+chosen on the cases 1000 to 1149; results are of the cases from 0. The stored results have
+--cases 200 for MI, ray casting, image shift (all scenes), and for MSE, machine shift. Seconds are
+this process's, which other programs disturb less: OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -25,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,16 +32,15 @@ import torch
 from torch import Tensor
 
 import drrkit
+from bench.studies.study import appended, read_json, read_rows, recorded, write_json, write_text
 from drrkit import fields, losses
 from drrkit.evaluation import PROTOCOLS, Case, Subject, shifted_appearance
-from drrkit.machine import machine, versions
 from drrkit.metrics import mtre, rotation_error
 from drrkit.registration import Levenberg
 from drrkit.training import train
 from drrkit.volume import Volume
 from drrkit.xray import simulate_xray
 
-SCHEMA = 1
 CELLS = ("main", "shift", "losses", "resolution", "anatomy", "encoding")
 PARTS = ("prepare", *CELLS, "timing", "tables")
 SPACING = 4.0  # mm, of all CTs
@@ -265,7 +258,7 @@ def run_cells(part: str, options: argparse.Namespace) -> None:
     """Append the rows that are missing."""
     path = options.output / "rows.jsonl"
     done = {key_of(row) for row in read_rows(path)}
-    with open(path, "a", encoding="utf-8") as stream:
+    with appended(path) as add:
         for cell in cells(part):
             if cell["scene"] not in options.scenes or cell["formation"] not in options.formations:
                 continue
@@ -277,21 +270,8 @@ def run_cells(part: str, options: argparse.Namespace) -> None:
             for number in range(max(1, options.cases // share)):
                 if key_of({**cell, "number": number}) in done:
                     continue
-                row = run_case(options.work, cell, number)
-                stream.write(json.dumps(row) + "\n")
-                stream.flush()
+                add(run_case(options.work, cell, number))
             print(part, *cell.values(), flush=True)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All whole rows; a line that an interruption cut is dropped."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
 
 
 def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -344,8 +324,8 @@ def timings(work: Path) -> dict[str, Any]:
     scenes = {"CT": volumes["CT"], "NeTT": volumes["NeTT"], "mNeRF baked": volumes["mNeRF"]}
     row = found["registration, 32 x 32, one start, 10 steps"] = {}
     for label, scene in {**scenes, "mNeRF direct": field}.items():
-        run = partial(drrkit.register, scene, case.camera, case.xray, case.start, stages=stage)
-        row[label] = seconds(run, 1 if label == "mNeRF direct" else 5)
+        call = partial(drrkit.register, scene, case.camera, case.xray, case.start, stages=stage)
+        row[label] = seconds(call, 1 if label == "mNeRF direct" else 5)
     start = time.process_time()
     field.bake()
     found["baking mNeRF into the grid of the CT"] = {"seconds": time.process_time() - start}
@@ -433,38 +413,38 @@ def table(cells_: Sequence[dict[str, Any]]) -> str:
 
 def write_tables(options: argparse.Namespace) -> None:
     found = summary(read_rows(options.output / "rows.jsonl"))
-    path = options.output / "study.json"
-    record = json.loads(path.read_text()) if path.exists() else {}
-    record |= {
-        "schema": SCHEMA,
-        "machine": machine(),
-        "versions": versions(("torch",)) | {"drrkit": drrkit.__version__},
-        "published": {
-            "source": "arXiv 2308.00214",
-            "mi_mean_degrees": 3.2,
-            "mi_q90_degrees": 3.4,
-            "mse_q90_degrees": 6.8,
-            "nett_seconds": 2.0,
-            "mnerf_seconds": 60.0,
-        },
-        "cells": found,
+    published = {
+        "source": "arXiv 2308.00214",
+        "mi_mean_degrees": 3.2,
+        "mi_q90_degrees": 3.4,
+        "mse_q90_degrees": 6.8,
+        "nett_seconds": 2.0,
+        "mnerf_seconds": 60.0,
     }
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    (options.output / "table.txt").write_text(table(found))
+    path = options.output / "study.json"
+    write_json(path, read_json(path) | recorded(options, published=published, cells=found))
+    write_text(options.output / "table.txt", table(found))
     print(table(found))
 
 
 def note(options: argparse.Namespace, name: str, value: Any) -> None:
     path = options.output / "study.json"
-    record = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(record | {name: value}, indent=1) + "\n")
+    write_json(path, read_json(path) | {name: value})
     print(json.dumps({name: value}, indent=1), flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
+def options(add: Any) -> None:
+    add("--parts", nargs="+", choices=PARTS, default=PARTS)
+    add("--scenes", nargs="+", choices=SCENES, default=SCENES)
+    add("--formations", nargs="+", choices=("rc", "vr"), default=("rc", "vr"))
+    add("--losses", nargs="+", choices=[*LOSSES, *OTHER_LOSSES])
+    add("--shifts", nargs="+", choices=SHIFTS)
+    add("--cases", type=int, default=50)
+    add("--work", type=Path, default=Path(tempfile.gettempdir()) / "drrkit-fields")
+
+
+def run(options: argparse.Namespace) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
-    options.output.mkdir(parents=True, exist_ok=True)
     for part in options.parts:
         if part == "prepare":
             note(options, "quality", qualities(options.work))
@@ -474,21 +454,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_tables(options)
         else:
             run_cells(part, options)
-    return 0
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--scenes", nargs="+", choices=SCENES, default=SCENES)
-    parser.add_argument("--formations", nargs="+", choices=("rc", "vr"), default=("rc", "vr"))
-    parser.add_argument("--losses", nargs="+", choices=[*LOSSES, *OTHER_LOSSES])
-    parser.add_argument("--shifts", nargs="+", choices=SHIFTS)
-    parser.add_argument("--cases", type=int, default=50)
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "drrkit-fields")
-    parser.add_argument("--output", type=Path, default=Path("bench/results/fields"))
-    return parser.parse_args(arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

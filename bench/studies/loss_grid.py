@@ -1,9 +1,5 @@
 """Every loss under every optimiser, in X-rays of another appearance, from the same starts.
 
-    python bench/loss_grid.py [CT ...] [--losses NAME ...] [--optimisers NAME ...]
-                              [--shifts NAME ...] [--cases 50] [--rows FOLDER] [--output FOLDER]
-    python bench/loss_grid.py --report
-
 Cases are those of the narrow protocol: a realistic X-ray (90 kV spectrum, beam hardening, area
 pixels, photon noise, blur) of 64 x 64 pixels, a start within 10 degrees, 20 mm in plane and 50 mm
 of depth of the truth about each axis. A cell of the grid is a loss, an optimiser and a shift:
@@ -20,24 +16,24 @@ of depth of the truth about each axis. A cell of the grid is a loss, an optimise
 Losses of intensities (unit_*) map both images to [0, 1]; the others are invariant to that or need
 none. An optimiser has the same two stages, 32 x 32 and 64 x 64 pixels, for every loss.
 
-Rows are kept in the folder --rows, one a registration, so that runs resume and add up (torchrun
-shares them among processes); tables and plots are of all rows there.
+Rows are kept in the folder --rows, one per registration, so that runs resume and add up (torchrun
+shares them among processes); tables and plots are of all rows there: --report alone makes them
+again.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from loss_grid_report import write_report
 
 import drrkit
+from bench.studies.loss_grid_report import write_report
 from drrkit.evaluation import (
     PROTOCOLS,
     Case,
@@ -140,33 +136,30 @@ def subject(path: Path | None) -> Subject:
     return found._replace(attenuation=found.attenuation.resample((VOXEL_MM,) * 3))
 
 
-def folder_of(rows: Path, name: str, shift: str, optimiser: str) -> Path:
-    """Where the rows of these cells are: files that are written anew for a row stay short."""
-    return rows / f"{name}.{shift}.{optimiser}"
+def options(add: Any) -> None:
+    add("cts", nargs="*", type=Path, help="CTs in HU; default: the torso phantom")
+    add("--losses", nargs="+", choices=LOSSES, default=LOSSES)
+    add("--optimisers", nargs="+", choices=tuple(OPTIONS), default=tuple(OPTIONS))
+    add("--shifts", nargs="+", choices=tuple(SHIFTS), default=tuple(SHIFTS))
+    add("--cases", type=int, default=50, help="starts of each cell (50)")
+    add("--report", action="store_true", help="run nothing")
+    add("--rows", type=Path, default=Path("build/loss_grid_rows"))
 
 
 def run(options: argparse.Namespace) -> None:
-    """The rows that are asked for and not there yet."""
-    torch.set_num_threads(1)
-    for path in options.cts or (None,):
+    for path in () if options.report else options.cts or (None,):
         patient = subject(path)
         for optimiser in options.optimisers:
             methods = {f"{loss}/{optimiser}": stages(loss, optimiser) for loss in options.losses}
             for shift in options.shifts:
                 before = time.perf_counter()
-                folder = folder_of(options.rows, patient.name, shift, optimiser)
+                # Files that are written anew for each row stay short.
+                folder = options.rows / f"{patient.name}.{shift}.{optimiser}"
                 evaluate(methods, [protocol(shift)], [patient], options.cases, folder)
                 spent = time.perf_counter() - before
                 print(f"{patient.name} {optimiser} {shift}: {spent:.0f} s", flush=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    if not options.report:
-        run(options)
     if shard()[0] == 0:
-        print(write_report(options.rows, options.output, described()))
-    return 0
+        print(write_report(options, described()))
 
 
 def described() -> dict[str, object]:
@@ -179,24 +172,3 @@ def described() -> dict[str, object]:
             for name, both in OPTIONS.items()
         },
     }
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("cts", nargs="*", type=Path, help="CTs in HU; default: the torso phantom")
-    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
-    parser.add_argument("--optimisers", nargs="+", choices=tuple(OPTIONS), default=tuple(OPTIONS))
-    parser.add_argument("--shifts", nargs="+", choices=tuple(SHIFTS), default=tuple(SHIFTS))
-    parser.add_argument("--cases", type=int, default=50, help="starts a cell (default 50)")
-    parser.add_argument("--report", action="store_true", help="run nothing")
-    results = Path(__file__).parent / "results" / "loss_grid"
-    parser.add_argument("--rows", type=Path, default=Path("build/loss_grid_rows"))
-    parser.add_argument("--output", type=Path, default=results)
-    options = parser.parse_args(arguments)
-    if options.cases < 1:
-        parser.error("--cases must be at least 1")
-    return options
-
-
-if __name__ == "__main__":
-    sys.exit(main())

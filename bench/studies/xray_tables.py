@@ -1,8 +1,6 @@
 """Writes drrkit/xray/simulate/tables.py: mass attenuation of materials, spectra of X-ray tubes.
 
-    pip install xraylib spekpy
-    python bench/xray_tables.py drrkit/xray/simulate/tables.py
-
+Needs pip install xraylib spekpy; --output drrkit/xray/simulate/tables.py.
 The attenuation comes from xraylib (BSD licence; cross sections of Kissel and Elam, which follow
 NIST's XCOM within a per cent) and the materials' compositions from ICRU report 44 and the NIST
 material list; the spectra from SpekPy (MIT licence), tungsten anode, 12 degrees.
@@ -10,10 +8,11 @@ material list; the spectra from SpekPy (MIT licence), tungsten anode, 12 degrees
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,28 +24,10 @@ COMPOSITIONS: dict[str, dict[int, float]] = {
     "air": {6: 0.000124, 7: 0.755268, 8: 0.231781, 18: 0.012827},
     "water": {1: 0.111894, 8: 0.888106},
     "adipose": {1: 0.114, 6: 0.598, 7: 0.007, 8: 0.278, 11: 0.001, 16: 0.001, 17: 0.001},
-    "soft_tissue": {
-        1: 0.102,
-        6: 0.143,
-        7: 0.034,
-        8: 0.708,
-        11: 0.002,
-        15: 0.003,
-        16: 0.003,
-        17: 0.002,
-        19: 0.003,
-    },
-    "bone": {
-        1: 0.034,
-        6: 0.155,
-        7: 0.042,
-        8: 0.435,
-        11: 0.001,
-        12: 0.002,
-        15: 0.103,
-        16: 0.003,
-        20: 0.225,
-    },
+    "soft_tissue": {1: 0.102, 6: 0.143, 7: 0.034, 8: 0.708, 11: 0.002, 15: 0.003}
+    | {16: 0.003, 17: 0.002, 19: 0.003},
+    "bone": {1: 0.034, 6: 0.155, 7: 0.042, 8: 0.435, 11: 0.001, 12: 0.002, 15: 0.103}
+    | {16: 0.003, 20: 0.225},
     "pmma": {1: 0.080538, 6: 0.599848, 8: 0.319614},
     "aluminium": {13: 1.0},
     "titanium": {22: 1.0},
@@ -115,7 +96,7 @@ def write(path: Path) -> None:
 
     sources = f"xraylib {xraylib.__version__} and SpekPy {version('spekpy')}"
     lines = [
-        '"""Mass attenuation and tube spectra; written by bench/xray_tables.py, not by hand.',
+        '"""Mass attenuation and tube spectra; written by the study xray_tables, not by hand.',
         "",
         f"From {sources}; compositions of ICRU report 44 and NIST.",
         '"""',
@@ -139,9 +120,13 @@ def write(path: Path) -> None:
 
 
 def rows(entries: list[str]) -> list[str]:
-    """Five entries a line."""
+    """Five entries per line."""
     return [f"        {', '.join(entries[i : i + 5])}," for i in range(0, len(entries), 5)]
 
 
-if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+def options(add: Any) -> None:
+    """--output alone."""
+
+
+def run(options: argparse.Namespace) -> None:
+    write(options.output)

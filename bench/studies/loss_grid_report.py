@@ -1,27 +1,19 @@
-"""Tables and plots of the rows of bench/loss_grid.py: cells.csv, grid.json, table.md, *.png."""
+"""Tables and plots of the rows of the study loss_grid: grid.json, table.md, *.png."""
 
 from __future__ import annotations
 
-import csv
-import json
-import os
+import argparse
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-import drrkit
+from bench.studies import study
+from bench.studies.study import percent, recorded, wilson, write_json, write_text
 from drrkit.evaluation import Row, is_inverted, read_rows
-from drrkit.machine import machine, versions
-from drrkit.metrics import success_rate
 
-__all__ = ["write_report"]
-
-SCHEMA = 1
 QUANTILES = (0.5, 0.75, 0.9)
 SUCCESS_MM = (2.0, 10.0)
 SMALL_ANGLE = 3.0  # degrees: a success of the publication that compares angles
@@ -34,32 +26,21 @@ Cell = tuple[str, str, str, str]
 """Subject, shift, optimiser, loss."""
 
 
-def write_report(rows: Path, output: Path, settings: dict[str, Any]) -> str:
-    """Write everything into the folder `output`; the table in Markdown.
+def write_report(options: argparse.Namespace, settings: dict[str, Any]) -> str:
+    """Writes everything into --output; returns the table in Markdown.
 
-    Raises:
-        ValueError: there are no rows.
+    Raises ValueError: there are no rows.
     """
+    rows, output = options.rows, options.output
     cells = grouped(rows)
     if not cells:
         raise ValueError(f"{rows}: expected files of rows in it, found none")
-    output.mkdir(parents=True, exist_ok=True)
     table = [described(cell, cells[cell]) for cell in sorted(cells, key=position)]
-    record = {
-        "schema": SCHEMA,
-        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "load_average": os.getloadavg(),
-        "versions": versions(("torch", "numpy", "SimpleITK", "cma"))
-        | {"drrkit": drrkit.__version__},
-        "settings": settings,
-        "mi_against_mse": contests(cells),
-        "cells": table,
-    }
-    whole(output / "grid.json", json.dumps(record, indent=1, default=str) + "\n")
-    write_csv(output / "cells.csv", table)
-    text = markdown(table, record["mi_against_mse"])
-    whole(output / "table.md", text)
+    duels = contests(cells)
+    record = recorded(options, settings=settings, mi_against_mse=duels, cells=table)
+    write_json(output / "grid.json", record)
+    text = markdown(table, duels)
+    write_text(output / "table.md", text)
     for subject in sorted({cell[0] for cell in cells}):
         draw_heat(table, subject, output / f"{subject}_success.png")
         draw_distributions(cells, subject, output / f"{subject}_angle.png")
@@ -103,9 +84,7 @@ def described(cell: Cell, rows: Sequence[Row]) -> dict[str, Any]:
     checks = [(f"below_{mm:g}_mm", errors["mtre"], mm) for mm in SUCCESS_MM]
     checks += [(f"below_{SMALL_ANGLE:g}_deg", errors["angle"], SMALL_ANGLE)]
     for name, values, limit in checks:
-        rate = success_rate(torch.tensor(values), limit)
-        numbers[name] = round(rate.rate, 4)
-        numbers[f"{name}_low"], numbers[f"{name}_high"] = round(rate.low, 4), round(rate.high, 4)
+        numbers[name] = wilson(values, limit)
     numbers["seconds_q50"] = round(float(np.median([row.seconds for row in rows])), 3)
     numbers["cpu_seconds_q50"] = round(float(np.median([row.cpu_seconds for row in rows])), 3)
     return numbers
@@ -145,60 +124,50 @@ def contests(cells: dict[Cell, list[Row]]) -> list[dict[str, Any]]:
 
 
 def markdown(table: Sequence[dict[str, Any]], duels: Sequence[dict[str, Any]]) -> str:
-    lines = ["# Losses, optimisers and appearance shifts", "", "Written by bench/loss_grid.py.", ""]
-    lines += ["## Mutual information against MSE: 90 % quantile of the angle error", ""]
-    lines += ["| subject | shift | optimiser | starts | MI | MSE | MSE - MI, 95 % interval |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    lines = ["# Losses, optimisers and appearance shifts", "", "Written by the study loss_grid."]
+    lines += ["", "## Mutual information against MSE: 90 % quantile of the angle error", ""]
+    head = ["subject", "shift", "optimiser", "starts", "MI", "MSE", "MSE - MI, 95 % interval"]
+    rows = []
     for duel in duels:
         low, high = duel["difference_95_deg"]
-        lines.append(
-            f"| {duel['subject']} | {duel['shift']} | {duel['optimiser']} | {duel['starts']} | "
-            f"{duel['mi_q90_deg']:.2f} | {duel['mse_q90_deg']:.2f} | {low:.2f} to {high:.2f} |"
-        )
-    lines += ["", "## All cells", ""]
+        angles = [f"{duel['mi_q90_deg']:.2f}", f"{duel['mse_q90_deg']:.2f}"]
+        rows.append([*(duel[k] for k in head[:4]), *angles, f"{low:.2f} to {high:.2f}"])
+    lines += [*study.markdown(head, rows), "", "## All cells", ""]
     lines += ["mTRE in mm and angles in degrees: median / 75 % / 90 %; shares with Wilson 95 %."]
-    group = None
+    groups: dict[tuple[str, ...], list[list[Any]]] = {}
     for cell in table:
-        if group != (cell["subject"], cell["shift"], cell["optimiser"]):
-            group = cell["subject"], cell["shift"], cell["optimiser"]
-            lines += ["", f"### {group[0]}, {group[1]}, {group[2]}", ""]
-            lines += ["| loss | starts | mTRE | angle | < 2 mm | < 10 mm | CPU s |"]
-            lines += ["|---|---|---|---|---|---|---|"]
-        lines.append(line(cell))
+        group = cell["subject"], cell["shift"], cell["optimiser"]
+        groups.setdefault(group, []).append(columns(cell))
+    head = ["loss", "starts", "mTRE", "angle", "< 2 mm", "< 10 mm", "CPU s"]
+    for group, rows in groups.items():
+        lines += ["", f"### {', '.join(group)}", "", *study.markdown(head, rows)]
     return "\n".join(lines) + "\n"
 
 
-def line(cell: dict[str, Any]) -> str:
+def columns(cell: dict[str, Any]) -> list[Any]:
     quantiles = [
         " / ".join(f"{cell[f'{name}_q{q}_{unit}']:.2f}" for q in (50, 75, 90))
         for name, unit in (("mtre", "mm"), ("angle", "deg"))
     ]
-    rates = [
-        f"{100 * cell[name]:.0f} % ({100 * cell[name + '_low']:.0f} to "
-        f"{100 * cell[name + '_high']:.0f})"
-        for name in ("below_2_mm", "below_10_mm")
-    ]
-    columns = [cell["loss"], str(cell["starts"]), *quantiles, *rates]
-    return "| " + " | ".join([*columns, f"{cell['cpu_seconds_q50']:.2f}"]) + " |"
+    rates = [percent(cell[name]) for name in ("below_2_mm", "below_10_mm")]
+    return [cell["loss"], cell["starts"], *quantiles, *rates, f"{cell['cpu_seconds_q50']:.2f}"]
 
 
 def draw_heat(table: Sequence[dict[str, Any]], subject: str, path: Path) -> None:
     """Success at 10 mm of every loss, a panel a shift, a column an optimiser."""
-    from matplotlib.figure import Figure
-
     cells = [cell for cell in table if cell["subject"] == subject]
     shifts = [shift for shift in ORDER if any(cell["shift"] == shift for cell in cells)]
     losses = sorted({cell["loss"] for cell in cells})
     optimisers = sorted({cell["optimiser"] for cell in cells})
     size = (2.2 + 1.7 * len(shifts), 1.6 + 0.3 * len(losses))
-    figure = Figure(figsize=size, layout="constrained", dpi=80)
+    figure = study.figure(size)
     panels = figure.subplots(1, len(shifts), sharey=True, squeeze=False)[0]
     for panel, shift in zip(panels, shifts, strict=True):
         grid = np.full((len(losses), len(optimisers)), np.nan)
         for cell in cells:
             if cell["shift"] == shift:
                 at = losses.index(cell["loss"]), optimisers.index(cell["optimiser"])
-                grid[at] = 100 * cell["below_10_mm"]
+                grid[at] = 100 * cell["below_10_mm"]["rate"]
         panel.imshow(grid, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         for (row, column), value in np.ndenumerate(grid):
             if not np.isnan(value):
@@ -213,13 +182,11 @@ def draw_heat(table: Sequence[dict[str, Any]], subject: str, path: Path) -> None
 
 def draw_distributions(cells: dict[Cell, list[Row]], subject: str, path: Path) -> None:
     """Cumulative distributions of the angle error, a row an optimiser, a column a shift."""
-    from matplotlib.figure import Figure
-
     shown = ("mi", "unit_mse", "ncc", "gradient_ncc")
     shifts = ("none", *MIXTURE, MIXED)
     optimisers = sorted({cell[2] for cell in cells if cell[0] == subject})
     size = (3.0 * len(shifts), 2.3 * len(optimisers))
-    figure = Figure(figsize=size, layout="constrained", dpi=80)
+    figure = study.figure(size)
     grid = figure.subplots(len(optimisers), len(shifts), sharex=True, sharey=True, squeeze=False)
     for row, optimiser in zip(grid, optimisers, strict=True):
         for panel, shift in zip(row, shifts, strict=True):
@@ -236,19 +203,3 @@ def draw_distributions(cells: dict[Cell, list[Row]], subject: str, path: Path) -
     for panel in grid[-1]:
         panel.set_xlabel("angle error, degrees", fontsize=8)
     figure.savefig(path)
-
-
-def write_csv(path: Path, table: Sequence[dict[str, Any]]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
-    temporary.replace(path)
-
-
-def whole(path: Path, text: str) -> None:
-    """The text in the file, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -1,24 +1,26 @@
-"""The tables of bench/prost_ablations.py, beside the published one."""
+"""The tables of the study prost_ablations, beside the published one."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from math import comb
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-import torch
-import train_prost as small
-
-import drrkit
-from drrkit import metrics
-from drrkit.machine import machine, versions
-
-SCHEMA = 1
+from bench.studies import prost_small as small
+from bench.studies import study
+from bench.studies.study import (
+    origin,
+    percent,
+    read_json,
+    read_rows,
+    recorded,
+    wilson,
+    write_json,
+    write_text,
+)
 
 PUBLISHED: dict[str, tuple[float | None, float | None]] = {
     "none:plain": (28.5, 36.0),
@@ -90,40 +92,30 @@ ORDERS = (
 )
 
 
-def report(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything found so far as JSON and Markdown."""
+def report(options: argparse.Namespace) -> None:
+    """Everything found so far as JSON and Markdown, in --output."""
     folder = options.work / "ablations"
     found = {}
     for path in sorted(folder.glob("*_*.jsonl")):
         name, kind = path.stem.rsplit("_", 1)
-        found[f"{name}:{kind}"] = small.rows_of(path)
-    rows = {
-        f"{name}:{kind}": found[f"{name}:{kind}"]
-        for kind in KINDS
-        for name in WORDS
-        if found.get(f"{name}:{kind}")
-    }
-    table = {row: {**summary(cases), **cosine_of(row, folder)} for row, cases in rows.items()}
-    record = {
-        "schema": SCHEMA,
-        "command": f"python bench/prost_ablations.py all --steps {options.steps} "
-        f"--batch {options.batch} --cases {options.cases}",
-        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(("torch", "numpy", "cma")) | {"drrkit": drrkit.__version__},
-        "cmaes": {"population": small.CMAES.population, "generations": small.CMAES.iterations},
-        "networks": networks(options.work),
-        "rows": table,
-        "published_percent_simulated_real": PUBLISHED,
-        "orders": orders(rows),
-        "cases": rows,
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    small.write(options.output / "prost_ablations.json", record)
+        found[f"{name}:{kind}"] = read_rows(path)
+    names = [f"{name}:{kind}" for kind in KINDS for name in WORDS]
+    rows = {row: found[row] for row in names if found.get(row)}
+    record = recorded(
+        options,
+        cmaes={"population": small.CMAES.population, "generations": small.CMAES.iterations},
+        networks=networks(options.work),
+        rows={
+            row: summary(cases) | read_json(folder / f"{row.replace(':', '_')}.json")
+            for row, cases in rows.items()
+        },
+        published_percent_simulated_real=PUBLISHED,
+        orders=orders(rows),
+    )
+    write_json(options.output / "prost_ablations.json", record)
     text = markdown(record)
-    (options.output / "README.md").write_text(text)
+    write_text(options.output / "README.md", text)
     print(text)
-    return record
 
 
 def summary(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -135,25 +127,15 @@ def summary(cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     for name, key in (("alone", "alone_mm"), ("cmaes", "mtre_mm")):
         errors = [c[key] for c in cases]
-        good = metrics.success_rate(torch.tensor(errors), small.SUCCESS_MM)
-        row[name] = {
-            "success": good.rate,
-            "interval": (good.low, good.high),
-            "median_mtre_mm": median(errors),
-        }
+        row[name] = {"success": wilson(errors, small.SUCCESS_MM), "median_mtre_mm": median(errors)}
     return row
 
 
-def cosine_of(row: str, folder: Path) -> dict[str, float]:
-    path = folder / f"{row.replace(':', '_')}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def networks(work: Path) -> dict[str, Any]:
-    """How each network was trained: those of train_prost.py and those of this bench."""
+    """How each network was trained, in this study and in prost_small."""
     paths = [work / f"{name}.json" for name in small.RUNS]
     paths += [work / "ablations" / f"{name}.json" for name in WORDS]
-    return {path.stem: json.loads(path.read_text()) for path in paths if path.exists()}
+    return {path.stem: read_json(path) for path in paths if path.exists()}
 
 
 def orders(rows: dict[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -200,15 +182,15 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def markdown(record: dict[str, Any]) -> str:
+    cmaes = record["cmaes"]
     lines = [
         "# The ablations of the ProST paper, at a small scale",
         "",
-        f"`{record['command']}` on {record['machine']['cpu']}, {record['machine']['cores']} cores, "
-        f"torch {record['versions']['torch']}, {record['utc'][:10]}.",
+        origin(record),
         f"Random pelves, 48^3 voxels, 64 x 64 pixels: {len(small.TRAINED)} trained on, "
         f"{len(small.HELD_OUT)} to choose the weights, {len(small.TESTED)} registered. "
-        f"CMA-ES: {record['cmaes']['population']} poses, {record['cmaes']['generations']} "
-        "generations. Success: mTRE below 10 mm, with 95 % Wilson intervals.",
+        f"CMA-ES: {cmaes['population']} poses, {cmaes['generations']} generations. "
+        "Success: mTRE below 10 mm, with 95 % Wilson intervals.",
         "",
         "The published success is with CMA-ES, simulated / real X-rays (private CTs, 1000 / 500 "
         "cases). " + NOTES,
@@ -216,11 +198,10 @@ def markdown(record: dict[str, Any]) -> str:
     for kind, words in KINDS.items():
         own = {row: r for row, r in record["rows"].items() if row.endswith(f":{kind}")}
         if own:
-            lines += table_of(kind, words, own, record["networks"])
+            lines += table_of(words, own, record["networks"])
+    head = ["order in the paper", "points there", "points here", "p", "", "closer alone", "p", ""]
     lines += ["", "## What is the same", ""]
-    lines += ["| order in the paper | points there | points here | p | | closer alone | p | |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
-    lines += [order_line(order) for order in record["orders"]]
+    lines += study.markdown(head, [order_cells(order) for order in record["orders"]])
     lines += [
         "",
         "Points of success with CMA-ES, and the share of cases in which the first network alone "
@@ -232,54 +213,52 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table_of(kind: str, words: str, rows: dict[str, Any], networks: dict[str, Any]) -> list[str]:
-    one = next(iter(rows.values()))
-    lines = ["", f"## {words[0].upper()}{words[1:]}", ""]
-    lines += [
-        f"Median mTRE of the starts {one['median_start_mm']:.1f} mm; "
-        f"{100 * one['visible']:.0f} % of the bone in view.",
-        "",
-        "| | training | cosine | alone: success | median mTRE | + CMA-ES: success | median mTRE "
-        "| cases | published |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+def table_of(words: str, rows: dict[str, Any], networks: dict[str, Any]) -> list[str]:
+    one, cells = next(iter(rows.values())), []
     for row, found in rows.items():
         name = row.split(":")[0]
         trained = networks.get(name.partition("+")[0])
-        cells = [WORDS[name]]
-        cells += [f"{trained['seconds'] / 60:.1f} min" if trained else "-"]
-        cells += [f"{found['cosine']:.3f}" if "cosine" in found else "-"]
-        cells += ["-", "-"] if name == "none" else success(found["alone"])
-        cells += [*success(found["cmaes"]), str(found["cases"]), percents(PUBLISHED.get(row))]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def success(found: dict[str, Any]) -> list[str]:
-    low, high = found["interval"]
+        of = [WORDS[name], f"{trained['seconds'] / 60:.1f} min" if trained else "-"]
+        of += [f"{found['cosine']:.3f}" if "cosine" in found else "-"]
+        of += ["-", "-"] if name == "none" else success(found["alone"])
+        cells.append([*of, *success(found["cmaes"]), found["cases"], pair_of(PUBLISHED.get(row))])
+    head = ["", "training", "cosine", "alone: success", "median mTRE", "+ CMA-ES: success"]
     return [
-        f"{100 * found['success']:.1f} % ({100 * low:.0f} to {100 * high:.0f})",
-        f"{found['median_mtre_mm']:.1f} mm",
+        "",
+        f"## {words[0].upper()}{words[1:]}",
+        "",
+        f"Median mTRE of the starts {one['median_start_mm']:.1f} mm; "
+        f"{100 * one['visible']:.0f} % of the bone in view.",
+        "",
+        *study.markdown([*head, "median mTRE", "cases", "published"], cells),
     ]
 
 
-def percents(pair: Sequence[float | None] | None) -> str:
+def success(found: dict[str, Any]) -> list[str]:
+    return [percent(found["success"], 1), f"{found['median_mtre_mm']:.1f} mm"]
+
+
+def pair_of(pair: Sequence[float | None] | None) -> str:
     if pair is None:
         return "-"
     return " / ".join("-" if value is None else f"{value:.1f}" for value in pair)
 
 
-def order_line(order: dict[str, Any]) -> str:
-    cells = [order["order"], percents(order["published_points"])]
-    cells += [f"{order['points']:+.1f}", f"{order['p']:.3f}"]
-    cells += [verdict(order["p"], order["points"] > 0)]
-    cells += [f"{100 * order['closer_alone']:.0f} %", f"{order['p_alone']:.3f}"]
-    cells += [verdict(order["p_alone"], order["closer_alone"] > 0.5)]
-    return "| " + " | ".join(cells) + " |"
+def order_cells(order: dict[str, Any]) -> list[str]:
+    return [
+        order["order"],
+        pair_of(order["published_points"]),
+        f"{order['points']:+.1f}",
+        f"{order['p']:.3f}",
+        verdict(order["p"], order["points"] > 0),
+        f"{100 * order['closer_alone']:.0f} %",
+        f"{order['p_alone']:.3f}",
+        verdict(order["p_alone"], order["closer_alone"] > 0.5),
+    ]
 
 
 def summed_up(found: Sequence[dict[str, Any]]) -> list[str]:
-    """The verdicts in words, a line a kind."""
+    """The verdicts in words, a line per kind."""
     lines = []
     for title, p, ahead in (
         ("Success with CMA-ES", "p", lambda order: order["points"] > 0),

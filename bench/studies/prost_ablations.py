@@ -1,11 +1,6 @@
-"""The ablations of the ProST paper at the scale of bench/train_prost.py.
+"""The ablations of the ProST paper at the scale of the study prost_small.
 
-    python bench/prost_ablations.py all --work FOLDER [--cases 40] [--steps 1000]
-    python bench/prost_ablations.py train --run no-3d        one network
-    python bench/prost_ablations.py register --row no-3d:plain   one row of the table
-    python bench/prost_ablations.py report
-
-FOLDER is that of train_prost.py: its networks (the baseline "direction", "mse" and
+--work is the folder of the study prost_small: its networks (the baseline "direction", "mse" and
 "direction-2020") are used as they are, and what is trained here differs from the baseline in one
 thing each, with the same subjects, poses, steps and seed:
 
@@ -29,21 +24,19 @@ import argparse
 import json
 import math
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import train_prost as small
-from prost_ablations_report import report
 from torch import Tensor, nn
 
-from drrkit import Stage, Volume, metrics, register
-from drrkit.phantoms import random_anatomy
+from bench.studies import prost_small as small
+from bench.studies.prost_ablations_report import report
+from bench.studies.study import appended, read_rows, write_json
+from drrkit import Stage, metrics, register
 from drrkit.registration import Regressor
 from drrkit.similarity import (
     NETWORKS,
@@ -56,10 +49,7 @@ from drrkit.similarity import (
     TrainingPatient,
     TrainingRecipe,
     construct,
-    cosines,
-    geodesic_gradient,
     load_similarity,
-    pose_gradient,
     save_similarity,
     simulated,
 )
@@ -149,27 +139,14 @@ REGRESSOR_UPDATES = 4  # as many as DeepIM is trained for
 # ---- subjects and views
 
 
-def subject(anatomy: str, seed: int, work: Path) -> Volume:
-    """A subject of either anatomy in HU with labels; drawn once."""
-    if anatomy == "pelvis":
-        return small.subject(seed, work)
-    path = work / "subjects" / f"{anatomy}_{seed}.pt"
-    if not path.exists():
-        ct = random_anatomy(anatomy, seed, shape=48)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        torch.save((ct.values, ct.labels, ct.spacing, ct.origin), part)
-        part.replace(path)
-    values, labels, spacing, origin = torch.load(path, weights_only=True)
-    return Volume(values, spacing, origin, unit="HU", labels=labels)
-
-
 def patients(
     seeds: Sequence[int], network: Any, work: Path, anatomy: str, whole: bool
 ) -> list[TrainingPatient]:
     bones = None if whole else small.BONE
     return [
-        TrainingPatient.of(f"{anatomy} {seed}", subject(anatomy, seed, work), network, bones=bones)
+        TrainingPatient.of(
+            f"{anatomy} {seed}", small.subject(seed, work, anatomy), network, bones=bones
+        )
         for seed in seeds
     ]
 
@@ -177,7 +154,7 @@ def patients(
 def views(
     kind: str, patient: TrainingPatient, count: int, number: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Starts theta, X-rays and true theta; of "plain" those of train_prost.py."""
+    """Starts theta, X-rays and true theta; of "plain" those of prost_small."""
     targets = TARGETS[kind]
     random = generator(99, int(patient.name.split()[-1]), number)
     theta, target = small.SAMPLING.draw(patient.chart, count, random)
@@ -191,12 +168,8 @@ def views(
         pose = patient.chart.world_to_camera(target)
         xray = targets.synthesise(patient.ct, small.CAMERA, pose, seed).float()
         if targets.randomised:
-            xray = righted(paper_randomised(xray, seed), xray)
+            xray = righted(randomise(xray, "prost", seed=seed), xray)
     return theta, xray, target
-
-
-def paper_randomised(images: Tensor, seed: int) -> Tensor:
-    return randomise(images, "prost", seed=seed)
 
 
 def righted(changed: Tensor, plain: Tensor) -> Tensor:
@@ -243,7 +216,7 @@ def trained(name: str, options: argparse.Namespace) -> None:
         "weights": sum(p.numel() for p in network.parameters()),
         "load_average": os.getloadavg(),
     }
-    small.write(work / "ablations" / f"{name}.json", facts)
+    write_json(work / "ablations" / f"{name}.json", facts)
     print(name, json.dumps(facts), flush=True)
 
 
@@ -289,11 +262,14 @@ def measured(row: str, options: argparse.Namespace) -> None:
     network = network_of(name, options.work)
     folder = options.work / "ablations"
     path = folder / f"{name}_{kind}.jsonl"
-    done = {found["case"] for found in small.rows_of(path)}
+    done = {found["case"] for found in read_rows(path)}
     facts = folder / f"{name}_{kind}.json"
     gradients = not (network is None or isinstance(network, PoseRegressor) or FEMURS in name)
     if gradients and not facts.exists():
-        small.write(facts, tested_cosine(name, network, kind, options.work))
+        whole = name in RUNS and RUNS[name].whole
+        tested = patients(small.TESTED, network, options.work, TARGETS[kind].anatomy, whole)
+        drawn = partial(views, kind)
+        write_json(facts, small.gradient_cosines(network, tested, lambda p, n: drawn(p, n, 0)))
     all_of = FEMURS in name or (name in RUNS and RUNS[name].whole)
     plain = network_of("direction", options.work)  # for the chart of poses only
     for case in range(options.cases):
@@ -306,30 +282,9 @@ def measured(row: str, options: argparse.Namespace) -> None:
             "subject": patient.name,
             **outcome(patient, case, kind, network, all_of),
         }
-        with path.open("a") as file:
-            file.write(json.dumps(found) + "\n")
-    print(row, len(small.rows_of(path)), "cases", flush=True)
-
-
-def tested_cosine(name: str, network: Any, kind: str, work: Path) -> dict[str, float]:
-    """Cosines of pose gradients with the geodesic one's, on subjects never trained on."""
-    whole = name in RUNS and RUNS[name].whole
-    found, wanted = [], []
-    for patient in patients(small.TESTED, network, work, TARGETS[kind].anatomy, whole):
-        task = SimilarityTask(
-            network, [patient], [], small.CAMERA, small.SAMPLING, TrainingRecipe()
-        )
-        theta, xray, target = views(kind, patient, 16, 0)
-        theta.requires_grad_()
-        found.append(pose_gradient(task.similarity(patient, theta, xray), theta))
-        wanted.append(geodesic_gradient(theta.detach(), target))
-    rotation, translation = cosines(torch.cat(found), torch.cat(wanted))
-    return {
-        "cosine": float((rotation + translation).mean() / 2),
-        "cosine_rotation": float(rotation.mean()),
-        "cosine_translation": float(translation.mean()),
-        "pairs": rotation.numel(),
-    }
+        with appended(path) as add:
+            add(found)
+    print(row, len(read_rows(path)), "cases", flush=True)
 
 
 def outcome(
@@ -366,7 +321,7 @@ def first_stage(network: Any) -> Stage:
 
 
 def visible_share(truth: Tensor, points: Tensor) -> float:
-    """How much of the bone the X-ray shows."""
+    """The share of the bone that the X-ray shows."""
     pose = truth.reshape(4, 4).double()
     x, y, z = (points @ pose[:3, :3].T + pose[:3, 3]).unbind(-1)
     rows, cols = small.CAMERA.size
@@ -375,50 +330,24 @@ def visible_share(truth: Tensor, points: Tensor) -> float:
     return float((across.abs() <= half).all(-1).double().mean())
 
 
-# ---- the script
+# ---- the study
 
 
-def everything(options: argparse.Namespace) -> None:
-    """All parts, two processes of one thread at a time."""
-    shared = ["--work", str(options.work), "--cases", str(options.cases)]
-    shared += ["--steps", str(options.steps), "--batch", str(options.batch)]
-
-    def part(words: Sequence[str]) -> None:
-        subprocess.run([sys.executable, __file__, *words, *shared], check=True)
-
-    for parts in ([["train", "--run", n] for n in RUNS], [["register", "--row", r] for r in TABLE]):
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(part, parts))
-    report(options)
+def options(add: Any) -> None:
+    add("part", choices=("all", "train", "register", "report"))
+    add("--run", nargs="+", choices=RUNS, default=list(RUNS))
+    add("--row", nargs="+", choices=TABLE, default=TABLE, metavar="RUN:TARGETS")
+    add("--cases", type=int, default=40, help="registrations of each row (40)")
+    small.training_options(add)
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("part", choices=("all", "train", "register", "report"))
-    parser.add_argument("--run", nargs="+", choices=RUNS, default=list(RUNS))
-    parser.add_argument("--row", nargs="+", choices=TABLE, default=TABLE, metavar="RUN:TARGETS")
-    parser.add_argument("--steps", type=int, default=1000, help="training steps (1000)")
-    parser.add_argument("--batch", type=int, default=8, help="image pairs a step (8)")
-    parser.add_argument("--cases", type=int, default=40, help="registrations a row (40)")
-    parser.add_argument("--work", type=Path, default=Path("build/prost_small"))
-    default = Path(__file__).parent / "results" / "prost_ablations"
-    parser.add_argument("--output", type=Path, default=default, help="folder of the tables")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    torch.set_num_threads(1)
-    parts: dict[str, Callable[[argparse.Namespace], Any]] = {
-        "all": everything,
-        "train": lambda o: [trained(name, o) for name in o.run],
-        "register": lambda o: [measured(row, o) for row in o.row],
-        "report": report,
-    }
+def run(options: argparse.Namespace) -> None:
     (options.work / "ablations").mkdir(parents=True, exist_ok=True)
-    parts[options.part](options)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if options.part == "all":
+        small.everything(options, "--run", RUNS, "--row", TABLE)
+    for name in options.run if options.part == "train" else ():
+        trained(name, options)
+    for row in options.row if options.part == "register" else ():
+        measured(row, options)
+    if options.part in ("all", "report"):
+        report(options)

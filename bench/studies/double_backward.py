@@ -1,6 +1,4 @@
-"""What training on pose gradients costs: the double backward of a projection, drrkit against torch.
-
-    python bench/double_backward.py [--torch-image 48 | --full] [--device cuda] [--output FILE]
+"""Cost of training on pose gradients: the double backward of a projection, drrkit against torch.
 
 The workload is that of a learned similarity: one 128^3 volume with 3 channels, a batch of 4 images
 of 128^2, the gradient in the pose with a graph, and the gradient of that in the volume and in the
@@ -17,14 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -34,9 +27,9 @@ from torch.nn.functional import grid_sample
 
 import drrkit
 from bench.projectors.timing import peak_bytes
-from drrkit.machine import machine, versions
+from bench.studies.study import apart, json_file, recorded, write_json
 
-SCHEMA = 1
+THREADS = 2
 SDD, SOD = 1020.0, 800.0  # mm
 FIELD = 128 * 2.176  # mm, width of the detector
 SPACING = 2.332  # mm, of the voxels
@@ -187,7 +180,7 @@ class Clock:
         return time.perf_counter(), time.process_time()
 
 
-def run(work: Workload) -> dict[str, Any]:
+def measure(work: Workload) -> dict[str, Any]:
     """Every number of a workload; for a fresh process, so that its memory is its own."""
     torch.set_num_threads(work.threads)
     image_of = torch_image if work.tool == "grid_sample" else lambda s: drrkit_image(s, work.tool)
@@ -249,51 +242,31 @@ def agreement() -> dict[str, float]:
 # ---- the script
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
+def options(add: Any) -> None:
+    add("--image", type=int, default=128, help="rows and columns (128)")
+    add("--torch-image", type=int, default=48, help="same for grid_sample (48)")
+    add("--full", action="store_true", help="grid_sample at --image too: 11 GB")
+    add("--grid", type=int, default=128, help="voxels along an axis (128)")
+    add("--runs", type=int, default=7, help="timed runs of drrkit (7)")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--child", help=argparse.SUPPRESS)
+
+
+def run(options: argparse.Namespace) -> None:
     if options.child:
-        print(json.dumps(run(Workload(**json.loads(options.child)))))
-        return 0
-    record = {
-        "schema": SCHEMA,
-        "command": described(options),
-        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine() | {"torch_threads": options.threads},
-        "device": device_name(options.device),
-        "versions": versions(("torch", "numpy")) | {"drrkit": drrkit.__version__},
-        "geometry": {"sdd_mm": SDD, "sod_mm": SOD, "voxel_mm": SPACING, "step_mm": STEP},
-        "load_average": {"before": os.getloadavg()},
-        "agreement_float64": agreement(),
-        "results": [measured(work) for work in workloads(options)],
-    }
-    record["load_average"]["after"] = os.getloadavg()
-    record["promises"] = promises(record["results"])
-    write(record, options.output)
+        print(json.dumps(measure(Workload(**json.loads(options.child)))))
+        return
+    agree, results = agreement(), [in_own_process(work) for work in workloads(options)]
+    record = recorded(
+        options,
+        device=torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu",
+        geometry={"sdd_mm": SDD, "sod_mm": SOD, "voxel_mm": SPACING, "step_mm": STEP},
+        agreement_float64=agree,
+        results=results,
+        promises=promises(results),
+    )
+    write_json(json_file(options), record)
     print(table(record))
-    return 0
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--image", type=int, default=128, help="rows and columns (default 128)")
-    parser.add_argument("--torch-image", type=int, default=48, help="same for grid_sample (48)")
-    parser.add_argument("--full", action="store_true", help="grid_sample at --image too: 11 GB")
-    parser.add_argument("--grid", type=int, default=128, help="voxels along an axis (default 128)")
-    parser.add_argument("--runs", type=int, default=7, help="timed runs of drrkit (default 7)")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    default = Path(__file__).parent / "results" / "double_backward.json"
-    parser.add_argument("--output", type=Path, default=default, help="JSON file to write")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
-
-
-def described(options: argparse.Namespace) -> str:
-    """The command line, without the folders of this machine."""
-    names = ("image", "grid", "runs", "threads", "device")
-    words = [f"--{name} {getattr(options, name)}" for name in names]
-    words.append("--full" if options.full else f"--torch-image {options.torch_image}")
-    return " ".join(["python bench/double_backward.py", *words])
 
 
 def workloads(options: argparse.Namespace) -> list[Workload]:
@@ -308,20 +281,15 @@ def workloads(options: argparse.Namespace) -> list[Workload]:
     return [*own, one("grid_sample", theirs, 2)]
 
 
-def measured(work: Workload) -> dict[str, Any]:
-    """run(work) in a process of its own."""
-    print(f"[{time.strftime('%H:%M:%S')}] {work.tool}, {work.image}^2", file=sys.stderr, flush=True)
-    command = [sys.executable, __file__, "--child", json.dumps(asdict(work))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+def in_own_process(work: Workload) -> dict[str, Any]:
+    """measure(work), so that its memory is its own."""
+    print(f"[{time.strftime('%H:%M:%S')}] {work.tool}, {work.image}^2", flush=True)
+    words = ["--child", json.dumps(asdict(work)), "--device", work.device]
+    return json.loads(apart("double_backward", words).splitlines()[-1])
 
 
 def promises(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was promised, what was measured, and whether it is kept, by medians of wall time."""
+    """What was promised, what was measured, whether it is kept; by medians of wall time."""
     found = []
     largest = max(r["image"] for r in results if r["tool"] != "grid_sample")
     (other,) = (r for r in results if r["tool"] == "grid_sample")
@@ -357,7 +325,7 @@ def whole(record: dict[str, Any], time: str) -> float:
 def promise(
     what: str, values: list[float], bound: float | None, most: bool = True
 ) -> dict[str, Any]:
-    """values: by wall time, which decides, and by process time, which a busy machine bends less."""
+    """values: by wall time, which decides, and by process time, which load changes less."""
     value = values[0]
     kept = None if bound is None else value <= bound if most else value >= bound
     record = {"what": what, "measured": value, "bound": bound, "kept": kept}
@@ -392,15 +360,3 @@ def table(record: dict[str, Any]) -> str:
         process = f", by process time {p['by_process_time']:.3g}" if "by_process_time" in p else ""
         lines.append(f"{p['what']}: {p['measured']:.3g}{bound}{verdict}{process}")
     return "\n".join(lines)
-
-
-def write(record: dict[str, Any], path: Path) -> None:
-    """The record as JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    temporary.replace(path)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

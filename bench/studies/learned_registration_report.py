@@ -1,10 +1,9 @@
-"""The table of bench/learned_registration.py, beside the published ones."""
+"""The table of the study learned_registration, beside the published ones."""
 
 from __future__ import annotations
 
-import json
+import argparse
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.studies import study
+from bench.studies.study import recorded, wilson, write_json, write_text
 from drrkit.evaluation import Row, top_mean
-from drrkit.machine import machine, versions
-from drrkit.metrics import success_rate
 
-SCHEMA = 1
 SHARES = (0.95, 0.75, 0.5)
 SUCCESS_MM = 10.0
 
@@ -38,26 +36,21 @@ SUCCESS_PUBLISHED = {"initial + cmaes": 28.5, "prost + cmaes": 65.6, "deepim + c
 """Success rate (%) in simulation, pelves: Gao et al., IEEE TMI 2024. DMW is below ProST there."""
 
 
-def write_report(rows: Sequence[Row], command: str, options: dict[str, Any], output: Path) -> None:
-    """learned_registration.json and .md in a folder, and the table on the screen."""
+def write_report(rows: Sequence[Row], options: argparse.Namespace) -> None:
+    """learned_registration.json and .md beside --output, and the table on the screen."""
     found = {name: numbers(errors) for name, errors in by_method(rows).items()}
-    plain = {k: v for k, v in options.items() if not isinstance(v, Path)}
-    record = {
-        "schema": SCHEMA,
-        "command": command,
-        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(("torch", "numpy", "cma", "drrkit")),
-        "options": plain,
-        "subjects": sorted({row.subject for row in rows}),
-        "methods": found,
-        "published": PUBLISHED,
-        "findings": findings(found),
-    }
-    output.mkdir(parents=True, exist_ok=True)
-    text = markdown(found, command)
-    (output / "learned_registration.json").write_text(json.dumps(record, indent=1) + "\n")
-    (output / "learned_registration.md").write_text(text)
+    plain = {k: v for k, v in vars(options).items() if not isinstance(v, Path)}
+    record = recorded(
+        options,
+        options=plain,
+        subjects=sorted({row.subject for row in rows}),
+        methods=found,
+        published=PUBLISHED,
+        findings=findings(found),
+    )
+    text = markdown(found, options.command)
+    write_json(options.output.with_suffix(".json"), record)
+    write_text(options.output.with_suffix(".md"), text)
     print(text)
 
 
@@ -77,26 +70,22 @@ def numbers(errors: Tensor) -> dict[str, Any]:
         "cases": len(errors),
         "median": float(errors.median()),
         "top": [top_mean(errors, share) for share in SHARES],
-        "success": success_rate(errors, SUCCESS_MM)._asdict(),
+        "success": wilson(errors.tolist(), SUCCESS_MM),
     }
 
 
 def markdown(found: dict[str, dict[str, Any]], command: str) -> str:
-    """Measured and published rows in turn, then what is the same."""
-    head = [f"top {share:.0%} mTRE" for share in SHARES]
-    lines = [
-        f"`{command}`",
-        "",
-        "| method | " + " | ".join(head) + " | success | 95 % interval | published |",
-        "|" + "---|" * (len(head) + 4),
-    ]
+    """Measured rows beside published numbers, then which orderings are the same."""
+    rows = []
     for name, of in found.items():
         cells = [f"{top['mean']:.1f}±{top['std']:.1f}" for top in of["top"]]
         success = of["success"]
         interval = f"{100 * success['low']:.0f}-{100 * success['high']:.0f}"
-        row = [name, *cells, f"{100 * success['rate']:.1f}", interval, published(name)]
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join([*lines, "", *(f"- {finding}" for finding in findings(found)), ""])
+        rows.append([name, *cells, f"{100 * success['rate']:.1f}", interval, published(name)])
+    tops = [f"top {share:.0%} mTRE" for share in SHARES]
+    head = ["method", *tops, "success", "95 % interval", "published"]
+    said = [f"- {finding}" for finding in findings(found)]
+    return "\n".join([f"`{command}`", "", *study.markdown(head, rows), "", *said, ""])
 
 
 def published(name: str) -> str:

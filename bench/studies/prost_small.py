@@ -1,10 +1,5 @@
 """The small ProST experiment: train on phantoms, register phantoms that were never trained on.
 
-    python bench/train_prost.py all [--work FOLDER]            everything, two processes at a time
-    python bench/train_prost.py train --run direction          one network
-    python bench/train_prost.py register --method learned      one method on all cases
-    python bench/train_prost.py report                         tables from what is there
-
 Pelves of `drrkit.phantoms.random_anatomy`, 48^3 voxels; X-rays of 64 x 64 pixels; the published
 geometry (sdd 1020, sod 800 mm). Networks are trained by the direction objective and, for the same
 steps, by the mse objective. They see the bone that moves as one piece, the femurs left out, in
@@ -19,7 +14,8 @@ training as in registration. Then, on other subjects and from the same starts:
     global           drrkit.register's classical global search
 
 Every part goes on from where it was stopped: networks by drrkit.training's checkpoints,
-registrations case by case. Success is a mean target registration error below 10 mm.
+registrations case by case; "all" runs everything, two processes at a time, and "report" makes the
+tables of what is there. Success is a mean target registration error below 10 mm.
 """
 
 from __future__ import annotations
@@ -28,12 +24,10 @@ import argparse
 import json
 import math
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,9 +35,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import drrkit
+from bench.studies import study
+from bench.studies.study import (
+    appended,
+    in_pairs,
+    origin,
+    percent,
+    read_json,
+    read_rows,
+    recorded,
+    wilson,
+    write_json,
+    write_text,
+)
 from drrkit import CArm, Stage, Volume, metrics, register
-from drrkit.machine import machine, versions
+from drrkit.files import write_whole
 from drrkit.phantoms import random_anatomy
 from drrkit.registration import CmaEs, Directions
 from drrkit.similarity import (
@@ -62,7 +68,7 @@ from drrkit.similarity import (
 )
 from drrkit.training import generator, load_checkpoint, train
 
-SCHEMA = 1
+WORK = Path("build/prost_small")
 NETWORK = "prost-small"
 OTHER = "prost-2020-small"
 BONE = (2,)  # random_anatomy's label of what moves as one piece
@@ -131,15 +137,13 @@ def descent(similarity: LearnedSimilarity | OfSegment) -> Stage:
 # ---- subjects
 
 
-def subject(seed: int, work: Path) -> Volume:
-    """A pelvis in HU with labels; drawn once."""
-    path = work / "subjects" / f"pelvis_{seed}.pt"
+def subject(seed: int, work: Path, kind: str = "pelvis") -> Volume:
+    """A random anatomy in HU with labels; drawn once."""
+    path = work / "subjects" / f"{kind}_{seed}.pt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        ct = random_anatomy("pelvis", seed, shape=48)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        torch.save((ct.values, ct.labels, ct.spacing, ct.origin), part)
-        part.replace(path)
+        ct = random_anatomy(kind, seed, shape=48)
+        write_whole(path, partial(torch.save, (ct.values, ct.labels, ct.spacing, ct.origin)))
     values, labels, spacing, origin = torch.load(path, weights_only=True)
     return Volume(values, spacing, origin, unit="HU", labels=labels)
 
@@ -196,17 +200,26 @@ def trained(name: str, options: argparse.Namespace) -> None:
     facts["load_average"] = os.getloadavg()
     facts["weights"] = sum(p.numel() for p in network.parameters())
     facts |= {"test": tested_gradients(network, work)}
-    write(work / f"{name}.json", facts)
+    write_json(work / f"{name}.json", facts)
     print(json.dumps(facts, indent=2))
 
 
 def tested_gradients(network: LearnedSimilarity, work: Path) -> dict[str, float]:
     """Cosines on the test subjects, which took no part in choosing the weights."""
-    found, wanted = [], []
     network.eval()
-    for patient in patients(TESTED, network, work):
+    return gradient_cosines(network, patients(TESTED, network, work), pairs)
+
+
+def gradient_cosines(
+    network: LearnedSimilarity,
+    patients: Sequence[TrainingPatient],
+    draw: Callable[[TrainingPatient, int], tuple[Tensor, Tensor, Tensor]],
+) -> dict[str, float]:
+    """Cosines of pose gradients with those of the geodesic distance, 16 pairs per patient."""
+    found, wanted = [], []
+    for patient in patients:
         task = SimilarityTask(network, [patient], [], CAMERA, SAMPLING, TrainingRecipe())
-        theta, xray, target = pairs(patient, 16)
+        theta, xray, target = draw(patient, 16)
         theta.requires_grad_()
         found.append(pose_gradient(task.similarity(patient, theta, xray), theta))
         wanted.append(geodesic_gradient(theta.detach(), target))
@@ -247,7 +260,7 @@ def stages_of(method: str, work: Path) -> Any:
 def registered(method: str, options: argparse.Namespace) -> None:
     """A method on all cases; rows go to FOLDER/method.jsonl as they are found."""
     path = options.work / f"{method}.jsonl"
-    done = {row["case"] for row in rows_of(path)}
+    done = {row["case"] for row in read_rows(path)}
     stages = stages_of(method, options.work)
     plain = build(NETWORK)  # for its moving volumes only
     for case in range(options.cases):
@@ -256,8 +269,8 @@ def registered(method: str, options: argparse.Namespace) -> None:
         seed = TESTED[case % len(TESTED)]
         (patient,) = patients([seed], plain, options.work)
         row = {"case": case, "subject": patient.name, **outcome(patient, case, stages)}
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with appended(path) as add:
+            add(row)
         print(method, row, flush=True)
 
 
@@ -286,63 +299,36 @@ def targets(ct: Volume, count: int = 1000) -> Tensor:
     return ct.index_to_world(index[chosen])
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # a run was killed while it wrote this line
-            continue
-    return rows
-
-
 # ---- report
 
 
-def report(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything found so far as JSON and Markdown, in FOLDER and in bench/results."""
+def report(options: argparse.Namespace) -> None:
+    """Everything found so far as JSON and Markdown, in --output."""
     work = options.work
-    networks = {
-        name: json.loads((work / f"{name}.json").read_text())
-        for name in RUNS
-        if (work / f"{name}.json").exists()
-    }
-    rows = {m: found for m in METHODS if (found := rows_of(work / f"{m}.jsonl"))}
-    record = {
-        "schema": SCHEMA,
-        "command": f"bench/train_prost.py all --steps {options.steps} --cases {options.cases}",
-        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(("torch", "numpy", "cma")) | {"drrkit": drrkit.__version__},
-        "subjects": {"trained": len(TRAINED), "validated": len(HELD_OUT), "tested": len(TESTED)},
-        "sampling": asdict(SAMPLING),
-        "cmaes": {"population": CMAES.population, "generations": CMAES.iterations},
-        "networks": networks,
-        "methods": {name: summary(found) for name, found in rows.items()},
-        "cases": rows,
-    }
+    networks = {name: read_json(work / f"{name}.json") for name in RUNS}
+    rows = {m: found for m in METHODS if (found := read_rows(work / f"{m}.jsonl"))}
+    record = recorded(
+        options,
+        subjects={"trained": len(TRAINED), "validated": len(HELD_OUT), "tested": len(TESTED)},
+        sampling=asdict(SAMPLING),
+        cmaes={"population": CMAES.population, "generations": CMAES.iterations},
+        networks={name: facts for name, facts in networks.items() if facts},
+        methods={name: summary(found) for name, found in rows.items()},
+    )
     record["promises"] = promises(record)
-    options.output.mkdir(parents=True, exist_ok=True)
-    write(options.output / "prost_small.json", record)
+    write_json(options.output / "prost_small.json", record)
     text = markdown(record)
-    (options.output / "README.md").write_text(text)
+    write_text(options.output / "README.md", text)
     print(text)
-    return record
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Success and errors of a method."""
-    good = metrics.success_rate(torch.tensor([r["mtre_mm"] for r in rows]), SUCCESS_MM)
+    columns = ("mtre_mm", "start_mm", "rotation_deg", "process_s")
     return {
         "cases": len(rows),
-        "success": good.rate,
-        "interval": (good.low, good.high),
-        "median_mtre_mm": median(r["mtre_mm"] for r in rows),
-        "median_start_mm": median(r["start_mm"] for r in rows),
-        "median_rotation_deg": median(r["rotation_deg"] for r in rows),
-        "median_process_s": median(r["process_s"] for r in rows),
+        "success": wilson([r["mtre_mm"] for r in rows], SUCCESS_MM),
+        **{f"median_{name}": median(r[name] for r in rows) for name in columns},
     }
 
 
@@ -361,118 +347,84 @@ def promises(record: dict[str, Any]) -> list[dict[str, Any]]:
             gap = own - networks["mse"]["test"]["cosine"]
             promise("direction objective over mse objective, cosine", gap, 0.0)
     if {"cmaes", "learned+cmaes"} <= methods.keys():
-        gap = 100 * (methods["learned+cmaes"]["success"] - methods["cmaes"]["success"])
+        learned, cmaes = (methods[name]["success"] for name in ("learned+cmaes", "cmaes"))
+        gap = 100 * (learned["rate"] - cmaes["rate"])
         promise("learned + CMA-ES over CMA-ES, points of success", gap, 20.0)
     return found
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """The tables of bench/results/prost_small/README.md."""
+    subjects = record["subjects"]
+    networks = [
+        [n["network"], n["objective"], n["steps"], f"{n['seconds'] / 60:.1f} min"]
+        + [f"{n['test'][key]:.3f}" for key in ("cosine", "cosine_rotation", "cosine_translation")]
+        for n in record["networks"].values()
+    ]
+    methods = [
+        [name, percent(m["success"], 1), f"{m['median_mtre_mm']:.1f} mm"]
+        + [f"{m['median_rotation_deg']:.1f} deg", f"{m['median_process_s']:.1f} s", m["cases"]]
+        for name, m in record["methods"].items()
+    ]
+    promises = [
+        [p["name"], f"{p['value']:.2f}", f"{p['least']:.2f}", "yes" if p["kept"] else "no"]
+        for p in record["promises"]
+    ]
+    head = ["network", "objective", "steps", "training", "cosine", "rotation", "translation"]
     lines = [
         "# The small ProST experiment",
         "",
-        f"`{record['command']}` on {record['machine']['cpu']}, "
-        f"{record['machine']['cores']} cores, "
-        f"torch {record['versions']['torch']}, {record['utc'][:10]}.",
-        f"{record['subjects']['trained']} random pelves trained on, "
-        f"{record['subjects']['validated']} to choose the weights, "
-        f"{record['subjects']['tested']} tested; 48^3 voxels, 64 x 64 pixels.",
+        origin(record),
+        f"{subjects['trained']} random pelves trained on, {subjects['validated']} to choose the "
+        f"weights, {subjects['tested']} tested; 48^3 voxels, 64 x 64 pixels.",
         "",
-        "| network | objective | steps | training | cosine | rotation | translation |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {n['network']} | {n['objective']} | {n['steps']} | {n['seconds'] / 60:.1f} min "
-        f"| {n['test']['cosine']:.3f} | {n['test']['cosine_rotation']:.3f} "
-        f"| {n['test']['cosine_translation']:.3f} |"
-        for n in record["networks"].values()
-    ]
-    lines += [
+        *study.markdown(head, networks),
         "",
         "Cosines of the pose gradient with that of the geodesic distance, on test subjects.",
         "",
-        f"| method | success (< {SUCCESS_MM:.0f} mm) | 95 % interval | median mTRE | median turn "
-        "| process time | cases |",
-        "|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {name} | {100 * m['success']:.1f} % "
-        f"| {100 * m['interval'][0]:.0f} to {100 * m['interval'][1]:.0f} % "
-        f"| {m['median_mtre_mm']:.1f} mm | {m['median_rotation_deg']:.1f} deg "
-        f"| {m['median_process_s']:.1f} s | {m['cases']} |"
-        for name, m in record["methods"].items()
-    ]
+    head = ["method", f"success (< {SUCCESS_MM:.0f} mm, 95 % interval)", "median mTRE"]
+    lines += study.markdown([*head, "median turn", "process time", "cases"], methods)
     starts = [m["median_start_mm"] for m in record["methods"].values()]
     if starts:
         lines += ["", f"Median mTRE of the starts: {starts[0]:.1f} mm."]
-    lines += ["", "| promise | measured | at least | kept |", "|---|---|---|---|"]
-    lines += [
-        f"| {p['name']} | {p['value']:.2f} | {p['least']:.2f} | {'yes' if p['kept'] else 'no'} |"
-        for p in record["promises"]
-    ]
+    lines += ["", *study.markdown(["promise", "measured", "at least", "kept"], promises)]
     return "\n".join(lines) + "\n"
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    part.replace(path)
+# ---- the study
 
 
-# ---- the script
+def options(add: Any) -> None:
+    add("part", choices=("all", "train", "register", "report"))
+    add("--run", choices=RUNS, default="direction")
+    add("--method", choices=METHODS, default="learned+cmaes")
+    add("--cases", type=int, default=CASES, help=f"registrations ({CASES})")
+    training_options(add)
 
 
-def everything(options: argparse.Namespace) -> None:
-    """All parts, two processes of one thread at a time."""
-    shared = ["--work", str(options.work), "--cases", str(options.cases)]
-    shared += ["--steps", str(options.steps), "--batch", str(options.batch)]
-    in_pairs([["train", "--run", name] for name in RUNS], shared)
-    in_pairs([["register", "--method", method] for method in METHODS], shared)
-    report(options)
+def training_options(add: Any) -> None:
+    add("--steps", type=int, default=1000, help="training steps (1000)")
+    add("--batch", type=int, default=8, help="image pairs per step (8)")
+    add("--work", type=Path, default=WORK)
 
 
-def in_pairs(parts: Sequence[Sequence[str]], shared: Sequence[str]) -> None:
-    """Run commands of this script, two at a time; the first failure ends it."""
-    waiting, running = list(parts), []
-    while waiting or running:
-        while waiting and len(running) < 2:
-            command = [sys.executable, __file__, *waiting.pop(0), *shared]
-            running.append(subprocess.Popen(command))
-        for process in list(running):
-            if process.poll() is not None:
-                running.remove(process)
-                if process.returncode:
-                    raise SystemExit(process.returncode)
-        time.sleep(0.5)
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("part", choices=("all", "train", "register", "report"))
-    parser.add_argument("--run", choices=RUNS, default="direction")
-    parser.add_argument("--method", choices=METHODS, default="learned+cmaes")
-    parser.add_argument("--steps", type=int, default=1000, help="training steps (1000)")
-    parser.add_argument("--batch", type=int, default=8, help="image pairs a step (8)")
-    parser.add_argument("--cases", type=int, default=CASES, help=f"registrations ({CASES})")
-    parser.add_argument("--work", type=Path, default=Path("build/prost_small"))
-    default = Path(__file__).parent / "results" / "prost_small"
-    parser.add_argument("--output", type=Path, default=default, help="folder of the tables")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    torch.set_num_threads(1)
-    parts: dict[str, Callable[[argparse.Namespace], Any]] = {
-        "all": everything,
-        "train": lambda o: trained(o.run, o),
-        "register": lambda o: registered(o.method, o),
-        "report": report,
-    }
+def run(options: argparse.Namespace) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
-    parts[options.part](options)
-    return 0
+    if options.part == "train":
+        trained(options.run, options)
+    elif options.part == "register":
+        registered(options.method, options)
+    elif options.part == "all":
+        everything(options, "--run", RUNS, "--method", METHODS)
+    if options.part in ("all", "report"):
+        report(options)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def everything(
+    options: argparse.Namespace, run: str, runs: Iterable[str], row: str, rows: Iterable[str]
+) -> None:
+    """All trainings, then all registrations of a study, two processes of one thread at a time."""
+    shared = ["--work", str(options.work.absolute()), "--cases", str(options.cases)]
+    shared += ["--steps", str(options.steps), "--batch", str(options.batch)]
+    in_pairs(options.study, [["train", run, name, *shared] for name in runs])
+    in_pairs(options.study, [["register", row, name, *shared] for name in rows])

@@ -1,8 +1,4 @@
-"""Learned registration on subjects never trained on: the table of CDreg's poster, DeepIM and DMW.
-
-    python bench/learned_registration.py FOLDER [--kind spine] [--subjects 12] [--folds 3]
-        [--steps 1000] [--cases 10] [--networks ...] [--randomise cdreg] [--spread 1.5]
-        [--population 30] [--generations 20] [--output bench/results]
+"""Learned registration of subjects never trained on: the table of CDreg's poster, DeepIM, DMW.
 
 Random subjects (`drrkit.phantoms.random_anatomy`) are split in folds by their names, so that every
 one is tested by networks that never saw it. In every fold ProST, SOPI (initialiser and similarity),
@@ -24,16 +20,16 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from learned_registration_report import write_report
 from torch import Tensor
 
+from bench.studies.learned_registration_report import write_report
+from bench.studies.prost_small import descent
 from drrkit import CArm, register, view_ap
 from drrkit.evaluation import PROTOCOLS, Case, Protocol, Row, Subject, evaluate, read_rows
 from drrkit.phantoms import random_anatomy
@@ -56,13 +52,27 @@ POSTER = PROTOCOLS["cdreg"]
 SIMILARITIES = {"prost": "prost-2020-small", "sopi-fine": "sopi-small", "cdreg": "cdreg-small"}
 REGRESSORS = {"initialiser": "sopi-initialiser-small", "deepim": "deepim-small", "dmw": "dmw-small"}
 DETECTOR_MM = POSTER.size[0] * POSTER.pixel_mm
-NUMBERS = ("kind", "subjects", "folds", "shape", "pixels", "steps", "batch", "spread")
-NUMBERS += ("population", "generations", "cases")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    torch.set_num_threads(1)
+def options(add: Any) -> None:
+    add("folder", type=Path)
+    add("--kind", default="spine", choices=("spine", "pelvis", "skull"))
+    add("--subjects", type=int, default=12)
+    add("--folds", type=int, default=3)
+    add("--only", type=int, nargs="*", help="folds to run (all)")
+    add("--shape", type=int, default=48, help="voxels along each side")
+    add("--pixels", type=int, default=64, help="pixels along each side")
+    add("--steps", type=int, default=1000, help="of training, for each network")
+    add("--batch", type=int, default=4)
+    add("--spread", type=float, default=1.0, help="of the poster's starts")
+    add("--population", type=int, default=30, help="of the CMA-ES")
+    add("--generations", type=int, default=20)
+    add("--cases", type=int, default=10, help="for each subject")
+    add("--networks", nargs="*", default=[*SIMILARITIES, *REGRESSORS])
+    add("--randomise", choices=("prost", "cdreg"), help="X-rays of the training")
+
+
+def run(options: argparse.Namespace) -> None:
     names = [f"{options.kind}-{number:03d}" for number in range(options.subjects)]
     folds = k_folds(names, options.folds, seed=0)
     for number in options.only or range(len(folds)):
@@ -70,40 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done = [rows_folder(options.folder / f"fold-{f}", options) for f in range(len(folds))]
     rows = [row for folder in done if folder.exists() for row in read_rows(folder)]
     check_no_leak(rows, folds, options.folder)
-    command = f"python bench/learned_registration.py {' '.join(described(options))}"
-    write_report(rows, command, vars(options), options.output)
-    return 0
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--kind", default="spine", choices=("spine", "pelvis", "skull"))
-    parser.add_argument("--subjects", type=int, default=12)
-    parser.add_argument("--folds", type=int, default=3)
-    parser.add_argument("--only", type=int, nargs="*", help="folds to run; default all")
-    parser.add_argument("--shape", type=int, default=48, help="voxels along each side")
-    parser.add_argument("--pixels", type=int, default=64, help="pixels along each side")
-    parser.add_argument("--steps", type=int, default=1000, help="of training, for each network")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--spread", type=float, default=1.0, help="of the poster's starts")
-    parser.add_argument("--population", type=int, default=30, help="of the CMA-ES")
-    parser.add_argument("--generations", type=int, default=20)
-    parser.add_argument("--cases", type=int, default=10, help="for each subject")
-    parser.add_argument("--networks", nargs="*", default=[*SIMILARITIES, *REGRESSORS])
-    parser.add_argument("--randomise", choices=("prost", "cdreg"), help="X-rays of the training")
-    parser.add_argument("--output", type=Path, default=Path("bench/results"))
-    return parser.parse_args(arguments)
-
-
-def described(options: argparse.Namespace) -> list[str]:
-    """The arguments again, without paths of this machine."""
-    shown = ["FOLDER"]
-    for name in NUMBERS:
-        shown += [f"--{name}", str(getattr(options, name))]
-    if options.randomise:
-        shown += ["--randomise", options.randomise]
-    return [*shown, "--networks", *options.networks]
+    write_report(rows, options)
 
 
 def run_fold(split: Split, folder: Path, options: argparse.Namespace) -> list[Row]:
@@ -236,13 +213,6 @@ def methods(trained: dict[str, Any], cmaes: Stage) -> dict[str, Any]:
     return both
 
 
-def descent(network: Any) -> Stage:
-    """ProST's gradient phase: 0.1 rad and about as many mm at first, halved every 15 steps."""
-    return Stage(
-        network, optimiser=Directions(10.0, patience=15, final_step=0.5), iterations=75, mm=True
-    )
-
-
 def from_frontal(stages: tuple[Stage, ...]) -> Callable[[Case], RegistrationResult]:
     """A method that begins at the frontal view, whatever the start."""
 
@@ -275,7 +245,3 @@ def check_no_leak(rows: Sequence[Row], folds: Sequence[Split], folder: Path) -> 
             both = seen & {row.subject for row in rows if row.subject in split.test}
             if both:
                 raise ValueError(f"{path}: trained on test subjects {sorted(both)}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

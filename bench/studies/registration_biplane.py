@@ -1,16 +1,11 @@
 """Biplane registrations of a CT to two realistic X-rays of itself, next to single-view ones.
 
-    python bench/registration_biplane.py [CT] [--cases 50] [--angles 90,30,0] [--output FILE]
-    python bench/registration_biplane.py --protocol prost --window 60x40 --angles 90 --output FILE
-
-CT is a volume in HU, by default pelvis_2mm.nii.gz in the folder DRRKIT_DATA. Poses, starts and
-X-rays are those of a protocol (drrkit.evaluation), narrow ones registered by "auto", wide ones by
-"global"; the second camera is turned about the patient's long axis, around the isocentre 800 mm
-from the source; its X-ray has noise of its own. With --window the first X-ray shows only its middle
-of so many rows x columns.
-Reported: mTRE over points on bone, and by how much the centre of these points is off along the axis
-of each view (depth) and along the two axes across (in plane, their root mean square). Prints a line
-a case and writes JSON.
+Poses, starts and X-rays are those of a protocol (drrkit.evaluation), narrow ones registered by
+"auto", wide ones by "global"; the second camera is turned about the patient's long axis, around the
+isocentre 800 mm from the source; its X-ray has noise of its own. With --window the first X-ray
+shows only its middle of so many rows x columns. Reported: mTRE over points on bone, and by how much
+the centre of these points is off along the axis of each view (depth) and along the two axes across
+(in plane, their root mean square).
 """
 
 from __future__ import annotations
@@ -18,69 +13,54 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import sys
 import time
-from collections.abc import Sequence
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import drrkit
+from bench.studies.study import ct_option, json_file, read_ct, recorded, wilson, write_json
 from drrkit.evaluation import PROTOCOLS, Case, Subject
-from drrkit.machine import machine, versions
-from drrkit.metrics import mtre, success_rate
+from drrkit.metrics import mtre
 from drrkit.registration import PIPELINES, rig_of
 
-SCHEMA = 2
+THREADS = 2
 ISOCENTRE_MM = PROTOCOLS["narrow"].sod
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    torch.set_num_threads(options.threads)
-    subject = Subject.of("pelvis", drrkit.read_volume(options.ct).to(dtype=torch.float32))
-    load = os.getloadavg()
-    cases: dict[str, list[dict[str, Any]]] = {}
-    protocol = PROTOCOLS[options.protocol]
+def options(add: Any) -> None:
+    ct_option(add)
+    add("--cases", type=int, default=50, help="registrations of each set-up (50)")
+    add(
+        "--angles",
+        type=lambda text: [float(word) for word in text.split(",")],
+        default=[90.0, 30.0, 0.0],
+        help="degrees between the views, 0 for one view alone (90,30,0)",
+    )
+    add("--protocol", choices=PROTOCOLS, default="narrow")
+    add(
+        "--window",
+        type=lambda text: tuple(int(word) for word in text.split("x")),
+        help="ROWSxCOLS of the first X-ray that are seen (all)",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    subject = Subject.of("pelvis", read_ct(options))
+    protocol, pipeline = PROTOCOLS[options.protocol], stages_of(options.protocol)
+    settings = {"ct": options.ct.name, "stages": pipeline, "window": options.window}
+    stages = [{**vars(stage), "similarity": stage.name} for stage in PIPELINES[pipeline]]
+    summaries = {}
     for angle in options.angles:
-        cases[name(angle)] = []
+        rows = []
         for number in range(options.cases):
-            one = protocol.case(subject, number)
-            cases[name(angle)].append(case(subject, one, angle, options))
-            print(name(angle), line(cases[name(angle)][-1]), flush=True)
-        record = recorded(cases, options, load)  # whole after every set-up
-        write(record, options.output)
-    print(json.dumps(record["summary"], indent=1))
-    return 0
-
-
-def recorded(
-    cases: dict[str, list[dict[str, Any]]], options: argparse.Namespace, load: Sequence[float]
-) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "command": " ".join(["python bench/registration_biplane.py", *described(options)]),
-        "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "load_average": {"before": load, "after": os.getloadavg()},
-        "versions": versions(("torch", "numpy")) | {"drrkit": drrkit.__version__},
-        "protocol": {
-            **vars(PROTOCOLS[options.protocol]),
-            "ct": options.ct.name,
-            "stages": stages_of(options.protocol),
-            "window": options.window,
-        },
-        "stages": [
-            {**vars(stage), "similarity": stage.name}
-            for stage in PIPELINES[stages_of(options.protocol)]
-        ],
-        "summary": {key: summary(rows) for key, rows in cases.items()},
-        "cases": cases,
-    }
+            rows.append(case(subject, protocol.case(subject, number), angle, options))
+            print(name(angle), line(rows[-1]), flush=True)
+        summaries[name(angle)] = summary(rows)
+        content = {"protocol": vars(protocol) | settings, "stages": stages, "summary": summaries}
+        write_json(json_file(options), recorded(options, **content))  # after every set-up
+    print(json.dumps(summaries, indent=1))
 
 
 def name(angle: float) -> str:
@@ -174,7 +154,6 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     errors = torch.tensor([row["mtre_mm"] for row in rows])
     seconds = torch.tensor([row["seconds"] for row in rows])
     process = torch.tensor([row["process_seconds"] for row in rows])
-    rate = success_rate(errors, 2.0)
     depth, plane = (  # [cases, views]
         torch.tensor([[view[key] for view in row["views"]] for row in rows])
         for key in ("depth_mm", "in_plane_mm")
@@ -184,7 +163,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "mtre_median_mm": float(errors.median()),
         "mtre_95_mm": float(errors.quantile(0.95)),
         "mtre_max_mm": float(errors.max()),
-        "below_2_mm": {"rate": rate.rate, "wilson_95": [rate.low, rate.high]},
+        "below_2_mm": wilson(errors.tolist(), 2.0),
         "depth_median_mm": depth.median(0).values.tolist(),
         "in_plane_median_mm": plane.median(0).values.tolist(),
         "depth_rms_mm": depth.square().mean(0).sqrt().tolist(),
@@ -205,55 +184,3 @@ def line(row: dict[str, Any]) -> str:
         f"{row['number']:3d}  mTRE {row['mtre_before_mm']:6.2f} -> {row['mtre_mm']:6.3f} mm  "
         f"{views}  confidence {row['confidence']:.3f}  {row['seconds']:5.2f} s"
     )
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    folder = os.environ.get("DRRKIT_DATA")
-    parser.add_argument("ct", nargs="?", type=Path, help="CT in HU; default: the pelvis")
-    parser.add_argument("--cases", type=int, default=50, help="registrations a set-up (default 50)")
-    parser.add_argument(
-        "--angles",
-        type=lambda text: [float(word) for word in text.split(",")],
-        default=[90.0, 30.0, 0.0],
-        help="degrees between the views, 0 for one view alone (default 90,30,0)",
-    )
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="narrow")
-    parser.add_argument(
-        "--window",
-        type=lambda text: tuple(int(word) for word in text.split("x")),
-        help="ROWSxCOLS of the first X-ray that are seen (default all)",
-    )
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
-    default = Path(__file__).parent / "results" / "registration_biplane.json"
-    parser.add_argument("--output", type=Path, default=default, help="JSON file to write")
-    options = parser.parse_args(arguments)
-    if options.cases < 1 or options.threads < 1:
-        parser.error("--cases and --threads must be at least 1")
-    if options.ct is None:
-        if not folder:
-            parser.error("no CT given and DRRKIT_DATA is not set")
-        options.ct = Path(folder) / "pelvis_2mm.nii.gz"
-    return options
-
-
-def described(options: argparse.Namespace) -> list[str]:
-    """The command line, without the folders of this machine."""
-    angles = ",".join(f"{angle:g}" for angle in options.angles)
-    words = [options.ct.name, f"--cases {options.cases}", f"--angles {angles}"]
-    words += [f"--protocol {options.protocol}"]
-    if options.window is not None:
-        words += [f"--window {options.window[0]}x{options.window[1]}"]
-    return [*words, f"--threads {options.threads}"]
-
-
-def write(record: dict[str, Any], path: Path) -> None:
-    """The record as JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    temporary.replace(path)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,22 +1,20 @@
-"""Which method for what: errors of images and pose derivatives against a very fine reference.
+"""Errors of each method's images and pose derivatives against a very fine reference.
 
 The reference integrates the trilinearly interpolated volume with samples 0.02 mm apart, in float64.
-Errors are relative: rms of the difference over rms of the reference, a pixel at a time.
-
-    python bench/method_accuracy.py CT [--output bench/results/method_accuracy.json]
+Errors are relative: rms of the difference over rms of the reference, over all pixels.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import drrkit
-from drrkit.machine import machine, versions
+from bench.studies.study import json_file, recorded, write_json
 
 METHODS = {
     "joseph": {"method": "joseph"},
@@ -49,14 +47,14 @@ def errors(volume: drrkit.Volume, camera: drrkit.Camera, pose: torch.Tensor) -> 
     return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("ct", type=Path, help="a CT in HU, any file that drrkit.read_volume takes")
-    parser.add_argument("--size", type=int, default=100, help="rows and columns")
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
-    volume = drrkit.read_volume(arguments.ct).to(dtype=torch.float64).to_mu()
-    camera = drrkit.CArm(1020.0, (arguments.size, arguments.size), 400.0 / arguments.size)
+def options(add: Any) -> None:
+    add("ct", type=Path, help="a CT in HU, any file that drrkit.read_volume takes")
+    add("--size", type=int, default=100, help="rows and columns (100)")
+
+
+def run(options: argparse.Namespace) -> None:
+    volume = drrkit.read_volume(options.ct).to(dtype=torch.float64).to_mu()
+    camera = drrkit.CArm(1020.0, (options.size, options.size), 400.0 / options.size)
     # A little off the axes: an isocentric view along one puts every sample on a voxel's face.
     views = {
         "AP": drrkit.view_carm(volume, 800.0, 0.031, 0.017),
@@ -67,11 +65,5 @@ def main() -> None:
         print(f"\n{view:26s}" + "".join(f"{column:>10s}" for column in (*COLUMNS, "CPU s")))
         for name, row in table.items():
             print(f"{name:26s}" + "".join(f"{value:10.2g}" for value in row.values()))
-    if arguments.output:
-        record = {"ct": arguments.ct.name, "reference": REFERENCE, "views": result}
-        record |= {"machine": machine(), "versions": versions(("torch", "drrkit"))}
-        arguments.output.write_text(json.dumps(record, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    content = {"ct": options.ct.name, "reference": REFERENCE, "views": result}
+    write_json(json_file(options), recorded(options, **content))
