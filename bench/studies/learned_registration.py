@@ -33,7 +33,7 @@ from bench.studies.prost_small import descent
 from drrkit import CArm, register, view_ap
 from drrkit.evaluation import PROTOCOLS, Case, Protocol, Row, Subject, evaluate, read_rows
 from drrkit.phantoms import random_anatomy
-from drrkit.registration import CmaEs, Directions, RegistrationResult, Regressor, Stage
+from drrkit.registration import CmaEs, RegistrationResult, Regressor, Stage
 from drrkit.similarity import (
     NETWORKS,
     REGRESSOR_RECIPES,

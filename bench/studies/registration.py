@@ -251,6 +251,9 @@ def remeasured(
         case = cases[key]
         view = make_views(case.camera, case.xray, None, None, torch.empty(0))[0]
         pose = end(row, case)
-        scores = (whole(case, view, pose), agreement(SceneRenderer(case.subject.attenuation), [view], pose))
+        scores = (
+            whole(case, view, pose),
+            agreement(SceneRenderer(case.subject.attenuation), [view], pose),
+        )
         found.append((row.method, row.protocol, row.subject, row.number, row.mtre, *scores))
     return found
