@@ -168,7 +168,10 @@ def described() -> dict[str, object]:
         "protocol": {**vars(protocol("none")), "shift": list(SHIFTS)},
         "voxel_mm": VOXEL_MM,
         "optimisers": {
-            name: [{**options, "downsample": 2 - k} for k, options in enumerate(both)]
+            name: [
+                {"optimiser": repr(optimiser), "iterations": count, "downsample": 2 - k}
+                for k, (optimiser, count) in enumerate(both)
+            ]
             for name, both in OPTIONS.items()
         },
     }

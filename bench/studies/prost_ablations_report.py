@@ -103,7 +103,10 @@ def report(options: argparse.Namespace) -> None:
     rows = {row: found[row] for row in names if found.get(row)}
     record = recorded(
         options,
-        cmaes={"population": small.CMAES.population, "generations": small.CMAES.iterations},
+        cmaes={
+            "population": small.CMAES.optimiser.population,
+            "generations": small.CMAES.iterations,
+        },
         networks=networks(options.work),
         rows={
             row: summary(cases) | read_json(folder / f"{row.replace(':', '_')}.json")

@@ -311,7 +311,7 @@ def report(options: argparse.Namespace) -> None:
         options,
         subjects={"trained": len(TRAINED), "validated": len(HELD_OUT), "tested": len(TESTED)},
         sampling=asdict(SAMPLING),
-        cmaes={"population": CMAES.population, "generations": CMAES.iterations},
+        cmaes={"population": CMAES.optimiser.population, "generations": CMAES.iterations},
         networks={name: facts for name, facts in networks.items() if facts},
         methods={name: summary(found) for name, found in rows.items()},
     )
