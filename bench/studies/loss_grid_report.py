@@ -50,7 +50,7 @@ def write_report(options: argparse.Namespace, settings: dict[str, Any]) -> str:
 def grouped(rows: Path) -> dict[Cell, list[Row]]:
     """The rows of every cell by number, those of the mixture among them."""
     found: dict[Cell, dict[int, Row]] = defaultdict(dict)
-    for folder in sorted({file.parent for file in rows.rglob("cases.*.csv")}):
+    for folder in sorted({file.parent for file in rows.rglob("rows.*.csv")}):
         for row in read_rows(folder):
             loss, optimiser = row.method.split("/")
             found[row.subject, row.protocol, optimiser, loss][row.number] = row

@@ -46,7 +46,7 @@ SCHEMA_VERSION = 1
 
 @command(
     "evaluate",
-    epilog="The folder: cases.N.csv, one row per case, one file per process, mm and degrees; "
+    epilog="The folder: rows.N.csv, one row per case, one file per process, mm and degrees; "
     "summary.json, for every method, protocol and CT success rates with Wilson 95 % intervals, "
     "mTRE of the best 50, 75 and 95 %, percentiles of all errors, capture range and run time; "
     "evaluation.json, what was run on what.",

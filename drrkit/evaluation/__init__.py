@@ -14,7 +14,6 @@ from drrkit.evaluation.landscapes import (
     landscapes_of,
     local_minima,
     losses_at,
-    save_landscapes,
 )
 from drrkit.evaluation.methods import METHODS, with_similarity
 from drrkit.evaluation.protocols import PROTOCOLS, Case, Protocol, Subject, moved_about
@@ -43,7 +42,6 @@ __all__ = [
     "moved_about",
     "read_rows",
     "recall_at",
-    "save_landscapes",
     "shard",
     "shifted_appearance",
     "summarise",

@@ -1,8 +1,4 @@
-"""Similarity landscapes: what an optimiser has to descend.
-
-Sweeps along each component of xi through the true pose, how many local minima they have, and how
-well the similarity tells how far a pose is from the truth.
-"""
+"""Similarity landscapes: sweeps of the loss along each component of xi through the true pose."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -35,7 +30,6 @@ __all__ = [
     "landscape",
     "landscapes_of",
     "local_minima",
-    "save_landscapes",
 ]
 
 AXES = ("turn x", "turn y", "turn z", "shift x", "shift y", "depth")
@@ -89,7 +83,7 @@ def landscape(
     Args:
         widths: of the sweeps to each side of the truth, degrees and mm; the random poses are
             uniform within them.
-        count: poses of a sweep; odd, so that the truth is one of them.
+        count: poses per sweep; odd, so that the truth is one of them.
         poses: random poses.
         seed: of those.
 
@@ -173,30 +167,6 @@ def local_minima(sweep: Tensor) -> int:
     if signs.numel() == 0:
         return 1
     return within + int(signs[0] > 0) + int(signs[-1] < 0)
-
-
-def save_landscapes(landscapes: Sequence[Landscape], path: Path) -> None:
-    """A figure of sweeps (one column an axis) and of loss against distance, a row a similarity.
-
-    Raises:
-        ImportError: matplotlib is missing.
-    """
-    from matplotlib.figure import Figure
-
-    rows = len(landscapes)
-    figure = Figure(figsize=(18.0, 2.6 * rows), layout="constrained")
-    grid = figure.subplots(rows, len(AXES) + 1, squeeze=False)
-    for row, found in zip(grid, landscapes, strict=True):
-        for axis, plot in enumerate(row[:-1]):
-            scale = 180 / math.pi if axis < 3 else 1.0
-            plot.plot(found.offsets[axis] * scale, found.sweeps[axis])
-            plot.axvline(0.0, color="0.7", linewidth=0.8)
-            unit = "degrees" if axis < 3 else "mm"
-            plot.set_xlabel(f"{AXES[axis]}, {unit}: {found.minima[axis]} minima")
-        row[0].set_ylabel(found.name)
-        row[-1].scatter(found.distances, found.losses, s=4)
-        row[-1].set_xlabel(f"mTRE, mm: correlation {found.correlation:.2f}")
-    figure.savefig(path)
 
 
 def _losses(case: Case, stages: Sequence[Stage], world_to_camera: Tensor) -> Tensor:

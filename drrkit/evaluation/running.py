@@ -1,4 +1,4 @@
-"""Cases run by several processes, one row of numbers each, in CSV files that resume."""
+"""Runs cases, in one or several processes, into CSV files of one row each that resume."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from drrkit.evaluation.protocols import Case, Protocol, Subject
+from drrkit.files import whole_file
 from drrkit.geometry import so3_log, volume_center
 from drrkit.metrics import mtre, rotation_error
 from drrkit.projector import render
@@ -63,7 +64,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, int]:
-        """What makes two rows the same case."""
+        """Method, protocol, subject and number: what identifies a row."""
         return self.method, self.protocol, self.subject, self.number
 
 
@@ -103,7 +104,7 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     rank, world = shard()
     done = {row.key for row in read_rows(folder)}
-    own = folder / f"cases.{rank}.csv"
+    own = folder / f"rows.{rank}.csv"
     rows = list(_read(own)) if own.exists() else []
     drawn = list(itertools.product(protocols, range(cases), subjects))
     for protocol, number, subject in drawn[rank::world]:
@@ -167,14 +168,14 @@ def read_rows(folder: Path) -> list[Row]:
     Raises:
         ValueError: a file is not one of `evaluate`.
     """
-    rows = [row for file in sorted(folder.glob("cases.*.csv")) for row in _read(file)]
+    rows = [row for file in sorted(folder.glob("rows.*.csv")) for row in _read(file)]
     return list({row.key: row for row in rows}.values())
 
 
 def _registered(case: Case, stages: Any) -> RegistrationResult:
     device = case.subject.attenuation.values.device
     with warnings.catch_warnings():
-        # A hundred times the same remark, which the translations along z say in numbers.
+        # The same in every case; the errors along z show it in numbers.
         warnings.filterwarnings("ignore", message="depth is not observable")
         return register(
             case.subject.attenuation,
@@ -216,9 +217,7 @@ def _read(file: Path) -> Iterator[Row]:
 
 def _write(file: Path, rows: Iterable[Row]) -> None:
     """The rows as CSV, whole or not at all."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as stream:
+    with whole_file(file) as staged, open(staged, "w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, [field.name for field in fields(Row)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    temporary.replace(file)

@@ -1,4 +1,4 @@
-"""What page and server say to each other: small JSON objects, and grey pictures as binary frames.
+"""Messages between page and server: small JSON objects, and grey pictures as binary frames.
 
 A message has a `type` and the keys of that type, no others. Angles are degrees here.
 """
@@ -36,11 +36,7 @@ class Message(NamedTuple):
 
 
 def parse(text: Any) -> Message:
-    """A message that is exactly what the protocol allows.
-
-    Raises:
-        ValueError: it is not, and why.
-    """
+    """A message as the protocol allows it. Raises ValueError: the reason why it does not."""
     if not isinstance(text, str):
         raise ValueError("expected text, got a binary message")
     if len(text) > LARGEST_MESSAGE:
@@ -62,7 +58,7 @@ def parse(text: Any) -> Message:
 
 
 def hello(session: Session, title: str) -> str:
-    """The first message of the server: what there is to choose from."""
+    """The first message of the server: sizes, and the choices of the page."""
     rows, cols = session.xray.pixels.shape
     return json.dumps(
         {
@@ -80,7 +76,7 @@ def hello(session: Session, title: str) -> str:
 
 
 def state(session: Session, look: Look) -> str:
-    """All numbers of a look; the DRR follows as a frame of the same version."""
+    """All numbers that the page shows; the DRR follows as a frame of the same version."""
     degrees = [math.degrees(angle) for angle in look.xi[:3]]
     content: dict[str, Any] = {
         "type": "state",
@@ -104,7 +100,7 @@ def state(session: Session, look: Look) -> str:
 
 
 def error(text: str) -> str:
-    """A message that could not be followed, or work that failed."""
+    """A message that was refused, or work that failed."""
     return json.dumps({"type": "error", "text": text})
 
 
@@ -135,7 +131,7 @@ def _short(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    # Python's integers have no end: a float of one may overflow.
+    # Python's integers are unbounded: converting one to float may overflow.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return abs(value) <= 1e9

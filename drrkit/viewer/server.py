@@ -1,9 +1,9 @@
-"""The viewer as a local web page: its files, a websocket, and who may talk to it.
+"""The viewer as a local web page: its files, a websocket, and access control.
 
 Only this machine can connect: the server listens on 127.0.0.1. Other web pages in the user's
-browser cannot use it either: the address holds a secret, requests must name this host (a name that
-someone else's DNS points here does not do), and websockets must come from the page itself. Nothing
-but the page's own files is served, and no message names a file.
+browser cannot use it either: the address holds a secret, requests must name this host (which stops
+foreign DNS names that point here), and websockets must come from the page itself. Nothing but the
+page's own files is served, and no message names a file.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ class OwnPageOnly:
 class Connection:
     """One open page.
 
-    What it asks for is only noted, and the newest wish is drawn whenever the page is done with the
-    last picture: however fast a mouse moves, nothing queues.
+    Its messages only change what is to be shown; the newest state is sent whenever the page has
+    drawn the last picture, so that nothing queues however fast the mouse moves.
     """
 
     def __init__(self, websocket: WebSocket, session: Session, title: str) -> None:
@@ -157,7 +157,7 @@ class Connection:
                     _log.error("the viewer's connection failed", exc_info=error)
 
     async def _listen(self) -> None:
-        """Follow the page's messages; one that is wrong gets an answer, nothing more."""
+        """Follow the page's messages; a wrong one is answered with an error."""
         while True:
             event = await self.websocket.receive()
             if event["type"] == "websocket.disconnect":

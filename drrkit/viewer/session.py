@@ -1,4 +1,4 @@
-"""What the viewer knows and does, without any web: pose, picture, loss, registration."""
+"""The viewer without its web part: pose, picture, loss, registration."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,14 +64,14 @@ def strategy_stages(strategy: str, similarity: str) -> tuple[Stage | Search, ...
 
 @dataclass(frozen=True)
 class Look:
-    """The scene at one moment.
+    """What the page shows at one moment.
 
     Attributes:
         version: counts the session's changes; a look of a lower version is outdated.
         pose_version: counts the pose's changes only.
         picture: the DRR.
-        fine: whether the DRR has all its pixels and the geometry is told, not a preview only.
-        xi: [6] the way from the start, rad and mm, in camera axes about the volume's centre.
+        fine: whether the DRR has all its pixels and the geometry is given, not a preview only.
+        xi: [6] the motion from the start, rad and mm, in camera axes about the volume's centre.
         loss: of the chosen similarity on the preview's pixels; None where it cannot be computed.
         running: whether a registration is under way.
         steps: how many steps it has made.
@@ -97,7 +98,7 @@ class Look:
 class Session:
     """A CT, an X-ray and a pose between them that is moved, registered, reset and saved.
 
-    Methods may be called from any thread; those that change something tell the listeners.
+    Methods may be called from any thread; those that change something call the listeners.
 
     Args:
         volume: in mu.
@@ -127,7 +128,8 @@ class Session:
         if volume.unit != "mu":
             raise ValueError(f"volume: expected mu (convert with to_mu), got unit {volume.unit!r}")
         if volume.values.dim() != 3:
-            raise ValueError(f"volume: expected one value a voxel, got {volume.values.shape[0]}")
+            channels = volume.values.shape[0]
+            raise ValueError(f"volume: expected a single channel, got {channels} channels")
         if start.numel() != 16:
             raise ValueError(f"start: expected one pose [4, 4], got {tuple(start.shape)}")
         self.volume, self.camera, self.method, self._save = volume, camera, method, save
@@ -147,9 +149,8 @@ class Session:
         self._listeners: list[Callable[[], None]] = []
         self._pose, self._similarity = self.start.clone(), DEFAULT_SIMILARITY
         self._version = self._pose_version = 0
-        self._cache: dict[bool, tuple[int, Picture]] = {}
-        self._drr: tuple[int, Tensor] | None = None  # of the preview, for the loss
-        self._losses: dict[str, tuple[int, float | None]] = {}
+        self._made: dict[Any, Any] = {}  # from the pose of version _made_at
+        self._made_at = -1
         self._worker: threading.Thread | None = None
         self._stopping, self._running, self._steps, self._message = False, False, 0, ""
 
@@ -178,7 +179,7 @@ class Session:
 
     @property
     def xi(self) -> Tensor:
-        """[6] float64, rad and mm: the way from the start to the pose, as `perturb` takes it."""
+        """[6] float64, rad and mm: the motion from the start to the pose, as `perturb` takes it."""
         return motion_of(self.start, self.world_to_camera[None], self.center)[0]
 
     @property
@@ -194,8 +195,14 @@ class Session:
                 version, pose_version, pose = self._version, self._pose_version, self._pose
                 similarity, running = self._similarity, self._running
                 steps, message = self._steps, self._message
-            picture = self._rendered(pose, pose_version, fine and self.has_preview)
-            loss = self._loss(similarity, pose, pose_version)
+            once = partial(self._once, pose_version=pose_version)
+            # The loss is that of the preview's pixels.
+            preview = once("preview", make=lambda: self._coarse(pose[None]))
+            loss = once(similarity, make=lambda: self._loss(similarity, preview))
+            if fine and self.has_preview:
+                picture = once("fine", make=lambda: Picture(to_display(self._fine(pose[None]))))
+            else:
+                picture = once("coarse", make=lambda: Picture(to_display(preview)))
             svg = sentence = None
             if fine:
                 svg = scene_svg(self.volume, self.camera, [self.start.cpu(), pose.cpu()])
@@ -218,7 +225,7 @@ class Session:
         )
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Calls a function after every change, from any thread; what is returned ends that."""
+        """Calls a function after every change, in any thread, until the returned one is called."""
         with self._lock:
             self._listeners.append(listener)
 
@@ -283,7 +290,7 @@ class Session:
         return not self._running
 
     def save(self) -> str:
-        """Saves the pose; where to.
+        """Saves the pose and returns the file's name.
 
         Raises:
             ValueError: no place was named.
@@ -294,7 +301,7 @@ class Session:
         look = self.look(fine=False)
         pose = torch.tensor(look.world_to_camera, dtype=torch.float64)
         place = self._save(pose, {"similarity": look.similarity, "loss": look.loss})
-        self._tell(f"saved {place}")
+        self._show(f"saved {place}")
         return place
 
     # ---- inside
@@ -330,40 +337,27 @@ class Session:
         for listener in listeners:
             listener()
 
-    def _tell(self, message: str) -> None:
+    def _show(self, message: str) -> None:
         with self._lock:
             self._message = message
         self._changed()
 
-    def _rendered(self, pose: Tensor, pose_version: int, fine: bool) -> Picture:
-        known = self._cache.get(fine)
-        if known is None or known[0] != pose_version:
-            if fine:
-                with torch.no_grad():
-                    drr = self._fine(pose[None])
-            else:
-                drr = self._previewed(pose, pose_version)
-            known = self._cache[fine] = pose_version, Picture(to_display(drr))
-        return known[1]
-
-    def _previewed(self, pose: Tensor, pose_version: int) -> Tensor:
-        """The DRR [1, 1, rows, cols] on the preview's pixels; the loss is computed on it, too."""
-        if self._drr is None or self._drr[0] != pose_version:
+    def _once(self, key: Any, pose_version: int, make: Callable[[], Any]) -> Any:
+        """The result of `make` for the pose of this version, called only once per key."""
+        if self._made_at != pose_version:
+            self._made, self._made_at = {}, pose_version
+        if key not in self._made:
             with torch.no_grad():
-                self._drr = pose_version, self._coarse(pose[None])
-        return self._drr[1]
+                self._made[key] = make()
+        return self._made[key]
 
-    def _loss(self, similarity: str, pose: Tensor, pose_version: int) -> float | None:
-        known = self._losses.get(similarity)
-        if known is None or known[0] != pose_version:
-            drr, view = self._previewed(pose, pose_version), self._preview
-            try:
-                with torch.no_grad():
-                    loss = float(SIMILARITIES[similarity](drr, view.xray, view.mask))
-            except (ValueError, RuntimeError):  # an image too small for its windows, for example
-                loss = math.nan
-            known = self._losses[similarity] = pose_version, loss if math.isfinite(loss) else None
-        return known[1]
+    def _loss(self, similarity: str, drr: Tensor) -> float | None:
+        view = self._preview
+        try:
+            loss = float(SIMILARITIES[similarity](drr, view.xray, view.mask))
+        except (ValueError, RuntimeError):  # an image too small for its windows, for example
+            return None
+        return loss if math.isfinite(loss) else None
 
     def _register(self, stages: tuple[Stage | Search, ...], start: Tensor) -> None:
         try:
@@ -388,7 +382,7 @@ class Session:
             message = f"the registration failed: {error}"
         with self._lock:
             self._running = False
-        self._tell(message)
+        self._show(message)
 
     def _watch(self, world_to_camera: Tensor, loss: float) -> None:
         if self._stopping:

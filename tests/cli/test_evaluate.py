@@ -62,7 +62,7 @@ def test_an_evaluation_leaves_rows_a_summary_and_what_was_run(tmp_path, monkeypa
     monkeypatch.setitem(METHODS, "auto", QUICK)
     ct, out = patient(tmp_path), tmp_path / "out"
     told = succeed("evaluate", ct, "--out", out, "--cases", 2, "--registration", "auto").output
-    with open(out / "cases.0.csv", newline="") as stream:
+    with open(out / "rows.0.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["number"] for row in rows] == ["0", "1"]
     assert {"mtre", "start_mtre", "rotation_x", "translation_z", "seconds"} <= set(rows[0])
@@ -141,7 +141,7 @@ def test_a_mistake_is_one_sentence(arguments, message, cts, monkeypatch):
 
 def test_the_help_names_every_output():
     told = " ".join(succeed("evaluate", "--help").output.split())
-    for words in ("cases.N.csv", "summary.json", "Wilson", "capture range", "--similarity NAME"):
+    for words in ("rows.N.csv", "summary.json", "Wilson", "capture range", "--similarity NAME"):
         assert words in told
 
 
@@ -183,7 +183,7 @@ def test_torchrun_finishes_an_interrupted_evaluation_with_the_rows_of_a_single_p
     subprocess.run([*single, str(whole)], check=True, env=environment, capture_output=True)
 
     stopped = subprocess.Popen([*single, str(shared)], env=environment, stderr=subprocess.PIPE)
-    while stopped.poll() is None and not list(shared.glob("cases.0.csv")):
+    while stopped.poll() is None and not list(shared.glob("rows.0.csv")):
         time.sleep(0.05)
     stopped.send_signal(signal.SIGINT)
     complaint = stopped.communicate()[1].decode()
@@ -196,7 +196,7 @@ def test_torchrun_finishes_an_interrupted_evaluation_with_the_rows_of_a_single_p
     done = subprocess.run(
         [*torchrun, str(shared)], check=True, env=environment, capture_output=True, text=True
     )
-    assert len(list(shared.glob("cases.*.csv"))) == 2
+    assert len(list(shared.glob("rows.*.csv"))) == 2
     after = read_rows(shared)
     assert all(row in after for row in before)  # their times, too: not run again
     assert untimed(after) == untimed(read_rows(whole)) and len(after) == 5

@@ -149,7 +149,7 @@ BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the 
     "_native": 1_310,
     "cli": 4_640,
     "conversions": 1_600,
-    "evaluation": 900,
+    "evaluation": 865,
     "fields": 1_805,
     "geometry": 1_140,
     "losses": 1_640,
@@ -158,7 +158,7 @@ BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the 
     "report": 1_760,
     "similarity": 2_975,
     "training": 1_190,
-    "viewer": 990,
+    "viewer": 970,
     "volume": 2_650,  # with the checks of other people's headers, and DICOM for xray too
     "xray": 3_640,
 }
