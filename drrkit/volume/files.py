@@ -102,8 +102,9 @@ def inspect_volume(
     raster = _read_raster(
         source, series, np.float64 if dtype == torch.float64 else np.float32, AIR[unit]
     )
-    if raster.pixels.ndim < 3:
-        raise ValueError(f"{source}: expected a 3D image, got {raster.pixels.ndim}D")
+    dims = raster.pixels.ndim - ("channels" in raster.facts)
+    if dims < 3:
+        raise ValueError(f"{source}: expected a 3D image, got {dims}D")
     try:
         volume = Volume(
             values=torch.from_numpy(raster.pixels).to(dtype),

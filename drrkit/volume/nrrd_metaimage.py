@@ -212,6 +212,8 @@ def read_metaimage(path: Path, dtype: Any) -> Raster:
     pixels = np.moveaxis(pixels, -1, 0) if channels > 1 else pixels[..., 0]
     if channels == 1:
         pixels = at_most_3d(path, pixels, facts)
+    else:
+        facts["channels"] = str(channels)
     spacing = numbers(dims, "ElementSpacing", "ElementSize")
     if spacing is None:
         notes.append("the file does not say how large its voxels are: 1 mm is assumed")

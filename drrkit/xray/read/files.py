@@ -249,7 +249,7 @@ def _read_npy(source: Path) -> Xray:
 def _read_raster(source: Path) -> Xray:
     raster = read_image(source)
     pixels, notes = raster.pixels, raster.notes
-    if pixels.ndim == 4:
+    if "channels" in raster.facts:
         pixels, more = grey(np.moveaxis(pixels, 0, -1))
         notes = (*notes, *more)
     known = "spacing" not in raster.facts
