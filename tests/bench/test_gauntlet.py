@@ -336,7 +336,7 @@ def small():
     high = low + 5.0 * (np.array(moving.shape_xyz) - 1)
     grid = Grid.of(whole.values.numpy(), whole.affine.double().numpy(), low - 20.0, high + 20.0)
     points = drrkit.metrics.bone_points(moving, count=200).numpy()
-    return Subject("random_pelvis-3", grid, moving, points, np.zeros(3), low, high, 2.176, 25.0)
+    return Subject("random_pelvis-3", grid, moving, points, np.zeros(3), low, high)
 
 
 def recipe_of(small, seed=0):

@@ -587,9 +587,9 @@ def much_distorted(recipe: Recipe) -> None:
 
 
 def other_pixels(recipe: Recipe) -> None:
-    """pixels stated as 2.176 mm that are 2.8 mm (chest: 1.7 that are 2.19)"""
+    """pixels stated as 2.176 mm that are 2.8 mm"""
     declared = recipe.camera
-    recipe.camera = _declared(recipe, pixel_mm=declared.pixel_mm * 2.8 / 2.176)
+    recipe.camera = _declared(recipe, pixel_mm=2.8)
     recipe.declared = declared
 
 

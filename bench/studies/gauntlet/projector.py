@@ -8,6 +8,7 @@ what that slice shows: the patient goes on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,7 @@ VOXEL_MM = 1.7 * 0.9772  # an irrational share of no CT's voxels
 TURN_RAD = (0.113, 0.071, 0.193)
 STEP_MM = 2.09
 OVERSAMPLING = 2  # rays per pixel and direction
+COARSE = 4  # samples between two of which a deformation is taken for linear
 CHUNK = 4096  # rays
 
 
@@ -141,12 +143,13 @@ def area_densities(
         first, last = float(near[part].min()), float(far[part].max())
         if last <= first:
             continue
-        steps = first + STEP_MM * torch.arange(int((last - first) / STEP_MM) + 1)
+        count = math.ceil((last - first) / STEP_MM / COARSE) * COARSE + 1
+        steps = first + STEP_MM * torch.arange(count)
         depth = steps[None] + STEP_MM * torch.from_numpy(phase[part, None]).float()
         ray = torch.from_numpy(directions[part]).float()
         points = torch.from_numpy(source).float() + depth[..., None] * ray[:, None]
         if deformation is not None:
-            points = deformation(points.reshape(-1, 3)).reshape(points.shape)
+            points += _moves(deformation, points[:, ::COARSE])
         index = points @ to_index[:3, :3].T + to_index[:3, 3]
         where = 2.0 * index / (counts - 1.0) - 1.0
         hu = torch.nn.functional.grid_sample(
@@ -160,6 +163,14 @@ def area_densities(
         tissue[part] = 0.1 * STEP_MM * soft.sum(-1).numpy()
         mineral[part] = 0.1 * STEP_MM * bone.sum(-1).numpy()
     return {"muscle": tissue, "bone mineral": mineral}
+
+
+def _moves(deformation: Deformation, points: Tensor) -> Tensor:
+    """How far points [rays, steps, 3] are moved, linear between them to [rays, all steps, 3]."""
+    moves = (deformation(points.reshape(-1, 3)).reshape(points.shape) - points).movedim(1, 2)
+    size = (points.shape[1] - 1) * COARSE + 1
+    between = torch.nn.functional.interpolate(moves, size, mode="linear", align_corners=True)
+    return between.movedim(2, 1)
 
 
 def rotation_matrix(vector: np.ndarray) -> np.ndarray:

@@ -17,38 +17,30 @@ import torch
 from torch import Tensor
 
 import drrkit
-from bench.studies.gauntlet.projector import Grid
+from bench.studies.gauntlet.projector import Grid, rotation_matrix
 
 SEEDS = {"develop": 0, "choose": 1, "report": 2}
 """Sets of cases that share no draw and no phantom."""
 
-FIELD_MM = 218.5  # what the detector sees at the isocentre
 BEYOND_MM = 80.0  # how far the patient goes on beyond the first and last slice
 
 
 @dataclass(frozen=True)
 class Place:
-    """A CT's part: file, the slices of the moving volume (z, mm), and what the view is centred on.
-
-    shift_mm: largest offset of the isocentre along the patient, so that the field stays in the
-    moving volume unless a condition says otherwise.
-    """
+    """A CT's part: file, slices of the moving volume (z, mm), what the view is centred on."""
 
     file: str
     moving: tuple[float, float]
     focus: tuple[float, float, float]
-    pixel_mm: float = 2.176
-    shift_mm: float = 25.0
 
 
 PLACES = {
-    "pelvis": Place("pelvis_2mm.nii.gz", (1055.0, 1375.0), (-6.0, 30.0, 1190.0)),
-    "abdomen": Place("pelvis_2mm.nii.gz", (1255.0, 1535.0), (-8.0, 20.0, 1395.0)),
-    # Above the diaphragm there are 19 cm: a smaller field, of 17 cm, stays inside.
-    "chest": Place("chest_2mm.nii.gz", (-150.0, 38.0), (-4.0, -150.0, -56.0), 1.7, 8.0),
+    "pelvis": Place("pelvis_2mm.nii.gz", (1055.0, 1415.0), (-6.0, 30.0, 1190.0)),
+    "abdomen": Place("pelvis_2mm.nii.gz", (1175.0, 1535.0), (-8.0, 20.0, 1380.0)),
+    "chest": Place("chest_2mm.nii.gz", (-267.0, 38.0), (-4.0, -150.0, -112.0)),
 }
 PHANTOMS = ("random_pelvis", "random_spine", "random_skull")
-PHANTOM_MM = 288.0  # edge of a phantom's moving volume, a cube
+PHANTOM_MM = 320.0  # edge of a phantom's moving volume, a cube
 PHANTOM_SPACING = 2.0
 PHANTOM_XRAY_SPACING = 1.87
 
@@ -140,8 +132,6 @@ class Subject:
     focus: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    pixel_mm: float
-    shift_mm: float
 
     @property
     def kind(self) -> str:
@@ -175,7 +165,7 @@ def data_folder() -> Path:
 @lru_cache(maxsize=8)
 def subject(name: str, cache: Path) -> Subject:
     """A subject by name: one of PLACES, or a phantom's kind with a seed, as "random_spine-3"."""
-    whole, moving, focus, pixel_mm, shift_mm = _volumes(name)
+    whole, moving, focus = _volumes(name)
     low, high = _box(moving)
     first, last = low.copy(), high.copy()
     first[2], last[2] = low[2] - BEYOND_MM, high[2] + BEYOND_MM
@@ -194,7 +184,7 @@ def subject(name: str, cache: Path) -> Subject:
         hu = torch.from_numpy(stored["hu"].astype(np.float32))
         grid = Grid(hu, stored["world_to_index"])
     points = np.load(points_file)
-    return Subject(name, grid, moving, points, focus, low, high, pixel_mm, shift_mm)
+    return Subject(name, grid, moving, points, focus, low, high)
 
 
 def names_of(kinds: Sequence[str], seeds: str) -> list[str]:
@@ -202,22 +192,16 @@ def names_of(kinds: Sequence[str], seeds: str) -> list[str]:
     return [kind if kind in PLACES else f"{kind}-{100 + SEEDS[seeds]}" for kind in kinds]
 
 
-def _volumes(name: str) -> tuple[drrkit.Volume, drrkit.Volume, np.ndarray, float, float]:
-    """What is X-rayed, what is moved, focus, pixel and shift."""
+def _volumes(name: str) -> tuple[drrkit.Volume, drrkit.Volume, np.ndarray]:
+    """What is X-rayed, what is moved, what views are centred on."""
     if name in PLACES:
         place = PLACES[name]
         whole = drrkit.read_volume(str(data_folder() / place.file))
-        return (
-            whole,
-            slab(whole, *place.moving),
-            np.array(place.focus),
-            place.pixel_mm,
-            place.shift_mm,
-        )
+        return whole, slab(whole, *place.moving), np.array(place.focus)
     kind, seed = name.removeprefix("random_").split("-")
     moving = phantom(kind, int(seed), PHANTOM_MM, PHANTOM_SPACING)
-    whole = phantom(kind, int(seed), PHANTOM_MM + 2 * BEYOND_MM, PHANTOM_XRAY_SPACING)
-    return whole, moving, np.zeros(3), 2.176, 25.0
+    whole = phantom(kind, int(seed), PHANTOM_MM + BEYOND_MM, PHANTOM_XRAY_SPACING)
+    return whole, moving, np.zeros(3)
 
 
 def phantom(kind: str, seed: int, edge: float, spacing: float) -> drrkit.Volume:
@@ -276,7 +260,8 @@ class Turn:
         reach = offset.norm(dim=-1)
         near = reach < 220.0
         offset, reach = offset[near], reach[near]
-        back = _rotated(offset, self.axis, torch.full((len(offset),), -self.angle))
+        turn = rotation_matrix(-self.angle * self.axis.double().numpy())
+        back = offset @ torch.from_numpy(turn.T).float()
         gap = torch.full((len(offset),), float("inf"))
         for first, second, radius in self.capsules:
             a = torch.tensor(first) - self.center
