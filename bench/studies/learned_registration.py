@@ -30,7 +30,7 @@ from torch import Tensor
 
 from bench.studies.learned_registration_report import write_report
 from bench.studies.prost_small import descent
-from drrkit import CArm, register, view_ap
+from drrkit import CArm, register, view_ap, volume_center
 from drrkit.evaluation import PROTOCOLS, Case, Protocol, Row, Subject, evaluate, read_rows
 from drrkit.phantoms import random_anatomy
 from drrkit.registration import CmaEs, RegistrationResult, Regressor, Stage
@@ -132,7 +132,9 @@ def trained_network(
     """The network after `options.steps` steps on the split's training subjects."""
     network = fresh(name)
     patients = [
-        TrainingPatient.of(subject, cts[subject], network, sod=POSTER.sod)
+        TrainingPatient.of(
+            subject, cts[subject], network, sod=POSTER.sod, center=volume_center(cts[subject])
+        )
         for subject in split.train
     ]
     task = task_of(name, network, patients, options)

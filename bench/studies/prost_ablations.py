@@ -144,9 +144,7 @@ def patients(
 ) -> list[TrainingPatient]:
     bones = None if whole else small.BONE
     return [
-        TrainingPatient.of(
-            f"{anatomy} {seed}", small.subject(seed, work, anatomy), network, bones=bones
-        )
+        small.patient(f"{anatomy} {seed}", small.subject(seed, work, anatomy), network, bones)
         for seed in seeds
     ]
 

@@ -48,7 +48,7 @@ from bench.studies.study import (
     write_json,
     write_text,
 )
-from drrkit import CArm, Stage, Volume, metrics, register
+from drrkit import CArm, Stage, Volume, metrics, register, volume_center
 from drrkit.files import write_whole
 from drrkit.phantoms import random_anatomy
 from drrkit.registration import CmaEs, Directions
@@ -148,11 +148,16 @@ def subject(seed: int, work: Path, kind: str = "pelvis") -> Volume:
     return Volume(values, spacing, origin, unit="HU", labels=labels)
 
 
+def patient(
+    name: str, ct: Volume, network: LearnedSimilarity, bones: Sequence[int] | None
+) -> TrainingPatient:
+    """Seen and turned about the CT's centre, as register() turns it."""
+    center = volume_center(ct)
+    return TrainingPatient.of(name, ct, network, bones=bones, center=center)
+
+
 def patients(seeds: Sequence[int], network: LearnedSimilarity, work: Path) -> list[TrainingPatient]:
-    return [
-        TrainingPatient.of(f"pelvis {seed}", subject(seed, work), network, bones=BONE)
-        for seed in seeds
-    ]
+    return [patient(f"pelvis {seed}", subject(seed, work), network, BONE) for seed in seeds]
 
 
 # ---- training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,7 @@ from drrkit.registration import (
     register,
 )
 from drrkit.report import FAR_DEG, FAR_MM, pose_overlays, save_image, shown_confidence
+from drrkit.volume import Volume
 
 __all__ = [
     "INTERRUPTED",
@@ -84,17 +86,41 @@ class SimilarityName(click.ParamType):
         return path
 
 
-def similarity_stages(similarity: str | Path, device: torch.device) -> tuple[Stage, ...]:
+def similarity_stages(
+    similarity: str | Path, device: torch.device, stages: tuple[Stage | Search, ...] = AUTO
+) -> tuple[Stage | Search, ...]:
     """auto with this similarity in all stages; with a trained network: learned, CMA-ES, Levenberg.
 
+    A trained network may follow a search and the stage behind it, which keeps the best candidates.
+
     Raises:
+        click.UsageError: other stages than auto, unless they search and the network is trained.
         ValueError, OSError: as load_similarity.
     """
+    searches = tuple(itertools.takewhile(lambda stage: isinstance(stage, Search), stages))
+    if stages is not AUTO and (isinstance(similarity, str) or not searches):
+        raise click.UsageError(
+            "--similarity changes the stages of auto; a trained one may also follow the search of "
+            "--stages global."
+        )
     if isinstance(similarity, str):
         return tuple(replace(stage, similarity=similarity) for stage in AUTO)
     from drrkit.similarity import load_similarity
 
-    return hybrid(load_similarity(similarity, device))
+    before = stages[: len(searches) + 1] if searches else ()
+    return (*before, *hybrid(load_similarity(similarity, device)))
+
+
+def _trained_center(stages: Sequence[Stage | Search], scene: Volume) -> Tensor | None:
+    """The point that a trained network's poses turned about, if one of the stages has a network."""
+    from drrkit.similarity import BoneNetwork, bone_center
+
+    for stage in stages:
+        if isinstance(stage, Stage):
+            for network in (stage.similarity, getattr(stage.optimiser, "network", None)):
+                if isinstance(network, BoneNetwork):
+                    return bone_center(network.moving(scene))
+    return None
 
 
 def plain_stages(stages: Sequence[Stage | Search]) -> list[dict[str, Any]]:
@@ -171,7 +197,8 @@ class Stages(click.ParamType):
 @click.option(
     "--similarity",
     type=SimilarityName(),
-    help="Similarity of all stages; or the file of a trained one, whose descent comes first.",
+    help="Similarity of all stages; or the file of a trained one, whose descent comes first, or "
+    "after the search of --stages global.",
 )
 @click.option(
     "--stages",
@@ -211,9 +238,7 @@ def register_command(
     """
     began = time.perf_counter()
     if similarity is not None:
-        if stages is not AUTO:
-            raise click.UsageError("--similarity changes the stages of auto, not --stages.")
-        stages = similarity_stages(similarity, given.device)
+        stages = similarity_stages(similarity, given.device, stages)
     searching = isinstance(stages[0], Search)
     problem = given.load(ct, xray, [output, overlay], searching)
     with _warnings_shown():
@@ -224,6 +249,9 @@ def register_command(
             problem.start,
             stages=stages,
             mask=problem.weights,
+            center=_trained_center(stages, problem.volume)
+            if isinstance(similarity, Path)
+            else None,
             method=given.method,
             seed=seed,
             progress=not quiet,

@@ -20,7 +20,7 @@ from drrkit.volume import Volume, read_volume
 __all__ = ["Cohort", "Scan", "SubjectOptions"]
 
 VOLUMES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
-PHANTOMS = 20
+PHANTOMS = 48
 
 
 class Scan(NamedTuple):

@@ -40,7 +40,7 @@ __all__ = [
     "voxels_option",
 ]
 
-FREE = ("out", "steps", "validate_every", "save_every", "device", "quiet")
+FREE = ("out", "steps", "validate_every", "save_every", "device", "quiet", "show")
 """Options that may have other values when a run is resumed."""
 
 

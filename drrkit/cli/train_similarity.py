@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from torch import Tensor
 
 from drrkit.cli.command import Answer, command
 from drrkit.cli.io import pixel_pitch
-from drrkit.cli.options import SDD, SOD, Number, NumberRange, Size, grouped, option
+from drrkit.cli.options import SDD, SOD, Number, NumberRange, OutputFile, Size, grouped, option
 from drrkit.cli.register import REGRESSOR_FILE, SIMILARITY_FILE
 from drrkit.cli.subjects import Scan, SubjectOptions
 from drrkit.cli.train import TrainingOptions, run_training
 from drrkit.geometry import Camera, CArm
+from drrkit.report import save_image
 from drrkit.similarity import (
     KINDS,
     MEASURED,
@@ -37,12 +39,13 @@ from drrkit.similarity import (
     save_similarity,
     simulated,
 )
-from drrkit.training import TrainingResult
+from drrkit.training import Processes, TrainingResult
 from drrkit.volume import Volume
 from drrkit.xray import (
     CdregRandomisation,
     DomainRandomisation,
     Randomisation,
+    TargetSynthesis,
     simulate_xray,
 )
 
@@ -51,6 +54,7 @@ __all__ = ["regressor_command", "similarity_command"]
 PUBLISHED, SMALL = (128, 128), (64, 64)
 FIELD_MM = 128 * 2.176
 """Width of the published detector."""
+ENLARGED = 3  # times the pixels of training images in a picture of them
 
 RANDOMISATIONS: dict[str, Randomisation | None] = {
     "prost": DomainRandomisation(),
@@ -65,6 +69,16 @@ def with_scatter(ct: Volume, camera: Camera, world_to_camera: Tensor, seed: int)
 
 
 SYNTHESES: dict[str, Synthesis] = {"simple": simulated, "full": with_scatter}
+TOOLS = TargetSynthesis(
+    spectra=("90kV",),
+    photons=(2e4, 2e4),
+    scatter=(0.0, 0.0),
+    electronic_noise=(0.0, 0.0),
+    blur_sigma_px=(0.5, 0.5),
+    supersample=2,
+    tool_probability=0.5,
+)
+"""The X-rays of "simple" with a wire, a screw and a rod, each in half of the images."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +99,17 @@ class TrainingImageOptions:
         default="simple",
         help="simple: a spectrum through soft tissue and bone, noise, blur. full: scatter too.",
     )
+    tools: bool = option(
+        is_flag=True, help="Add a wire, a screw and a rod, each to half of the X-rays."
+    )
     randomise: str = option(
         type=click.Choice(list(RANDOMISATIONS)),
-        default="prost",
+        default="none",
         help="Domain randomisation of the X-rays that are trained on.",
+    )
+    show: Path | None = option(
+        type=OutputFile(".png"),
+        help="Write a picture of a training batch first: X-rays, bones at true and moving poses.",
     )
 
     def camera(self, network: str) -> Camera:
@@ -102,8 +123,12 @@ class TrainingImageOptions:
 
     def how_made(self) -> dict[str, Any]:
         """The tasks' arguments that make X-rays and change them at random."""
+        synthesise = SYNTHESES[self.xrays]
+        if self.tools:
+            scatter = (0.1, 0.1) if self.xrays == "full" else TOOLS.scatter
+            synthesise = replace(TOOLS, scatter=scatter)
         return {
-            "synthesise": SYNTHESES[self.xrays],
+            "synthesise": synthesise,
             "randomise": RANDOMISATIONS[self.randomise],
         }
 
@@ -128,7 +153,7 @@ def _network_option(family: type, default: str) -> Any:
 @click.option(
     "--poses",
     type=click.Choice(list(SAMPLINGS)),
-    default="prost",
+    default="uniform",
     help="How training draws poses.",
 )
 @click.option("--optimiser", type=click.Choice(["adam", "sgd"]), default="adam")
@@ -139,7 +164,7 @@ def _network_option(family: type, default: str) -> Any:
     default="cosine",
     help="Of the rate; a training with cosine cannot be prolonged.",
 )
-@click.option("--batch", type=click.IntRange(1), default=4, help="Image pairs per process.")
+@click.option("--batch", type=click.IntRange(1), default=8, help="Image pairs per process.")
 @grouped(TrainingImageOptions, "images")
 @grouped(SubjectOptions, "subjects")
 @grouped(TrainingOptions, "how")
@@ -181,6 +206,7 @@ def similarity_command(
         **images.how_made(),
     )
     steps = {"steps": how.steps} if schedule == "cosine" else {}
+    show_batch(task, images.show)
     return _run(ctx, begun, task, how, {**steps, **begun.split}, SIMILARITY_FILE)
 
 
@@ -227,6 +253,7 @@ def regressor_command(
     recipe = replace(REGRESSOR_RECIPES[NETWORKS[network].kind], seed=how.seed, **given)
     begun = _begin(network, images, subjects, how)
     task = RegressorTask(begun.model, *begun.patients, begun.camera, recipe, **images.how_made())
+    show_batch(task, images.show)
     return _run(ctx, begun, task, how, begun.split, REGRESSOR_FILE)
 
 
@@ -270,6 +297,18 @@ def _begin(
         "voxel_mm": min(min(p.moving.spacing) for p in train),
     }
     return Begun(model, camera, (train, validation), {"split": cohort.as_dict()}, scale)
+
+
+def show_batch(task: SimilarityTask | RegressorTask, path: Path | None) -> None:
+    """Writes a training batch as a picture, one row per image pair, each image on its own scale."""
+    if path is None or not Processes.of_environment().writes:
+        return
+    images = task.example()
+    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+    grey = 255 * (images - low) / (high - low).clamp_min(1e-6)
+    enlarged = grey.repeat_interleave(ENLARGED, 2).repeat_interleave(ENLARGED, 3)
+    rows = torch.cat(torch.cat(enlarged.unbind(1), -1).unbind(0), 0)
+    save_image(rows.round().to(torch.uint8).cpu(), path)
 
 
 def _run(

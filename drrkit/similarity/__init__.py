@@ -7,6 +7,7 @@ Pose regressors, which the learned similarities are compared with, are built and
 """
 
 from drrkit.similarity.networks.interfaces import (
+    BoneNetwork,
     Configuration,
     LearnedSimilarity,
     PosePairs,
@@ -43,6 +44,7 @@ from drrkit.similarity.tasks.train_similarity import (
     Synthesis,
     TrainingPatient,
     TrainingRecipe,
+    bone_center,
     simulated,
 )
 
@@ -53,6 +55,7 @@ __all__ = [
     "OBJECTIVES",
     "REGRESSOR_RECIPES",
     "SAMPLINGS",
+    "BoneNetwork",
     "CDRegTask",
     "Configuration",
     "LearnedSimilarity",
@@ -66,6 +69,7 @@ __all__ = [
     "Synthesis",
     "TrainingPatient",
     "TrainingRecipe",
+    "bone_center",
     "build",
     "construct",
     "cosines",

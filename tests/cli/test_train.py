@@ -85,7 +85,42 @@ def test_a_regressor_trains_and_registers(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     succeed("register", *inputs, "-o", result, "--similarity", tmp_path / "it", "--quiet")
     stages = json.loads(result.read_text())["settings"]["stages"]
-    assert stages[0]["regressor"] == "DeepIM" and stages[1]["regressor"] is None
+    assert stages[0]["optimiser"]["network"] == "DeepIM" and "network" not in stages[1]["optimiser"]
+
+
+def test_a_trained_similarity_may_follow_a_search(tmp_path: Path) -> None:
+    path = similarity(tmp_path / "it", *PHANTOMS, "--steps", 1)
+    write_data(tmp_path)
+    result = tmp_path / "result.json"
+    inputs = [tmp_path / "ct.nii.gz", tmp_path / "xray.npy", "--init", tmp_path / "start.json"]
+    words = ["register", *inputs, "-o", result, "--quiet", "--similarity"]
+    done = run(*words, path, "--stages", "global")
+    assert done.exit_code in (0, 1), done.output  # found, and accepted or not
+    stages = json.loads(result.read_text())["settings"]["stages"]
+    assert "optimiser" not in stages[0] and stages[2]["similarity"] == "EncoderProST"
+    assert stages[2]["optimiser"]["name"] == "directions"
+    for similarity_, others in (("mi", "global"), (path, "ncc:4:10")):
+        refused = run(*words, similarity_, "--stages", others)
+        assert refused.exit_code == 2 and "changes the stages of auto" in refused.stderr
+
+
+def test_a_training_batch_is_shown_and_tools_are_added(tmp_path: Path) -> None:
+    from PIL import Image
+
+    few = [*PHANTOMS, "--steps", 1]
+    looks = {"plain": [], "tools": ["--tools"], "cdreg": ["--randomise", "cdreg"]}
+    seen = {}
+    for name, options in looks.items():
+        shown = tmp_path / f"{name}.png"
+        similarity(tmp_path / name, *few, *options, "--show", shown)
+        with Image.open(shown) as picture:
+            seen[name] = torch.tensor(list(picture.convert("L").tobytes()))
+            # Four image pairs: X-ray, bone at the true pose, bone at the moving pose.
+            assert picture.size == (3 * 32 * 3, 4 * 32 * 3)
+    xray, bones = (seen["plain"] != seen["tools"]).reshape(384, 3, 96).split((1, 2), 1)
+    assert bool(xray.any()) and not bool(bones.any())
+    assert not torch.equal(seen["plain"], seen["cdreg"])
+    similarity(tmp_path / "plain", *few)  # the same run without its picture
 
 
 def test_a_run_with_other_options_is_not_resumed(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_one_word_means_one_thing() -> None:
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
     "": 1_110,  # the modules beside the packages
     "_native": 1_310,
-    "cli": 4_640,
+    "cli": 4_700,
     "conversions": 1_600,
     "evaluation": 865,
     "fields": 1_805,
@@ -156,7 +156,7 @@ BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the 
     "phantoms": 1_660,
     "registration": 5_360,
     "report": 1_760,
-    "similarity": 2_975,
+    "similarity": 3_060,
     "training": 1_190,
     "viewer": 970,
     "volume": 2_650,  # with the checks of other people's headers, and DICOM for xray too

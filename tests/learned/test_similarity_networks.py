@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drrkit import CArm, Stage, Volume, register, view_ap
+from drrkit import CArm, Stage, Volume, register, view_ap, volume_center
 from drrkit.phantoms import random_anatomy, torso
 from drrkit.projector import render
 from drrkit.registration import Descent, Directions, Optimiser, TrustRegion
@@ -22,6 +23,7 @@ from drrkit.similarity import (
     SimilarityTask,
     TrainingPatient,
     TrainingRecipe,
+    bone_center,
     build,
     construct,
     load_similarity,
@@ -29,6 +31,7 @@ from drrkit.similarity import (
 )
 from drrkit.similarity.networks.crossvit import CrossViT
 from drrkit.similarity.networks.layers import VolumeExpansion, _convolved, scaled
+from drrkit.training import drawn_integer, generator
 from drrkit.volume import water_attenuation
 
 SMALL = ("prost-small", "prost-2020-small")
@@ -325,6 +328,55 @@ def test_a_patient_is_not_trained_and_validated_on() -> None:
         SimilarityTask(network, [], [patient], *arguments)
     with pytest.raises(ValueError, match="objective: expected one of"):
         TrainingRecipe(objective="cosine")
+
+
+def off_centre_ct() -> Volume:
+    """Soft tissue of 480 mm with a ball of bone, label 2, 190 mm from its centre."""
+    axis = 12.0 * (torch.arange(40) - 19.5)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    ball = x**2 + y**2 + (z + 190.0) ** 2 < 40.0**2
+    hu = torch.where(ball, 900.0, 0.0)
+    return Volume(hu, (12.0,) * 3, (5.0, -9.0, 30.0), labels=2 * ball.to(torch.uint8))
+
+
+def test_training_centres_views_on_the_bone_that_moves() -> None:
+    ct, network = off_centre_ct(), build("prost-2020-small")
+    camera, recipe = CArm(1020.0, (32, 32), 8.7), TrainingRecipe(batch=2)
+    patient = TrainingPatient.of("a", ct, network, bones=[2])
+    middle = bone_center(patient.moving)
+    inside = (ct.labels == 2).nonzero().flip(-1).double()
+    assert torch.allclose(middle, ct.index_to_world(inside).mean(0), atol=6.0)
+    reference = patient.chart.world_to_camera(torch.zeros(1, 6))[0]
+    seen = reference[:3, :3] @ middle + reference[:3, 3]
+    assert torch.allclose(seen, torch.tensor([0.0, 0.0, 800.0]).double(), atol=1e-9)
+    SimilarityTask(network, [patient], [], camera, SAMPLINGS["uniform"], recipe)
+    theta = torch.cat(SAMPLINGS["uniform"].draw(patient.chart, 64, torch.Generator()))
+    aside = TrainingPatient.of("b", ct, network, bones=[2], center=volume_center(ct))
+    assert float(patient.share_in_view(camera, theta).mean()) > 0.75
+    assert float(aside.share_in_view(camera, theta).mean()) < 0.10
+    still = torch.zeros(1, 6, dtype=torch.float64)
+    assert float(patient.share_in_view(camera, still)) == 1.0
+    with pytest.raises(ValueError, match=r"patients: \d % of the bone of 'b' .* at least 10 %"):
+        SimilarityTask(network, [patient], [aside], camera, SAMPLINGS["uniform"], recipe)
+    narrow = CArm(1020.0, (32, 32), 2.5)
+    with pytest.warns(UserWarning, match=r"only \d\d % of the bone of 'a' is in view"):
+        SimilarityTask(network, [patient], [], narrow, SAMPLINGS["uniform"], recipe)
+    with pytest.raises(ValueError, match="got none in 'c'"):
+        TrainingPatient.of("c", replace(ct, values=ct.values.clamp_max(0.0)), network)
+
+
+def test_an_example_shows_the_x_ray_and_the_bone_at_both_poses() -> None:
+    task = small_task(build("prost-2020-small"))
+    images = task.example(3)
+    assert images.shape == (3, 3, 16, 16)
+    patient = task.patients[0]
+    draw = generator(0)
+    drawn_integer(draw, 1)  # which patient
+    theta, target, xray = task.views(patient, 3, draw, randomised=True)
+    for channel, pose in ((1, target), (2, theta)):
+        bone = render(patient.moving, task.camera, patient.chart.world_to_camera(pose))
+        assert torch.allclose(images[:, channel], bone[:, 0].to(images), atol=1e-5)
+    assert torch.equal(images[:, 0], xray[:, 0])
 
 
 def test_validation_is_the_same_for_the_same_weights() -> None:

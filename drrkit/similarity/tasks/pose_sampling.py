@@ -1,7 +1,8 @@
 """Poses of training: the coordinates theta that networks are trained in, and how they are drawn.
 
 theta = (r, t): a rotation vector in rad, and a translation in units of `unit` mm, half the volume's
-width. Both are about a reference view that shows the volume's centre c at (0, 0, d) in the camera.
+width. Both are about a reference view that shows a point c of the patient, the centre of the bone
+that moves, at (0, 0, d) in the camera.
 With T(theta) = [exp(r), unit t] and Z(d) the shift by (0, 0, d):
 
     moves="patient"  world_to_camera = Z(d) T(theta) Z(-d) M_0: the patient turns about its own
@@ -33,9 +34,10 @@ class PoseChart:
     """The map between theta [B, 6] and world_to_camera [B, 4, 4], both float64.
 
     Args:
-        volume: gives the centre and, by half its width, the unit of translations.
+        volume: its half width is the unit of translations.
         reference: [4, 4] world_to_camera of theta = 0.
         moves: "patient" or "rays", see above.
+        center: [3] world mm, c; default the volume's centre.
 
     Attributes:
         unit: mm of one unit of translation.
@@ -44,7 +46,13 @@ class PoseChart:
         ValueError: another `moves`, or a reference that is not [4, 4].
     """
 
-    def __init__(self, volume: Volume, reference: Tensor, moves: str = "patient") -> None:
+    def __init__(
+        self,
+        volume: Volume,
+        reference: Tensor,
+        moves: str = "patient",
+        center: Tensor | None = None,
+    ) -> None:
         if moves not in MOVES:
             raise ValueError(f"moves: expected one of {MOVES}, got {moves!r}")
         if reference.shape != (4, 4):
@@ -52,7 +60,7 @@ class PoseChart:
         self.moves = moves
         self.unit = volume.shape_xyz[0] * volume.spacing[0] / 2
         self.rotation = reference[:3, :3].double()
-        self.center = volume_center(volume).to(reference.device)
+        self.center = (volume_center(volume) if center is None else center).to(self.rotation)
         # Where the centre is in the reference view; (0, 0, d) unless it looks past the centre.
         self.place = self.rotation @ self.center + reference[:3, 3].double()
 
@@ -149,7 +157,7 @@ SAMPLINGS: dict[str, PoseSampling] = {
     ),
     "uniform": PoseSampling(
         target=(15.0, 15.0, 15.0, 25.0, 25.0, 25.0),
-        moving=(30.0, 30.0, 30.0, 50.0, 50.0, 100.0),
+        moving=(30.0, 30.0, 30.0, 50.0, 50.0, 50.0),
         moving_normal=False,
         about_target=True,
     ),
@@ -161,4 +169,5 @@ SAMPLINGS: dict[str, PoseSampling] = {
     ),
 }
 """prost: the journal's training poses. prost-2020: those of the published code, N(0, 0.15) in all
-six, times 0.35 pi rad and half the volume's width. uniform, narrow: about the true pose."""
+six, times 0.35 pi rad and half the volume's width. uniform, narrow: about the true pose;
+uniform is that of the measured results (docs/training.md)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -11,8 +12,15 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
-from drrkit.geometry import Camera, GridConstants, grid_constants, view_ap, view_frames
-from drrkit.projector import project
+from drrkit.geometry import (
+    Camera,
+    GridConstants,
+    grid_constants,
+    project_points,
+    view_ap,
+    view_frames,
+)
+from drrkit.projector import project, render
 from drrkit.similarity.networks.cdreg import CDReg, decomposition_loss
 from drrkit.similarity.networks.interfaces import BoneNetwork
 from drrkit.similarity.networks.layers import CT_ENERGY_KEV
@@ -36,10 +44,25 @@ scale of line integrals, without gradient."""
 # Keeps the stream of validation's random numbers apart from those of training.
 _VALIDATION_STREAM = 7_919
 
+LEAST_IN_VIEW, ENOUGH_IN_VIEW = 0.10, 2 / 3
+"""Mean shares of the bone in view: below the first training is refused, below the second warned."""
+
 
 def simulated(ct: Volume, camera: Camera, world_to_camera: Tensor, seed: int) -> Tensor:
     """The default synthesis: `simulate_xray` with a 90 kV spectrum and 4 rays per pixel."""
     return simulate_xray(ct, camera, world_to_camera, supersample=2, seed=seed)
+
+
+def bone_center(moving: Volume) -> Tensor:
+    """The centre of the box of a moving volume's voxels that are not 0: [3] float64 world mm.
+
+    Raises:
+        ValueError: all are 0.
+    """
+    index = moving.values.nonzero().flip(-1).double()
+    if len(index) == 0:
+        raise ValueError("moving: expected a volume with bone, got one without")
+    return moving.index_to_world((index.amin(0) + index.amax(0)) / 2)
 
 
 class TrainingPatient(NamedTuple):
@@ -69,30 +92,45 @@ class TrainingPatient(NamedTuple):
         reference: Tensor | None = None,
         bones: Sequence[int] | None = None,
         moves: str = "patient",
+        center: Tensor | None = None,
     ) -> TrainingPatient:
         """A CT in HU, made ready for a network.
 
         Args:
-            sod: distance of the volume's centre from the source in the reference view, an AP view.
+            sod: distance of `center` from the source in the reference view, an AP view.
             reference: [4, 4] world_to_camera of another reference view, instead of `sod`.
             bones: labels of `ct` that the moving volume shows; None: by the network's threshold.
             moves: see PoseChart.
-        """
-        view = view_ap(ct, sod)[0] if reference is None else reference
-        scene = (ct if bones is None else ct.select(bones)).to_mu(CT_ENERGY_KEV)
-        moving = network.moving(scene)
-        chart = PoseChart(ct, view, moves)
-        return TrainingPatient(name, ct, moving, grid_constants(moving), chart)
-
-    def bone_points(self, count: int) -> Tensor:
-        """Up to `count` random voxels of the moving volume that are not 0: [P, 3] float64 world mm.
+            center: [3] world mm that views are centred on and poses turn about; default
+                `bone_center` of what moves. Registration with the network turns about it best, too.
 
         Raises:
-            ValueError: all are empty.
+            ValueError: no voxel of the moving volume is bone.
         """
+        scene = (ct if bones is None else ct.select(bones)).to_mu(CT_ENERGY_KEV)
+        moving = network.moving(scene)
+        if center is None:
+            try:
+                center = bone_center(moving)
+            except ValueError:
+                raise ValueError(f"patients: expected bone in all, got none in {name!r}") from None
+        if reference is None:
+            reference = view_ap(ct, sod)[0]
+            ahead = reference.new_tensor((0.0, 0.0, sod))
+            reference[:3, 3] = ahead - reference[:3, :3] @ center.to(reference)
+        chart = PoseChart(ct, reference, moves, center)
+        return TrainingPatient(name, ct, moving, grid_constants(moving), chart)
+
+    def share_in_view(self, camera: Camera, theta: Tensor) -> Tensor:
+        """The share of the bone's voxels that poses theta [B, 6] show on the detector: [B]."""
+        pose = self.chart.world_to_camera(theta)
+        place = project_points(camera, pose, self.bone_points(500)) + 0.5
+        size = place.new_tensor(camera.size)
+        return ((place >= 0) & (place < size)).all(-1).double().mean(-1)
+
+    def bone_points(self, count: int) -> Tensor:
+        """Up to `count` random voxels of bone: [P, 3] float64 world mm."""
         index = self.moving.values.nonzero().flip(-1)
-        if len(index) == 0:
-            raise ValueError(f"patients: expected bone in all, got none in {self.name!r}")
         chosen = torch.randperm(len(index), generator=generator(0))[:count].to(index.device)
         return self.moving.index_to_world(index[chosen].double())
 
@@ -153,7 +191,8 @@ class PatientTask:
             in validation.
 
     Raises:
-        ValueError: no patients, or one that is trained and validated on.
+        ValueError: no patients, one that is trained and validated on, or one of whose bone the
+            drawn poses show less than 10 % on average; below two thirds there is a warning.
     """
 
     def __init__(
@@ -176,6 +215,39 @@ class PatientTask:
         self.camera, self.sampling = camera, sampling
         self.synthesise = simulated if synthesise is None else synthesise
         self.randomise = randomise
+        self._check_views()
+
+    def _check_views(self) -> None:
+        shares: dict[str, float] = {}
+        for patient in (*self.patients, *self.held_out):
+            theta = torch.cat(self.sampling.draw(patient.chart, 32, generator(0)))
+            shares[patient.name] = float(patient.share_in_view(self.camera, theta).mean())
+        worst = min(shares, key=shares.__getitem__)
+        share = 100 * shares[worst]
+        said = f"{share:.0f} % of the bone of {worst!r} is in view on average over the drawn poses"
+        if shares[worst] < LEAST_IN_VIEW:
+            raise ValueError(
+                f"patients: {said}, expected at least {100 * LEAST_IN_VIEW:.0f} %; select a "
+                "smaller bone, or use a larger detector"
+            )
+        if shares[worst] < ENOUGH_IN_VIEW:
+            warnings.warn(f"patients: only {said}", stacklevel=4)
+
+    def example(self, count: int = 4) -> Tensor:
+        """A training batch to look at: images [count, 3, rows, cols].
+
+        Channels: the X-ray as the network is trained on it; the bone at its true pose; the bone at
+        the moving pose.
+        """
+        draw = generator(0)
+        patient = self.drawn_patient(draw)
+        theta, target, xray = self.views(patient, count, draw, randomised=True)
+        with torch.no_grad():
+            bones = [
+                render(patient.moving, self.camera, patient.chart.world_to_camera(t))
+                for t in (target, theta)
+            ]
+        return torch.cat((xray, *(bone.to(xray) for bone in bones)), 1)
 
     def weights(self) -> list[torch.nn.Parameter]:
         """The parameters that are trained."""
