@@ -97,8 +97,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 @click.group(
-    cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
 )
 @click.version_option(__version__, prog_name="drrkit")
 @click.option("--debug", is_flag=True, help="Show a traceback with an error.")

@@ -18,8 +18,6 @@ import click
 from drrkit.cli.configuration import config_option, run_record
 from drrkit.cli.io import json_text
 
-__all__ = ["Answer", "Failure", "LazyGroup", "Stdout", "command", "give", "stdout_for"]
-
 AS_JSON = "drrkit.json"
 
 

@@ -25,8 +25,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["config_option", "recorded_group", "recorded_options", "run_record"]
-
 UNRECORDED = ("as_json", "config", "help", "film")
 
 

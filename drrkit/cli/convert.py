@@ -31,8 +31,6 @@ from drrkit.xray import (
     read_deepfluoro_xray,
 )
 
-__all__ = ["convert_command"]
-
 
 class Known(NamedTuple):
     """What besides the file a conversion may need; None where not given, see `_require`."""

@@ -17,8 +17,6 @@ from drrkit.machine import versions
 from drrkit.projector import backproject, project
 from drrkit.volume import Volume
 
-__all__ = ["doctor_command", "installation"]
-
 OLDEST_TORCH = (2, 10)
 EXTRAS = {
     "matplotlib": "charts of reports and plots of benchmarks: pip install 'drrkit[plots]'",

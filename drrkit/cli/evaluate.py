@@ -38,8 +38,6 @@ from drrkit.machine import machine
 from drrkit.phantoms import torso
 from drrkit.volume import read_volume
 
-__all__ = ["evaluate_command"]
-
 PHANTOM_MM = 2.0
 SCHEMA_VERSION = 1
 
@@ -185,10 +183,7 @@ def _registrations(
 
 
 def _described(
-    protocols: Sequence[Protocol],
-    methods: dict[str, Any],
-    subjects: Sequence[Subject],
-    cases: int,
+    protocols: Sequence[Protocol], methods: dict[str, Any], subjects: Sequence[Subject], cases: int
 ) -> dict[str, Any]:
     """What is run, on what machine: run times mean nothing without it."""
     return {

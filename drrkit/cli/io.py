@@ -24,19 +24,6 @@ from drrkit.files import whole_file
 from drrkit.geometry import Camera
 from drrkit.xray import read_xray
 
-__all__ = [
-    "PoseFile",
-    "camera_as_dict",
-    "json_text",
-    "pixel_pitch",
-    "read_mask",
-    "read_pose",
-    "refuse_overwriting",
-    "to_line",
-    "write_json",
-    "write_pose",
-]
-
 SCHEMA_VERSION = 1
 LAST_ROW_ROUNDING = 1e-6  # a transposed pose has millimetres there
 

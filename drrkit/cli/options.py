@@ -31,34 +31,6 @@ from drrkit.geometry import (
 )
 from drrkit.volume import Volume, read_volume
 
-__all__ = [
-    "SDD",
-    "SOD",
-    "VIEWS",
-    "CTOptions",
-    "CameraOptions",
-    "Device",
-    "Integers",
-    "Number",
-    "NumberRange",
-    "Numbers",
-    "OutputFile",
-    "PoseOptions",
-    "Size",
-    "check_unit",
-    "completions",
-    "device_option",
-    "existing",
-    "grouped",
-    "method_option",
-    "option",
-    "out_option",
-    "part",
-    "quiet_option",
-    "seed_option",
-    "taken_from",
-]
-
 SDD, SOD, ENERGY_KEV = 1020.0, 800.0, 70.0
 VIEWS = {
     "AP": view_ap,
@@ -300,9 +272,7 @@ class CTOptions:
     """How to read the CT; `load` does it."""
 
     unit: Literal["HU", "mu"] = option(
-        type=click.Choice(["HU", "mu"]),
-        default="HU",
-        help="What the CT's values are; mu is 1/mm.",
+        type=click.Choice(["HU", "mu"]), default="HU", help="What the CT's values are; mu is 1/mm."
     )
     energy: float | None = option(
         type=Number(), help=f"Effective keV for HU to mu, 40 to 120.  [default: {ENERGY_KEV:g}]"

@@ -31,8 +31,6 @@ from drrkit.registration import Landmarks
 from drrkit.volume import Volume
 from drrkit.xray import XRAY_KINDS, Xray, bone_is_bright, preprocess_xray, read_xray
 
-__all__ = ["Problem", "ProblemOptions", "XrayOptions"]
-
 FROM_FILE = "from the X-ray's file"
 
 

@@ -50,16 +50,6 @@ from drrkit.registration import (
 from drrkit.report import FAR_DEG, FAR_MM, pose_overlays, save_image, shown_confidence
 from drrkit.volume import Volume
 
-__all__ = [
-    "INTERRUPTED",
-    "REGRESSOR_FILE",
-    "SIMILARITY_FILE",
-    "SimilarityName",
-    "plain_stages",
-    "register_command",
-    "similarity_stages",
-]
-
 INTERRUPTED = 130
 SIMILARITY_FILE, REGRESSOR_FILE = "similarity.pt", "regressor.pt"
 """What drrkit train writes into its folder."""
@@ -233,8 +223,8 @@ def register_command(
 
     A C-arm's DICOM file says where detector and source stood; other formats need --pixel-spacing,
     --sdd and --init (PA where the source is behind the patient), or --calibration. Pixels must be
-    bright where the patient attenuates; --xray-kind converts others. Gain and offset do not matter,
-    and with --similarity mi no remapping does. Ctrl-C writes the best pose so far.
+    bright where the patient attenuates; --xray-kind converts others. Gain and offset do not matter;
+    --similarity mi also allows for other grey scales. Ctrl-C writes the best pose so far.
     """
     began = time.perf_counter()
     if similarity is not None:

@@ -40,8 +40,6 @@ from drrkit.report import (
 )
 from drrkit.volume import Volume
 
-__all__ = ["ImageOptions", "PosedCT", "render_command"]
-
 SIZE, PIXEL_SPACING = (256, 256), (1.4, 1.4)
 CONVERSIONS = {
     "line": lambda line: line,

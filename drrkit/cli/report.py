@@ -22,8 +22,6 @@ from drrkit.registration import AUTO, SIMILARITIES, Stage
 from drrkit.report import pose_landscape, registration_page, save_page
 from drrkit.volume import Volume
 
-__all__ = ["report_command"]
-
 
 @command("report")
 @click.argument("result", type=existing)

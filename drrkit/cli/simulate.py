@@ -30,8 +30,6 @@ from drrkit.xray import (
     tissue_materials,
 )
 
-__all__ = ["simulate_command"]
-
 TOOLS = {"k-wire": k_wire, "screw": screw, "rod": rod}
 RANDOMISATIONS = ("prost", "cdreg")
 
@@ -55,9 +53,7 @@ class ModelOptions:
     """Tube, detector and what is in the beam."""
 
     spectrum: str | float = option(
-        type=SpectrumOption(),
-        default="90kV",
-        help=f"{', '.join(SPECTRA)}, or one energy in keV.",
+        type=SpectrumOption(), default="90kV", help=f"{', '.join(SPECTRA)}, or one energy in keV."
     )
     supersample: int = option(type=click.IntRange(1, 16), default=1, help="N x N rays per pixel.")
     photons: float = option(
@@ -75,9 +71,7 @@ class ModelOptions:
         type=NumberRange(0, 1), default=0.1, help="Strength of scattered radiation."
     )
     blur: float = option(
-        type=NumberRange(0, 100),
-        default=0.5,
-        help="Of the detector: standard deviation in pixels.",
+        type=NumberRange(0, 100), default=0.5, help="Of the detector: standard deviation in pixels."
     )
     tools: tuple[str, ...] = option(
         "--tool",

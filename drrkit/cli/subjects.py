@@ -17,8 +17,6 @@ from drrkit.phantoms import ANATOMY_LABELS, random_anatomy
 from drrkit.training import k_folds, split
 from drrkit.volume import Volume, read_volume
 
-__all__ = ["Cohort", "Scan", "SubjectOptions"]
-
 VOLUMES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 PHANTOMS = 48
 
@@ -60,8 +58,7 @@ class SubjectOptions:
         "[default: each file is a patient, in subfolders each folder]",
     )
     labels: str | None = option(
-        metavar="SUFFIX",
-        help="The label map of ct.nii.gz is ctSUFFIX.nii.gz; with --select.",
+        metavar="SUFFIX", help="The label map of ct.nii.gz is ctSUFFIX.nii.gz; with --select."
     )
     select: tuple[int, ...] | None = option(
         type=Integers(), help="Labels of the bones that are projected."

@@ -22,23 +22,7 @@ from drrkit.cli.options import (
 )
 from drrkit.cli.register import INTERRUPTED
 from drrkit.phantoms import FIELD_MM
-from drrkit.training import (
-    PRECISIONS,
-    Processes,
-    Task,
-    TrainingResult,
-    load_checkpoint,
-    train,
-)
-
-__all__ = [
-    "TrainingOptions",
-    "anatomy_option",
-    "run_training",
-    "train_group",
-    "voxel_mm_option",
-    "voxels_option",
-]
+from drrkit.training import PRECISIONS, Processes, Task, TrainingResult, load_checkpoint, train
 
 FREE = ("out", "steps", "validate_every", "save_every", "device", "quiet", "show")
 """Options that may have other values when a run is resumed."""
@@ -53,7 +37,7 @@ def train_group() -> None:
 
 
 for _name, _module, _summary in (
-    ("similarity", "train_similarity", "Train a similarity whose pose gradient points home."),
+    ("similarity", "train_similarity", "Train a similarity by its pose gradient."),
     ("regressor", "train_similarity", "Train a network that predicts better poses."),
     ("nett", "train_fields", "Train NeTT, which tunes CTs until DRRs look like X-rays."),
     ("mnerf", "train_fields", "Train mNeRF, a field of one subject's attenuation."),

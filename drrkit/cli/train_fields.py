@@ -46,8 +46,6 @@ from drrkit.xray import (
     simulate_xray,
 )
 
-__all__ = ["mnerf_command", "nett_command", "read_posed_xrays"]
-
 FILE, FOLDER = click.Path(exists=True), click.Path(exists=True, file_okay=False)
 IMAGE_SUFFIXES = (".npy", *PICTURE_SUFFIXES, *RASTER_SUFFIXES, *DICOM_SUFFIXES)
 

@@ -19,8 +19,6 @@ from drrkit.phantoms import torso
 from drrkit.viewer import Session
 from drrkit.xray import simulate_xray
 
-__all__ = ["view_command"]
-
 PHANTOM_SIZE, PHANTOM_PIXEL, PHANTOM_VOXEL = (256, 256), 1.4, 3.0  # mm
 
 

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["is_inverted", "shifted_appearance"]
-
 GAMMA = (0.7, 1.3)
 FIELD = 0.3
 _CONTROL_POINTS = 4
@@ -49,10 +47,7 @@ def shifted_appearance(
     if not field:
         return image
     uneven = functional.interpolate(
-        torch.from_numpy(knots).to(image),
-        size=image.shape[-2:],
-        mode="bicubic",
-        align_corners=True,
+        torch.from_numpy(knots).to(image), size=image.shape[-2:], mode="bicubic", align_corners=True
     )
     return image * uneven.clamp(1 - FIELD, 1 + FIELD)
 

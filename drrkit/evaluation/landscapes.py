@@ -24,14 +24,6 @@ from drrkit.registration import (
 )
 from drrkit.volume import Volume
 
-__all__ = [
-    "AXES",
-    "Landscape",
-    "landscape",
-    "landscapes_of",
-    "local_minima",
-]
-
 AXES = ("turn x", "turn y", "turn z", "shift x", "shift y", "depth")
 
 WIDTHS = (30.0, 30.0, 30.0, 60.0, 60.0, 150.0)
@@ -150,7 +142,7 @@ def losses_at(
 ) -> Tensor:
     """A stage's losses at poses [B, 4, 4], a batch at a time: [B] float64 on the CPU.
 
-    A similarity that gives several losses a pose, [S, B], gives as many here.
+    Of a similarity with several losses per pose, [S, B], all of them.
     """
     measure = objective(volume, views, stage, factor, method)
     with torch.no_grad():

@@ -7,8 +7,6 @@ from dataclasses import replace
 
 from drrkit.registration import AUTO, GLOBAL, CmaEs, Search, Stage, TrustRegion
 
-__all__ = ["METHODS", "Stages", "with_similarity"]
-
 Stages = tuple[Stage | Search, ...]
 
 # One CMA-ES from the start as published for this comparison: population 300, 45 degrees and

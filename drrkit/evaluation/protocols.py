@@ -23,8 +23,6 @@ from drrkit.metrics import bone_points
 from drrkit.volume import Volume
 from drrkit.xray import simulate_xray
 
-__all__ = ["PROTOCOLS", "Case", "Protocol", "Subject", "moved_about"]
-
 TARGET = (15.0, 15.0, 15.0, 25.0, 25.0, 25.0)
 
 

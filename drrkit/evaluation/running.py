@@ -23,8 +23,6 @@ from drrkit.metrics import mtre, rotation_error
 from drrkit.projector import render
 from drrkit.registration import RegistrationResult, register
 
-__all__ = ["Row", "evaluate", "measure", "read_rows", "shard"]
-
 Method = Callable[[Case], RegistrationResult]
 """A registration of a case: its X-ray and camera from its start, its truth untouched."""
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from drrkit.evaluation.running import Row
 from drrkit.metrics import success_rate
 
-__all__ = ["auroc", "capture_range", "recall_at", "summarise", "top_mean"]
-
 SUCCESS_MM = (10.0, 2.0)
 PERCENTILES = (25, 50, 75, 90, 95)
 TOP = (50, 75, 95)
@@ -23,7 +21,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
 
     Success rates at 10 and 2 mm with Wilson 95 % intervals; mean and standard deviation of the
     lowest 50, 75 and 95 % of the mTRE; percentiles of mTRE, rotation and translation error and of
-    the magnitude of its components; capture range; run time; and how well the confidence tells
+    the magnitude of its components; capture range; run time; and how well the confidence separates
     failures at 10 mm from successes, where there are both.
 
     Raises:

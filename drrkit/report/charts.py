@@ -12,8 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["can_draw", "heat_map", "line_chart"]
-
 COLOURS = {"#010203": "--ink", "#010204": "--quiet", "#010205": "--line", "#010206": "--accent"}
 """What is drawn in these colours follows the page's variables: light, dark or printed."""
 

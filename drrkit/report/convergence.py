@@ -14,8 +14,6 @@ from drrkit.metrics import mtre
 from drrkit.report.charts import can_draw, line_chart
 from drrkit.volume import Volume
 
-__all__ = ["PathStep", "bone_like_points", "convergence", "distances", "registration_path"]
-
 COLUMNS = ("similarity", "optimiser", "downsample", "steps", "seconds", "stop_reason")
 LEAST_MM = 0.01  # the path ends at the result: nothing nearer is drawn
 

@@ -15,8 +15,6 @@ from drrkit.registration import Stage, downsampling, extent_mm, make_views, mean
 from drrkit.report.charts import heat_map, line_chart
 from drrkit.volume import Volume
 
-__all__ = ["PoseLandscape", "landscape_charts", "pose_landscape"]
-
 WIDTHS = (10.0, 10.0, 10.0, 20.0, 20.0, 60.0)
 """To each side of the pose: degrees about x, y, z, mm along them."""
 

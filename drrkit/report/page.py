@@ -24,8 +24,6 @@ from drrkit.report.scene import scene_svg
 from drrkit.report.screen import Screen
 from drrkit.volume import Volume
 
-__all__ = ["registration_page", "save_page"]
-
 STATIC = Path(__file__).parent / "static"
 DOTS = 1500
 UNCERTAINTY = (
@@ -259,11 +257,7 @@ class _Frame:
 
 def _geometry(volume: Volume, camera: Camera, xray: Tensor, poses: Sequence[Tensor]) -> str:
     drawing = scene_svg(
-        volume,
-        camera,
-        poses,
-        points=bone_like_points(volume, DOTS),
-        xray=to_display(xray),
+        volume, camera, poses, points=bone_like_points(volume, DOTS), xray=to_display(xray)
     ).replace("<svg ", '<svg tabindex="0" ', 1)
     before = " The C-arm at the start is orange." if len(poses) > 1 else ""
     return (

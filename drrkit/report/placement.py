@@ -12,8 +12,6 @@ from torch import Tensor
 from drrkit.geometry import Camera, volume_center
 from drrkit.volume import Volume
 
-__all__ = ["PlacedView", "box_corners", "edge_letters", "nearest_side", "placement"]
-
 SIDES = (("left", "right"), ("posterior", "anterior"), ("superior", "inferior"))
 """Of a patient: where the axes of LPS point to, and where they come from."""
 LETTERS = dict(zip(sum(SIDES, ()), "LRPAHF", strict=True))

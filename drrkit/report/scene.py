@@ -13,8 +13,6 @@ from drrkit.report.pictures import data_uri
 from drrkit.report.placement import box_corners
 from drrkit.volume import Volume
 
-__all__ = ["scene_svg"]
-
 WIDTH, HEIGHT, MARGIN = 560, 400, 24
 ENLARGED = 1.25
 """No scene is as wide from all sides as from its widest; turned there, corners are cut off."""

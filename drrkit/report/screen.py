@@ -14,8 +14,6 @@ from drrkit.projector import render
 from drrkit.report.pictures import edges, overlay_edges, to_display
 from drrkit.volume import Volume
 
-__all__ = ["Screen", "pose_overlays"]
-
 OVERLAY_ROWS = 512
 """Overlays are enlarged by a whole factor to at least this many rows: edges are thin then."""
 
@@ -92,14 +90,9 @@ class Screen:
 
 
 def pose_overlays(
-    volume: Volume,
-    camera: Camera,
-    xray: Tensor,
-    poses: Sequence[Tensor],
-    *,
-    method: str = "joseph",
+    volume: Volume, camera: Camera, xray: Tensor, poses: Sequence[Tensor], *, method: str = "joseph"
 ) -> Tensor:
-    """The X-ray in grey with the edges of the rendered volume in green, one panel a pose.
+    """The X-ray in grey with the edges of the rendered volume in green, one panel per pose.
 
     Args:
         volume: in mu.

@@ -19,8 +19,6 @@ from drrkit.report import edge_letters
 from drrkit.viewer.session import FARTHEST_MM, STRATEGIES, Look, Session
 from drrkit.viewer.slices import PLANES, Picture
 
-__all__ = ["KINDS", "LARGEST_MESSAGE", "Message", "error", "frame", "hello", "parse", "state"]
-
 LARGEST_MESSAGE = 2048  # characters
 KINDS = ("xray", "drr", *PLANES)
 """What a binary frame may show, in the order of their numbers."""
@@ -105,7 +103,7 @@ def error(text: str) -> str:
 
 
 def frame(kind: str, picture: Picture, *, version: int = 0, fine: bool = True) -> bytes:
-    """A picture as a binary message: 24 bytes of header, then a byte a pixel, row by row."""
+    """A picture as a binary message: 24 bytes of header, then one byte per pixel, row by row."""
     rows, cols = picture.pixels.shape
     sizes = (version & 0xFFFFFFFF, rows, cols, picture.row_mm, picture.col_mm)
     head = _HEADER.pack(KINDS.index(kind), int(fine), 0, *sizes)

@@ -30,8 +30,6 @@ from uvicorn.protocols.utils import ClientDisconnected
 from drrkit.viewer import protocol
 from drrkit.viewer.session import Session
 
-__all__ = ["MOST_CONNECTIONS", "application", "serve"]
-
 HOST = "127.0.0.1"
 MOST_CONNECTIONS = 8
 STATIC = Path(__file__).parent / "static"

@@ -30,8 +30,6 @@ from drrkit.report import placement, scene_svg, shown_confidence, to_display
 from drrkit.viewer.slices import Picture, Slices
 from drrkit.volume import Volume
 
-__all__ = ["STRATEGIES", "Look", "Session", "strategy_stages"]
-
 STRATEGIES = {
     "auto": "coarse to fine; the chosen loss finishes",
     "throughout": "coarse to fine with the chosen loss only",

@@ -10,15 +10,13 @@ from torch import Tensor
 
 from drrkit.volume import Volume
 
-__all__ = ["PLANES", "Picture", "Slices"]
-
 PLANES = ("axial", "coronal", "sagittal")
 LONGEST_SLICE = 512  # pixels; longer slices are thinned out
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Grey values [rows, cols] uint8 on the CPU and the mm that a row and a column stand for."""
+    """Grey values [rows, cols] uint8 on the CPU and the size of a row and a column in mm."""
 
     pixels: Tensor
     row_mm: float = 1.0
@@ -33,7 +31,7 @@ class Slices:
     nearest one of the patient.
 
     Args:
-        volume: one value a voxel; black is its lowest value, white the 99.9th percentile.
+        volume: single-channel; black is its lowest value, white the 99.9th percentile.
     """
 
     def __init__(self, volume: Volume) -> None:

@@ -147,18 +147,18 @@ def test_one_word_means_one_thing() -> None:
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
     "": 1_110,  # the modules beside the packages
     "_native": 1_310,
-    "cli": 4_700,
+    "cli": 4_600,
     "conversions": 1_600,
-    "evaluation": 865,
+    "evaluation": 840,
     "fields": 1_805,
     "geometry": 1_140,
     "losses": 1_640,
     "phantoms": 1_660,
     "registration": 5_360,
-    "report": 1_760,
+    "report": 1_740,
     "similarity": 3_060,
     "training": 1_190,
-    "viewer": 970,
+    "viewer": 960,
     "volume": 2_650,  # with the checks of other people's headers, and DICOM for xray too
     "xray": 3_640,
 }

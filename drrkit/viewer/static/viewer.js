@@ -69,7 +69,7 @@ function connect() {
   socket.binaryType = "arraybuffer";
   socket.onopen = () => setConnection(true);
   socket.onclose = () => {
-    if (connected) tell("connection lost: is drrkit view still running?", true);
+    if (connected) notify("connection lost: is drrkit view still running?", true);
     setConnection(false);
     setTimeout(connect, RECONNECT_MS);
   };
@@ -107,7 +107,7 @@ const RECEIVERS = {
     at("similarity").value = message.similarity;
     document.body.dataset.running = running;
     document.body.dataset.version = message.version;
-    tell(running ? `registering: step ${message.steps}` : message.message);
+    notify(running ? `registering: step ${message.steps}` : message.message);
     at("stop").disabled = !running;
     for (const id of ["register", "reset", "similarity", "strategy"]) at(id).disabled = running;
     for (const input of document.querySelectorAll(".slider input")) input.disabled = running;
@@ -120,11 +120,11 @@ const RECEIVERS = {
     }
   },
   error(message) {
-    tell(message.text, true);
+    notify(message.text, true);
   },
 };
 
-function tell(text, bad = false) {
+function notify(text, bad = false) {
   at("message").textContent = text;
   at("message").classList.toggle("bad", bad);
 }
@@ -226,7 +226,7 @@ function place(axis, value) {
 }
 
 function showPose(xi) {
-  if (placed) return; // newer than what the server tells
+  if (placed) return; // newer than the server's
   sliders.forEach((slider, axis) => {
     slider.value = xi[axis];
     if (document.activeElement !== slider.number || running) slider.number.value = fixed(xi[axis]);
