@@ -15,6 +15,7 @@ from drrkit.conversions.carm import (
     to_prost,
 )
 from drrkit.conversions.diffdrr import DiffdrrView, from_diffdrr, to_diffdrr
+from drrkit.conversions.landmark_files import read_landmark_rows
 from drrkit.conversions.mayacam import read_mayacam, write_mayacam
 from drrkit.conversions.pinhole import (
     DeepdrrView,
@@ -92,6 +93,7 @@ __all__ = [
     "prost_scale",
     "read_autoscoper",
     "read_itk_transform",
+    "read_landmark_rows",
     "read_mayacam",
     "read_rtk_geometry",
     "to_astra",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from drrkit.geometry import check_floating
+from drrkit.geometry import check_floating, so3_exp
 
 __all__ = ["euler_to_matrix", "lps_from_ras", "matrix_to_euler"]
 
@@ -77,6 +77,5 @@ def _axes(order: str) -> tuple[int, int, int]:
 
 
 def _about(axis: int, angle: Tensor) -> Tensor:
-    zero, one, c, s = torch.zeros_like(angle), torch.ones_like(angle), angle.cos(), angle.sin()
-    rows = torch.stack((one, zero, zero, zero, c, -s, zero, s, c), -1).unflatten(-1, (3, 3))
-    return rows.roll((axis, axis), (-2, -1))
+    zero = torch.zeros_like(angle)
+    return so3_exp(torch.stack([angle if k == axis else zero for k in range(3)], -1))

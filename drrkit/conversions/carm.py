@@ -89,9 +89,8 @@ def from_dicom_angles(
     depth = torch.as_tensor(sod, dtype=torch.float64, device=device).reshape(-1)
     p, s, r, depth = torch.broadcast_tensors(p, s, r, depth)
     upright = view_carm(volume, depth, p, s, base="PA")[:, :3, :3]
-    zero, one = torch.zeros_like(r), torch.ones_like(r)
-    about_z = torch.stack((r.cos(), r.sin(), zero, -r.sin(), r.cos(), zero, zero, zero, one), -1)
-    turn = about_z.unflatten(-1, (3, 3)) @ upright
+    zero = torch.zeros_like(r)
+    turn = so3_exp(torch.stack((zero, zero, -r), -1)) @ upright
     center = volume_center(volume) if isocenter is None else isocenter.to(turn)
     shift = torch.stack((zero, zero, depth), -1) - (turn @ center[..., None]).squeeze(-1)
     return assemble(turn, shift[..., None])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from drrkit.conversions.angles import lps_from_ras
 from drrkit.conversions.vectors import CameraView, checked_view, one_pitch
-from drrkit.geometry import Camera, CArm, batched, volume_center
+from drrkit.geometry import Camera, CArm, assemble, batched, volume_center
 
 REORIENT: dict[str | None, tuple[tuple[float, ...], ...]] = {
     "AP": ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0)),
@@ -97,13 +97,11 @@ def from_diffdrr(view: DiffdrrView, volume: Any) -> CameraView:
 def _reorient(orientation: str | None) -> Tensor:
     if orientation not in REORIENT:
         raise ValueError(f"orientation: expected 'AP', 'PA' or None, got {orientation!r}")
-    matrix = torch.eye(4, dtype=torch.float64)
-    matrix[:3, :3] = torch.tensor(REORIENT[orientation], dtype=torch.float64)
-    return matrix
+    turn = torch.tensor(REORIENT[orientation], dtype=torch.float64)
+    return assemble(turn, turn.new_zeros(3, 1))
 
 
 def _centred(volume: Any) -> Tensor:
     """From RAS to RAS about the volume's centre: [4, 4]."""
-    matrix = torch.eye(4, dtype=torch.float64)
-    matrix[:3, 3] = -lps_from_ras()[:3, :3] @ volume_center(volume).cpu()
-    return matrix
+    shift = -lps_from_ras()[:3, :3] @ volume_center(volume).cpu()
+    return assemble(torch.eye(3, dtype=torch.float64), shift[:, None])

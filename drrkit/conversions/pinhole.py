@@ -11,6 +11,9 @@ from drrkit.conversions.angles import lps_from_ras
 from drrkit.conversions.vectors import CameraView, checked_view, shared
 from drrkit.geometry import Camera, assemble, batched, check_floating, checked_size, so3_exp
 
+ROTATION_ROUNDING = 1e-3
+"""What R R^T may be off the identity, as in pose files."""
+
 HALF_PIXEL = 0.5
 """Where the first pixel's centre stands for tools that put its corner at zero."""
 
@@ -263,7 +266,13 @@ def _inverse(pose: Tensor) -> Tensor:
 def _rotation(R: Tensor) -> Tensor:
     if isinstance(R, Tensor) and R.shape[-1:] == (3,) and R.shape[-2:] != (3, 3):
         return so3_exp(batched("R", R, (3,)).double())
-    return batched("R", R, (3, 3)).double()
+    turn = batched("R", R, (3, 3)).double()
+    off = float((turn @ turn.mT - torch.eye(3).to(turn)).detach().abs().amax())
+    mirrored = bool((torch.linalg.det(turn.detach()) < 0).any())
+    if mirrored or not off <= ROTATION_ROUNDING:
+        what = "a reflection (determinant -1)" if mirrored else f"R R^T off by {off:.3g}"
+        raise ValueError(f"R: expected a rotation to {ROTATION_ROUNDING:g}, got {what}")
+    return turn
 
 
 def _moved_along_z(pose: Tensor, distance: Tensor) -> Tensor:

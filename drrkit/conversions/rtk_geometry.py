@@ -64,8 +64,9 @@ def write_rtk_geometry(path: PathLike, view: RtkView) -> None:
 def read_rtk_geometry(path: PathLike) -> RtkView:
     """The numbers of a geometry file's projections, each [B] float64.
 
-    Raises FileNotFoundError, and ValueError for a file that is no such geometry, a curved detector
-    and a source without a distance.
+    A SourceToDetectorDistance of zero is RTK's word for a parallel beam; negative distances put the
+    source on the other side. Raises FileNotFoundError, and ValueError for a file that is no such
+    geometry, a curved detector and distances of different signs.
     """
     file = existing_file(path)
     root = _parsed(file)
@@ -79,8 +80,14 @@ def read_rtk_geometry(path: PathLike) -> RtkView:
         if _number(file, CYLINDER, found.get(CYLINDER)) != 0.0:
             raise ValueError(f"{file}: expected a flat detector, got a cylinder's radius")
         rows.append([_number(file, name, found.get(name)) for name in NAMES.values()])
-        if rows[-1][0] <= 0.0 or rows[-1][1] <= 0.0:
-            raise ValueError(f"{file}: expected distances of a cone beam, got {rows[-1][:2]}")
+        sid, sdd = rows[-1][:2]
+        if sid == 0.0 or sid * sdd < 0.0:
+            raise ValueError(
+                f"{file}: expected distances of a cone beam, both of one sign, or a "
+                f"SourceToDetectorDistance of 0 for a parallel beam, got {sid:g} and {sdd:g}"
+            )
+    if len({row[1] == 0.0 for row in rows}) > 1:
+        raise ValueError(f"{file}: expected one kind of beam, got cone and parallel beams")
     return RtkView(*torch.tensor(rows, dtype=torch.float64).unbind(-1))
 
 

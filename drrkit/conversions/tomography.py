@@ -16,9 +16,10 @@ from drrkit.conversions.vectors import (
     grid_world,
     one_pitch,
     patient_world,
+    shared,
     to_vectors,
 )
-from drrkit.geometry import Camera, check_floating, checked_size, volume_center
+from drrkit.geometry import Camera, assemble, check_floating, checked_size, volume_center
 
 
 class LeapView(NamedTuple):
@@ -221,13 +222,18 @@ def from_rtk(
     size     (rows, cols)
     spacing  (x, y) mm of the image, origin (x, y) mm of its pixel (0, 0)
 
-    Tilted detectors and offsets of source and projection are taken as RTK means them.
+    Tilted detectors, offsets of source and projection and negative distances are taken as RTK means
+    them; source_to_detector 0 is a parallel beam, for all views. Raises ValueError for a mixture.
     """
     checked_size(size)
     parts = (torch.as_tensor(value, dtype=torch.float64).reshape(-1) for value in view)
     sid, sdd, gantry, px, py, out, inside, sx, sy = torch.broadcast_tensors(*parts)
     turn = euler_to_matrix(-torch.stack((inside, out, gantry), -1).deg2rad(), "ZXY")
     center = _isocenter(isocenter, turn)
+    if bool((sdd == 0).any()):
+        if not bool((sdd == 0).all()):
+            raise ValueError("view: expected one kind of beam, got cone and parallel beams")
+        return _parallel(turn, sid, (px + origin[0], py + origin[1]), size, spacing, center)
     corner = torch.stack((px + origin[0], py + origin[1], sid - sdd), -1)
 
     def fixed(points: Tensor) -> Tensor:
@@ -240,6 +246,30 @@ def from_rtk(
         turn[:, 1] * spacing[1],
     )
     return from_vectors(vectors, size)
+
+
+def _parallel(
+    turn: Tensor,
+    sid: Tensor,
+    corner: tuple[Tensor, Tensor],
+    size: tuple[int, int],
+    spacing: tuple[float, float],
+    center: Tensor,
+) -> CameraView:
+    """RTK's parallel beam: rays along -z of the rotated system `turn` through its pixels.
+
+    corner  x and y of pixel (0, 0) in the rotated system; rows run upwards, so they are flipped
+    """
+    # Where the rays begin moves no pixel; twice the distance covers the patient.
+    away = float(torch.where(sid == 0, 1000.0, sid.abs()).max())
+    axes = turn * turn.new_tensor(((1.0,), (-1.0,), (-1.0,)))
+    pose = assemble(axes, -axes @ center[:, None] + axes.new_tensor(((0.0,), (0.0,), (away,))))
+    matrix = torch.zeros_like(turn)
+    matrix[:, 0, 0], matrix[:, 1, 1] = 2 * away / spacing[0], 2 * away / spacing[1]
+    matrix[:, 0, 2] = -corner[0] / spacing[0]
+    matrix[:, 1, 2] = size[0] - 1 + corner[1] / spacing[1]
+    matrix[:, 2, 2] = 1.0
+    return CameraView(shared(Camera(matrix, size, 2 * away, "parallel")), pose, (-2,))
 
 
 def to_plastimatch(camera: Camera, world_to_camera: Tensor, volume: Any) -> list[PlastimatchView]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -52,11 +53,10 @@ def read_itk_transform(path: PathLike) -> Tensor:
         raise ValueError(f"{path}: not a transform that ITK reads") from error
     if transform.GetDimension() != 3 or not transform.IsLinear():
         raise ValueError(f"{path}: expected a linear 3D transform, got {transform.GetName()}")
-    corners = ((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-    images = [torch.tensor(transform.TransformPoint(c), dtype=torch.float64) for c in corners]
-    matrix = torch.eye(4, dtype=torch.float64)
-    matrix[:3, 3] = images[0]
-    matrix[:3, :3] = torch.stack([image - images[0] for image in images[1:]], 1)
+    corners = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0))
+    points = torch.tensor([transform.TransformPoint(c) for c in corners], dtype=torch.float64)
+    *images, zero = points[..., None]
+    matrix = assemble(torch.cat(images, 1) - zero, zero)
     inverse, singular = torch.linalg.inv_ex(matrix)
     if bool(singular) or not bool(inverse.isfinite().all()):
         raise ValueError(f"{path}: expected a matrix that has an inverse, got {matrix.tolist()}")
@@ -85,6 +85,12 @@ def read_autoscoper(path: PathLike) -> Tensor:
         values = numbers(line, f"{path}, line {number}")
         if len(values) != 16:
             raise ValueError(f"{path}, line {number}: expected 16 numbers, got {len(values)}")
+        last = values[12:]
+        if not all(map(math.isnan, values)) and math.dist(last, (0, 0, 0, 1)) > 1e-6:
+            raise ValueError(
+                f"{path}, line {number}: expected matrices row by row, ending in 0, 0, 0, 1, got "
+                f"{last}: written column by column?"
+            )
         rows.append(values)
     if not rows:
         raise ValueError(f"{path}: expected rows of 16 numbers, got none")
@@ -95,7 +101,5 @@ def _single(name: str, matrix: Tensor) -> Tensor:
     check_floating(name, matrix, (4, 4))
     if matrix.numel() != 16:
         raise ValueError(f"{name}: expected one matrix [4, 4], got {list(matrix.shape)}")
-    return assemble(
-        matrix.detach().double().cpu().reshape(1, 4, 4)[:, :3, :3],
-        matrix.detach().double().cpu().reshape(1, 4, 4)[:, :3, 3:],
-    )[0]
+    single = matrix.detach().double().cpu().reshape(4, 4)
+    return assemble(single[:3, :3], single[:3, 3:])

@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from drrkit.geometry import Camera, batched, batched_pose, checked_size, volume_center
+from drrkit.geometry import (
+    Camera,
+    assemble,
+    batched,
+    batched_pose,
+    checked_size,
+    volume_center,
+)
 
 
 class CameraView(NamedTuple):
@@ -102,8 +109,7 @@ def from_vectors(vectors: ViewVectors, size: tuple[int, int]) -> CameraView:
     z = normal / area[:, None]
     x = vectors.col_step / vectors.col_step.norm(dim=-1, keepdim=True)
     turn = torch.stack((x, torch.linalg.cross(z, x), z), 1)
-    pose = torch.eye(4, dtype=torch.float64, device=z.device).repeat(len(z), 1, 1)
-    pose[:, :3, :3], pose[:, :3, 3:] = turn, -turn @ vectors.source[:, :, None]
+    pose = assemble(turn, -turn @ vectors.source[:, :, None])
     # Columns of the plane in camera axes, over its distance: the inverse of K.
     plane = torch.stack((vectors.col_step, vectors.row_step, vectors.corner - vectors.source), -1)
     in_camera = turn @ plane

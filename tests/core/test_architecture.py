@@ -148,7 +148,7 @@ BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the 
     "": 1_110,  # the modules beside the packages
     "_native": 1_310,
     "cli": 4_600,
-    "conversions": 1_600,
+    "conversions": 1_780,  # landmark files and RTK's parallel beam came in
     "evaluation": 840,
     "fields": 1_805,
     "geometry": 1_140,

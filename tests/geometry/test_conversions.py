@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -468,3 +469,143 @@ def skewed() -> drrkit.Camera:
 def flat() -> conversions.ViewVectors:
     vectors = conversions.to_vectors(camera(), poses())
     return vectors._replace(row_step=vectors.col_step)
+
+
+# ---- what other programs write, or people by mistake
+
+
+def test_what_is_no_rotation_is_refused_with_its_deviation() -> None:
+    camera, turn = CAMERAS_SMALL, torch.eye(3, dtype=torch.float64)
+    shift = torch.tensor([0.0, 0.0, 800.0], dtype=torch.float64)
+    for wrong, message in (
+        (1.05 * turn, "off by 0.10"),
+        (0.5 * turn, "off by 0.75"),
+        (0.0 * turn, "off by 1"),
+        (torch.diag(turn.new_tensor((-1.0, 1.0, 1.0))), "a reflection"),
+        (turn + turn.new_tensor(((0, 0.01, 0), (0, 0, 0), (0, 0, 0))), "off by 0.01"),
+        (turn * torch.nan, "off by nan"),
+        (torch.stack((turn, 2 * turn)), "off by 3"),
+    ):
+        with pytest.raises(ValueError, match=f"R: expected a rotation.*{message}"):
+            conversions.from_opencv(camera.K, wrong, shift, camera.size, 1000.0)
+    rounded = drrkit.so3_exp(turn.new_tensor([[0.3, -0.2, 0.5]])).mul(1e4).round().div(1e4)
+    conversions.from_opencv(camera.K, rounded, shift, camera.size, 1000.0)
+
+
+CAMERAS_SMALL = drrkit.CArm(1000.0, (24, 32), 2.0)
+
+
+def test_tracks_written_column_by_column_are_refused(tmp_path: Path) -> None:
+    pose = drrkit.view_ap(drrkit.phantoms.torso(spacing=20.0), 800.0)
+    lost = torch.full((1, 4, 4), torch.nan, dtype=torch.float64)
+    conversions.write_autoscoper(tmp_path / "a.tra", torch.cat((pose, lost)))
+    assert torch.equal(conversions.read_autoscoper(tmp_path / "a.tra")[0], pose[0])
+    conversions.write_autoscoper(tmp_path / "b.tra", torch.cat((lost, pose.mT)))
+    with pytest.raises(ValueError, match=r"b\.tra, line 2: .* written column by column"):
+        conversions.read_autoscoper(tmp_path / "b.tra")
+
+
+@pytest.mark.parametrize("sid, sdd", [(800.0, 1200.0), (-800.0, -1200.0), (800.0, 0.0)])
+def test_rtk_beams_of_all_kinds_are_those_of_its_matrix(
+    tmp_path: Path, sid: float, sdd: float
+) -> None:
+    """RTK's matrix takes a fixed point to mm on the detector; for a parallel beam it is affine."""
+    numbers = (sid, sdd, 33.0, 5.0, -7.0, 4.0, -6.0, 3.0, 2.0)
+    view = conversions.RtkView(*(torch.tensor([n], dtype=torch.float64) for n in numbers))
+    body = "".join(f"<{n}>{v}</{n}>" for n, v in zip(RTK_NAMES, numbers, strict=True))
+    root = "RTKThreeDCircularGeometry"
+    (tmp_path / "g.xml").write_text(f"<{root}><Projection>{body}</Projection></{root}>")
+    read = conversions.read_rtk_geometry(tmp_path / "g.xml")
+    torch.testing.assert_close(torch.stack(read), torch.stack(view))
+    size, spacing, origin = (24, 32), (2.0, 2.5), (-31.0, -28.0)
+    found = conversions.from_rtk(read, size, spacing, origin)
+    assert found.camera.beam == ("parallel" if sdd == 0.0 else "cone")
+    points = torch.tensor([[10.0, -5.0, 7.0], [-20.0, 15.0, -9.0]], dtype=torch.float64)
+    turn = conversions.euler_to_matrix(
+        -torch.tensor([-6.0, 4.0, 33.0], dtype=torch.float64).deg2rad(), "ZXY"
+    )
+    x, y, z = (points @ turn.mT).unbind(-1)
+    if sdd == 0.0:
+        u, v = x - 5.0, y + 7.0
+    else:
+        u = 3.0 - 5.0 + sdd * (x - 3.0) / (sid - z)
+        v = 2.0 + 7.0 + sdd * (y - 2.0) / (sid - z)
+    col, row = (u - origin[0]) / spacing[0], (v - origin[1]) / spacing[1]
+    seen = drrkit.project_points(found.camera, found.world_to_camera, points)[0]
+    row = size[0] - 1 - row if found.flip == (-2,) else row
+    torch.testing.assert_close(seen, torch.stack((row, col), -1), rtol=0, atol=1e-9)
+
+
+RTK_NAMES = (
+    *("SourceToIsocenterDistance", "SourceToDetectorDistance", "GantryAngle"),
+    *("ProjectionOffsetX", "ProjectionOffsetY", "OutOfPlaneAngle", "InPlaneAngle"),
+    *("SourceOffsetX", "SourceOffsetY"),
+)
+
+
+def test_rtk_distances_of_different_signs_are_refused(tmp_path: Path) -> None:
+    root = "RTKThreeDCircularGeometry"
+    for sid, sdd in ((800, -1200), (-800, 1200), (0, 1200)):
+        body = "".join(f"<{n}>{v}</{n}>" for n, v in zip(RTK_NAMES, (sid, sdd), strict=False))
+        (tmp_path / "g.xml").write_text(f"<{root}><Projection>{body}</Projection></{root}>")
+        with pytest.raises(ValueError, match="both of one sign"):
+            conversions.read_rtk_geometry(tmp_path / "g.xml")
+
+
+# ---- landmarks
+
+TABLE = [("a", 1.5, -2.0, 3.0, 10.0, 20.5), ("b", 4.0, 5.25, -6.0, 11.0, 2.0)]
+
+
+def expected_rows() -> list[tuple[float, ...]]:
+    return [row[1:] for row in TABLE]
+
+
+@pytest.mark.parametrize(
+    ("mark", "encoding"), [(",", "utf-8"), (";", "utf-8"), ("\t", "utf-16"), (";", "utf-8-sig")]
+)
+@pytest.mark.parametrize("decimal", [".", ","])
+def test_tables_of_landmarks_are_read(
+    tmp_path: Path, mark: str, encoding: str, decimal: str
+) -> None:
+    if mark == decimal == ",":
+        return
+    lines = [mark.join(("Name", "X", "y", "z", "Row", "col"))]
+    lines += [mark.join(str(v).replace(".", decimal) for v in row) for row in TABLE]
+    (tmp_path / "a.csv").write_text("\n".join(lines), encoding=encoding)
+    found = conversions.read_landmark_rows(tmp_path / "a.csv")
+    names = ("x", "y", "z", "row", "col")
+    assert [tuple(float(row[n]) for n in names) for row in found] == expected_rows()
+
+
+@pytest.mark.parametrize(("system", "sign"), [("LPS", 1), ("RAS", -1), ("0", -1), ("1", 1)])
+def test_slicers_markups_are_read(tmp_path: Path, system: str, sign: int) -> None:
+    lines = ["# Markups fiducial file version = 4.11", f"# CoordinateSystem = {system}"]
+    lines += ["# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"]
+    for k, (name, x, y, z, row, col) in enumerate(TABLE):
+        lines.append(f'{k},{sign * x},{sign * y},{z},0,0,0,1,1,1,0,{name},"{row}, {col}",')
+    (tmp_path / "a.fcsv").write_text("\n".join(lines))
+    points = [
+        {"label": n, "position": [sign * x, sign * y, z], "description": f"{row} {col}"}
+        for n, x, y, z, row, col in TABLE
+    ]
+    points.append({"label": "c", "positionStatus": "undefined", "position": [0, 0, 0]})
+    markup = {"type": "Fiducial", "controlPoints": points}
+    files = ["a.fcsv"]
+    if len(system) == 3:
+        content = {"markups": [{**markup, "coordinateSystem": system}]}
+        (tmp_path / "a.mrk.json").write_text(json.dumps(content))
+        files.append("a.mrk.json")
+    for file in files:
+        found = conversions.read_landmark_rows(tmp_path / file)
+        names = ("x", "y", "z", "row", "col")
+        assert [tuple(float(row[n]) for n in names) for row in found] == expected_rows()
+        assert [row["name"] for row in found] == ["a", "b"]
+
+
+def test_points_without_pixels_say_what_to_add(tmp_path: Path) -> None:
+    from drrkit.registration import Landmarks
+
+    (tmp_path / "a.fcsv").write_text("# columns = id,x,y,z\n1,2,3,4\n")
+    with pytest.raises(ValueError, match="got no row, col in number 1: add the columns"):
+        Landmarks.read(tmp_path / "a.fcsv")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from drrkit.conversions import read_landmark_rows
 from drrkit.geometry import Camera, check_floating, project_points, solve_pnp
 
 __all__ = ["LandmarkPose", "Landmarks"]
 
 COLUMNS = ("x", "y", "z", "row", "col")
+HINT = ": add the columns row, col; in 3D Slicer, a description such as 120.5, 64 to each point"
 
 # Points that determine a pose without a start; a sample of them is tried at a time.
 _MINIMAL = 6
@@ -74,10 +74,12 @@ class Landmarks:
 
     @staticmethod
     def read(path: str | Path, **options: Any) -> Landmarks:
-        """Landmarks from a CSV file with the columns x, y, z (world mm), row, col, or from JSON.
+        """Landmarks from a table with the columns x, y, z (world mm), row, col, or from JSON.
 
-        JSON is a list of objects with these keys. Further columns and keys, such as names, are
-        ignored; a row whose pixel is empty (or null) is a landmark that is not visible.
+        Columns are parted by commas, semicolons or tabs; JSON is a list of objects with these keys.
+        Further columns and keys, such as names, are ignored; a row whose pixel is empty (or null)
+        is a landmark that is not visible. 3D Slicer's .fcsv and .mrk.json have no pixels: write
+        them as "row, col" into the descriptions of the points.
 
         Raises:
             OSError: the file cannot be read.
@@ -85,7 +87,7 @@ class Landmarks:
                 landmark that is visible.
         """
         path = Path(path)
-        rows = _rows(path)
+        rows = read_landmark_rows(path)
         numbers = []
         for number, row in enumerate(rows, 1):
             missing = [name for name in COLUMNS if name not in row]
@@ -93,6 +95,7 @@ class Landmarks:
                 raise ValueError(
                     f"{path}: expected {', '.join(COLUMNS)} in every landmark, got no "
                     f"{', '.join(missing)} in number {number}"
+                    + (HINT if missing == list(COLUMNS[3:]) else "")
                 )
             words = [row[name] for name in COLUMNS]
             if any(word is None or str(word).strip() == "" for word in words[3:]):
@@ -185,22 +188,3 @@ def _enough(inliers: int, count: int) -> float:
     if clean in (0.0, 1.0):
         return math.inf if clean == 0.0 else 1
     return math.ceil(math.log(1.0 - _SURE) / math.log(1.0 - clean))
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: expected CSV or JSON, got a binary file") from None
-    if path.suffix.lower() != ".json":
-        return [
-            {str(key).strip().lower(): value for key, value in row.items()}
-            for row in csv.DictReader(text.splitlines())
-        ]
-    try:
-        rows = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, but it does not parse: {error}") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path}: expected a list of objects with {', '.join(COLUMNS)}")
-    return rows

@@ -1,0 +1,117 @@
+"""Points from files: tables (CSV with commas, semicolons or tabs), JSON, and 3D Slicer's markups.
+
+Sources: the .fcsv and .mrk.json formats of 3D Slicer's Markups module.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+__all__ = ["read_landmark_rows"]
+
+
+def read_landmark_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of points, by the names of their columns in lower case.
+
+    Tables have a first line of names; JSON is a list of objects. Slicer's .fcsv and .mrk.json give
+    name, x, y, z in LPS mm (RAS is converted), and row, col where a point's description is two
+    numbers.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is none of these.
+    """
+    text = _decoded(path)
+    if path.suffix.lower() == ".fcsv":
+        return _from_fcsv(path, text)
+    if path.suffix.lower() != ".json":
+        return _from_table(text)
+    try:
+        content = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, but it does not parse: {error}") from None
+    if isinstance(content, dict) and "markups" in content:
+        return _from_markups(path, content)
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        raise ValueError(f"{path}: expected a list of objects with x, y, z, row, col")
+    return [{str(key).strip().lower(): value for key, value in row.items()} for row in content]
+
+
+def _decoded(path: Path) -> str:
+    data = path.read_bytes()
+    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    try:
+        return data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected CSV or JSON, got a binary file") from None
+
+
+def _from_table(text: str) -> list[dict[str, Any]]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    first = lines[0] if lines else ""
+    mark = max((",", ";", "\t"), key=first.count)
+    rows = csv.DictReader(lines, delimiter=mark)
+    return [
+        {
+            # With semicolons or tabs a comma may be the decimal point.
+            str(key).strip().lower(): value.replace(",", ".")
+            if mark != "," and isinstance(value, str) and re.fullmatch(r"\s*[-+\d,eE]+\s*", value)
+            else value
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
+
+
+def _from_fcsv(path: Path, text: str) -> list[dict[str, Any]]:
+    columns, system, rows = ["id", "x", "y", "z"], "0", []
+    for line in text.splitlines():
+        if match := re.match(r"#\s*columns\s*=\s*(.*)", line):
+            columns = [name.strip().lower() for name in match[1].split(",")]
+        elif match := re.match(r"#\s*CoordinateSystem\s*=\s*(\S+)", line):
+            system = match[1]
+        elif line.strip() and not line.startswith("#"):
+            row = dict(zip(columns, next(csv.reader([line])), strict=False))
+            place = [row.get(axis) for axis in "xyz"]
+            rows.append(_point(path, row.get("label"), place, system, row.get("desc")))
+    return rows
+
+
+def _from_markups(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
+    try:
+        return [
+            _point(
+                path,
+                point.get("label"),
+                point["position"],
+                str(markup.get("coordinateSystem", "RAS")),
+                point.get("description"),
+                str(markup.get("coordinateUnits", "mm")),
+            )
+            for markup in content["markups"]
+            for point in markup["controlPoints"]
+            if point.get("positionStatus", "defined") == "defined"
+        ]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected 3D Slicer's markups, {error} is missing") from None
+
+
+def _point(
+    path: Path, name: Any, place: Any, system: str, words: Any, unit: str = "mm"
+) -> dict[str, Any]:
+    """A point in LPS mm; 0 and RAS are RAS, 1 and LPS are LPS."""
+    signs = {"0": -1.0, "RAS": -1.0, "1": 1.0, "LPS": 1.0}
+    if system not in signs or unit not in ("mm", "um", "cm", "m"):
+        raise ValueError(f"{path}: expected RAS or LPS and mm, got {system} and {unit}")
+    scale = {"mm": 1.0, "um": 1e-3, "cm": 10.0, "m": 1000.0}[unit]
+    try:
+        x, y, z = (scale * float(word) for word in place)
+    except (TypeError, ValueError):
+        raise ValueError(f"{path}: expected x, y, z as numbers, got {str(place)[:60]}") from None
+    found = {"name": name, "x": signs[system] * x, "y": signs[system] * y, "z": z}
+    pixel = re.fullmatch(r"\s*([-+.\deE]+)[\s,;]+([-+.\deE]+)\s*", str(words or ""))
+    return {**found, "row": pixel[1], "col": pixel[2]} if pixel else found
