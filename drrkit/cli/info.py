@@ -1,4 +1,4 @@
-"""`drrkit info`: what is installed; what a geometry looks like."""
+"""`drrkit info`: what is installed; what was understood of a file; what a geometry looks like."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from drrkit.cli.command import Answer, command
 from drrkit.cli.doctor import installation
@@ -14,7 +16,7 @@ from drrkit.cli.io import camera_as_dict, read_pose, refuse_overwriting
 from drrkit.cli.options import OutputFile, existing
 from drrkit.files import whole_file
 from drrkit.geometry import Camera
-from drrkit.volume import Volume
+from drrkit.volume import READ_SUFFIXES, DicomFile, Volume, inspect_volume, is_dicom, read_image
 from drrkit.xray import deepfluoro_contents, read_xray
 
 __all__ = ["info_command"]
@@ -25,21 +27,29 @@ __all__ = ["info_command"]
 @click.option("--ct", type=existing, help="The CT that VIEW shows.")
 @click.option("--series", metavar="UID", help="Series of a DICOM folder that holds several.")
 @click.option("--scene", type=OutputFile(".svg"), help="Drawing of C-arm and CT.")
+@click.option("--picture", type=OutputFile(".png"), help="Picture of the image in the file.")
 def info_command(
-    view: Path | None, ct: Path | None, series: str | None, scene: Path | None
+    view: Path | None,
+    ct: Path | None,
+    series: str | None,
+    scene: Path | None,
+    picture: Path | None,
 ) -> Answer:
     """Versions, what drrkit was compiled for, and the devices it can use.
 
-    With VIEW and --ct: what that geometry looks like, in a sentence and, with --scene, a picture.
-    VIEW is a pose file, a result of register, or the DICOM image of a C-arm; of DeepFluoro's HDF5
-    file the specimens are listed.
+    With VIEW alone, a CT or an X-ray: what was understood of the file, what had to be assumed, and
+    with --picture how it looks; of DeepFluoro's HDF5 file the specimens are listed. With VIEW and
+    --ct: what that geometry looks like, in a sentence and, with --scene, a picture; VIEW is a pose
+    file, a result of register, or the DICOM image of a C-arm then.
     """
     if view is not None and view.suffix.lower() in (".h5", ".hdf5"):
         return _specimens(view)
+    if view is not None and ct is None and scene is None and view.suffix.lower() != ".json":
+        return _understood(view, series, picture)
     if view is not None:
         return _geometry(view, ct, series, scene)
-    if ct is not None or series is not None or scene is not None:
-        raise click.UsageError("--ct, --series and --scene go with a VIEW.")
+    if any(given is not None for given in (ct, series, scene, picture)):
+        raise click.UsageError("--ct, --series, --scene and --picture go with a VIEW.")
     found = installation()
     return Answer(found, "\n".join(_lines(found)))
 
@@ -72,6 +82,87 @@ def _specimens(path: Path) -> Answer:
     found = {name: len(numbers) for name, numbers in deepfluoro_contents(path).items()}
     lines = [f"{name}  {count} projections" for name, count in found.items()]
     return Answer({"specimens": found}, "\n".join(lines))
+
+
+def _understood(path: Path, series: str | None, picture: Path | None) -> Answer:
+    """What was understood of a CT or an X-ray."""
+    from drrkit.report import save_image, to_display
+
+    refuse_overwriting([picture], [path])
+    facts, notes, image = _ct_facts(path, series) if _is_ct(path) else _xray_facts(path)
+    lines = [f"{name:20} {value}" for name, value in facts.items()]
+    lines += [f"{'remark':20} {note}" for note in notes] or ["no remarks"]
+    if picture is not None:
+        save_image(to_display(image, window=(0.0, 100.0)), picture)
+        lines.append(f"wrote {picture}")
+    content = {
+        "facts": facts,
+        "remarks": list(notes),
+        "picture": None if picture is None else str(picture),
+    }
+    return Answer(content, "\n".join(lines))
+
+
+def _is_ct(path: Path) -> bool:
+    """Whether a file is a volume: a folder, a CT in DICOM, or an image of three dimensions."""
+    if path.is_dir():
+        return True
+    if path.name.lower().endswith(READ_SUFFIXES):
+        shape = read_image(path).pixels.shape
+        return len(shape) >= 3 and shape[0] > 1
+    if not is_dicom(path):
+        return False
+    file = DicomFile(path)
+    return file.text("Modality") == "CT" and "LOCALIZER" not in file.words("ImageType")
+
+
+def _ct_facts(path: Path, series: str | None) -> tuple[dict[str, str], tuple[str, ...], Tensor]:
+    """Facts and remarks on a volume, and its middle slices side by side, its last row of z on top."""
+    volume, facts, notes = inspect_volume(path, series=series)
+    low, high = torch.aminmax(volume.values)
+    values = volume.values.reshape(-1, *volume.values.shape[-3:])[0]
+    facts = {
+        "kind": "volume",
+        **facts,
+        "voxels x, y, z": " x ".join(str(n) for n in volume.shape_xyz),
+        "voxel size": " x ".join(f"{s:.5g}" for s in volume.spacing) + " mm",
+        "first voxel (LPS)": ", ".join(f"{v:.5g}" for v in volume.origin) + " mm",
+        "values": f"{float(low):g} to {float(high):g}, taken for {volume.unit}",
+    }
+    depth, height, width = values.shape
+    planes = (values[depth // 2], values[:, height // 2].flip(0), values[:, :, width // 2].flip(0))
+    rows = max(plane.shape[0] for plane in planes)
+    padded = [functional.pad(p, (0, 4, 0, rows - p.shape[0]), value=float(low)) for p in planes]
+    return facts, notes, torch.cat(padded, 1)
+
+
+def _xray_facts(path: Path) -> tuple[dict[str, str], tuple[str, ...], Tensor]:
+    """Facts and remarks on an X-ray, and its first frame as it is seen from the source."""
+    xray = read_xray(path)
+    frames, _, rows, cols = xray.image.shape
+    low, high = torch.aminmax(xray.image)
+
+    def known(value: object, words: str) -> str:
+        return words if value is not None else "not known"
+
+    spacing, camera = xray.pixel_spacing or (0.0, 0.0), xray.camera
+    primary, secondary = xray.primary_deg, xray.secondary_deg
+    angles = None
+    if primary is not None and secondary is not None:
+        angles = f"{float(primary[0]):g} (LAO +), {float(secondary[0]):g} (CRA +) degrees"
+    facts = {
+        "kind": "X-ray",
+        **xray.facts,
+        "frames, rows, cols": f"{frames} x {rows} x {cols}",
+        "values": f"{float(low):g} to {float(high):g}",
+        "what they mean": xray.kind or "not known: --xray-kind says it",
+        "pixel spacing": known(xray.pixel_spacing, f"{spacing[0]:g} x {spacing[1]:g} mm"),
+        "source to detector": known(camera, f"{float(camera.sdd):g} mm" if camera else ""),
+        "source to isocentre": known(xray.sod, f"{xray.sod} mm"),
+        "angles": angles or "not known",
+        "masked": "nothing" if xray.mask is None else f"{1 - float(xray.mask.mean()):.1%}",
+    }
+    return facts, xray.warnings, xray.image[0, 0]
 
 
 def _geometry(view: Path, ct: Path | None, series: str | None, scene: Path | None) -> Answer:

@@ -147,7 +147,7 @@ def test_one_word_means_one_thing() -> None:
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
     "": 1_110,  # the modules beside the packages
     "_native": 1_310,
-    "cli": 4_600,
+    "cli": 4_730,  # info says what was understood of a file
     "conversions": 1_780,  # landmark files and RTK's parallel beam came in
     "evaluation": 840,
     "fields": 1_805,
