@@ -117,7 +117,7 @@ def _is_ct(path: Path) -> bool:
 
 
 def _ct_facts(path: Path, series: str | None) -> tuple[dict[str, str], tuple[str, ...], Tensor]:
-    """Facts and remarks on a volume, and its middle slices side by side, its last row of z on top."""
+    """Facts and remarks on a volume, and its middle slices side by side, z upwards."""
     volume, facts, notes = inspect_volume(path, series=series)
     low, high = torch.aminmax(volume.values)
     values = volume.values.reshape(-1, *volume.values.shape[-3:])[0]
