@@ -136,7 +136,7 @@ def test_a_run_out_of_time_says_what_it_dropped() -> None:
 def test_a_worker_of_a_tool_that_does_not_exist_fails_with_a_sentence() -> None:
     worker = Worker("no_module_of_this_name:Peer", "cpu", 1)
     with pytest.raises(Failed, match="no_module_of_this_name"):
-        worker.ask(60.0, "describe")
+        worker.ask(300.0, "describe")
     worker.close()
 
 
@@ -149,12 +149,12 @@ def test_a_worker_that_hangs_is_ended_and_can_be_asked_again(
     work = Workload("main", "AP", 1, 8, "forward").as_dict()
     worker = Worker("tests.bench.fakes:Hanging", "cpu", 1)
     try:
-        assert worker.ask(60.0, "describe")["methods"] == ["chords"]
+        assert worker.ask(300.0, "describe")["methods"] == ["chords"]
         where = {"folder": str(tmp_path), "save": str(tmp_path / "answer.npy")}
         with pytest.raises(Failed, match="no answer within 1 s"):
             worker.ask(1.0, "start", method="chords", workload=work, **where)
         assert worker.process is None
-        assert worker.ask(60.0, "describe")["name"] == "hanging"
+        assert worker.ask(300.0, "describe")["name"] == "hanging"
     finally:
         worker.close()
 
@@ -162,9 +162,9 @@ def test_a_worker_that_hangs_is_ended_and_can_be_asked_again(
 def test_a_worker_declines_what_it_was_not_asked_to_prepare() -> None:
     worker = Worker("drrkit", "cpu", 1)
     try:
-        assert worker.ask(60.0, "describe")["name"] == "drrkit"
+        assert worker.ask(300.0, "describe")["name"] == "drrkit"
         with pytest.raises(Declined, match="its process ended"):
-            worker.ask(60.0, "time", method="joseph", count=1)
+            worker.ask(300.0, "time", method="joseph", count=1)
     finally:
         worker.close()
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -182,14 +180,23 @@ def test_torchrun_finishes_an_interrupted_evaluation_with_the_rows_of_a_single_p
     single = [sys.executable, *command]
     subprocess.run([*single, str(whole)], check=True, env=environment, capture_output=True)
 
-    stopped = subprocess.Popen([*single, str(shared)], env=environment, stderr=subprocess.PIPE)
-    while stopped.poll() is None and not list(shared.glob("rows.0.csv")):
-        time.sleep(0.05)
-    stopped.send_signal(signal.SIGINT)
-    complaint = stopped.communicate()[1].decode()
-    assert stopped.returncode == 130, complaint
+    # Interrupts itself when it prints its first row.
+    interrupting = (
+        "import os, signal, sys\n"
+        "from drrkit.cli import evaluate, main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # not in background jobs\n"
+        "evaluate._line = lambda row: os.kill(os.getpid(), signal.SIGINT)\n"
+        "main(sys.argv[1:], prog_name='drrkit')\n"
+    )
+    stopped = subprocess.run(
+        [sys.executable, "-c", interrupting, *command[2:], str(shared)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert stopped.returncode == 130, stopped.stderr
     before = read_rows(shared)
-    assert 1 <= len(before) < 5 and f"Interrupted: {len(before)} of 5 cases" in complaint
+    assert len(before) == 1 and "Interrupted: 1 of 5 cases" in stopped.stderr
     assert not list(shared.glob("*.tmp"))
 
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", *command]

@@ -345,14 +345,12 @@ HUGE = [
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("method", ALL)
-def test_wild_frames_neither_crash_nor_hang_nor_disturb_their_neighbours(
-    method, dtype, device
-) -> None:
+def test_wild_frames_neither_crash_nor_disturb_their_neighbours(method, dtype, device) -> None:
     tame = six_views(seed=4)
     huge = torch.tensor(HUGE, dtype=torch.float64)
     huge = torch.cat([huge, torch.zeros_like(huge)], 1)
     rays = torch.cat([huge, wild_rays(1500, random.Random(method)), tame]).to(device)
-    values, started = rand(2, *SHAPE).to(device, dtype).requires_grad_(), time.monotonic()
+    values = rand(2, *SHAPE).to(device, dtype).requires_grad_()
     for beam in BEAMS:
         for size in ((1, 1), (2, 3)):
             for frames in (rays, rays.float()):
@@ -364,12 +362,15 @@ def test_wild_frames_neither_crash_nor_hang_nor_disturb_their_neighbours(
                 (gradient,) = torch.autograd.grad(expected.sum(), alone)
                 torch.testing.assert_close(image[-6:], expected, rtol=1e-6, atol=1e-6)
                 torch.testing.assert_close(gradients[1][-6:], gradient, rtol=1e-5, atol=1e-5)
-    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_one_million_steps_outside_the_volume_cost_nothing(method, device) -> None:
-    frames = six_views(near=1e7, far=1e7).to(device)
-    values, started = rand(*SHAPE).to(device), time.monotonic()
-    drrkit.project(values, frames, (30, 30), **METHODS[method])
-    assert time.monotonic() - started < 2
+    """In the processor time of an image from nearby; marched, they would cost 1e5 times as much."""
+    values, spent = rand(*SHAPE).to(device), []
+    for distances in ({}, {"near": 1e7, "far": 1e7}):
+        frames, started = six_views(**distances).to(device), time.process_time()
+        for _ in range(10):
+            drrkit.project(values, frames, (30, 30), **METHODS[method])
+        spent.append(time.process_time() - started)
+    assert spent[1] < 100 * spent[0]

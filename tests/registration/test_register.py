@@ -331,4 +331,3 @@ def test_the_pelvis_ct_is_registered_within_2_mm_from_10_degrees_and_20_mm(data_
     result = register(ct.to_mu(), camera, xray, start)
     assert float(mtre(start, right, points)) > 20.0
     assert float(mtre(result.world_to_camera, right, points)) < 2.0
-    assert result.seconds < 60.0
