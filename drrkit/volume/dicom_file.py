@@ -217,7 +217,8 @@ def _shifted(file: DicomFile, raw: np.ndarray, bits: int, shift: int, signed: bo
             f"{file.source}: High Bit (0028,0102) is {bits + shift - 1} for {bits} bits stored, "
             "but the bits below are used too: the pixels are damaged or their header is"
         )
-    if bits == allocated:
+    low, high = (-(1 << bits - 1), 1 << bits - 1) if signed else (0, 1 << bits)
+    if not shift and low <= int(raw.min()) and int(raw.max()) < high:
         return raw
     above = allocated - bits - shift
     values = (raw << above) >> (above + shift)

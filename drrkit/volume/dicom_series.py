@@ -269,7 +269,9 @@ class _Values:
         stored = self._last[1]
         slope, intercept = self._rescaling(file, k)
         self.scales.add((slope, intercept))
-        values = stored.values[k].astype(self.dtype) * slope + intercept
+        values = stored.values[k].astype(self.dtype)
+        values *= slope
+        values += intercept
         if stored.padded is not None:
             padded = stored.padded[k]
             meant = slope * (file.number("PixelPaddingValue") or 0.0) + intercept
