@@ -30,7 +30,7 @@ except ImportError as error:
     ) from error
 
 OLDEST_TORCH = (2, 10)
-DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+DEFAULT_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 CPU_SOURCES = sorted(map(str, Path("csrc").rglob("*.cpp")))
 CUDA_SOURCES = sorted(map(str, Path("csrc").rglob("*.cu")))
 CXX_FLAGS = [
@@ -151,11 +151,13 @@ options = {
     "extra_link_args": LINK_FLAGS,
 }
 if WITH_CUDA:
+    COMPRESS = ["--compress-mode=size"] if float(nvcc_version() or 0) >= 12.8 else []
     # torch's own default asks the visible GPUs and fails on an empty list where there are none.
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
     options["extra_compile_args"] = {
         "cxx": [*CXX_FLAGS, "-DDRRKIT_CUDA"],
-        "nvcc": ["-O3", "-lineinfo", "--expt-relaxed-constexpr"],
+        # Architectures in parallel; the binary compressed, which seven of them need.
+        "nvcc": ["-O3", "-lineinfo", "--expt-relaxed-constexpr", "--threads=2", *COMPRESS],
     }
     extension = cpp_extension.CUDAExtension("drrkit._C", sources, **options)
 else:

@@ -108,10 +108,9 @@ struct Cuda {
 
   void project(const ProjectParams& p, const PackedPtr& packed) const {
     const char* error = nullptr;
-    if (!packed || !cuda::project_packed(p, *packed, stream, &error))
-      return check(cuda::project(p, stream));
+    if (!packed || !cuda::project_packed(p, packed, stream, &error))
+      error = cuda::project(p, stream);
     check(error);
-    check(cuda::retain_for_graph(packed, stream));
   }
   void second(const SecondParams& p) const { check(cuda::second(p, stream)); }
   void backproject(const BackprojectParams& p) const { check(cuda::backproject(p, stream)); }

@@ -266,7 +266,7 @@ class Projector(nn.Module):
 
     pack  what is prepared from values that need no gradient (docs/performance.md):
           "auto"     what pays on the values' device, where it fits: on CUDA textures of 16 bits a
-                     voxel for images (the difference to `render` is below 5e-4 of the image, and
+                     voxel for images (relative L2 difference to `render` below 5e-4, and
                      images that carry a derivative are exact), on the CPU what is known to be zero
           "int16", "float16", "float32"
                      textures of this storage on CUDA, or an error: ValueError where there can be

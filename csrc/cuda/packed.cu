@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <map>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -58,8 +59,54 @@ cudaChannelFormatDesc channel_of(Texel texel) {
   }
 }
 
-// What a graph kept and no longer needs. CUDA calls back from a thread that must not call CUDA, so
-// it waits here until the next packed volume is made or let go.
+cudaError_t captures(cudaStream_t stream, bool& capturing, cudaGraph_t* graph = nullptr) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+#if CUDART_VERSION >= 13000
+  const cudaError_t error =
+      cudaStreamGetCaptureInfo(stream, &status, nullptr, graph, nullptr, nullptr, nullptr);
+#else
+  const cudaError_t error =
+      cudaStreamGetCaptureInfo_v2(stream, &status, nullptr, graph, nullptr, nullptr);
+#endif
+  capturing = status == cudaStreamCaptureStatusActive;
+  return error;
+}
+
+// What has to be given back to CUDA, and what has to end before.
+struct Holdings {
+  int device = 0;
+  std::vector<cudaArray_t> layers;           // [N C, 3]
+  std::vector<unsigned long long> textures;  // [N C, 3]
+  void *block = nullptr, *copy = nullptr;
+  cudaEvent_t filled = nullptr;               // the last filling, once there is one
+  std::map<cudaStream_t, cudaEvent_t> reads;  // the last launch on each stream that reads it
+
+  // Waits for the fillings and launches that are known, and for nothing else: a wait for the whole
+  // device would end every capture that is going on. False where that fails; nothing is freed then.
+  bool release() {
+    const OnDevice on(device);
+    const BesideCapture beside;
+    bool ended = !filled || cudaEventSynchronize(filled) == cudaSuccess;
+    for (const auto& read : reads)
+      ended = cudaEventSynchronize(read.second) == cudaSuccess && ended;
+    if (ended) {
+      for (unsigned long long texture : textures)
+        if (texture) cudaDestroyTextureObject(texture);
+      for (cudaArray_t layer : layers)
+        if (layer) cudaFreeArray(layer);
+      cudaFree(block);
+      cudaFree(copy);
+      if (filled) cudaEventDestroy(filled);
+      for (const auto& read : reads) cudaEventDestroy(read.second);
+    }
+    cudaGetLastError();  // when the process ends CUDA may be gone already
+    return ended;
+  }
+};
+
+// What could not be freed where it was let go, tried again when the next packed volume is made or
+// let go: what a graph kept (CUDA calls back from a thread that must not call CUDA), and what could
+// not be waited for.
 class Graveyard {
  public:
   static Graveyard& one() {
@@ -68,17 +115,28 @@ class Graveyard {
   }
   void add(PackedPtr packed) {
     std::lock_guard<std::mutex> lock(mutex_);
-    dead_.push_back(std::move(packed));
+    kept_.push_back(std::move(packed));
+  }
+  void add(Holdings holdings) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    held_.push_back(std::move(holdings));
   }
   void clear() {
-    std::vector<PackedPtr> dead;
-    std::lock_guard<std::mutex> lock(mutex_);
-    dead.swap(dead_);
+    std::vector<PackedPtr> kept;  // destroyed after the lock is given back, as they may come here
+    std::vector<Holdings> held;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      kept.swap(kept_);
+      held.swap(held_);
+    }
+    for (Holdings& holdings : held)
+      if (!holdings.release()) add(std::move(holdings));
   }
 
  private:
   std::mutex mutex_;
-  std::vector<PackedPtr> dead_;
+  std::vector<PackedPtr> kept_;
+  std::vector<Holdings> held_;
 };
 
 void graph_is_gone(void* kept) {
@@ -113,7 +171,9 @@ class DeviceArrays {
 
   int device() const { return device_; }
   int64_t bytes() const { return bytes_; }
-  PackedArrays arrays(bool textures) const { return {textures ? table_ : nullptr, scale_, copy_}; }
+  PackedArrays arrays(bool textures) const {
+    return {textures ? table_ : nullptr, scale_, held_.copy};
+  }
   EmptySpace empty(const std::array<int32_t, 3>& n) const {
     return {occupied_, distance_, n[0], n[1], n[2]};
   }
@@ -121,9 +181,13 @@ class DeviceArrays {
   void fill_texture(int64_t image, int axis, const void* texels, cudaStream_t stream);
   void fill(const float* scale, const void* copy, const Occupied* occupied, const uint8_t* distance,
             cudaStream_t stream);
+  // Before and after a launch on a stream that is not being captured.
+  cudaError_t begin_read(cudaStream_t stream) const;
+  cudaError_t end_read(cudaStream_t stream) const;
 
  private:
   void create();
+  void wait_for_reads(cudaStream_t stream);
   void create_texture(int axis);
   cudaExtent extent_of(int axis) const;
   template <class T> T* part(int64_t& offset, int64_t bytes) const;
@@ -134,14 +198,12 @@ class DeviceArrays {
   VoxelType voxel_;
   Texel texel_;
   int64_t images_, voxels_, bytes_ = 0, occupied_bytes_, distance_bytes_;
-  std::vector<cudaArray_t> layers_;           // [N C, 3]
-  std::vector<unsigned long long> textures_;  // [N C, 3]
-  void* block_ = nullptr;                     // holds all that follows but the copy
+  mutable std::mutex mutex_;  // of `held_`, which launches of many threads note themselves in
+  mutable Holdings held_;     // its block holds all that follows
   unsigned long long* table_ = nullptr;
   float* scale_ = nullptr;
   Occupied* occupied_ = nullptr;
   uint8_t* distance_ = nullptr;
-  void* copy_ = nullptr;
 };
 
 DeviceArrays::DeviceArrays(int device, const std::array<int64_t, 5>& shape, VoxelType voxel,
@@ -156,6 +218,7 @@ DeviceArrays::DeviceArrays(int device, const std::array<int64_t, 5>& shape, Voxe
       distance_bytes_(shape[0] * bricks[0] * bricks[1] * bricks[2]) {
   const OnDevice on(device_);
   const BesideCapture beside;
+  held_.device = device;
   try {
     create();
   } catch (...) {
@@ -165,7 +228,7 @@ DeviceArrays::DeviceArrays(int device, const std::array<int64_t, 5>& shape, Voxe
 }
 
 template <class T> T* DeviceArrays::part(int64_t& offset, int64_t bytes) const {
-  T* start = reinterpret_cast<T*>(static_cast<char*>(block_) + offset);
+  T* start = reinterpret_cast<T*>(static_cast<char*>(held_.block) + offset);
   offset += aligned(bytes);
   return start;
 }
@@ -177,15 +240,16 @@ void DeviceArrays::create() {
   const int64_t scale_bytes = images_ * static_cast<int64_t>(sizeof(float));
   const int64_t small = aligned(table_bytes) + aligned(scale_bytes) + aligned(occupied_bytes_) +
                         aligned(distance_bytes_);
-  check(cudaMalloc(&block_, static_cast<size_t>(small)), "no memory for a prepared volume");
+  check(cudaMalloc(&held_.block, static_cast<size_t>(small)), "no memory for a prepared volume");
   int64_t offset = 0;
   table_ = part<unsigned long long>(offset, table_bytes);
   scale_ = part<float>(offset, scale_bytes);
   occupied_ = part<Occupied>(offset, occupied_bytes_);
   distance_ = part<uint8_t>(offset, distance_bytes_);
   const int64_t copy_bytes = images_ * voxels_ * voxel_bytes(voxel_);
-  check(cudaMalloc(&copy_, static_cast<size_t>(copy_bytes)), "no memory for a prepared volume");
-  check(cudaMemcpy(table_, textures_.data(), static_cast<size_t>(table_bytes),
+  check(cudaMalloc(&held_.copy, static_cast<size_t>(copy_bytes)),
+        "no memory for a prepared volume");
+  check(cudaMemcpy(table_, held_.textures.data(), static_cast<size_t>(table_bytes),
                    cudaMemcpyHostToDevice),
         "a prepared volume's textures");
   bytes_ += small + copy_bytes;
@@ -201,30 +265,31 @@ cudaExtent DeviceArrays::extent_of(int axis) const {
 // Bilinear in a layer, zero outside: Joseph's sample, the infinite border of zeros included.
 void DeviceArrays::create_texture(int axis) {
   const cudaChannelFormatDesc channel = channel_of(texel_);
-  layers_.push_back(nullptr);
-  textures_.push_back(0);
-  check(cudaMalloc3DArray(&layers_.back(), &channel, extent_of(axis), cudaArrayLayered),
+  held_.layers.push_back(nullptr);
+  held_.textures.push_back(0);
+  check(cudaMalloc3DArray(&held_.layers.back(), &channel, extent_of(axis), cudaArrayLayered),
         "no memory for a prepared volume");
   cudaResourceDesc resource = {};
   resource.resType = cudaResourceTypeArray;
-  resource.res.array.array = layers_.back();
+  resource.res.array.array = held_.layers.back();
   cudaTextureDesc description = {};
   for (cudaTextureAddressMode& mode : description.addressMode) mode = cudaAddressModeBorder;
   description.filterMode = cudaFilterModeLinear;
   description.readMode =
       texel_ == Texel::kInt16 ? cudaReadModeNormalizedFloat : cudaReadModeElementType;
-  check(cudaCreateTextureObject(&textures_.back(), &resource, &description, nullptr),
+  check(cudaCreateTextureObject(&held_.textures.back(), &resource, &description, nullptr),
         "a prepared volume's texture");
   bytes_ += voxels_ * (texel_ == Texel::kFloat32 ? 4 : 2);
 }
 
 void DeviceArrays::fill_texture(int64_t image, int axis, const void* texels, cudaStream_t stream) {
   const OnDevice on(device_);
+  wait_for_reads(stream);
   const cudaExtent extent = extent_of(axis);
   const size_t row = extent.width * (texel_ == Texel::kFloat32 ? 4 : 2);
   cudaMemcpy3DParms copy = {};
   copy.srcPtr = make_cudaPitchedPtr(const_cast<void*>(texels), row, extent.width, extent.height);
-  copy.dstArray = layers_[static_cast<size_t>(3 * image + axis)];
+  copy.dstArray = held_.layers[static_cast<size_t>(3 * image + axis)];
   copy.extent = extent;
   copy.kind = cudaMemcpyDeviceToDevice;
   check(cudaMemcpy3DAsync(&copy, stream), "filling a prepared volume");
@@ -233,28 +298,43 @@ void DeviceArrays::fill_texture(int64_t image, int axis, const void* texels, cud
 void DeviceArrays::fill(const float* scale, const void* copy, const Occupied* occupied,
                         const uint8_t* distance, cudaStream_t stream) {
   const OnDevice on(device_);
+  wait_for_reads(stream);
   auto move = [&](void* to, const void* from, int64_t bytes) {
     check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream),
           "filling a prepared volume");
   };
   move(scale_, scale, images_ * static_cast<int64_t>(sizeof(float)));
-  move(copy_, copy, images_ * voxels_ * voxel_bytes(voxel_));
+  move(held_.copy, copy, images_ * voxels_ * voxel_bytes(voxel_));
   move(occupied_, occupied, occupied_bytes_);
   move(distance_, distance, distance_bytes_);
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (!held_.filled)
+    check(cudaEventCreateWithFlags(&held_.filled, cudaEventDisableTiming), "a prepared volume");
+  check(cudaEventRecord(held_.filled, stream), "filling a prepared volume");
 }
 
-// Launches that read what is destroyed here may not have ended: nobody waited for them.
+// What is filled anew may still be read on other streams.
+void DeviceArrays::wait_for_reads(cudaStream_t stream) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (const auto& read : held_.reads)
+    check(cudaStreamWaitEvent(stream, read.second, 0), "filling a prepared volume");
+}
+
+cudaError_t DeviceArrays::begin_read(cudaStream_t stream) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return held_.filled ? cudaStreamWaitEvent(stream, held_.filled, 0) : cudaSuccess;
+}
+
+cudaError_t DeviceArrays::end_read(cudaStream_t stream) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  cudaEvent_t& event = held_.reads[stream];
+  cudaError_t error = cudaSuccess;
+  if (!event) error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+  return error == cudaSuccess ? cudaEventRecord(event, stream) : error;
+}
+
 void DeviceArrays::destroy() {
-  const OnDevice on(device_);
-  const BesideCapture beside;
-  cudaDeviceSynchronize();
-  for (unsigned long long texture : textures_)
-    if (texture) cudaDestroyTextureObject(texture);
-  for (cudaArray_t layers : layers_)
-    if (layers) cudaFreeArray(layers);
-  cudaFree(block_);
-  cudaFree(copy_);
-  cudaGetLastError();  // when the process ends CUDA may be gone already
+  if (!held_.release()) Graveyard::one().add(std::move(held_));
 }
 
 CudaPackedVolume::CudaPackedVolume(int device, const std::array<int64_t, 5>& shape, VoxelType voxel,
@@ -287,21 +367,37 @@ void CudaPackedVolume::publish(const void* data, int64_t version, bool textures)
   handle_.publish({origin, arrays_->empty(bricks_), arrays_->arrays(textures), arrays_, nullptr});
 }
 
-const char* retain_for_graph(const PackedPtr& packed, void* stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  cudaGraph_t graph = nullptr;
-  cudaStream_t s = static_cast<cudaStream_t>(stream);
-#if CUDART_VERSION >= 13000
-  cudaError_t error =
-      cudaStreamGetCaptureInfo(s, &status, nullptr, &graph, nullptr, nullptr, nullptr);
-#else
-  cudaError_t error = cudaStreamGetCaptureInfo_v2(s, &status, nullptr, &graph, nullptr, nullptr);
-#endif
-  if (error == cudaSuccess && status != cudaStreamCaptureStatusActive) return nullptr;
-  if (error == cudaSuccess) error = retain(graph, packed);
+namespace {
+
+const char* words_of(cudaError_t error) {
   if (error == cudaSuccess) return nullptr;
-  cudaGetLastError();
+  cudaGetLastError();  // clears CUDA's sticky error
   return cudaGetErrorString(error);
+}
+
+const DeviceArrays& arrays_of(const PackedPtr& packed) {
+  return *static_cast<const DeviceArrays*>(packed->memory.get());
+}
+
+}  // namespace
+
+const char* begin_read(const PackedPtr& packed, void* stream) {
+  cudaStream_t s = static_cast<cudaStream_t>(stream);
+  bool capturing = false;
+  cudaError_t error = captures(s, capturing);
+  // A capture cannot wait for what was not captured: it follows calls that were.
+  if (error == cudaSuccess && !capturing) error = arrays_of(packed).begin_read(s);
+  return words_of(error);
+}
+
+const char* end_read(const PackedPtr& packed, void* stream) {
+  cudaStream_t s = static_cast<cudaStream_t>(stream);
+  bool capturing = false;
+  cudaGraph_t graph = nullptr;
+  cudaError_t error = captures(s, capturing, &graph);
+  if (error == cudaSuccess)
+    error = capturing ? retain(graph, packed) : arrays_of(packed).end_read(s);
+  return words_of(error);
 }
 
 }  // namespace cuda

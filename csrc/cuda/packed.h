@@ -48,12 +48,15 @@ class CudaPackedVolume {
 
 // P with Joseph's method from a prepared volume, images by textures, derivatives by the values
 // themselves. False where it holds nothing for this product. `error` as of the other launchers.
-bool project_packed(const ProjectParams& params, const Packed& packed, void* stream,
+bool project_packed(const ProjectParams& params, const PackedPtr& packed, void* stream,
                     const char** error);
 
-// Where a graph is captured on the stream: keeps `packed` for as long as the graph, and whatever is
-// instantiated from it, exists.
-const char* retain_for_graph(const PackedPtr& packed, void* stream);
+// A launch that reads `packed` stands between these two. It waits for a filling on another stream,
+// and what it reads is neither filled anew nor freed before it has ended. Where a graph is captured
+// on the stream, the graph, and whatever is instantiated from it, keeps `packed`; replays are
+// ordered with fillings by their streams alone.
+const char* begin_read(const PackedPtr& packed, void* stream);
+const char* end_read(const PackedPtr& packed, void* stream);
 
 }  // namespace cuda
 }  // namespace drrkit

@@ -68,19 +68,29 @@ __global__ void __launch_bounds__(kThreads, 8)  // 64 registers: the march needs
   if (!warp.real) return;
   const Pixel mine = warp.pixel(plan, threadIdx.x % kWarp >> plan.log_split);
   const March r = march_of<March>(scene, mine);
-  const int64_t volume = scene.volume_of(mine.view), channels = scene.n_channels;
+  // In 32 bits, from the block's number alone: what the compiler then knows to be the same for all
+  // lanes. There are fewer views and textures than 2^31.
+  const unsigned view = blockIdx.z * gridDim.y + blockIdx.y;
+  const unsigned per_volume =
+      static_cast<unsigned>(scene.n_views) / static_cast<unsigned>(scene.n_volumes);
+  const int channels = static_cast<int>(scene.n_channels);
+  const int volume = static_cast<int>(view / per_volume);
   const Part part = Part::of(r, params.empty, volume, plan.log_split);
-  for (int64_t c = 0; c < channels; ++c) {
-    const int64_t image = volume * channels + c;
+  for (int c = 0; c < channels; ++c) {
+    const int image = volume * channels + c;
     March::Sums sums;
-    // One axis after the other: a texture is the same for all lanes that fetch from it.
-#pragma unroll 1
-    for (int axis = 0; axis < 3; ++axis) {
-      if (r.m != axis) continue;
-      const unsigned long long texture = arrays.textures[3 * image + axis];
+    // A texture is fetched from without a loop over the lanes' handles only where the compiler sees
+    // that all of them have one: so all three are read before the lanes part.
+    const unsigned long long* handles = arrays.textures + 3 * image;
+    const unsigned long long across_x = __ldg(handles), across_y = __ldg(handles + 1),
+                             across_z = __ldg(handles + 2);
+    const auto march = [&](unsigned long long texture) {
       part.march(params.empty, volume,
                  [&](const Samples& samples) { fetch(texture, r, samples, sums.v); });
-    }
+    };
+    if (r.m == 0) march(across_x);
+    if (r.m == 1) march(across_y);
+    if (r.m == 2) march(across_z);
     add_up<March, 0>(sums, plan.log_split);
     sums.v *= arrays.scale[image];
     if (writes(mine, plan.log_split))
@@ -133,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, blocks_of<float>(1))
 }
 
 const char* launch_textures(const ProjectParams& p, const Packed& packed, cudaStream_t stream) {
-  const WarpPlan plan = WarpPlan::of(p.scene);
+  const WarpPlan plan = WarpPlan::of(p.scene, kTextureWarpsWanted);
   return launch(textures_kernel, plan.grid(), kThreads, stream, p, packed.arrays, plan);
 }
 
@@ -146,23 +156,24 @@ const char* launch_copy(const ProjectParams& p, const Packed& packed, cudaStream
   return launch(copy_kernel<Voxel, int64_t>, plan.grid(), kThreads, stream, p, packed.arrays, plan);
 }
 
+const char* launch_packed(const ProjectParams& p, const Packed& packed, cudaStream_t stream) {
+  if (!p.six) return launch_textures(p, packed, stream);
+  switch (p.scene.voxel) {
+    case VoxelType::kFloat16: return launch_copy<Half>(p, packed, stream);
+    case VoxelType::kBFloat16: return launch_copy<BFloat16>(p, packed, stream);
+    default: return launch_copy<float>(p, packed, stream);
+  }
+}
+
 }  // namespace
 
-bool project_packed(const ProjectParams& p, const Packed& packed, void* stream,
+bool project_packed(const ProjectParams& p, const PackedPtr& packed, void* stream,
                     const char** error) {
-  cudaStream_t s = static_cast<cudaStream_t>(stream);
   if (p.scene.method != Method::kJoseph || p.scene.voxel == VoxelType::kFloat64) return false;
-  if (!p.six) {
-    if (!packed.arrays.textures) return false;
-    *error = launch_textures(p, packed, s);
-    return true;
-  }
-  if (!packed.arrays.copy) return false;
-  switch (p.scene.voxel) {
-    case VoxelType::kFloat16: *error = launch_copy<Half>(p, packed, s); break;
-    case VoxelType::kBFloat16: *error = launch_copy<BFloat16>(p, packed, s); break;
-    default: *error = launch_copy<float>(p, packed, s); break;
-  }
+  if (p.six ? !packed->arrays.copy : !packed->arrays.textures) return false;
+  *error = begin_read(packed, stream);
+  if (!*error) *error = launch_packed(p, *packed, static_cast<cudaStream_t>(stream));
+  if (!*error) *error = end_read(packed, stream);
   return true;
 }
 

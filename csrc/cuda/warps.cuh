@@ -3,8 +3,8 @@
 // What bounds a march along y or z is not memory but the first-level cache: a warp's load takes as
 // long as it touches lines of 128 bytes. So a warp takes 16 x 2, 8 x 4 or 2 x 16 pixels of a square
 // of 16 x 16, whichever of the image's two directions runs along the contiguous x: 2 to 4 lines a
-// load where the worst choice has 16 to 32. A square's warps follow one another, in the same block or
-// the next, and so share what they load.
+// load where the worst choice has 16 to 32. A square's warps follow one another, in the same block
+// or the next, and so share what they load.
 //
 // A launch of few rays leaves a GPU idle: each multiprocessor can hold 16 to 24 warps of a march,
 // and needs them to hide the latency of its loads. Such a launch splits its rays over 2, 4, ... 32
@@ -22,8 +22,10 @@ namespace cuda {
 
 constexpr int kWarpsPerBlock = 4, kThreads = kWarp * kWarpsPerBlock;
 
-constexpr int kLogSquare = 8;       // pixels: 16 x 16, or longer ones for narrow images
-constexpr int kWarpsWanted = 16;    // on each multiprocessor: as many as its registers hold
+constexpr int kLogSquare = 8;  // pixels: 16 x 16, or longer ones for narrow images
+// On each multiprocessor: as many as a kernel's registers leave room for. Estimated from occupancy,
+// not measured on a GPU; textures_kernel, bounded to 64 registers, has room for 32.
+constexpr int kWarpsWanted = 16, kTextureWarpsWanted = 32;
 constexpr int kFewestSamples = 16;  // of a lane: fewer than that cost less than setting up the ray
 
 // How a launch deals its rays to warps.
@@ -36,7 +38,7 @@ struct WarpPlan {
   unsigned across;         // squares side by side
   unsigned warps;          // a view
 
-  static WarpPlan of(const Scene& scene) {
+  static WarpPlan of(const Scene& scene, int warps_wanted = kWarpsWanted) {
     const Views& v = scene.views;
     WarpPlan t;
     t.frames = !v.endpoints;
@@ -48,7 +50,7 @@ struct WarpPlan {
     t.log_rows = kLogSquare - t.log_cols;
     t.across = static_cast<unsigned>(((t.cols - 1) >> t.log_cols) + 1);
     const int64_t squares = t.across * (((t.rows - 1) >> t.log_rows) + 1);
-    t.log_split = split_of(scene, squares * t.views << (kLogSquare - kLogWarp));
+    t.log_split = split_of(scene, squares * t.views << (kLogSquare - kLogWarp), warps_wanted);
     t.warps = static_cast<unsigned>(squares << (kLogSquare - kLogWarp + t.log_split));
     return t;
   }
@@ -58,14 +60,14 @@ struct WarpPlan {
     while ((int64_t(1) << log) < n && log < kLogSquare) ++log;
     return log;
   }
-  static int split_of(const Scene& scene, int64_t warps) {
+  static int split_of(const Scene& scene, int64_t warps, int warps_wanted) {
     const Grid& g = scene.grid;
     double samples = static_cast<double>(maximum(maximum(g.nx, g.ny), g.nz));
     if (scene.method == Method::kTrilinear) {
       const Vec3 s = g.spacing;
       samples = maximum(maximum(g.nx * s.x, g.ny * s.y), g.nz * s.z) / scene.trilinear.step;
     }
-    const int64_t wanted = static_cast<int64_t>(kWarpsWanted) * multiprocessors();
+    const int64_t wanted = static_cast<int64_t>(warps_wanted) * multiprocessors();
     int log = 0;
     while (log < kLogWarp && warps << log < wanted && samples >= (kFewestSamples << (log + 1)))
       ++log;
@@ -75,8 +77,8 @@ struct WarpPlan {
   dim3 grid() const { return views_grid((warps - 1) / kWarpsPerBlock + 1, views); }
 };
 
-// One of a warp's rays: its view, its pixel, and whether there is one (squares hang over the image's
-// border).
+// One of a warp's rays: its view, its pixel, and whether there is one (squares hang over the
+// image's border).
 struct Pixel {
   int64_t view, index;
   bool real;

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import drrkit
-from drrkit._native.pack import occupancy, quantised
+from drrkit._native.pack import SPARSE, occupancy, quantised
 from tests.support.packs import SHAPE, camera, poses, uses, values_of, volume_of
 from tests.support.scenes import rand
 
@@ -66,7 +66,9 @@ def test_bricks_are_looked_up_where_enough_of_them_are_empty(device) -> None:
     volumes.append(torch.zeros_like(full))
     volumes[-1][20:30, 20:30, 20:30] = 1  # full, within its own box
     sparse = occupancy(torch.stack(volumes)[:, None].to(device)).occupied[:, 6]
-    assert sparse.tolist() == [0] + [int(n**3 > 0.3 * 9**3) for n in (4, 5, 6, 7)] + [0]
+    assert sparse.tolist() == [0] + [
+        int(n**3 > SPARSE[device.type] * 9**3) for n in (4, 5, 6, 7)
+    ] + [0]
 
 
 @pytest.mark.parametrize("peak", [3e-3, 1.0, 65000.0, 1e-38, 3e38])

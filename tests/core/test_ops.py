@@ -170,6 +170,19 @@ def test_ops_read_tensors_of_any_strides(kind, device) -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("method", ["joseph", "siddon", "trilinear"])
+def test_sums_in_any_order_agree_to_rounding(method, device) -> None:
+    """On CUDA atomic sums, which the fixture `device` switches off for all other tests."""
+    torch.use_deterministic_algorithms(False)
+    where, along = geometry("frames").to(device), geometry("frames", seed=5).to(device)
+    weights = images(torch.float64, RAYS).to(device)
+    for tangent in (None, along):
+        arguments = where, tangent, VOLUMES, spec_of(method)
+        found = _ops.backproject(weights.float(), *arguments).double()
+        expected = _ops.backproject(weights, *arguments)
+        assert float((found - expected).norm() / expected.norm()) <= 1e-4
+
+
 def test_arguments_on_two_devices_are_refused_by_every_product() -> None:
     """Before anything reads them: the other device's memory may not be readable at all."""
     volume, where, spec = values(torch.float32), geometry("frames"), spec_of()

@@ -13,6 +13,7 @@ struct UserObject {
 
 struct Graph {
   std::vector<UserObject*> kept;
+  bool spoiled = false;  // by a call that waits for the whole device
 };
 
 namespace {
@@ -22,6 +23,8 @@ cudaStreamCaptureMode mode_of_thread = cudaStreamCaptureModeGlobal;
 
 }  // namespace
 
+bool capturing() { return captured != nullptr; }
+void spoil_capture() { captured->spoiled = true; }
 bool capture_forbids() { return captured && mode_of_thread != cudaStreamCaptureModeRelaxed; }
 
 }  // namespace emulated
@@ -76,9 +79,15 @@ cudaError_t cudaGraphRetainUserObject(cudaGraph_t graph, cudaUserObject_t object
 
 extern "C" {
 
-// Begins a capture, or ends the one that goes on and returns its graph.
+// Begins a capture, or ends the one that goes on and returns its graph, null where it is spoiled.
 void emulated_capture_begin() { captured = new Graph; }
-Graph* emulated_capture_end() { return std::exchange(captured, nullptr); }
+Graph* emulated_capture_end() {
+  Graph* graph = std::exchange(captured, nullptr);
+  if (!graph->spoiled) return graph;
+  for (UserObject* object : graph->kept) cudaUserObjectRelease(object, 1);
+  delete graph;
+  return nullptr;
+}
 
 void emulated_graph_destroy(Graph* graph) {
   for (UserObject* object : graph->kept) cudaUserObjectRelease(object, 1);

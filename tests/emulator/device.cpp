@@ -1,4 +1,8 @@
 // Errors, the one device, its streams and events.
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <set>
 #include <string>
 
 #include "emulation.h"
@@ -78,22 +82,110 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   return cudaSuccess;
 }
 
-// Whatever is asked for is done when the call returns: streams and events have nothing to do.
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+// Streams that cudaStreamCreate made put their work off until it is waited for, so that what is not
+// ordered comes in the wrong order; the default stream's is done when the call returns, as is
+// whatever a capture sees.
+struct CUstream_st {
+  std::deque<std::function<cudaError_t()>> work;
+  uint64_t done = 0, begun = 0;  // how many pieces of work have been done, and put off
+};
+struct CUevent_st {
+  cudaStream_t stream = nullptr;
+  uint64_t place = 0;  // the work that was put off before it
+};
+
+namespace {
+
+std::recursive_mutex one_at_a_time;
+
+std::set<cudaStream_t>& streams() {
+  static std::set<cudaStream_t> made;
+  return made;
+}
+
+// Does the work of a stream up to a place in it.
+cudaError_t catch_up(cudaStream_t stream, uint64_t place) {
+  const std::lock_guard<std::recursive_mutex> lock(one_at_a_time);
+  cudaError_t error = cudaSuccess;
+  while (stream && streams().count(stream) && stream->done < place) {
+    const auto task = std::move(stream->work.front());
+    stream->work.pop_front();
+    ++stream->done;
+    const cudaError_t found = task();
+    if (error == cudaSuccess) error = found;
+  }
+  return error;
+}
+
+}  // namespace
+
+namespace emulated {
+
+cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> task) {
+  if (!stream || capturing()) return task();
+  const std::lock_guard<std::recursive_mutex> lock(one_at_a_time);
+  stream->work.push_back(std::move(task));
+  ++stream->begun;
+  return cudaSuccess;
+}
+
+}  // namespace emulated
+
+cudaError_t cudaDeviceSynchronize() {
+  if (emulated::capturing()) {  // in whatever mode the thread is
+    emulated::spoil_capture();
+    return emulated::fail(cudaErrorStreamCaptureUnsupported);
+  }
+  cudaError_t error = cudaSuccess;
+  for (cudaStream_t stream : std::set<cudaStream_t>(streams()))
+    if (const cudaError_t found = catch_up(stream, stream->begun)) error = found;
+  return error;
+}
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
-  *stream = nullptr;
+  *stream = new CUstream_st;
+  streams().insert(*stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   return cudaStreamCreate(stream);
 }
-cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  const cudaError_t error = cudaStreamSynchronize(stream);
+  streams().erase(stream);
+  delete stream;
+  return error;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  return stream ? catch_up(stream, stream->begun) : cudaSuccess;
+}
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = nullptr;
+  *event = new CUevent_st;
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  *event = {stream, stream ? stream->begun : 0};
+  return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  return catch_up(event->stream, event->place);
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  const CUevent_st now = *event;
+  return emulated::enqueue(stream, [now] { return catch_up(now.stream, now.place); });
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+
+extern "C" {
+
+cudaStream_t emulated_stream_new() {
+  cudaStream_t stream;
+  cudaStreamCreate(&stream);
+  return stream;
+}
+int emulated_device_synchronize() { return cudaDeviceSynchronize(); }
+int emulated_stream_synchronize(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
+void emulated_stream_delete(cudaStream_t stream) { cudaStreamDestroy(stream); }
+}

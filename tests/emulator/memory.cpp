@@ -81,8 +81,8 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind)
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
-                            cudaStream_t) {
-  return cudaMemcpy(to, from, bytes, kind);
+                            cudaStream_t stream) {
+  return emulated::enqueue(stream, [=] { return cudaMemcpy(to, from, bytes, kind); });
 }
 
 cudaError_t cudaMemcpy3D(const cudaMemcpy3DParms* copy) {
@@ -105,8 +105,8 @@ cudaError_t cudaMemcpy3D(const cudaMemcpy3DParms* copy) {
                   row);
   return cudaSuccess;
 }
-cudaError_t cudaMemcpy3DAsync(const cudaMemcpy3DParms* copy, cudaStream_t) {
-  return cudaMemcpy3D(copy);
+cudaError_t cudaMemcpy3DAsync(const cudaMemcpy3DParms* copy, cudaStream_t stream) {
+  return emulated::enqueue(stream, [kept = *copy] { return cudaMemcpy3D(&kept); });
 }
 
 cudaError_t cudaMalloc3DArray(cudaArray_t* array, const cudaChannelFormatDesc* format,

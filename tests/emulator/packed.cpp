@@ -33,9 +33,9 @@ extern "C" {
 const char* emulated_packed_new(cuda::CudaPackedVolume** made, const int64_t* shape, int voxel,
                                 int texel, const int32_t* bricks) {
   return caught([&] {
-    *made = new cuda::CudaPackedVolume(0, {shape[0], shape[1], shape[2], shape[3], shape[4]},
-                                   static_cast<VoxelType>(voxel), static_cast<cuda::Texel>(texel),
-                                   {bricks[0], bricks[1], bricks[2]});
+    *made = new cuda::CudaPackedVolume(
+        0, {shape[0], shape[1], shape[2], shape[3], shape[4]}, static_cast<VoxelType>(voxel),
+        static_cast<cuda::Texel>(texel), {bricks[0], bricks[1], bricks[2]});
   });
 }
 void emulated_packed_delete(cuda::CudaPackedVolume* packed) { delete packed; }
@@ -44,12 +44,13 @@ int64_t emulated_packed_uses(const cuda::CudaPackedVolume* packed) { return pack
 int64_t emulated_packed_bytes(const cuda::CudaPackedVolume* packed) { return packed->bytes(); }
 
 const char* emulated_packed_fill_texture(cuda::CudaPackedVolume* packed, int64_t image, int axis,
-                                         const void* texels) {
-  return caught([&] { packed->fill_texture(image, axis, texels, nullptr); });
+                                         const void* texels, void* stream) {
+  return caught([&] { packed->fill_texture(image, axis, texels, stream); });
 }
-const char* emulated_packed_fill(cuda::CudaPackedVolume* packed, const float* scale, const void* copy,
-                                 const Occupied* occupied, const uint8_t* distance) {
-  return caught([&] { packed->fill(scale, copy, occupied, distance, nullptr); });
+const char* emulated_packed_fill(cuda::CudaPackedVolume* packed, const float* scale,
+                                 const void* copy, const Occupied* occupied,
+                                 const uint8_t* distance, void* stream) {
+  return caught([&] { packed->fill(scale, copy, occupied, distance, stream); });
 }
 void emulated_packed_publish(cuda::CudaPackedVolume* packed, const void* data, int64_t version,
                              bool textures) {
@@ -58,7 +59,7 @@ void emulated_packed_publish(cuda::CudaPackedVolume* packed, const void* data, i
 
 // What the op's CUDA kernel does once it has its tensors: true if the handle served.
 bool emulated_project_packed(const SceneNumbers* n, const double* geometry, const void* values,
-                             int64_t version, int64_t handle, void* image, void* six,
+                             int64_t version, int64_t handle, void* image, void* six, void* stream,
                              const char** error) {
   *error = nullptr;
   const PackedPtr packed = Handles::all().find(handle);
@@ -72,8 +73,6 @@ bool emulated_project_packed(const SceneNumbers* n, const double* geometry, cons
   if (!(now == packed->origin)) return false;
   ++*packed->uses;
   const ProjectParams p = {scene_of(*n, geometry), values, image, six, packed->empty};
-  if (!cuda::project_packed(p, *packed, nullptr, error)) return false;
-  if (!*error) *error = cuda::retain_for_graph(packed, nullptr);
-  return true;
+  return cuda::project_packed(p, packed, stream, error);
 }
 }

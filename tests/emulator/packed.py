@@ -70,11 +70,11 @@ class CudaPackedVolume:
         return self._number("emulated_packed_uses")
 
     def fill_texture(self, image: int, axis: int, texels: int, stream: int) -> None:
-        numbers = c_int64(image), c_int(axis), c_void_p(texels)
+        numbers = c_int64(image), c_int(axis), c_void_p(texels), c_void_p(stream)
         _call("emulated_packed_fill_texture", self._made, *numbers)
 
     def fill(self, scale: int, copy: int, occupied: int, distance: int, stream: int) -> None:
-        where = (c_void_p(p) for p in (scale, copy, occupied, distance))
+        where = (c_void_p(p) for p in (scale, copy, occupied, distance, stream))
         _call("emulated_packed_fill", self._made, *where)
 
     def publish(self, data: int, version: int, textures: bool) -> None:
@@ -88,6 +88,7 @@ class PackedOps(EmulatedOps):
 
     def __init__(self) -> None:
         self.packed = self.plain = 0
+        self.stream = 0  # of packed launches and of fillings; see Stream
 
     def project_packed(
         self, source, geometry, handle, size, spacing, flags, step, with_six
@@ -110,6 +111,7 @@ class PackedOps(EmulatedOps):
             c_int64(handle),
             c_void_p(pointer(image)),
             c_void_p(pointer(rays) if with_six else None),
+            c_void_p(self.stream),
             ctypes.byref(error),
         )
         if error.value is not None:
@@ -132,7 +134,7 @@ def emulated_packs() -> Iterator[PackedOps]:
     with ops.in_place(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(_pack, "_C", native)
         patch.setattr(_pack, "_is_cuda", lambda values: True)
-        patch.setattr(_pack, "_stream", lambda device: 0)
+        patch.setattr(_pack, "_stream", lambda device: ops.stream)
         patch.setattr(_pack, "_free_bytes", lambda device: 1 << 40)
         patch.setattr(_pack, "_is_capturing", lambda: _capturing)
         yield ops
@@ -163,4 +165,22 @@ def capture() -> Iterator[list[Graph]]:
     finally:
         _capturing = False
         library().emulated_capture_end.restype = c_void_p
-        graphs.append(Graph(library().emulated_capture_end()))
+        graph = library().emulated_capture_end()
+    if graph is None:
+        raise RuntimeError("the capture was ended by a call that waits for the device")
+    graphs.append(Graph(graph))
+
+
+class Stream:
+    """A stream whose work is put off until somebody waits for it."""
+
+    def __init__(self) -> None:
+        library().emulated_stream_new.restype = c_void_p
+        self.address = library().emulated_stream_new()
+
+    def synchronize(self) -> None:
+        error = library().emulated_stream_synchronize(c_void_p(self.address))
+        assert error == 0
+
+    def __del__(self) -> None:
+        library().emulated_stream_delete(c_void_p(self.address))

@@ -25,7 +25,9 @@ const char* tangent_typed(const SceneNumbers& n, const double* tangents, int64_t
                        nullptr);
 }
 
-bool is_double(const SceneNumbers& n) { return static_cast<VoxelType>(n.voxel) == VoxelType::kFloat64; }
+bool is_double(const SceneNumbers& n) {
+  return static_cast<VoxelType>(n.voxel) == VoxelType::kFloat64;
+}
 
 }  // namespace
 
@@ -46,7 +48,7 @@ const char* emulated_backproject(const SceneNumbers* n, const double* geometry,
 }
 
 int64_t emulated_gather_workspace(const SceneNumbers* n, const double* geometry,
-                                       const double* tangent, int fixed_order) {
+                                  const double* tangent, int fixed_order) {
   BackprojectParams params = {
       scene_of(*n, geometry), views_of(*n, tangent), nullptr, nullptr, nullptr, nullptr};
   return cuda::gather_workspace(params, fixed_order != 0);

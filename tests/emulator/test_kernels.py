@@ -97,7 +97,7 @@ def products(values: Tensor, geometry: Tensor, along: Tensor, spec: _ops.Spec) -
     found["J"] = _ops.reduce(six, weights, kept, spec).to(scalar)
     found["J without weights"] = _ops.reduce(six, None, kept, spec).to(scalar)
     found["T"] = _ops.tangent(six, along, spec)
-    if _ops.METHODS[spec.mode & 3] != "trilinear" or not spec.mode & (_ops.LINE | _ops.FOOT):
+    if not spec.flags & (_ops._C.LINE | _ops._C.FOOT):
         second = _ops.second(values, geometry, weights, along, spec)
         found["K a ray"] = second.to(scalar)
         found["K"] = _ops.reduce(second, None, kept, spec).to(scalar)

@@ -13,6 +13,7 @@ import drrkit
 from drrkit._native import ops as _ops
 from drrkit._native import pack as _pack
 from drrkit._native.pack import Pack
+from tests.emulator import library
 from tests.emulator.packed import CudaPackedVolume, PackedOps, capture, emulated_packs
 from tests.support.scenes import (
     BEAMS,
@@ -236,10 +237,14 @@ EMPTY = {
 }
 
 
+def always_or_never(patch: pytest.MonkeyPatch, always: bool) -> None:
+    patch.setattr(_pack, "SPARSE", dict.fromkeys(("cpu", "cuda"), -1.0 if always else 2.0))
+
+
 @pytest.fixture(params=["always", "never"])
 def looking_up(request, monkeypatch) -> str:
     """Bricks are looked up in every volume, or in none."""
-    monkeypatch.setattr(_pack, "SPARSE", -1.0 if request.param == "always" else 2.0)
+    always_or_never(monkeypatch, request.param == "always")
     return request.param
 
 
@@ -252,7 +257,7 @@ def test_leaving_out_empty_bricks_changes_no_bit_of_an_image(
     images, vectors = [], []
     for share, order in ((-1.0, 2), (2.0, 2), (-1.0, None), (2.0, 0)):
         ops.options(seed=order, multiprocessors=multiprocessors)
-        monkeypatch.setattr(_pack, "SPARSE", share)
+        always_or_never(monkeypatch, share < 0)
         _pack._shared.clear()
         images.append(packed(values, frames, spec_of())[0])
         vectors.append(packed(values, frames, spec_of(), rays=True))
@@ -318,7 +323,7 @@ def poison(values: Tensor) -> Tensor:
 
 
 def test_rays_end_at_the_box_of_what_is_not_zero(monkeypatch, ops) -> None:
-    monkeypatch.setattr(_pack, "SPARSE", 2.0)
+    always_or_never(monkeypatch, False)
     values = torch.zeros(GRID)
     values[6:9, 11:20, 9:13] = 1.0
     frames = all_around(pitch=1.1)
@@ -422,6 +427,11 @@ def test_letting_go_during_a_capture_does_not_spoil_it(ops) -> None:
     Pack("auto", "joseph").handle_of(torch.ones(3, 3, 3))
     gc.collect()
     assert resources(ops) == before
+
+
+def test_a_call_that_waits_for_the_device_spoils_a_capture(ops) -> None:
+    with pytest.raises(RuntimeError, match="waits for the device"), capture():
+        library().emulated_device_synchronize()
 
 
 def test_nothing_is_prepared_during_a_capture(ops) -> None:

@@ -40,5 +40,7 @@ namespace emulated {
 
 // Whether a call that allocates or frees would spoil the capture that goes on.
 bool capture_forbids();
+bool capturing();
+void spoil_capture();
 
 }  // namespace emulated

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 enum cudaError_t {
   cudaSuccess = 0,
@@ -57,6 +58,9 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 
 namespace emulated {
+
+// Does a piece of work, at once or when its stream is waited for.
+cudaError_t enqueue(cudaStream_t stream, std::function<cudaError_t()> task);
 
 // Remembers an error as the last one, with a description of its own where there is one.
 cudaError_t fail(cudaError_t error, const char* description = nullptr);

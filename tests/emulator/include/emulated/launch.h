@@ -95,7 +95,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   static_assert((std::is_trivially_copyable_v<Parameters> && ...), "kernels take plain structs");
   static_assert((0 + ... + sizeof(Parameters)) <= 4096, "kernels take 4096 bytes at most");
   const std::tuple<Parameters...> kept(std::forward<Arguments>(arguments)...);
-  return emulated::run(*config, [&] { std::apply(kernel, kept); });
+  return emulated::enqueue(config->stream, [kernel, kept, launched = *config] {
+    return emulated::run(launched, [&] { std::apply(kernel, kept); });
+  });
 }
 
 template <class Kernel>
