@@ -274,7 +274,7 @@ def _correlations(gradients: Tensor, given: _Fixed, options: _Options) -> Tensor
     if pixels is None or count is None or masked_fixed is None:
         moving = _moments(gradients, None, options)
         products = _sums(gradients * given.gradients, options) - moving.total * given.mean
-        return products * torch.rsqrt(moving.variance) * given.inverse
+        return _bounded(products * torch.rsqrt(moving.variance) * given.inverse)
     moving = _moments(gradients, pixels if options.masked_statistics else None, options)
     weighted = pixels * gradients
     size = count.clamp_min(NO_WEIGHT) if options.masked_statistics else float(options.side**2)
@@ -282,7 +282,14 @@ def _correlations(gradients: Tensor, given: _Fixed, options: _Options) -> Tensor
     mean = moving.total / size
     products = _sums(weighted * given.gradients, options) - mean * masked_fixed
     products = products + given.mean * (mean * count - _sums(weighted, options))
-    return products * torch.rsqrt(moving.variance) * given.inverse
+    if options.masked_statistics:  # a patch of weight 1 or less has no variance to divide by
+        products = torch.where(count > 1.0, products, 0.0)
+    return _bounded(products * torch.rsqrt(moving.variance) * given.inverse)
+
+
+def _bounded(correlation: Tensor) -> Tensor:
+    """Within [-1, 1], from which rounding takes the correlations of flat patches of few pixels."""
+    return correlation.clamp(-1.0, 1.0)
 
 
 def _patch_loss(moving: Tensor, *fixed_part: Any, options: _Options) -> Tensor:

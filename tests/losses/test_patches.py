@@ -283,3 +283,26 @@ def test_flat_patches_of_large_images_stay_harmless_in_float32():
     bump[..., 20:40, 30:40] += torch.rand(20, 10, generator=torch.Generator().manual_seed(0))
     found = losses.patch_gradient_ncc(ramp, bump)
     assert (found - 1.0).abs() < 0.05  # a ramp correlates with nothing, its rounding neither
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("statistics", [False, True])
+def test_patches_of_few_nearly_flat_pixels_stay_within_the_documented_range(statistics, dtype):
+    """Soft rims leave patches less than one pixel's weight, shutters leave them flat."""
+    generator = torch.Generator().manual_seed(0)
+    row, col = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    away = ((row - 30) ** 2 + (col - 33) ** 2).sqrt()
+    for radius in (0.2, 1.5, 4.0, 12.0):
+        for rim in (0.5, 8.0):
+            mask = torch.sigmoid((radius - away) / rim).where(away < radius + 3 * rim, 0.0)
+            for scale in (0.0, 1e-6, 1.0, 1e6):
+                moving = 3.0 + scale * torch.rand(2, 1, 64, 64, generator=generator)
+                fixed = 1.0 + 1e-7 * torch.rand(1, 1, 64, 64, generator=generator)
+                loss = losses.patch_gradient_ncc(
+                    moving.to(dtype),
+                    fixed.to(dtype),
+                    mask[None, None].to(dtype),
+                    radius=2,
+                    masked_statistics=statistics,
+                )
+                assert bool(((loss >= 0.0) & (loss <= 2.0)).all()), (radius, rim, scale, loss)
