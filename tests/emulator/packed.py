@@ -88,6 +88,7 @@ class PackedOps(EmulatedOps):
 
     def __init__(self) -> None:
         self.packed = self.plain = 0
+        self.kept: list[object] = []
         self.stream = 0  # of packed launches and of fillings; see Stream
 
     def project_packed(
@@ -116,6 +117,8 @@ class PackedOps(EmulatedOps):
         )
         if error.value is not None:
             raise RuntimeError(f"drrkit: CUDA launch failed: {error.value.decode()}")
+        if self.stream:  # the launch is yet to come
+            self.kept.append((geometry, source, image, scene))
         self.packed += served
         self.plain += not served
         if served:

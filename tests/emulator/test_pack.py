@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ from drrkit._native import ops as _ops
 from drrkit._native import pack as _pack
 from drrkit._native.pack import Pack
 from tests.emulator import library
-from tests.emulator.packed import CudaPackedVolume, PackedOps, capture, emulated_packs
+from tests.emulator.packed import CudaPackedVolume, PackedOps, Stream, capture, emulated_packs
 from tests.support.scenes import (
     BEAMS,
     FRAMES,
@@ -432,6 +433,21 @@ def test_letting_go_during_a_capture_does_not_spoil_it(ops) -> None:
 def test_a_call_that_waits_for_the_device_spoils_a_capture(ops) -> None:
     with pytest.raises(RuntimeError, match="waits for the device"), capture():
         library().emulated_device_synchronize()
+
+
+def test_what_a_stream_still_reads_is_not_freed(ops) -> None:
+    """Also during a capture, which must not wait for the whole device."""
+    expected = projector(smooth())(pose_of(projector(smooth())))
+    for capturing in (False, True):
+        stream, project = Stream(), projector(smooth())
+        ops.stream = stream.address
+        image = project(pose_of(project))
+        ops.stream = 0
+        assert not image.isfinite().any()  # the launch was put off
+        with capture() if capturing else contextlib.nullcontext():
+            del project
+            gc.collect()
+        assert torch.equal(image, expected)  # before anything was freed
 
 
 def test_nothing_is_prepared_during_a_capture(ops) -> None:
