@@ -425,7 +425,7 @@ def test_starts_are_as_wide_as_their_protocols(small):
         seen = []
         for seed in range(300):
             rng = np.random.default_rng(seed)
-            pose = cases.start_pose(recipe, small.moving, recipe.truth, rng, start)
+            pose = cases.start_pose(recipe, small.moving, rng, start)
             off = (pose - about)[:3, :3] @ center + (pose - about)[:3, 3]
             seen.append(off)
         reach = np.abs(seen).max(0)

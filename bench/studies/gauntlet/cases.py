@@ -285,7 +285,7 @@ class Case:
             places = torch.from_numpy(points).float()
             points = points[((recipe.deformation(places) - places).norm(dim=-1) < 0.05).numpy()]
         expected = recipe.truth if recipe.expected is None else recipe.expected
-        pose = start_pose(recipe, volume, expected, rng_of(seeds, condition.name, number, 2), start)
+        pose = start_pose(recipe, volume, rng_of(seeds, condition.name, number, 2), start)
         k = recipe.scale
         declared = (recipe.declared or recipe.camera).scaled(k)
         mask = None
@@ -337,18 +337,20 @@ class Case:
 def start_pose(
     recipe: Recipe,
     volume: drrkit.Volume,
-    expected: np.ndarray,
     rng: np.random.Generator,
     start: Start,
 ) -> np.ndarray:
-    """Where a protocol begins: turned and shifted about the centre of the user's volume."""
+    """Where a protocol begins: turned and shifted about the centre of the user's volume.
+
+    Starts near the truth are near that of the X-ray as it was taken: who does not know that an
+    image was turned does not start from a turned pose.
+    """
     center = drrkit.volume_center(volume).double().numpy()
     rng = np.random.default_rng((int(rng.integers(2**31)), zlib.crc32(start.name.encode())))
     units = rng.standard_normal(6) if start.normal else rng.uniform(-1, 1, 6)
     offset = units * np.array(start.widths) * np.array([math.pi / 180] * 3 + [1.0] * 3)
-    origin = expected.copy()
+    origin = (recipe.truth if start.about_truth else recipe.nominal).copy()
     if not start.about_truth or recipe.start_focus is not None:
-        origin = (recipe.nominal if not start.about_truth else expected).copy()
         middle = center if recipe.start_focus is None else recipe.start_focus
         origin[:3, 3] = np.array([0.0, 0.0, SOD]) - origin[:3, :3] @ middle
     return moved(origin, offset, center)
