@@ -13,7 +13,7 @@ import drrkit
 if not (Path(__file__).resolve().parents[2] / "bench/studies/gauntlet").is_dir():
     pytest.skip("the bench is not part of an installed package", allow_module_level=True)
 
-from bench.studies.gauntlet import cases, conditions, physics, projector, running, tables
+from bench.studies.gauntlet import cases, conditions, physics, projector, running, scenes, tables
 from bench.studies.gauntlet.cases import Case, Recipe, moved, simulate
 from bench.studies.gauntlet.conditions import CONDITIONS
 from bench.studies.gauntlet.projector import Grid, Pinhole, area_densities, detector_positions
@@ -513,7 +513,7 @@ def test_a_cut_leaves_the_stated_share_of_the_field(small, axis, sign):
 def test_metal_is_painted_where_it_is_meant(small):
     values = small.moving.values.clone()
     center = np.array([10.0, -20.0, 30.0])
-    conditions._paint(small.moving, values, center, 20.0)
+    scenes.paint(small.moving, values, center, 20.0)
     z, y, x = np.nonzero(values.numpy() == 3071.0)
     places = np.array(small.moving.origin) + 5.0 * np.stack([x, y, z], 1)
     assert np.linalg.norm(places - center, axis=1).max() <= 20.0

@@ -5,6 +5,7 @@
 
 X-rays are simulated by a chain of this folder alone: its own projector, materials, spectrum,
 scatter, detector and grids. drrkit reads the CT, draws the phantoms and registers; none of its code
-makes an image. `physics`, `solids` and `projector` are the chain, `subjects` and `conditions` what
-it shows, `cases` one X-ray with its start, `running` and `tables` what becomes of it.
+makes an image. `physics`, `solids` and `projector` are the chain; `subjects`, `scenes` and
+`conditions` what it shows; `cases` one X-ray with its start; `running` and `tables` what becomes of
+it.
 """
