@@ -55,7 +55,7 @@ def test_the_report_is_written_as_json_and_as_a_table(
     record = json.loads((tmp_path / "results.json").read_text())
     assert record["options"]["steps"] == 3 and str(tmp_path) not in json.dumps(record)
     assert record["methods"]["initial + cmaes"]["success"]["rate"] == 1.0
-    text = (tmp_path / "results.md").read_text()
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert text in capsys.readouterr().out and str(tmp_path) not in text
 
 

@@ -184,7 +184,7 @@ def test_the_command_starts_from_landmarks_and_names_the_wrong_ones(data: Path, 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ([], "--landmarks would do, too"),
+        ([], "--landmarks is another way"),
         (["--init", "ap", "--landmarks", "beads.csv"], "either --init or --landmarks"),
         (["--landmarks", "beads.csv", "--sod", "700"], "no option of the C-arm"),
     ],
