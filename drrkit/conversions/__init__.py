@@ -15,6 +15,12 @@ from drrkit.conversions.carm import (
     to_prost,
 )
 from drrkit.conversions.diffdrr import DiffdrrView, from_diffdrr, to_diffdrr
+from drrkit.conversions.jointtrack import (
+    read_jointtrack,
+    read_jointtrack_calibration,
+    write_jointtrack,
+    write_jointtrack_calibration,
+)
 from drrkit.conversions.landmark_files import read_landmark_rows
 from drrkit.conversions.mayacam import read_mayacam, write_mayacam
 from drrkit.conversions.pinhole import (
@@ -93,6 +99,8 @@ __all__ = [
     "prost_scale",
     "read_autoscoper",
     "read_itk_transform",
+    "read_jointtrack",
+    "read_jointtrack_calibration",
     "read_landmark_rows",
     "read_mayacam",
     "read_rtk_geometry",
@@ -112,6 +120,8 @@ __all__ = [
     "to_xreg",
     "write_autoscoper",
     "write_itk_transform",
+    "write_jointtrack",
+    "write_jointtrack_calibration",
     "write_mayacam",
     "write_rtk_geometry",
 ]

@@ -11,6 +11,7 @@ from drrkit.volume.files import (
     read_volume,
     write_volume,
 )
+from drrkit.volume.mesh import mesh_volume, read_mesh
 from drrkit.volume.rasters import load_simpleitk, readable_errors
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "inspect_volume",
     "is_dicom",
     "load_simpleitk",
+    "mesh_volume",
     "named",
     "read_image",
+    "read_mesh",
     "read_volume",
     "readable_errors",
     "stored_pixels",

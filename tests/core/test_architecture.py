@@ -148,7 +148,7 @@ BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the 
     "": 1_110,  # the modules beside the packages
     "_native": 1_310,
     "cli": 4_730,  # info says what was understood of a file
-    "conversions": 1_780,  # landmark files and RTK's parallel beam came in
+    "conversions": 1_925,  # landmark files, RTK's parallel beam and JointTrack came in
     "evaluation": 840,
     "fields": 1_805,
     "geometry": 1_140,
@@ -159,7 +159,7 @@ BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the 
     "similarity": 3_060,
     "training": 1_190,
     "viewer": 960,
-    "volume": 2_650,  # with the checks of other people's headers, and DICOM for xray too
+    "volume": 2_845,  # with surfaces, the checks of other people's headers, and DICOM for xray too
     "xray": 3_640,
 }
 
