@@ -9,6 +9,7 @@ from torch import Tensor
 
 __all__ = [
     "NO_WEIGHT",
+    "at_unit_scale",
     "check_count",
     "check_number",
     "check_pair",
@@ -104,6 +105,20 @@ def mean(values: Tensor, share: Tensor | None) -> Tensor:
     if share is None:
         return values.mean(dim=(-1, -2))
     return (values * share).sum(dim=(-1, -2))
+
+
+def at_unit_scale(image: Tensor, share: Tensor | None, like: Tensor | None = None) -> Tensor:
+    """The image over the power of two above the largest magnitude of `like` (itself) in the mask.
+
+    Floors thus mean the same for images of any intensity; powers of two round nothing. The scale
+    [B, C, 1, 1] is a constant of the gradient, and 1 where all is zero.
+    """
+    measured = (image if like is None else like).detach()
+    if share is not None:
+        measured = torch.where(share.detach() > 0, measured, 0.0)
+    largest = torch.linalg.vector_norm(measured, torch.inf, dim=(-1, -2), keepdim=True)
+    largest = torch.where(largest > 0, largest, 0.5)
+    return image * (torch.frexp(largest).mantissa / largest)
 
 
 def intensity_range(

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from drrkit.losses.arguments import (
     NO_WEIGHT,
+    at_unit_scale,
     check_number,
     check_pair,
     mean,
@@ -21,6 +22,7 @@ from drrkit.losses.stencils import box, sobel
 __all__ = ["gradient_difference", "gradient_ncc", "local_ncc", "ncc"]
 
 # A variance below this, or below the rounding error of the image's own magnitude, counts as none.
+# Of images whose largest magnitude is about 1, which all are here.
 _TINY_VARIANCE = 1e-16
 
 # The search for the best scale: first guesses as multiples of the ratio of the images' variation,
@@ -40,7 +42,7 @@ def ncc(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     check_pair(moving, fixed, mask)
     share = shares(mask)
-    parts = (*_standard(fixed, share), share)
+    parts = (*_standard(at_unit_scale(fixed, share), share), share)
     return by_views(_pearson_loss, moving, *parts, numbers=moving[:1].numel())
 
 
@@ -55,8 +57,8 @@ def gradient_ncc(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> T
     """
     check_pair(moving, fixed, mask, smallest=3)
     share = _sobel_shares(mask)
-    fixed_x, fixed_y = sobel(fixed)
-    parts = (*_standard(fixed_x, share), *_standard(fixed_y, share), share)
+    fixed_x, fixed_y = sobel(at_unit_scale(fixed, mask))
+    parts = (*_standard(fixed_x, share), *_standard(fixed_y, share), share, mask)
     return by_views(_gradient_loss, moving, *parts, numbers=moving[:1].numel())
 
 
@@ -80,7 +82,7 @@ def local_ncc(
     check_pair(moving, fixed, mask, smallest=patch)
     share = shares(mask)
     total = None if mask is None else box(mask, patch)
-    fixed, floor = _centred(fixed, share)
+    fixed, floor = _centred(at_unit_scale(fixed, share), share)
     parts = (fixed, *_local_moments(fixed, floor, mask, total, patch), mask, share, total)
     compare = partial(_local_loss, patch=patch)
     return by_views(compare, moving, *parts, numbers=moving[:1].numel())
@@ -113,12 +115,13 @@ def gradient_difference(
         check_number(scale, "scale", "a number or None")
     check_pair(moving, fixed, mask, smallest=3)
     share = _sobel_shares(mask)
+    unscaled, fixed = fixed, at_unit_scale(fixed, mask)
     fixed_gradients = torch.stack(sobel(fixed), dim=1)  # [B or 1, 2, C, rows - 2, cols - 2]
     if share is not None:
         share = share.unsqueeze(1)
     spread = _standard(fixed_gradients, share)[1][..., None, None]
     compare = partial(_difference_loss, scale=scale)
-    parts = (fixed_gradients, spread, share)
+    parts = (fixed_gradients, spread, share, mask, unscaled)
     return by_views(compare, moving, *parts, numbers=2 * moving[:1].numel())
 
 
@@ -143,7 +146,7 @@ def _pearson(moving: Tensor, fixed: Tensor, variance: Tensor, share: Tensor | No
 
 
 def _pearson_loss(moving: Tensor, fixed: Tensor, variance: Tensor, share: Tensor | None) -> Tensor:
-    return 1.0 - _pearson(moving, fixed, variance, share).mean(dim=1)
+    return 1.0 - _pearson(at_unit_scale(moving, share), fixed, variance, share).mean(dim=1)
 
 
 def _gradient_loss(
@@ -153,8 +156,9 @@ def _gradient_loss(
     fixed_y: Tensor,
     variance_y: Tensor,
     share: Tensor | None,
+    mask: Tensor | None,
 ) -> Tensor:
-    moving_x, moving_y = sobel(moving)
+    moving_x, moving_y = sobel(at_unit_scale(moving, mask))
     along_x = _pearson(moving_x, fixed_x, variance_x, share)
     along_y = _pearson(moving_y, fixed_y, variance_y, share)
     return 1.0 - 0.5 * (along_x + along_y).mean(dim=1)
@@ -195,7 +199,7 @@ def _local_loss(
     *,
     patch: int,
 ) -> Tensor:
-    moving, floor = _centred(moving, share)
+    moving, floor = _centred(at_unit_scale(moving, share), share)
     moving_mean, moving_variance = _local_moments(moving, floor, mask, total, patch)
     covariance = _local_mean(moving * fixed, mask, total, patch) - moving_mean * fixed_mean
     similarity = covariance / torch.sqrt(moving_variance * fixed_variance)
@@ -207,9 +211,13 @@ def _difference_loss(
     fixed: Tensor,
     spread: Tensor,
     share: Tensor | None,
+    mask: Tensor | None,
+    unscaled: Tensor,
     *,
     scale: float | None,
 ) -> Tensor:
+    """A `scale` that is given holds between images that were divided by the same number."""
+    moving = at_unit_scale(moving, mask, moving if scale is None else unscaled)
     moving = torch.stack(sobel(moving), dim=1)
     factor: float | Tensor = _best_scale(moving, fixed, spread, share) if scale is None else scale
     residual = fixed - factor * moving

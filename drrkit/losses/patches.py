@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drrkit.losses.arguments import NO_WEIGHT, check_count, check_number, check_pair, unit
+from drrkit.losses.arguments import (
+    NO_WEIGHT,
+    at_unit_scale,
+    check_count,
+    check_number,
+    check_pair,
+    unit,
+)
 from drrkit.losses.batches import by_views
 from drrkit.losses.stencils import Taps, box, correlate
 
@@ -34,7 +41,8 @@ _WEIGHTINGS = (
     "moving_gradient_variance",
 )
 
-# A patch's variance is at least this; its standard deviation at least 1e-6.
+# A patch's variance is at least this, its standard deviation at least 1e-6, in images whose largest
+# magnitude is about 1.
 _LEAST_VARIANCE = 1e-12
 
 # Patches with less than this share of all weight count as perfect matches: xreg leaves them out of
@@ -104,8 +112,9 @@ def patch_gradient_ncc(
     Both images are blurred and differentiated by Sobel kernels, mirrored at their borders without
     repeating the border pixel. Every square patch inside a derivative image has the correlation
     sum (F - mean F)(M - mean M) / (n s_F s_M) with its n pixels and the sample standard deviations
-    s (divided by n - 1, at least 1e-6). The loss is sum w (1 - correlation) / sum w over patches,
-    averaged over the two derivatives. Equal images therefore give 1 / n, not 0.
+    s (divided by n - 1; at least 1e-6 of the power of two above the image's largest magnitude). The
+    loss is sum w (1 - correlation) / sum w over patches, averaged over the two derivatives. Equal
+    images therefore give 1 / n, not 0.
 
     With a mask, a patch weighs as much as the mask's mean inside it (largest weight taken as 1) and
     masked pixels leave the sum of products, not the means and deviations unless masked_statistics.
@@ -225,6 +234,7 @@ def _rounding(squares: Tensor) -> Tensor:
 def _prepare(
     fixed: Tensor, weight: Tensor | None, chosen: Tensor | None, options: _Options
 ) -> _Fixed:
+    fixed = at_unit_scale(fixed, weight)
     gradients = _gradients(fixed, options.blur)
     pixels = None if weight is None else weight.unsqueeze(1)
     moments = _moments(gradients, pixels if options.masked_statistics else None, options)
@@ -295,6 +305,7 @@ def _bounded(correlation: Tensor) -> Tensor:
 def _patch_loss(moving: Tensor, *fixed_part: Any, options: _Options) -> Tensor:
     """`fixed_part`: the fields of _Fixed."""
     given = _Fixed(*fixed_part)
+    moving = at_unit_scale(moving, None if given.pixels is None else given.pixels[:, 0])
     gradients = _gradients(moving, options.blur)
     correlation = _correlations(gradients, given, options)
     weight, kept = given.importance, given.kept

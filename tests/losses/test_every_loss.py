@@ -100,6 +100,29 @@ def test_masked_pixels_have_little_say_in_patches(name):
     torch.testing.assert_close(found, ALL[name](moving, fixed, mask), rtol=0, atol=1e-9)
 
 
+SCALE_FREE = sorted(
+    {"ncc", "local_ncc", "gradient_ncc", "patch_gradient_ncc", "patch_gradient_ncc_moving"}
+    | {"gradient_difference", *INFORMATION}
+)
+
+
+@pytest.mark.parametrize("name", SCALE_FREE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_unit_of_either_image_does_not_matter(name, dtype, masked):
+    """Powers of two round nothing: what differs is a floor that is not relative to the image."""
+    moving, fixed = images(2, 1, 12, 13, dtype=dtype), images(1, 1, 12, 13, seed=1, dtype=dtype)
+    mask = (images(1, 1, 12, 13, seed=2, dtype=dtype) > 0.45).to(dtype) if masked else None
+    expected = ALL[name](moving, fixed, mask)
+    for power in (-40, -20, -10, 10, 20):
+        gain = 2.0**power
+        for pair in ((gain * moving, fixed), (moving, gain * fixed), (gain * moving, gain * fixed)):
+            torch.testing.assert_close(ALL[name](*pair, mask), expected, rtol=1e-6, atol=0)
+    both = ALL["gradient_difference_unscaled"](1e-6 * moving, 1e-6 * fixed, mask)
+    expected = ALL["gradient_difference_unscaled"](moving, fixed, mask)
+    torch.testing.assert_close(both, expected, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("name", ["ncc", "gradient_ncc", "local_ncc"])
 @pytest.mark.parametrize("scale, offset", [(3.0, -7.0), (1e-3, 0.0), (0.5, 20.0)])
 def test_correlations_ignore_positive_affine_changes_of_either_image(name, scale, offset):

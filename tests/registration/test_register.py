@@ -51,6 +51,20 @@ def test_the_automatic_pipeline_ends_within_2_mm_from_10_degrees_and_20_mm(seed,
     assert [record.similarity for record in result.history] == [stage.name for stage in AUTO]
 
 
+def test_the_unit_of_the_xray_changes_nothing():
+    """Image files of a floating type have values of any size."""
+    start = off(4.0, 8.0, seed=0)
+    one, *others = (
+        register(attenuation(), CAMERA, gain * target(), start)
+        for gain in (1.0, 2.0**-20, 1e-6, 1e6)
+    )
+    assert one.agreement > 0.9
+    for other in others:
+        assert other.agreement == pytest.approx(one.agreement, abs=1e-4)
+        apart = mtre(other.world_to_camera, one.world_to_camera, bone_points(phantom()))
+        assert apart.item() < 0.02
+
+
 @pytest.mark.parametrize("similarity", ["mse", "ncc", "gradient_ncc", "local_ncc", "mi"])
 def test_every_named_similarity_improves_a_pose_that_is_slightly_off(similarity):
     drr = render(attenuation(), CAMERA, truth(), supersample=2)
