@@ -14,31 +14,30 @@ __device__ Samples between(const Samples& of, int begin, int end) {
           minimum(maximum(of.inner_end, begin), end), end};
 }
 
+__device__ Line<float> line_of(const Joseph<float>& r) {
+  return Line<float>::of(r.m, static_cast<float>(r.plane), r.at_a, r.at_b, r.step_a, r.step_b);
+}
+
 // A lane's part of a ray: its run of those samples that lie in the box of what is not zero.
 struct Part {
   Samples samples;
-  Line<float> line;
   bool sparse;  // whether to look bricks up
 
   __device__ static Part of(const Joseph<float>& r, const EmptySpace& empty, int64_t volume,
                             int log_split) {
-    Part part;
-    part.line =
-        Line<float>::of(r.m, static_cast<float>(r.plane), r.at_a, r.at_b, r.step_a, r.step_b);
     const Occupied& box = empty.occupied[volume];
     int begin = r.samples.begin, end = r.samples.end;
-    narrow_to_box(box, part.line, begin, end);
+    narrow_to_box(box, line_of(r), begin, end);
     const int lane = threadIdx.x & ((1 << log_split) - 1);
-    part.samples = run_of(between(r.samples, begin, end), lane, log_split);
-    part.sparse = box.sparse != 0;
-    return part;
+    return {run_of(between(r.samples, begin, end), lane, log_split), box.sparse != 0};
   }
 
-  // Calls body(samples) for the stretches that can meet something.
+  // Calls body(samples) for the stretches of r that can meet something.
   template <class Body>
-  __device__ void march(const EmptySpace& empty, int64_t volume, const Body& body) const {
+  __device__ void march(const Joseph<float>& r, const EmptySpace& empty, int64_t volume,
+                        const Body& body) const {
     if (!sparse) return body(samples);
-    const BrickWalk<float> walk(empty, volume, line);
+    const BrickWalk<float> walk(empty, volume, line_of(r));
     for (int k = samples.begin; k < samples.end;) {
       const auto run = walk.run(k, samples.end);
       if (!run.empty) body(between(samples, k, run.end));
@@ -85,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, 8)  // 64 registers: the march needs
     const unsigned long long across_x = __ldg(handles), across_y = __ldg(handles + 1),
                              across_z = __ldg(handles + 2);
     const auto march = [&](unsigned long long texture) {
-      part.march(params.empty, volume,
+      part.march(r, params.empty, volume,
                  [&](const Samples& samples) { fetch(texture, r, samples, sums.v); });
     };
     if (r.m == 0) march(across_x);
@@ -131,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, blocks_of<float>(1))
                         view_volume * channels * voxels;
   for (int64_t c = 0; c < channels; ++c, volume += voxels) {
     March::Sums sums;
-    part.march(params.empty, view_volume, [&](const Samples& samples) {
+    part.march(r, params.empty, view_volume, [&](const Samples& samples) {
       March stretch = r;
       stretch.samples = samples;
       stretch.template gather<1, Voxel, Index>(volume, 0, 1, sums);

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 from collections.abc import Iterator, Sequence
 from ctypes import c_bool, c_char_p, c_int, c_int32, c_int64, c_void_p
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from drrkit import _C
 from drrkit._native import pack as _pack
+from drrkit._native.ops import VOXELS
 
 from .build import library
 from .products import EmulatedOps, _scene, emulated_ops, pointer, scalar_of
@@ -38,7 +41,11 @@ class CudaPackedVolume:
     def __init__(
         self, device: int, shape: Sequence[int], voxel: int, texel: int, bricks: Sequence[int]
     ) -> None:
-        self._made = c_void_p()
+        self._made, self._kept = c_void_p(), []
+        images, voxels = shape[0] * shape[1], math.prod(shape[2:])
+        self._texels = voxels * (4 if _C.TEXELS[texel] == "float32" else 2)
+        copy = images * voxels * VOXELS[voxel].itemsize
+        self._bytes = (4 * images, copy, 32 * shape[0], shape[0] * math.prod(bricks))
         _call(
             "emulated_packed_new",
             ctypes.byref(self._made),
@@ -70,12 +77,20 @@ class CudaPackedVolume:
         return self._number("emulated_packed_uses")
 
     def fill_texture(self, image: int, axis: int, texels: int, stream: int) -> None:
-        numbers = c_int64(image), c_int(axis), c_void_p(texels), c_void_p(stream)
+        source = self._lasting(texels, self._texels)
+        numbers = c_int64(image), c_int(axis), source, c_void_p(stream)
         _call("emulated_packed_fill_texture", self._made, *numbers)
 
     def fill(self, scale: int, copy: int, occupied: int, distance: int, stream: int) -> None:
-        where = (c_void_p(p) for p in (scale, copy, occupied, distance, stream))
-        _call("emulated_packed_fill", self._made, *where)
+        sources = zip((scale, copy, occupied, distance), self._bytes, strict=True)
+        where = [self._lasting(*source) for source in sources]
+        _call("emulated_packed_fill", self._made, *where, c_void_p(stream))
+
+    def _lasting(self, address: int, size: int) -> Any:
+        """The bytes as they are now, for copies that a stream puts off: torch frees a GPU's memory
+        in the order of its streams, and that of the CPU at once."""
+        self._kept.append(ctypes.create_string_buffer(ctypes.string_at(address, size), size))
+        return self._kept[-1]
 
     def publish(self, data: int, version: int, textures: bool) -> None:
         library().emulated_packed_publish(
@@ -89,7 +104,14 @@ class PackedOps(EmulatedOps):
     def __init__(self) -> None:
         self.packed = self.plain = 0
         self.kept: list[object] = []
-        self.stream = 0  # of packed launches and of fillings; see Stream
+        self.stream = 0  # of packed launches and of fillings
+
+    @contextlib.contextmanager
+    def on(self, stream: Stream) -> Iterator[None]:
+        """Packed launches and fillings inside go to this stream."""
+        self.stream = stream.address
+        yield
+        self.stream = 0
 
     def project_packed(
         self, source, geometry, handle, size, spacing, flags, step, with_six

@@ -440,14 +440,33 @@ def test_what_a_stream_still_reads_is_not_freed(ops) -> None:
     expected = projector(smooth())(pose_of(projector(smooth())))
     for capturing in (False, True):
         stream, project = Stream(), projector(smooth())
-        ops.stream = stream.address
-        image = project(pose_of(project))
-        ops.stream = 0
+        with ops.on(stream):
+            image = project(pose_of(project))
         assert not image.isfinite().any()  # the launch was put off
         with capture() if capturing else contextlib.nullcontext():
             del project
             gc.collect()
         assert torch.equal(image, expected)  # before anything was freed
+
+
+def test_fillings_and_launches_on_several_streams_come_in_their_order(ops) -> None:
+    """One stream reads, the next fills anew, a third reads; the third alone is waited for."""
+    before, filling, after = Stream(), Stream(), Stream()
+    project = projector(smooth())
+    pose = pose_of(project)
+    old = project(pose)
+    with ops.on(before):
+        first = project(pose)
+    with ops.on(filling):
+        project.values.mul_(3)
+        project.prepare()
+    with ops.on(after):
+        second = project(pose)
+    assert not first.isfinite().any() and not second.isfinite().any()  # all of it was put off
+    after.synchronize()
+    before.synchronize()
+    assert torch.equal(first, old)
+    assert distance(second, 3 * old.double()) <= 1e-6
 
 
 def test_nothing_is_prepared_during_a_capture(ops) -> None:
