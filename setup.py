@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     raise SystemExit(
         "drrkit builds against the torch that will run it, and torch is not importable here "
-        f"({error}). Install torch >= 2.10 first, then drrkit with --no-build-isolation."
+        f"({error}). Install torch first, then drrkit with --no-build-isolation."
     ) from error
 try:
     import pybind11
@@ -29,7 +29,7 @@ except ImportError as error:
         "drrkit needs pybind11 to build: pip install pybind11 ninja setuptools wheel"
     ) from error
 
-OLDEST_TORCH = (2, 10)
+OLDEST_TORCH = re.search(r'"torch>=([\d.]+)"', Path("pyproject.toml").read_text()).group(1)
 DEFAULT_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 CPU_SOURCES = sorted(map(str, Path("csrc").rglob("*.cpp")))
 CUDA_SOURCES = sorted(map(str, Path("csrc").rglob("*.cu")))
@@ -41,7 +41,8 @@ CXX_FLAGS = [
     "-fvisibility=hidden",
     "-Wno-unknown-pragmas",
     "-Wno-psabi",
-    "-DTORCH_TARGET_VERSION=0x020a000000000000",  # the stable ABI as of torch 2.10
+    # The stable ABI as of that torch, a byte each of major and minor version.
+    "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*map(int, OLDEST_TORCH.split("."))),
     # Error messages hold __FILE__: the same wherever it is built, and no folder of the builder's.
     f"-ffile-prefix-map={Path.cwd()}/=",
     f"-ffile-prefix-map={Path(torch.__file__).parent}/include/=",
@@ -128,6 +129,7 @@ class BuildWithRecord(cpp_extension.BuildExtension):
         root = Path("." if self.inplace else self.build_lib)
         record = {
             "torch": torch.__version__,
+            "oldest_torch": OLDEST_TORCH,
             "cuda": torch.version.cuda if WITH_CUDA else None,
             "nvcc": nvcc_version() if WITH_CUDA else None,
             "architectures": os.environ["TORCH_CUDA_ARCH_LIST"] if WITH_CUDA else None,
@@ -138,8 +140,8 @@ class BuildWithRecord(cpp_extension.BuildExtension):
         (root / "drrkit" / "_build.py").write_text("".join(lines))
 
 
-if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
-    raise SystemExit(f"drrkit needs torch >= 2.10, got torch {torch.__version__}")
+if torch.__version__ < torch.torch_version.TorchVersion(OLDEST_TORCH):
+    raise SystemExit(f"drrkit needs torch >= {OLDEST_TORCH}, got torch {torch.__version__}")
 correct_cuda_home()
 WITH_CUDA = choose_cuda()
 sources = CPU_SOURCES + (CUDA_SOURCES if WITH_CUDA else [])

@@ -9,7 +9,6 @@ be silently wrong at second order.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -43,31 +42,23 @@ def complete(function: Any, jvp: Callable, vmap: Callable) -> None:
 
 
 # What vjp returns is there compiled on its own if the graph broke inside of vjp, and gives zeros,
-# with anyone's code. grad is not concerned, nor what runs inside of another transform.
-LOSES_VJP = torch.__version__ < TorchVersion("2.12")
+# with anyone's code.
+LOSES_GRADIENTS = torch.__version__ < TorchVersion("2.12")
 
 
-@_disable_dynamo
 def _refuse_lost_gradients() -> None:
-    """Raise where torch.compile is outside of vjp, or of jacrev, which is made of it."""
+    """Raise where grad, vjp or jacrev is the outermost transform around compiled code, or in it."""
     transforms = torch._C._functorch.get_interpreter_stack()
-    if not transforms or transforms[0].key() != torch._C._functorch.TransformType.Grad:
-        return
-    outermost, frame = "", sys._getframe()
-    while frame is not None and frame.f_code.co_name != "compile_wrapper":
-        if frame.f_code.co_name in ("_vjp_with_argnums", "grad_and_value_impl"):
-            outermost = frame.f_code.co_name
-        frame = frame.f_back
-    if frame is not None and outermost == "_vjp_with_argnums":
+    if transforms and transforms[0].key() == torch._C._functorch.TransformType.Grad:
         raise RuntimeError(
-            f"torch {torch.__version__} loses gradients of vjp and jacrev inside torch.compile: "
-            "they would be zero. Compile inside of the transform, use grad, or torch 2.12 or newer"
+            f"torch {torch.__version__} can lose gradients where torch.compile meets grad, vjp or "
+            "jacrev: they would be zero. Leave one of the two out, or use torch 2.12 or newer"
         )
 
 
 @_disable_dynamo  # unlike torch._dynamo.disable it does not import dynamo: two seconds
 def _eagerly(function: Any, *args: Any):
-    if LOSES_VJP:
+    if LOSES_GRADIENTS:
         _refuse_lost_gradients()
     return function.eager.apply(*args)
 
@@ -78,7 +69,8 @@ def call(function: Any, *args: Any):
     if torch.compiler.is_compiling():
         return _eagerly(function, *args) if transformed else function.apply(*args)
     if transformed:
-        if LOSES_VJP:
+        # Dynamo's callback is set in all that compiled code calls, what dynamo gave up on included.
+        if LOSES_GRADIENTS and torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
             _refuse_lost_gradients()
         return function.eager.apply(*args)
     return function.undivided.apply(*args) if _followed(args) else function.forward(*args)

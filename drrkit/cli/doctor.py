@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
+from torch.torch_version import TorchVersion
 
 from drrkit.cli.command import Answer, command
 from drrkit.geometry import CArm, view_carm, view_frames
@@ -17,7 +18,6 @@ from drrkit.machine import versions
 from drrkit.projector import backproject, project
 from drrkit.volume import Volume
 
-OLDEST_TORCH = (2, 10)
 EXTRAS = {
     "matplotlib": "charts of reports and plots of benchmarks: pip install 'drrkit[plots]'",
     "starlette": "drrkit view: pip install 'drrkit[view]'",
@@ -59,7 +59,7 @@ def installation() -> dict[str, Any]:
     except ImportError:
         built: dict[str, Any] = {}
     else:
-        names = ("torch", "cuda", "nvcc", "architectures", "python")
+        names = ("torch", "oldest_torch", "cuda", "nvcc", "architectures", "python")
         built = {name: getattr(_build, name.upper(), None) for name in names}
     devices = [
         {
@@ -114,12 +114,14 @@ def _build(record: dict[str, Any]) -> Finding:
     """One binary serves every torch from the oldest on, of the CUDA major that it has."""
     here, cuda = torch.__version__, record.get("cuda")
     text = f"built with torch {record.get('torch') or 'unknown'}, running on {here}"
-    if tuple(int(part) for part in here.split(".")[:2]) < OLDEST_TORCH:
-        return Finding("build", "problem", f"{text}; drrkit needs torch 2.10 or newer")
+    oldest = record.get("oldest_torch")  # what setup.py read in pyproject.toml
+    if oldest and TorchVersion(here) < oldest:
+        return Finding("build", "problem", f"{text}; drrkit needs torch {oldest} or newer")
     if cuda and cuda.split(".")[0] != (torch.version.cuda or "").split(".")[0]:
         mix = f"{text}; its kernels are for CUDA {cuda}, torch has {torch.version.cuda}"
         return Finding("build", "problem", f"{mix}: install the build for that, or one for CPU")
-    return Finding("build", "ok", f"{text}: one build serves every torch from 2.10 on")
+    since = f": one build serves every torch from {oldest} on" if oldest else ""
+    return Finding("build", "ok", text + since)
 
 
 def _devices() -> list[torch.device]:

@@ -2,8 +2,8 @@
 
 A scene has `render(camera, world_to_camera, **options) -> [B, C, rows, cols]`, line integrals of
 its attenuation, and `center` [3], the world point (mm) that registrations turn it about. A scene
-that is nothing but a voxel grid also has `volume`, a Volume in mu with the same images, which
-registrations use instead, at the cost of a CT.
+that is nothing but a voxel grid also has `volume`, a Volume in mu with the same images, which can
+be registered in its place at the cost of a CT; registrations of the scene use its own `render`.
 
 Ray casting (RC, Eq. 4 of the paper) is the line integral sum_i mu_i delta_i, the scale that drrkit
 renders. Volume rendering (VR, its Eq. 1) is emission and absorption with a constant colour of one,

@@ -11,8 +11,8 @@ import drrkit
 from drrkit.cli import doctor
 from tests.support.commands import run
 
-CPU = {"torch": "2.13.0+cpu", "cuda": None}
-CUDA13 = {"torch": "2.15.0+cu132", "cuda": "13.2"}
+CPU = {"torch": "2.13.0+cpu", "oldest_torch": "2.10", "cuda": None}
+CUDA13 = {**CPU, "torch": "2.15.0+cu132", "cuda": "13.2"}
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,15 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import drrkit
-from drrkit._native.functions import LOSES_VJP
+from drrkit._native import functions
+from drrkit._native.functions import LOSES_GRADIENTS
 from tests.support.scenes import BEAMS, METHODS, SHAPE, SPACING, oblique, rand, randn, relative
 
 F = torch.func
 SIZE = (4, 5)
 VIEWS = 2
 ROUNDING = 1e-12
+LOST = r"they would be zero.*torch 2\.12 or newer"
 INDUCTOR = pytest.param("inductor", marks=pytest.mark.slow)
 
 every_backend = pytest.mark.parametrize("backend", ["eager", "aot_eager", INDUCTOR])
@@ -226,7 +228,11 @@ def test_func_grad_inside_compile_equals_eager(backend, device) -> None:
         return F.grad(lambda f: energy(values, f))(where) * 2
 
     run = torch.compile(gradient, backend=backend)
-    assert equal([run(frames)], [gradient(frames)])
+    if LOSES_GRADIENTS:
+        with pytest.raises(RuntimeError, match=LOST):
+            run(frames)
+    else:
+        assert equal([run(frames)], [gradient(frames)])
 
 
 @every_backend
@@ -261,11 +267,39 @@ def test_jacobians_inside_compile_equal_eager(transform, device) -> None:
         return transform(lambda f: energy(values, f))(where)
 
     run = torch.compile(derivative, backend="aot_eager")
-    if transform is F.jacrev and LOSES_VJP:
-        with pytest.raises(RuntimeError, match=r"they would be zero.*torch 2\.12 or newer"):
+    if transform is F.jacrev and LOSES_GRADIENTS:
+        with pytest.raises(RuntimeError, match=LOST):
             run(frames)
     else:
         assert equal([run(frames)], [derivative(frames)])
+
+
+def by_vjp(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: F.vjp(f, x)[1](torch.ones((), dtype=x.dtype))[0]
+
+
+@pytest.mark.parametrize("limit", [1, 8])
+@pytest.mark.parametrize("transform", [F.grad, by_vjp, F.jacrev])
+def test_a_torch_that_loses_gradients_is_refused_not_trusted(
+    transform, limit, device, monkeypatch
+) -> None:
+    """Inside and around compiled code, also where dynamo has given up compiling it."""
+    monkeypatch.setattr(functions, "LOSES_GRADIENTS", True)
+    values, frames = scene(device, views=1)
+
+    def scaled(where: Tensor, factor: int) -> Tensor:
+        return transform(lambda f: energy(values, f) * factor)(where) * 2
+
+    plain = scaled(frames, 1)
+    inside = torch.compile(scaled, backend="aot_eager", dynamic=False)
+    around = transform(torch.compile(lambda f: energy(values, f) * 2, backend="aot_eager"))
+    for run in (around, *(lambda f, k=k: inside(f, k) for k in (1, 2, 3))):
+        with (
+            torch._dynamo.config.patch(recompile_limit=limit),
+            pytest.raises(RuntimeError, match=LOST),
+        ):
+            run(frames)
+    assert equal([scaled(frames, 1)], [plain])
 
 
 # ---- limits

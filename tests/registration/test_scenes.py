@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -77,6 +78,19 @@ def test_a_scene_that_cannot_choose_its_method_refuses_another_one():
         stage = Stage("ncc", optimiser=optimiser, iterations=2)
         with pytest.raises(ValueError, match="method: expected 'joseph' for a Plain"):
             register(Plain(), CAMERA, xray, start, stages=stage, method="siddon")
+
+
+def test_a_scene_that_has_a_volume_too_is_registered_by_its_own_render():
+    scene = Told()
+    nothing = replace(attenuation(), values=torch.zeros_like(attenuation().values))
+    scene.volume = nothing
+    start = perturb(pose(), torch.tensor([0.02, 0.0, 0.0, 3.0, 0.0, 0.0]), scene.center)
+    stage = Stage("ncc", optimiser=Levenberg(), iterations=3)
+    xray = render(attenuation(), CAMERA, pose())
+    found, plain = (
+        register(one, CAMERA, xray, start, stages=stage).world_to_camera for one in (scene, Plain())
+    )
+    assert scene.options and torch.equal(found, plain)
 
 
 def test_register_tells_a_scene_its_method_and_every_stages_supersampling():
