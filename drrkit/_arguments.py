@@ -137,13 +137,18 @@ def check_supersample(n: Any) -> None:
         raise ValueError(f"supersample: expected a positive integer, got {n!r}")
 
 
-def check_scene(volume: Any, camera: Any) -> None:
+def check_attenuation(volume: Any) -> None:
+    """Raises TypeError or ValueError unless the argument is a Volume in mu."""
     if not isinstance(volume, Volume):
         raise TypeError(f"volume: expected a drrkit.Volume, got {type(volume).__name__}")
-    if not isinstance(camera, Camera):
-        raise TypeError(f"camera: expected a drrkit.Camera, got {type(camera).__name__}")
     if volume.unit != "mu":
         raise ValueError(
             f"volume: expected attenuation in 1/mm (unit 'mu'), got unit {volume.unit!r}; "
             "volume.to_mu() converts Hounsfield units"
         )
+
+
+def check_scene(volume: Any, camera: Any) -> None:
+    check_attenuation(volume)
+    if not isinstance(camera, Camera):
+        raise TypeError(f"camera: expected a drrkit.Camera, got {type(camera).__name__}")

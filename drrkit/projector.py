@@ -100,7 +100,7 @@ def project(
     spec = make_spec(tuple(volume.shape[2:]), size, spacing, method, beam, step, derivative, anchor)
     if pixels is None:
         return _image(volume, frames, spec)
-    return _integrals(volume, _endpoints(frames, pixels, beam), spec)
+    return _integrals(volume, endpoints(frames, pixels, beam), spec)
 
 
 def backproject(
@@ -144,7 +144,7 @@ def backproject(
         )
     size = images.shape[2:] if pixels is None else (1, 1)
     spec = make_spec(grid, size, spacing, method, beam, step, derivative, anchor)
-    geometry = frames if pixels is None else _endpoints(frames, pixels, beam)
+    geometry = frames if pixels is None else endpoints(frames, pixels, beam)
     if pixels is not None and geometry.shape[1] != images.shape[2]:
         raise ValueError(
             f"pixels: expected {images.shape[2]} of them, as images have, got {geometry.shape[1]}"
@@ -437,7 +437,7 @@ def _is_dual(geometry: Tensor) -> bool:
     return forward_ad.unpack_dual(geometry).tangent is not None
 
 
-def _endpoints(frames: Tensor, pixels: Tensor, beam: str) -> Tensor:
+def endpoints(frames: Tensor, pixels: Tensor, beam: str) -> Tensor:
     """Source and target of chosen pixels: [B, P, 2, 3]."""
     if not isinstance(pixels, Tensor) or not pixels.is_floating_point():
         raise TypeError(f"pixels: expected a floating-point tensor, got {kind(pixels)}")

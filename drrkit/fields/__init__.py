@@ -18,7 +18,6 @@ from drrkit.fields.scenes import (
     absorption,
     as_scene,
 )
-from drrkit.fields.tasks.cross_validation import FoldResult, cross_validate
 from drrkit.fields.tasks.image_objective import (
     IMAGE_LOSSES,
     ImageObjective,
@@ -28,7 +27,7 @@ from drrkit.fields.tasks.image_objective import (
     scene_quality,
     ssim_index,
 )
-from drrkit.fields.tasks.train_fields import MNeRFTask, NeTTTask
+from drrkit.fields.tasks.train_fields import FoldResult, MNeRFTask, NeTTTask, cross_validate
 from drrkit.fields.tasks.xray_pairs import Pairs, check_subjects, random_views
 
 __all__ = [

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from drrkit.fields.scenes import check_attenuation
+from drrkit._arguments import check_attenuation
 from drrkit.geometry import Camera, assemble, batched, volume_center
 from drrkit.volume import Volume
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from drrkit._arguments import check_attenuation
 from drrkit.geometry import Camera, volume_center
 from drrkit.projector import Projector, render
 from drrkit.volume import Volume
@@ -99,17 +100,6 @@ def as_scene(scene: Any) -> Scene:
             f"scene: expected a Volume or a scene with render(), got {type(scene).__name__}"
         )
     return scene
-
-
-def check_attenuation(volume: Any) -> None:
-    """Raises TypeError or ValueError unless the argument is a Volume in mu."""
-    if not isinstance(volume, Volume):
-        raise TypeError(f"volume: expected a drrkit.Volume, got {type(volume).__name__}")
-    if volume.unit != "mu":
-        raise ValueError(
-            f"volume: expected attenuation in 1/mm (unit 'mu'), got unit {volume.unit!r}; "
-            "volume.to_mu() converts Hounsfield units"
-        )
 
 
 def absorption(line_integrals: Tensor) -> Tensor:

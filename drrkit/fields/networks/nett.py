@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from drrkit._arguments import check_attenuation
 from drrkit.fields.networks.encodings import Perceptron, encoded_size, positional_encoding
-from drrkit.fields.scenes import GridRenderer, check_attenuation
+from drrkit.fields.scenes import GridRenderer
 from drrkit.geometry import Camera, volume_center
 from drrkit.volume import Volume
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from drrkit import losses
 from drrkit.fields.scenes import FORMATIONS, Scene, absorption
@@ -95,11 +93,6 @@ class ImageObjective:
         """The loss [B] of images [B, 1, rows, cols]."""
         loss = IMAGE_LOSSES[self.loss]
         return (Normalised(loss) if self.normalised else loss)(formed, xray)
-
-    def schedule(self, optimiser: Optimizer, steps: int) -> LRScheduler:
-        """Learning rates that fall to the final one within so many steps."""
-        share = self.final_rate / self.rate
-        return LambdaLR(optimiser, lambda step: share ** min(step / steps, 1.0))
 
 
 def psnr(image: Tensor, reference: Tensor, data_range: float | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from drrkit.fields.scenes import check_attenuation
+from drrkit._arguments import check_attenuation
 from drrkit.geometry import Camera, perturb, view_ap, volume_center
 from drrkit.training import generator
 from drrkit.volume import Volume
@@ -89,13 +89,15 @@ class Pairs:
 
     def fingerprint(self) -> str:
         """SHA-256 of the CT's values, the same under every name."""
-        values = self.volume.values.detach().cpu().float().contiguous().numpy()
-        return hashlib.sha256(values.tobytes()).hexdigest()
+        return _sha256(self.volume.values)
 
     def view_fingerprints(self) -> set[str]:
         """SHA-256 of every X-ray's pixels."""
-        images = self.xrays.detach().cpu().float()
-        return {hashlib.sha256(one.contiguous().numpy().tobytes()).hexdigest() for one in images}
+        return {_sha256(xray) for xray in self.xrays}
+
+
+def _sha256(values: Tensor) -> str:
+    return hashlib.sha256(values.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
 
 
 def check_subjects(pairs: Sequence[Pairs]) -> dict[str, list[Pairs]]:
