@@ -1,4 +1,7 @@
-"""Devices, seeds, CT volumes, files for the command line; in CI a skipped test is a failure."""
+"""Devices, seeds, CT volumes, files for the command line; in CI a skipped test is a failure.
+
+The command line's packages load where they are used: the core's tests run where they are missing.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ import pytest
 import torch
 
 import drrkit
-from tests.support.commands import small_camera, small_ct, write_data
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 NO_DATA = (
@@ -58,18 +60,24 @@ def data_folder() -> Path:
 @pytest.fixture(scope="module")
 def ct() -> drrkit.Volume:
     """The CT that the tests of the command line work on."""
+    from tests.support.commands import small_ct
+
     return small_ct()
 
 
 @pytest.fixture(scope="module")
 def camera() -> drrkit.Camera:
     """What the options CAMERA of the command line's tests say."""
+    from tests.support.commands import small_camera
+
     return small_camera()
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of files for the command line: see write_data."""
+    from tests.support.commands import write_data
+
     return write_data(tmp_path_factory.mktemp("data"))
 
 

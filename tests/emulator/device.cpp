@@ -151,8 +151,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   const cudaError_t error = cudaStreamSynchronize(stream);
-  streams().erase(stream);
-  delete stream;
+  streams().erase(stream);  // but not freed: events name it, and a new one may not take its place
   return error;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {

@@ -89,7 +89,7 @@ def products(values: Tensor, geometry: Tensor, along: Tensor, spec: _ops.Spec) -
     kept = geometry.dim() == 4
     image, _ = _ops.project(values, geometry, False, spec)
     same, six = _ops.project(values, geometry, True, spec)
-    weights = randn(*image.shape, seed=7).to(scalar)
+    weights = randn(*image.shape, seed=7).to(image)
     found = {"image": image, "image with rays": same, "rays": six}
     volumes = values.shape[0]
     found["adjoint"] = _ops.backproject(weights, geometry, None, volumes, spec)
