@@ -15,8 +15,6 @@ COLOURS = {
     "itk-rtk": "#3d8c40",
     "plastimatch": "#a2c579",
     "LEAP": "#e08e0b",
-    "TIGRE": "#8e5ea2",
-    "ASTRA": "#6b6b6b",
 }
 OTHER = "#444444"
 SHORT = {

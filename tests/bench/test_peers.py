@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import replace
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -167,106 +167,6 @@ def rays_of(scene: Scene, view: str) -> tuple[np.ndarray, np.ndarray]:
     return world(source[:, 0, 0]).numpy(), world(pixels.reshape(-1, 3)).reshape(
         pixels.shape
     ).numpy()
-
-
-def rotation_zyz(angles: np.ndarray) -> np.ndarray:
-    def about(axis: int, angle: float) -> np.ndarray:
-        vector = torch.zeros(3, dtype=torch.float64)
-        vector[axis] = float(angle)
-        return drrkit.so3_exp(vector).numpy()
-
-    a, b, c = angles
-    return about(2, a) @ about(1, b) @ about(2, c)
-
-
-@pytest.mark.parametrize("view", [*VIEWS, "orbit"])
-def test_tigre_is_given_the_same_rays(
-    view: str, scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """TIGRE's geometry: a source at (DSO, 0, 0), columns along y, rows from low z, all turned."""
-    monkeypatch.setitem(sys.modules, "tigre", tigre_like())
-    kind = load_peer("tigre")
-    peer = adapter(kind, "Siddon", scene)
-    views: Any = peer.views(scene.camera(SIZE), scene.poses(view, 2))
-    geometry, sources, pixels = views.geometry, *rays_of(scene, view)
-    centre = volume_center(scene.volume).numpy()
-    rows, cols = geometry.nDetector
-    v = (np.arange(rows) - (rows - 1) / 2) * geometry.dDetector[0]
-    u = (np.arange(cols) - (cols - 1) / 2) * geometry.dDetector[1]
-    for k in range(2):
-        turn = rotation_zyz(views.angles[k].astype(float))
-        to_world = centre - geometry.offOrigin[k][::-1]
-        plane = np.zeros((rows, cols, 3))
-        plane[..., 0] = geometry.DSO[k] - geometry.DSD[k]
-        plane[..., 1], plane[..., 2] = u[None], v[:, None]
-        source = turn @ (geometry.DSO[k], 0.0, 0.0) + to_world
-        np.testing.assert_allclose(source, sources[k], atol=1e-3)
-        # answer() turns the rows round: they grow downwards here
-        np.testing.assert_allclose((plane @ turn.T + to_world)[::-1], pixels[k], atol=1e-3)
-    np.testing.assert_allclose(geometry.sVoxel, np.array(scene.extent)[::-1])
-    image = np.arange(2 * rows * cols, dtype=np.float32).reshape(2, rows, cols)
-    assert np.array_equal(peer.answer("forward", views, image), image[:, ::-1])
-
-
-def tigre_like() -> ModuleType:
-    module = ModuleType("tigre")
-    module.geometry = lambda **_: SimpleNamespace()  # type: ignore[attr-defined]
-    return module
-
-
-@pytest.mark.parametrize("view", VIEWS)
-def test_astra_is_given_the_same_rays(
-    view: str, scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """ASTRA's cone_vec: source, detector's centre, steps to the next column and row, per view."""
-    asked: dict[str, Any] = {}
-    monkeypatch.setitem(sys.modules, "astra", astra_like(asked))
-    peer = adapter(load_peer("astra"), "cone_vec", scene)
-    peer.views(scene.camera(SIZE), scene.poses(view, 2))
-    sources, pixels = rays_of(scene, view)
-    centre = volume_center(scene.volume).numpy()
-    assert asked["vectors"].shape == (2, 12)
-    for k, vector in enumerate(asked["vectors"]):
-        source, middle, right, down = vector.reshape(4, 3)
-        np.testing.assert_allclose(source + centre, sources[k], atol=1e-4)
-        steps = np.arange(SIZE) - (SIZE - 1) / 2
-        found = middle + steps[:, None, None] * down + steps[None, :, None] * right + centre
-        np.testing.assert_allclose(found, pixels[k], atol=1e-4)
-    x, y, z = (side / 2 for side in scene.extent)
-    nx, ny, nz = scene.volume.shape_xyz
-    np.testing.assert_allclose(asked["grid"], (ny, nx, nz, -x, x, -y, y, -z, z))
-    assert asked["shapes"] == {(nz, ny, nx), (SIZE, 2, SIZE)}
-
-
-def astra_like(asked: dict[str, Any]) -> ModuleType:
-    asked["shapes"] = set()
-
-    def grid(*numbers: float) -> dict:
-        asked["grid"] = numbers
-        return {}
-
-    def detector(kind: str, rows: int, cols: int, vectors: np.ndarray) -> dict:
-        assert (kind, rows, cols) == ("cone_vec", SIZE, SIZE)
-        asked["vectors"] = vectors
-        return {}
-
-    def link(kind: str, geometry: dict, data: torch.Tensor) -> int:
-        assert data.is_contiguous()
-        asked["shapes"].add(tuple(data.shape))
-        return len(asked["shapes"])
-
-    module = ModuleType("astra")
-    parts = {
-        "set_gpu_index": lambda index: None,
-        "create_vol_geom": grid,
-        "create_proj_geom": detector,
-        "data3d": SimpleNamespace(link=link),
-        "astra_dict": lambda kind: {"type": kind},
-        "algorithm": SimpleNamespace(create=lambda settings: 1),
-    }
-    for name, part in parts.items():
-        setattr(module, name, part)
-    return module
 
 
 @pytest.mark.parametrize("view", ["AP", "orbit"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -160,9 +161,35 @@ def test_astra_sees_the_grid_as_it_is_stored() -> None:
     frames = drrkit.view_frames(ct, camera(), poses())
     torch.testing.assert_close(rows[:, :3], (frames[:, 0] - middle) * spacing)
     torch.testing.assert_close(rows[:, 6:9], frames[:, 2] * spacing)
+    torch.testing.assert_close(rows[:, 9:12], frames[:, 3] * spacing)
+    steps = torch.tensor(SIZE[::-1], dtype=torch.float64).sub(1) / 2
+    detector = frames[:, 1] + steps[0] * frames[:, 2] + steps[1] * frames[:, 3]
+    torch.testing.assert_close(rows[:, 3:6], (detector - middle) * spacing)
     world = ct.index_to_world(index[None])
     linear, offset = conversions.vectors.grid_world(ct)
     torch.testing.assert_close((world @ linear.mT + offset)[0], (index - middle) * spacing)
+
+
+def test_tigre_is_given_the_same_rays() -> None:
+    """TIGRE: source at (DSO, 0, 0), columns along y, rows from low z, turned, about offOrigin."""
+    flat = dataclasses.replace(volume(), direction=torch.eye(3, dtype=torch.float64))
+    view = conversions.to_tigre(camera(), poses(), flat)
+    frames = drrkit.view_frames(flat, camera(), poses())
+    v, u = (
+        (torch.arange(n, dtype=torch.float64) - (n - 1) / 2) * pitch + offset
+        for n, pitch, offset in zip(view.nDetector, view.dDetector, view.offDetector, strict=True)
+    )
+    turn = conversions.euler_to_matrix(view.angles, "ZYZ")
+    to_world = drrkit.volume_center(flat) - view.offOrigin.flip(-1)
+    for k in range(3):
+        plane = torch.zeros(*SIZE, 3, dtype=torch.float64)
+        plane[..., 0], plane[..., 1], plane[..., 2] = view.DSO[k] - view.DSD, u, v[:, None]
+        source = turn[k, :, 0] * view.DSO[k] + to_world[k]
+        torch.testing.assert_close(source, flat.index_to_world(frames[k, 0]))
+        row, col = torch.meshgrid(*(torch.arange(n) for n in SIZE), indexing="ij")
+        pixels = frames[k, 1] + col[..., None] * frames[k, 2] + row[..., None] * frames[k, 3]
+        found = (plane @ turn[k].mT + to_world[k]).flip(0)  # its rows run upwards
+        torch.testing.assert_close(found, flat.index_to_world(pixels))
 
 
 @pytest.mark.parametrize("order", ["XYZ", "ZXY", "YZX", "ZYX", "XZY", "YXZ", "ZYZ", "XZX", "YXY"])

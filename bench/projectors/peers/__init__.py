@@ -15,8 +15,6 @@ PEERS = {
     "itk-rtk": "bench.projectors.peers.rtk:Rtk",
     "plastimatch": "bench.projectors.peers.plastimatch:Plastimatch",
     "leap": "bench.projectors.peers.leap:Leap",
-    "tigre": "bench.projectors.peers.tigre:Tigre",
-    "astra": "bench.projectors.peers.astra:Astra",
 }
 """Adapters by name, in the order of the tables; "module:Class" names one of your own."""
 
