@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -59,7 +61,8 @@ class Commands(LazyGroup):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _warnings_as_lines():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click ends quietly when the reader of a pipe closes it
         except KeyboardInterrupt:
@@ -69,6 +72,23 @@ class Commands(LazyGroup):
             if known is None:
                 raise
             raise known from error
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Prints every warning that is meant for users once, as a line like those of the commands."""
+    shown: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
+        line = " ".join(f"Warning: {message}".split()).rstrip(".") + "."
+        if line not in shown:
+            click.echo(line, err=True)
+        shown.add(line)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _failure(error: Exception) -> Failure | None:

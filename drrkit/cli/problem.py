@@ -35,11 +35,15 @@ FROM_FILE = "from the X-ray's file"
 
 
 class XrayInput(NamedTuple):
-    """An X-ray that was read: line integrals and weights [1, 1, rows, cols] or None."""
+    """An X-ray that was read: line integrals and weights [1, 1, rows, cols] or None.
+
+    `kind` is what its pixels were taken for.
+    """
 
     line: Tensor
     weights: Tensor | None
     file: Xray
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ class XrayOptions:
         if self.i0 is not None and kind != "intensity":
             raise click.UsageError("--i0 belongs to --xray-kind intensity.")
         line = to_line(path, xray.image, kind, self.i0)
-        if not self.preprocess and not bone_is_bright(line):
+        assumed = (self.xray_kind, xray.kind, self.preprocess) == (None, None, False)
+        if assumed and not bone_is_bright(line):
             click.echo(
                 f"Warning: {path}: bone looks dark, and should be bright: --xray-kind inverted "
                 "or intensity converts, --preprocess finds the polarity.",
@@ -95,7 +100,9 @@ class XrayOptions:
         weights = None if self.mask is None else read_mask(self.mask, line)
         if xray.mask is not None:
             weights = xray.mask if weights is None else weights * xray.mask
-        return XrayInput(line.to(device), None if weights is None else weights.to(device), xray)
+        return XrayInput(
+            line.to(device), None if weights is None else weights.to(device), xray, kind
+        )
 
     def prepared(self, xray: XrayInput, camera: Camera) -> XrayInput:
         """The X-ray preprocessed, if asked for; on the whole detector, masked, not cropped."""
@@ -112,13 +119,14 @@ class XrayOptions:
         )
         mask = raw.mask.to(xray.line)
         weights = mask if xray.weights is None else xray.weights * mask
-        return XrayInput(raw.image.to(xray.line), weights, xray.file)
+        return XrayInput(raw.image.to(xray.line), weights, xray.file, raw.kind)
 
 
 class Problem(NamedTuple):
     """A registration to be done: the volume in mu, the X-ray's camera, and a start [1, 4, 4].
 
-    line and weights are the X-ray's line integrals and pixel weights (or None), [1, 1, rows, cols].
+    line and weights are the X-ray's line integrals and pixel weights (or None), [1, 1, rows, cols];
+    kind is what its pixels were taken for.
     """
 
     volume: Volume
@@ -126,6 +134,7 @@ class Problem(NamedTuple):
     line: Tensor
     weights: Tensor | None
     start: Tensor
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,7 @@ class ProblemOptions:
         found = self.xray.prepared(found, camera)
         volume = self.ct.load(ct, self.device)
         start = self._start(volume, camera, found, view, stored)
-        return Problem(volume, camera, found.line, found.weights, start)
+        return Problem(volume, camera, found.line, found.weights, start, found.kind)
 
     def _start(
         self, volume: Volume, camera: Camera, xray: XrayInput, view: str, stored: PoseFile | None

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,8 @@ from drrkit.report import FAR_DEG, FAR_MM, pose_overlays, save_image, shown_conf
 from drrkit.volume import Volume
 
 INTERRUPTED = 130
+CLEARLY = 0.2
+"""By so much more must the negative of an X-ray agree, that its polarity is said to be wrong."""
 SIMILARITY_FILE, REGRESSOR_FILE = "similarity.pt", "regressor.pt"
 """What drrkit train writes into its folder."""
 
@@ -231,21 +232,23 @@ def register_command(
         stages = similarity_stages(similarity, given.device, stages)
     searching = isinstance(stages[0], Search)
     problem = given.load(ct, xray, [output, overlay], searching)
-    with _warnings_shown():
-        result = register(
-            problem.volume,
-            problem.camera,
-            problem.line,
-            problem.start,
-            stages=stages,
-            mask=problem.weights,
-            center=_trained_center(stages, problem.volume)
-            if isinstance(similarity, Path)
-            else None,
-            method=given.method,
-            seed=seed,
-            progress=not quiet,
-        )
+    run = partial(
+        register,
+        problem.volume,
+        problem.camera,
+        init=problem.start,
+        stages=stages,
+        mask=problem.weights,
+        center=_trained_center(stages, problem.volume) if isinstance(similarity, Path) else None,
+        method=given.method,
+        seed=seed,
+    )
+    result = run(problem.line, progress=not quiet)
+    # A search looks for negatives itself.
+    doubtful = not (searching or is_accepted(result.agreement, result.loss, result.reasons))
+    if doubtful and result.stop_reason != "interrupted":
+        negative = run(-problem.line)
+        _check_polarity(xray, problem.kind, result.agreement, negative.agreement)
     accepted = is_accepted(result.confidence, result.loss, result.reasons, min_confidence)
     motion = _motion(problem, result.world_to_camera)
     content = {
@@ -289,14 +292,16 @@ def _motion(problem: Problem, found: Tensor) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _warnings_shown() -> Iterator[None]:
-    """Prints Python's warnings as lines of this command."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for warning in caught:
-        click.echo(f"Warning: {warning.message}", err=True)
+def _check_polarity(xray: Path, kind: str, found: float, negative: float) -> None:
+    """Says that the X-ray's negative, registered from the same start, agrees far better."""
+    if negative > found + CLEARLY:
+        other = "line" if kind in ("intensity", "inverted") else "inverted or intensity"
+        click.echo(
+            f"Warning: {xray}: bone looks dark, and should be bright: the negative agrees far "
+            f"better ({negative:.2f} against {found:.2f}). Its pixels were taken for {kind}; "
+            f"--xray-kind {other} converts.",
+            err=True,
+        )
 
 
 def _exit_code(

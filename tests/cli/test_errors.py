@@ -11,11 +11,13 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import torch
 
 import drrkit
-from drrkit.cli.io import refuse_overwriting, write_json
+from drrkit.cli.io import refuse_overwriting, write_json, write_pose
 from drrkit.cli.options import OutputFile
-from tests.support.commands import CAMERA, python, run, succeed
+from drrkit.report import save_image
+from tests.support.commands import CAMERA, python, run, small_camera, succeed
 
 
 def not_json(folder: Path) -> None:
@@ -330,14 +332,58 @@ def test_unsigned_values_are_warned_about_as_no_hounsfield_units(
 
 
 @pytest.mark.io
-def test_an_x_ray_whose_bone_is_dark_is_warned_about(data: Path, tmp_path: Path) -> None:
+def test_what_a_file_leaves_open_is_one_line_said_once(tmp_path: Path, ct: drrkit.Volume) -> None:
+    import nibabel
+
+    drrkit.write_volume(ct, tmp_path / "ct.nii.gz")
+    image = nibabel.load(tmp_path / "ct.nii.gz")
+    image.set_sform(image.affine, code=0)
+    image.set_qform(image.affine, code=0)
+    image.to_filename(tmp_path / "ct.nii.gz")
+    result = succeed("render", tmp_path / "ct.nii.gz", *CAMERA, "-o", tmp_path / "a.npy")
+    lines = [line for line in result.stderr.splitlines() if "arning" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"Warning: {tmp_path / 'ct.nii.gz'}: the file does not say how")
+
+
+@pytest.mark.io
+@pytest.mark.parametrize(
+    "dark, options, polarity_is_wrong",
+    [
+        (True, [], True),
+        (True, ["--xray-kind", "inverted"], False),
+        (True, ["--xray-kind", "display"], True),
+        (False, ["--xray-kind", "line"], False),
+        (False, ["--xray-kind", "intensity"], True),
+        (True, ["--preprocess"], False),
+        (True, ["--preprocess", "--xray-kind", "line"], True),
+    ],
+)
+def test_a_wrong_polarity_is_warned_about_and_a_right_one_is_not(
+    data: Path, tmp_path: Path, dark: bool, options: list, polarity_is_wrong: bool
+) -> None:
     xray = np.load(data / "xray.npy")
-    np.save(tmp_path / "dark.npy", xray.max() - xray)
-    files = [data / "ct.nii.gz", tmp_path / "dark.npy", "--init", data / "start.json"]
-    options = ["--stages", "ncc:4:1", "--min-confidence", 0, "-q", "-o", tmp_path / "r.json"]
-    assert "bone looks dark" in succeed("register", *files, *options).stderr
-    told = succeed("register", *files, *options, "--xray-kind", "inverted")
-    assert "bone looks dark" not in told.stderr
+    np.save(tmp_path / "x.npy", xray.max() - xray if dark else xray - xray.min())
+    files = [data / "ct.nii.gz", tmp_path / "x.npy", "--init", data / "start.json"]
+    result = run("register", *files, *options, "-q", "-o", tmp_path / "r.json")
+    assert ("bone looks dark" in result.stderr) == polarity_is_wrong
+    assert result.exit_code == int(polarity_is_wrong)
+
+
+@pytest.mark.io
+def test_a_polarity_that_preprocessing_guesses_wrongly_is_warned_about(
+    data: Path, tmp_path: Path, ct: drrkit.Volume
+) -> None:
+    xray = torch.from_numpy(np.load(data / "xray.npy"))[..., :24, :32]
+    assert not drrkit.xray.bone_is_bright(xray)  # the patient is at the rim of this quarter
+    save_image(xray[None, None], tmp_path / "x.npy")
+    camera = small_camera().crop(0, 0, 24, 32)
+    write_pose(tmp_path / "start.json", drrkit.view_ap(ct, 800.0)[0], camera)
+    files = [data / "ct.nii.gz", tmp_path / "x.npy", "--init", tmp_path / "start.json"]
+    options = ["--preprocess", "-q", "-o", tmp_path / "r.json"]
+    guessed = run("register", *files, *options).stderr
+    assert "taken for intensity; --xray-kind line converts" in guessed, guessed
+    assert "looks dark" not in run("register", *files, *options, "--xray-kind", "line").stderr
 
 
 @pytest.mark.io
