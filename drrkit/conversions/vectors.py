@@ -39,20 +39,17 @@ class ViewVectors(NamedTuple):
     row_step: Tensor
     """From a pixel to the next row."""
 
+    @property
+    def axes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit vectors [B, 3] along the columns, along the rows and normal to both; without skew
+        and mirroring the axes of the camera."""
+        right, down = (s / s.norm(dim=-1, keepdim=True) for s in (self.col_step, self.row_step))
+        return right, down, torch.linalg.cross(right, down)
+
     def center(self, size: tuple[int, int]) -> Tensor:
         """The middle of a detector of (rows, cols) pixels: [B, 3]."""
         rows, cols = size
         return self.corner + (cols - 1) / 2 * self.col_step + (rows - 1) / 2 * self.row_step
-
-    def flipped_rows(self, size: tuple[int, int]) -> ViewVectors:
-        """The same detector with its rows counted from the other end."""
-        last = self.corner + (size[0] - 1) * self.row_step
-        return ViewVectors(self.source, last, self.col_step, -self.row_step)
-
-    def flipped_cols(self, size: tuple[int, int]) -> ViewVectors:
-        """The same detector with its columns counted from the other end."""
-        last = self.corner + (size[1] - 1) * self.col_step
-        return ViewVectors(self.source, last, -self.col_step, self.row_step)
 
     def mapped(self, linear: Tensor, offset: Tensor) -> ViewVectors:
         """The view in another world, X' = linear X + offset with linear [3, 3], offset [3]."""
@@ -105,7 +102,9 @@ def from_vectors(vectors: ViewVectors, size: tuple[int, int]) -> CameraView:
     if bool(mirrored.any()):
         if not bool(mirrored.all()):
             raise ValueError("vectors: expected all views mirrored or none, got some of a batch")
-        return from_vectors(vectors.flipped_rows((rows, cols)), size)._replace(flip=(-2,))
+        last = vectors.corner + (rows - 1) * vectors.row_step
+        turned = vectors._replace(corner=last, row_step=-vectors.row_step)
+        return from_vectors(turned, size)._replace(flip=(-2,))
     z = normal / area[:, None]
     x = vectors.col_step / vectors.col_step.norm(dim=-1, keepdim=True)
     turn = torch.stack((x, torch.linalg.cross(z, x), z), 1)
@@ -134,19 +133,20 @@ def shared(camera: Camera) -> Camera:
     return camera
 
 
-def grid_world(volume: Any) -> tuple[Tensor, Tensor]:
+def grid_world(volume: Any, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The map X' = linear X + offset into the grid's own world: mm along its index axes, centred.
 
     In it `volume.values` stands as an array without a direction: tools that know no directions
-    take the values as they are.
+    take the values as they are. On the device of `like`, default the volume's.
     """
     linear = torch.as_tensor(volume.direction, dtype=torch.float64).mT
-    return linear, -linear @ volume_center(volume).to(linear.device)
+    linear = linear if like is None else linear.to(like.device)
+    return linear, -linear @ volume_center(volume).to(linear)
 
 
-def patient_world(volume: Any) -> tuple[Tensor, Tensor]:
+def patient_world(volume: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of grid_world."""
-    linear, offset = grid_world(volume)
+    linear, offset = grid_world(volume, like)
     return linear.mT, -linear.mT @ offset
 
 

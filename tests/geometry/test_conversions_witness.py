@@ -214,7 +214,7 @@ def test_diffdrr_renders_the_view_of_its_arguments(
     affine = conversions.lps_from_ras(oblique.affine).clone()
     affine[:3, 3] -= conversions.lps_from_ras()[:3, :3] @ drrkit.volume_center(oblique)
     reorient = torch.eye(4)
-    reorient[:3, :3] = torch.tensor(conversions.diffdrr.REORIENT[orientation])
+    reorient[:3, :3] = torch.tensor(conversions.pinhole.REORIENT[orientation])
     subject = SimpleNamespace(
         volume=SimpleNamespace(affine=affine.numpy()),
         density=SimpleNamespace(data=values[None]),
@@ -245,7 +245,7 @@ def test_the_orientations_are_those_that_diffdrr_reads() -> None:
     if spec is None:
         pytest.skip("the witness diffdrr is not installed")
     source = (Path(spec.submodule_search_locations[0]) / "data.py").read_text()
-    for name, rows in conversions.diffdrr.REORIENT.items():
+    for name, rows in conversions.pinhole.REORIENT.items():
         after = source.split(f'orientation == "{name}"' if name else "orientation is None")[1]
         block = after.split("torch.tensor(")[1].split("dtype")[0]
         found = torch.tensor(literal_eval(block.strip().rstrip(",")))[:3, :3]
