@@ -14,14 +14,17 @@ from drrkit.conversions.carm import (
     to_dicom_angles,
     to_prost,
 )
-from drrkit.conversions.jointtrack import (
+from drrkit.conversions.fluoroscopy import (
+    read_autoscoper,
     read_jointtrack,
     read_jointtrack_calibration,
+    read_mayacam,
+    write_autoscoper,
     write_jointtrack,
     write_jointtrack_calibration,
+    write_mayacam,
 )
 from drrkit.conversions.landmark_files import read_landmark_rows
-from drrkit.conversions.mayacam import read_mayacam, write_mayacam
 from drrkit.conversions.pinhole import (
     DeepdrrView,
     DeepfluoroView,
@@ -62,12 +65,7 @@ from drrkit.conversions.tomography import (
     to_plastimatch,
     to_tigre,
 )
-from drrkit.conversions.transforms import (
-    read_autoscoper,
-    read_itk_transform,
-    write_autoscoper,
-    write_itk_transform,
-)
+from drrkit.conversions.transforms import read_itk_transform, write_itk_transform
 from drrkit.conversions.vectors import CameraView, ViewVectors, from_vectors, to_vectors
 
 __all__ = [

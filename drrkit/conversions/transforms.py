@@ -1,14 +1,12 @@
-"""Files of other programs: ITK transforms (3D Slicer) and Autoscoper tracks."""
+"""Files of ITK transforms, as 3D Slicer reads and writes them."""
 
 from __future__ import annotations
 
-import math
 import os
 
 import torch
 from torch import Tensor
 
-from drrkit.conversions.mayacam import numbers
 from drrkit.files import PathLike, existing_file, whole_file
 from drrkit.geometry import assemble, check_floating
 from drrkit.volume import load_simpleitk
@@ -26,9 +24,12 @@ def write_itk_transform(path: PathLike, to_parent: Tensor) -> None:
     coordinates; with `inv(start) @ found` it moves from where it was believed to be to where it
     is. Needs SimpleITK. The file appears whole or not at all.
     """
-    matrix = _single("to_parent", to_parent)
+    check_floating("to_parent", to_parent, (4, 4))
+    if to_parent.numel() != 16:
+        raise ValueError(f"to_parent: expected one matrix [4, 4], got {list(to_parent.shape)}")
     sitk = load_simpleitk()
-    back = torch.linalg.inv(matrix)
+    matrix = to_parent.detach().double().cpu().reshape(4, 4)
+    back = torch.linalg.inv(assemble(matrix[:3, :3], matrix[:3, 3:]))
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(back[:3, :3].flatten().tolist())
     transform.SetTranslation(back[:3, 3].tolist())
@@ -61,45 +62,3 @@ def read_itk_transform(path: PathLike) -> Tensor:
     if bool(singular) or not bool(inverse.isfinite().all()):
         raise ValueError(f"{path}: expected a matrix that has an inverse, got {matrix.tolist()}")
     return inverse
-
-
-def write_autoscoper(path: PathLike, poses: Tensor) -> None:
-    """A .tra track: a row of 16 numbers, the 4x4 matrix row by row, a pose [T, 4, 4].
-
-    Frames without a pose are NaN, in the file too.
-    """
-    check_floating("poses", poses, (4, 4))
-    rows = poses.detach().double().cpu().reshape(-1, 16).tolist()
-    with whole_file(path) as file:
-        lines = (",".join(repr(number) for number in row) for row in rows)
-        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def read_autoscoper(path: PathLike) -> Tensor:
-    """The poses [T, 4, 4] float64 of a .tra track, NaN where a frame has none."""
-    rows = []
-    text = existing_file(path).read_text(encoding="utf-8", errors="replace")
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        values = numbers(line, f"{path}, line {number}")
-        if len(values) != 16:
-            raise ValueError(f"{path}, line {number}: expected 16 numbers, got {len(values)}")
-        last = values[12:]
-        if not all(map(math.isnan, values)) and math.dist(last, (0, 0, 0, 1)) > 1e-6:
-            raise ValueError(
-                f"{path}, line {number}: expected matrices row by row, ending in 0, 0, 0, 1, got "
-                f"{last}: written column by column?"
-            )
-        rows.append(values)
-    if not rows:
-        raise ValueError(f"{path}: expected rows of 16 numbers, got none")
-    return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4, 4)
-
-
-def _single(name: str, matrix: Tensor) -> Tensor:
-    check_floating(name, matrix, (4, 4))
-    if matrix.numel() != 16:
-        raise ValueError(f"{name}: expected one matrix [4, 4], got {list(matrix.shape)}")
-    single = matrix.detach().double().cpu().reshape(4, 4)
-    return assemble(single[:3, :3], single[:3, 3:])
