@@ -16,12 +16,14 @@ from torch import Tensor
 from drrkit.phantoms.shapes import (
     Point,
     Shape,
+    bounds,
     capsule,
     chain,
     cup,
     drum,
     ellipsoid,
     from_table,
+    grown,
     plate,
     smooth_min,
 )
@@ -289,11 +291,8 @@ def _joined(shapes: list[Shape], blend: float) -> Shape:
             field = smooth_min(field, shape.distance(x, y, z), blend)
         return field
 
-    low_x, low_y, low_z = (min(shape.low[axis] for shape in shapes) - blend for axis in range(3))
-    high_x, high_y, high_z = (
-        max(shape.high[axis] for shape in shapes) + blend for axis in range(3)
-    )
-    return Shape((low_x, low_y, low_z), (high_x, high_y, high_z), distance)
+    box = bounds([corner for shape in shapes for corner in (shape.low, shape.high)])
+    return Shape(*grown(*box, _alike(blend)), distance)
 
 
 def _cranium(draw: Draw, vault: Point, half: Point, wall: float) -> Bone:
@@ -340,20 +339,11 @@ def _face(draw: Draw, half: Point) -> Bone:
 
 def _petrous_bones(draw: Draw) -> list[Bone]:
     """The densest bones of the skull, solid cortex, one per side."""
-    return [
-        Bone(
-            [
-                capsule(
-                    draw.near((side * 54.0, 20.0, -16.0)),
-                    draw.near((side * 16.0, 2.0, -14.0)),
-                    draw.about(12.0),
-                    draw.about(7.0),
-                )
-            ],
-            cortex=9.0,
-        )
-        for side in (-1, 1)
-    ]
+    bones = []
+    for side in (-1, 1):
+        base, tip = draw.near((side * 54.0, 20.0, -16.0)), draw.near((side * 16.0, 2.0, -14.0))
+        bones.append(Bone([capsule(base, tip, draw.about(12.0), draw.about(7.0))], cortex=9.0))
+    return bones
 
 
 def _mandible(draw: Draw) -> Bone:

@@ -56,20 +56,18 @@ class Ellipsoids:
     exponent: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("centers", "semi_axes", "rotations", "values"):
+        shapes = {"values": (), "centers": (3,), "semi_axes": (3,), "rotations": (3, 3)}
+        for name, item in shapes.items():  # values first: they say how many
             tensor = getattr(self, name)
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-            object.__setattr__(self, name, tensor.to(torch.float64))
-        count = self.values.shape[0] if self.values.ndim == 1 else -1
-        expected = {"values": (count,), "centers": (count, 3)}
-        expected |= {"semi_axes": (count, 3), "rotations": (count, 3, 3)}
-        for name, shape in expected.items():
-            tensor = getattr(self, name)
-            if count < 1 or tensor.shape != shape:
-                wanted = "[E, 3, 3]" if name == "rotations" else "[E]" if count < 1 else "[E, 3]"
+            tensor = tensor.to(torch.float64)
+            object.__setattr__(self, name, tensor)
+            count = max(len(self.values), 1) if self.values.ndim == 1 else 1
+            if tensor.shape != (count, *item):
+                wanted = ", ".join(map(str, ("E", *item)))
                 raise ValueError(
-                    f"{name}: expected {wanted} with E = {max(count, 1)}, got {list(tensor.shape)}"
+                    f"{name}: expected [{wanted}] with E = {count}, got {list(tensor.shape)}"
                 )
             if not bool(tensor.isfinite().all()):
                 bad = int((~tensor.isfinite()).sum())

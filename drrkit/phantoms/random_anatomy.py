@@ -10,8 +10,8 @@ Bone is a cortical shell of 700 to 1500 HU around cancellous bone, in soft tissu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +21,7 @@ from drrkit.phantoms.shapes import Box, Canvas, Point, Shape
 from drrkit.volume import Volume
 
 ANATOMY_LABELS: dict[str, int] = {
-    "air": 0,
-    "soft_tissue": 1,
-    "bone": 2,
-    "other_bone": 3,
-    "gas": 4,
+    name: number for number, name in enumerate(("air", "soft_tissue", "bone", "other_bone", "gas"))
 }
 """Labels of `random_anatomy`. "bone" moves as one piece: hip bones, sacrum and fifth lumbar
 vertebra; the vertebrae; the cranium. "other_bone" may move against it in a patient: femurs, ribs,
@@ -148,22 +144,22 @@ def _checked_grid(
         raise TypeError(f"seed: expected an integer, got {seed!r}")
     if seed < 0:
         raise ValueError(f"seed: expected 0 or more, got {seed}")
-    counts = _three("shape", shape, lambda n: isinstance(n, int) and 8 <= n <= 512)
+    counts = _three("shape", shape, "an integer from 8 to 512, or", (int,), 8, 512)
     if spacing is None:
         spacing = FIELD_MM[kind] / max(counts)
-    pitch = _three("spacing", spacing, lambda p: isinstance(p, (int, float)) and 0.3 <= p <= 30.0)
+    wanted = "mm from 0.3 to 30, a number or"
+    pitch = _three("spacing", spacing, wanted, (int, float), 0.3, 30.0)
     if not (isinstance(texture, (int, float)) and 0.0 <= texture < math.inf):
         raise ValueError(f"texture: expected a number of at least 0, got {texture!r}")
     return counts, (float(pitch[0]), float(pitch[1]), float(pitch[2]))
 
 
-def _three(name: str, value: object, allowed: Callable[[object], bool]) -> tuple:
+def _three(
+    name: str, value: Any, wanted: str, types: tuple[type, ...], least: float, most: float
+) -> tuple:
     """One value for every axis or one each, all allowed."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * 3
-    if len(values) != 3 or any(isinstance(v, bool) or not allowed(v) for v in values):
-        wanted = {
-            "shape": "an integer from 8 to 512, or three (x, y, z)",
-            "spacing": "mm from 0.3 to 30, a number or three (x, y, z)",
-        }[name]
-        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
+    fine = (type(v) is not bool and isinstance(v, types) and least <= v <= most for v in values)
+    if len(values) != 3 or not all(fine):
+        raise ValueError(f"{name}: expected {wanted} three (x, y, z), got {value!r}")
     return values

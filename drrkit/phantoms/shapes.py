@@ -35,7 +35,7 @@ class Shape(NamedTuple):
             py, pz = y - pivot[1], z - pivot[2]
             return self.distance(x, pivot[1] + c * py + s * pz, pivot[2] + c * pz - s * py)
 
-        return Shape(*_around(pivot, (reach, reach, reach)), distance)
+        return Shape(*grown(pivot, pivot, (reach, reach, reach)), distance)
 
     def tightly_tilted(self, pivot: Point, angle: float) -> Shape:
         """`tilted` in the smallest box, which is quick to paint; it cuts off wide blends."""
@@ -43,8 +43,8 @@ class Shape(NamedTuple):
         ends = (
             (low - at, high - at) for low, high, at in zip(self.low, self.high, pivot, strict=True)
         )
-        low, high = _bounds([turned.to_world((x, y, z)) for x, y, z in product(*ends)])
-        return Shape(low, high, self.tilted(pivot, angle).distance)
+        corners = [turned.to_world((x, y, z)) for x, y, z in product(*ends)]
+        return Shape(*bounds(corners), self.tilted(pivot, angle).distance)
 
 
 class Place(Protocol):
@@ -76,9 +76,8 @@ class Placement(NamedTuple):
     def box(self, canvas: Canvas, shape: Shape, margin: float) -> Box:
         """See `Place`."""
         corners = product(*zip(shape.low, shape.high, strict=True))
-        low, high = _bounds([self.to_world((x, y, z)) for x, y, z in corners])
-        reach = margin, margin, margin
-        return canvas.region(_around(low, reach)[0], _around(high, reach)[1])
+        low, high = bounds([self.to_world((x, y, z)) for x, y, z in corners])
+        return canvas.region(*grown(low, high, (margin, margin, margin)))
 
     def distance(self, canvas: Canvas, shape: Shape, box: Box) -> Tensor:
         """See `Place`."""
@@ -92,13 +91,16 @@ class Placement(NamedTuple):
 HERE = Placement()
 
 
-def _around(center: Point, reach: Point) -> tuple[Point, Point]:
-    low = (center[0] - reach[0], center[1] - reach[1], center[2] - reach[2])
-    high = (center[0] + reach[0], center[1] + reach[1], center[2] + reach[2])
-    return low, high
+def grown(low: Point, high: Point, reach: Point) -> tuple[Point, Point]:
+    """Corners of a box that reaches further on every side."""
+    return (
+        (low[0] - reach[0], low[1] - reach[1], low[2] - reach[2]),
+        (high[0] + reach[0], high[1] + reach[1], high[2] + reach[2]),
+    )
 
 
-def _bounds(points: Sequence[Point]) -> tuple[Point, Point]:
+def bounds(points: Sequence[Point]) -> tuple[Point, Point]:
+    """Corners of the box around points."""
     xs, ys, zs = zip(*points, strict=True)
     return (min(xs), min(ys), min(zs)), (max(xs), max(ys), max(zs))
 
@@ -117,7 +119,7 @@ def ellipsoid(center: Point, radii: Point) -> Shape:
         # At the centre itself both vanish; inside, the smallest radius bounds the distance.
         return (unit * (unit - 1.0) / slope.clamp(min=1e-9)).clamp(min=-min(radii))
 
-    return Shape(*_around(center, radii), distance)
+    return Shape(*grown(center, center, radii), distance)
 
 
 def capsule(a: Point, b: Point, radius_a: float, radius_b: float) -> Shape:
@@ -125,8 +127,6 @@ def capsule(a: Point, b: Point, radius_a: float, radius_b: float) -> Shape:
     axis = (b[0] - a[0], b[1] - a[1], b[2] - a[2])
     square = sum(c * c for c in axis)
     r = max(radius_a, radius_b)
-    low = (min(a[0], b[0]) - r, min(a[1], b[1]) - r, min(a[2], b[2]) - r)
-    high = (max(a[0], b[0]) + r, max(a[1], b[1]) + r, max(a[2], b[2]) + r)
 
     def distance(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         px, py, pz = x - a[0], y - a[1], z - a[2]
@@ -134,7 +134,7 @@ def capsule(a: Point, b: Point, radius_a: float, radius_b: float) -> Shape:
         away = (px - t * axis[0]) ** 2 + (py - t * axis[1]) ** 2 + (pz - t * axis[2]) ** 2
         return away.sqrt() - (radius_a + (radius_b - radius_a) * t)
 
-    return Shape(low, high, distance)
+    return Shape(*grown(*bounds([a, b]), (r, r, r)), distance)
 
 
 def chain(*stations: tuple[float, float, float, float]) -> list[Shape]:
@@ -152,7 +152,7 @@ def drum(center: Point, radii: tuple[float, float], half_height: float) -> Shape
         rounded = smooth_max(around, pz.abs() - half_height, 4.0)
         return smooth_max(rounded, py - 0.75 * radii[1], 4.0)
 
-    return Shape(*_around(center, (radii[0], radii[1], half_height)), distance)
+    return Shape(*grown(center, center, (radii[0], radii[1], half_height)), distance)
 
 
 def cup(center: Point, inner: float, outer: float, opening: Point, depth: float) -> Shape:
@@ -164,7 +164,7 @@ def cup(center: Point, inner: float, outer: float, opening: Point, depth: float)
         beyond = px * opening[0] + py * opening[1] + pz * opening[2] - depth
         return smooth_max(torch.maximum(radius - outer, inner - radius), beyond, 4.0)
 
-    return Shape(*_around(center, (outer, outer, outer)), distance)
+    return Shape(*grown(center, center, (outer, outer, outer)), distance)
 
 
 def sheet(
@@ -222,7 +222,7 @@ def plate(
         edge = (((v / radii[0]) ** 2 + (w / radii[1]) ** 2).sqrt() - 1.0) * min(radii)
         return smooth_max(across, edge, 6.0)
 
-    return Shape(*_around(center, (reach, reach, reach)), distance)
+    return Shape(*grown(center, center, (reach, reach, reach)), distance)
 
 
 def _euler(turn: Point) -> list[Point]:

@@ -29,27 +29,21 @@ from drrkit.phantoms.shapes import (
 )
 from drrkit.volume import Volume
 
+_SOFT = (
+    "air",
+    "fat",
+    "muscle",
+    "viscera",
+    "liver",
+    "kidney_left",
+    "kidney_right",
+    "bladder",
+    "gas",
+)
+_VERTEBRAE = ("vertebra_L1", "vertebra_L2", "vertebra_L3", "vertebra_L4", "vertebra_L5")
+_PELVIS = ("sacrum", "hip_left", "hip_right", "femur_left", "femur_right")
 TORSO_LABELS: dict[str, int] = {
-    "air": 0,
-    "fat": 1,
-    "muscle": 2,
-    "viscera": 3,
-    "liver": 4,
-    "kidney_left": 5,
-    "kidney_right": 6,
-    "bladder": 7,
-    "gas": 8,
-    "ribs": 9,
-    "vertebra_L1": 10,
-    "vertebra_L2": 11,
-    "vertebra_L3": 12,
-    "vertebra_L4": 13,
-    "vertebra_L5": 14,
-    "sacrum": 15,
-    "hip_left": 16,
-    "hip_right": 17,
-    "femur_left": 18,
-    "femur_right": 19,
+    name: number for number, name in enumerate((*_SOFT, "ribs", *_VERTEBRAE, *_PELVIS))
 }
 FIELD_MM = (342.0, 246.0, 330.0)  # x, y, z
 
