@@ -25,11 +25,11 @@ from torch.autograd import forward_ad
 from drrkit import _C
 from drrkit._native.ops import VOXELS
 
-KINDS = ("auto", *_C.TEXELS)
+TEXELS: tuple[str, ...] = _C.TEXELS
+KINDS = ("auto", *TEXELS)
 CUDA_METHODS = ("joseph",)
 """The methods whose marches on CUDA read what is prepared; on the CPU all of them do."""
 
-TEXELS: tuple[str, ...] = _C.TEXELS
 MOST_LAYERS = 2048  # of layered textures, which bounds the other sides as well
 BRICK = _C.BRICK  # cells per side
 FARTHEST = 15  # bricks: distances beyond are not told apart
@@ -339,13 +339,10 @@ class Pack:
         self.handle = self.prepared.handle
         return None
 
-    def _kind_for(self, values: Tensor) -> str:
-        if self.kind != "auto":
-            return str(self.kind)
-        return "float16" if values.dtype == torch.float16 else "int16"
-
     def _shared_or_made(self, values: Tensor) -> Prepared:
-        kind = self._kind_for(values) if _is_cuda(values) else "bricks"
+        kind = "bricks" if not _is_cuda(values) else str(self.kind)
+        if kind == "auto":
+            kind = "float16" if values.dtype == torch.float16 else "int16"
         key = (values.data_ptr(), kind)
         prepared = _shared.get(key)
         if prepared is None or not prepared.is_of(values):

@@ -24,17 +24,21 @@ def apply_map(name: str, flags: int, *inputs: Tensor) -> Tensor:
     return call(MapValue, name, flags, *inputs)
 
 
-class MapValue(Function):
-    """m(x)."""
-
-    @staticmethod
-    def forward(name: str, flags: int, x0: Tensor, x1: Tensor, x2: Tensor):
-        return _ops.map_value(name, flags, (x0, x1, x2))
+class _Map(Function):
+    """Functions of a map's name, its flags, and tensors."""
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.map = inputs[:2]
         keep(ctx, *inputs[2:])
+
+
+class MapValue(_Map):
+    """m(x)."""
+
+    @staticmethod
+    def forward(name: str, flags: int, x0: Tensor, x1: Tensor, x2: Tensor):
+        return _ops.map_value(name, flags, (x0, x1, x2))
 
     @staticmethod
     def backward(ctx, g):
@@ -49,17 +53,12 @@ def _value_jvp(ctx, _name, _flags, *directions):
     return call(MapJvp, *ctx.map, *ctx.saved_tensors, *directions)
 
 
-class MapVjp(Function):
+class MapVjp(_Map):
     """Cotangents of x, one item per view, from the cotangent g of m(x)."""
 
     @staticmethod
     def forward(name: str, flags: int, x0: Tensor, x1: Tensor, x2: Tensor, g: Tensor):
         return _ops.map_vjp(name, flags, (x0, x1, x2), g)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.map = inputs[:2]
-        keep(ctx, *inputs[2:])
 
     @staticmethod
     def backward(ctx, *directions):
@@ -85,17 +84,12 @@ def _vjp_jvp(ctx, _name, _flags, *directions):
     return tuple(map(total, second, first))
 
 
-class MapJvp(Function):
+class MapJvp(_Map):
     """The derivative of m(x) along d, whose missing parts are None."""
 
     @staticmethod
     def forward(name: str, flags: int, x0: Tensor, x1: Tensor, x2: Tensor, d0, d1, d2):
         return _ops.map_value(name, flags, (x0, x1, x2), (d0, d1, d2))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.map = inputs[:2]
-        keep(ctx, *inputs[2:])
 
     @staticmethod
     def backward(ctx, g):
@@ -113,7 +107,7 @@ class MapJvp(Function):
         return None, None, *on_inputs, *on_directions
 
 
-class MapSecond(Function):
+class MapSecond(_Map):
     """The derivative of MapVjp along d. The last there is."""
 
     @staticmethod
@@ -121,12 +115,8 @@ class MapSecond(Function):
         return _ops.map_vjp(name, flags, (x0, x1, x2), g, (d0, d1, d2))
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.name = inputs[0]
-
-    @staticmethod
     def backward(ctx, *_):
-        raise NotImplementedError(f"drrkit.{ctx.name}: third derivatives do not exist")
+        raise NotImplementedError(f"drrkit.{ctx.map[0]}: third derivatives do not exist")
 
 
 def _no_jvp(ctx, name, *_):
@@ -145,17 +135,13 @@ def _for_inputs(wanted: Any, cotangents: Any, inputs: Any) -> list[Tensor | None
 
 def _vmap(function: type[Function], info: Any, in_dims: tuple, name: str, flags: int, *args: Any):
     """Fold the mapped axis into the views; what is neither mapped nor a view's stays shared."""
-    mapped = [
-        arg if dim is None else arg.movedim(dim, 0)
+    pairs = [
+        (arg if dim is None else arg.movedim(dim, 0), dim)
         for arg, dim in zip(args, in_dims[2:], strict=True)
     ]
-    items = [
-        arg.shape[0 if dim is None else 1]
-        for arg, dim in zip(mapped, in_dims[2:], strict=True)
-        if arg is not None
-    ]
+    items = [arg.shape[0 if dim is None else 1] for arg, dim in pairs if arg is not None]
     shape = info.batch_size, next((n for n in items if n != 1), 1)
-    folded = [_fold(arg, dim, shape) for arg, dim in zip(mapped, in_dims[2:], strict=True)]
+    folded = [_fold(arg, dim, shape) for arg, dim in pairs]
     out = call(function, name, flags, *folded)
     if isinstance(out, tuple):
         return tuple(o.unflatten(0, shape) for o in out), (0,) * len(out)

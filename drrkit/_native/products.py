@@ -29,6 +29,11 @@ class _Product(Function):
     source: int | None = None  # of the tensor that they are a view of
     count: int | None = None  # of the number of volumes that come out
 
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.spec = inputs[-1]
+        keep(ctx, *(x for x in inputs if isinstance(x, Tensor)))
+
 
 class Project(_Product):
     """P(values, geometry): images [B, C, P] and six-vectors [B, C, 6, P] or nothing."""
@@ -160,11 +165,6 @@ class GeometryVjp(_Product):
         return _ops.reduce(six, g, geometry.dim() == 4, spec)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.spec = inputs[4]
-        keep(ctx, *inputs[:4])
-
-    @staticmethod
     def backward(ctx, d_geometry):
         values, geometry, g, six = ctx.saved_tensors
         if d_geometry is None:
@@ -206,11 +206,6 @@ class Tangent(_Product):
         return _ops.tangent(six, d_geometry, spec)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.spec = inputs[4]
-        keep(ctx, *inputs[:4])
-
-    @staticmethod
     def backward(ctx, h):
         values, geometry, d_geometry, six = ctx.saved_tensors
         if h is None:
@@ -237,11 +232,6 @@ class TangentAdjoint(_Product):
     @staticmethod
     def forward(images: Tensor, geometry: Tensor, d_geometry: Tensor, n: int, spec: Spec):
         return _ops.backproject(images, geometry, d_geometry, n, spec)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.n, ctx.spec = inputs[3], inputs[4]
-        keep(ctx, *inputs[:3])
 
     @staticmethod
     def backward(ctx, w):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drrkit._native import BEAMS
 from drrkit.geometry.checks import (
-    batch_size,
+    as_distance,
     batched_pose,
     check_distances,
     check_floating,
@@ -97,8 +97,7 @@ class Camera:
             object.__setattr__(self, "sigma", ORIGINS[self.origin])
         elif not isinstance(self.sigma, CameraSigma):
             raise TypeError(f"sigma: expected a CameraSigma, got {type(self.sigma).__name__}")
-        batches = {batch_size(self.K, 2), batch_size(self.sdd, 0)} - {None, 1}
-        if len(batches) > 1:
+        if len(set(self._batches()) - {1}) > 1:
             raise ValueError(
                 f"K and sdd: expected one batch size, got K {list(self.K.shape)} and "
                 f"sdd {list(torch.as_tensor(self.sdd).shape)}"
@@ -109,8 +108,11 @@ class Camera:
     @property
     def batch(self) -> int | None:
         """The number of cameras in K or sdd, None for a single one without a batch dimension."""
-        sizes = [n for n in (batch_size(self.K, 2), batch_size(self.sdd, 0)) if n is not None]
-        return max(sizes, default=None)
+        return max(self._batches(), default=None)
+
+    def _batches(self) -> list[int]:
+        sdd = self.sdd
+        return [*self.K.shape[:-2], *(sdd.shape if isinstance(sdd, Tensor) else ())]
 
     @property
     def requires_grad(self) -> bool:
@@ -207,18 +209,15 @@ def CArm(
     rows, cols = checked_size(size)
     if principal_point is None:
         principal_point = ((cols - 1) / 2, (rows - 1) / 2)
-    given = {"sdd": sdd}
-    given["row spacing"], given["col spacing"] = pair("pixel_spacing", pixel_spacing)
-    given["cx"], given["cy"] = pair("principal_point", principal_point)
-    device = next((value.device for value in given.values() if isinstance(value, Tensor)), None)
-    numbers = {}
-    for name, value in given.items():
-        if not isinstance(value, Tensor) and name not in ("cx", "cy"):
-            value = checked_positive(name, value)
-        numbers[name] = torch.as_tensor(value, dtype=torch.float64, device=device)
-        if name not in ("cx", "cy"):
-            check_distances(name, numbers[name])
-    distance, row, col, cx, cy = torch.broadcast_tensors(*numbers.values())
+    row, col = pair("pixel_spacing", pixel_spacing)
+    place = pair("principal_point", principal_point)
+    tensors = (value for value in (sdd, row, col, *place) if isinstance(value, Tensor))
+    device = next((tensor.device for tensor in tensors), None)
+    lengths = (("sdd", sdd), ("row spacing", row), ("col spacing", col))
+    distance, row, col, cx, cy = torch.broadcast_tensors(
+        *(as_distance(name, value, device) for name, value in lengths),
+        *(torch.as_tensor(value, dtype=torch.float64, device=device) for value in place),
+    )
     zero, one = torch.zeros_like(cx), torch.ones_like(cx)
     entries = (distance / col, zero, cx, zero, distance / row, cy, zero, zero, one)
     K = torch.stack(entries, -1).unflatten(-1, (3, 3))

@@ -83,6 +83,14 @@ def checked_positive(name: str, value: Any) -> float:
     return number
 
 
+def as_distance(name: str, value: Any, device: torch.device | None) -> Tensor:
+    """A positive number, or a tensor [] or [B] of them, as float64 on a device."""
+    number = value if isinstance(value, Tensor) else checked_positive(name, value)
+    tensor = torch.as_tensor(number, dtype=torch.float64, device=device)
+    check_distances(name, tensor)
+    return tensor
+
+
 def checked_integer(name: str, value: Any) -> int:
     """An integer, numpy's too, but no bool and no float."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -110,11 +118,6 @@ def pair(name: str, value: Any) -> tuple[float | Tensor, float | Tensor]:
     if len(value) != 2:
         raise ValueError(f"{name}: expected a number or a pair, got {value!r}")
     return value[0], value[1]
-
-
-def batch_size(value: Any, dims: int) -> int | None:
-    """Batch size of a tensor whose items have `dims` dimensions, None for a single item."""
-    return value.shape[0] if isinstance(value, Tensor) and value.dim() > dims else None
 
 
 def _readable(tensor: Tensor) -> Tensor | None:

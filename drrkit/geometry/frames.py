@@ -40,9 +40,8 @@ class GridConstants(NamedTuple):
 
 def grid_constants(volume: VolumeLike, device: torch.device | str | None = None) -> GridConstants:
     """Prepare a volume for view_frames in a loop; device: default that of the volume's values."""
-    linear, origin = _index_to_world(volume)
+    linear, origin, sizes = _index_to_world(volume)
     inverse = torch.linalg.inv(linear)
-    sizes = torch.tensor(_shape_xyz(volume), dtype=torch.float64, device="cpu")
     center = linear @ ((sizes - 1) / 2) + origin
     half_edges = linear * ((sizes + 1) / 2)
     rows = (inverse.mT, (-inverse @ origin)[None], center[None], half_edges.mT)
@@ -99,22 +98,18 @@ def frames_of_rays(
 
 def volume_center(volume: VolumeLike) -> Tensor:
     """World position of the centre of a volume's grid: [3] float64 mm, on its values' device."""
-    linear, origin = _index_to_world(volume)
-    middle = torch.tensor(
-        [(n - 1) / 2 for n in _shape_xyz(volume)], dtype=torch.float64, device="cpu"
-    )
-    return (linear @ middle + origin).to(volume.values.device)
+    linear, origin, sizes = _index_to_world(volume)
+    return (linear @ ((sizes - 1) / 2) + origin).to(volume.values.device)
 
 
-def _shape_xyz(volume: VolumeLike) -> tuple[int, int, int]:
-    depth, height, width = volume.values.shape[-3:]
-    return width, height, depth
+def _index_to_world(volume: VolumeLike) -> tuple[Tensor, Tensor, Tensor]:
+    """Index (x, y, z) to world mm: linear part [3, 3] and origin [3]; the number of voxels [3].
 
-
-def _index_to_world(volume: VolumeLike) -> tuple[Tensor, Tensor]:
-    """Index (x, y, z) to world mm: linear part [3, 3] and origin [3], float64 on the CPU."""
-    direction, spacing, origin = (
+    All float64 on the CPU.
+    """
+    shape_xyz = volume.values.shape[:-4:-1]
+    direction, spacing, origin, sizes = (
         torch.as_tensor(numbers, dtype=torch.float64, device="cpu")
-        for numbers in (volume.direction, volume.spacing, volume.origin)
+        for numbers in (volume.direction, volume.spacing, volume.origin, shape_xyz)
     )
-    return direction.reshape(3, 3) * spacing, origin
+    return direction.reshape(3, 3) * spacing, origin, sizes

@@ -58,7 +58,11 @@ def solve_pnp(
         best, _ = _refine(problem, _checked_init(problem, init))
     else:
         best = _best_of(problem, _linear_starts(problem))
-    _check_determined(problem, best)
+    _, _, normal = _linearised(problem, best)
+    scale = normal.diagonal().sqrt()
+    values = torch.linalg.eigvalsh(normal / scale.outer(scale)) if bool((scale > 0).all()) else None
+    if values is None or not float(values[0]) > _UNDETERMINED * float(values[-1]):
+        raise ValueError("points: expected a set that determines the pose, got a degenerate one")
     return best.to(points.device)
 
 
@@ -271,16 +275,6 @@ def _linearised(problem: _Problem, pose: Tensor) -> tuple[float, Tensor, Tensor]
     extended = torch.cat((jacobian, residual.reshape(-1, 1)), -1)
     products = (extended[:, :, None] * extended[:, None, :]).sum(0)
     return float(products[6, 6]), products[:6, 6], products[:6, :6]
-
-
-def _check_determined(problem: _Problem, pose: Tensor) -> None:
-    _, _, normal = _linearised(problem, pose)
-    scale = normal.diagonal().sqrt()
-    if bool((scale > 0).all()):
-        values = torch.linalg.eigvalsh(normal / scale.outer(scale))
-        if float(values[0]) > _UNDETERMINED * float(values[-1]):
-            return
-    raise ValueError("points: expected a set that determines the pose, got a degenerate one")
 
 
 def _in_camera(problem: _Problem, pose: Tensor) -> Tensor:

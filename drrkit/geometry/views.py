@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from drrkit.geometry.checks import check_distances, checked_positive
+from drrkit.geometry.checks import as_distance, checked_positive
 from drrkit.geometry.frames import VolumeLike, volume_center
 from drrkit.geometry.se3 import assemble
 
@@ -76,14 +76,9 @@ def view_carm(
     if base not in ("AP", "PA"):
         raise ValueError(f"base: expected 'AP' or 'PA', got {base!r}")
     device = volume.values.device
-    if not isinstance(sod, Tensor):
-        sod = checked_positive("sod", sod)
-    distance, p, s = (
-        torch.as_tensor(value, dtype=torch.float64, device=device)
-        for value in (sod, primary, secondary)
-    )
-    check_distances("sod", distance)
-    distance, p, s = (x.reshape(-1) for x in torch.broadcast_tensors(distance, p, s))
+    p, s = (torch.as_tensor(a, dtype=torch.float64, device=device) for a in (primary, secondary))
+    turned = torch.broadcast_tensors(as_distance("sod", sod, device), p, s)
+    distance, p, s = (x.reshape(-1) for x in turned)
     zero, one = torch.zeros_like(p), torch.ones_like(p)
     # Transposed rotations, for the pose maps world to camera.
     about_z = torch.stack((p.cos(), p.sin(), zero, -p.sin(), p.cos(), zero, zero, zero, one), -1)
@@ -96,8 +91,7 @@ def view_carm(
 def _named(name: str, volume: VolumeLike, sod: float) -> Tensor:
     device = volume.values.device
     axes = torch.tensor([_AXES[name]], dtype=torch.float64, device=device)
-    distance = torch.tensor([checked_positive("sod", sod)], dtype=torch.float64, device=device)
-    return _isocentric(axes, volume, distance)
+    return _isocentric(axes, volume, as_distance("sod", checked_positive("sod", sod), device)[None])
 
 
 def _isocentric(rotation: Tensor, volume: VolumeLike, sod: Tensor) -> Tensor:

@@ -146,14 +146,14 @@ def test_one_word_means_one_thing() -> None:
 
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
     "": 1_110,  # the modules beside the packages
-    "_native": 1_310,
+    "_native": 1_275,
     "cli": 4_730,  # info says what was understood of a file
     "conversions": 1_820,  # with landmark files, RTK's parallel beam and JointTrack
     "evaluation": 840,
     "fields": 1_755,
-    "geometry": 1_140,
+    "geometry": 1_120,
     "losses": 1_675,  # floors relative to the images
-    "phantoms": 1_660,
+    "phantoms": 1_630,
     "registration": 5_360,
     "report": 1_740,
     "similarity": 3_060,

@@ -38,25 +38,19 @@ from tests.support.geometries import (
 )
 
 
-def test_the_frame_of_an_ap_view_has_the_numbers_computed_by_hand():
+@pytest.mark.parametrize("beam", ["cone", "parallel"])
+def test_the_frame_of_an_ap_view_has_the_numbers_computed_by_hand(beam):
     # 40 x 30 x 20 voxels of 1 x 1.5 x 2 mm; 100 x 100 pixels of 2 mm, centre between four pixels.
-    frame = view_frames(make_volume(), CArm(SDD, (100, 100), 2.0), view_ap(make_volume(), SOD))[0]
-    middle = tensor(19.5, 14.5, 9.5)
-    assert torch.allclose(frame[0], middle - tensor(0, SOD / 1.5, 0), atol=1e-10)
-    assert torch.allclose(frame[1], middle + tensor(-99, (SDD - SOD) / 1.5, 99 / 2), atol=1e-10)
+    camera = CArm(SDD, (100, 100), 2.0, beam=beam)
+    frame = view_frames(make_volume(), camera, view_ap(make_volume(), SOD))[0]
+    middle, corner = tensor(19.5, 14.5, 9.5), tensor(-99, 0, 99 / 2)
+    source = middle - tensor(0, SOD / 1.5, 0)
+    source = source + corner if beam == "parallel" else source
+    assert torch.allclose(frame[0], source, atol=1e-10)
+    assert torch.allclose(frame[1], middle + corner + tensor(0, (SDD - SOD) / 1.5, 0), atol=1e-10)
     assert torch.allclose(frame[2], tensor(2, 0, 0), atol=1e-12)  # right is left: +x
     assert torch.allclose(frame[3], tensor(0, 0, -1), atol=1e-12)  # down is inferior: -z, 2 mm
     assert frame.dtype == F64
-
-
-def test_the_parallel_frame_of_an_ap_view_has_the_numbers_computed_by_hand():
-    camera = CArm(SDD, (100, 100), 2.0, beam="parallel")
-    frame = view_frames(make_volume(), camera, view_ap(make_volume(), SOD))[0]
-    middle = tensor(19.5, 14.5, 9.5)
-    assert torch.allclose(frame[0], middle + tensor(-99, -SOD / 1.5, 99 / 2), atol=1e-10)
-    assert torch.allclose(frame[1], middle + tensor(-99, (SDD - SOD) / 1.5, 99 / 2), atol=1e-10)
-    assert torch.allclose(frame[2], tensor(2, 0, 0), atol=1e-12)
-    assert torch.allclose(frame[3], tensor(0, 0, -1), atol=1e-12)
 
 
 @pytest.mark.parametrize("extend", [False, True])
@@ -170,10 +164,12 @@ def test_frames_come_for_batches_of_poses_cameras_and_both():
         pixels = project_points(cameras, poses, points)
         alone = project_points(Camera(cameras.K[b], (90, 120), SDD), poses[b], points)
         assert torch.allclose(pixels[b : b + 1], alone, atol=1e-9)
-    assert view_frames(volume, cameras, poses[0]).shape == (3, 4, 3)
     assert torch.equal(view_frames(constants, cameras, poses), together)
     mapped = vmap(lambda p: view_frames(constants, skewed_camera(), p)[0])(poses)
     assert torch.allclose(mapped, view_frames(volume, skewed_camera(), poses), atol=1e-10)
+    of_cameras = vmap(lambda k: view_frames(volume, Camera(k, (90, 120), SDD), poses[:1])[0])
+    one_pose = view_frames(volume, cameras, poses[0])
+    assert torch.allclose(of_cameras(cameras.K), one_pose, atol=1e-10)
     single_precision = view_frames(volume, cameras, poses.float())
     assert single_precision.dtype == F64
     assert torch.allclose(single_precision, together, atol=1e-3)
@@ -181,15 +177,6 @@ def test_frames_come_for_batches_of_poses_cameras_and_both():
     channels = SimpleNamespace(**vars(volume))
     channels.values = torch.zeros(5, 20, 30, 40)
     assert torch.equal(view_frames(channels, cameras, poses), together)
-
-
-def test_frames_under_vmap_over_cameras_equal_the_batch():
-    volume, pose = make_volume(), view_ap(make_volume(), SOD)
-    K = skewed_camera().K.repeat(2, 1, 1)
-    K[1, 0, 2] += 5
-    mapped = vmap(lambda k: view_frames(volume, Camera(k, (90, 120), SDD), pose)[0])(K)
-    batch = view_frames(volume, Camera(K, (90, 120), SDD), pose)
-    assert torch.allclose(mapped, batch, atol=1e-10)
 
 
 @pytest.mark.parametrize("device", DEVICES)
