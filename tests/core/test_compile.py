@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,18 @@ from torch.profiler import ProfilerActivity, profile
 import drrkit
 from drrkit._native import functions
 from drrkit._native.functions import LOSES_GRADIENTS
-from tests.support.scenes import BEAMS, METHODS, SHAPE, SPACING, oblique, rand, randn, relative
+from tests.support.scenes import (
+    METHODS,
+    SHAPE,
+    SPACING,
+    every_beam,
+    every_method,
+    fluoroscope,
+    oblique,
+    rand,
+    randn,
+    relative,
+)
 
 F = torch.func
 SIZE = (4, 5)
@@ -70,7 +82,7 @@ def launches(function: Callable[[], Any]) -> Counter[str]:
 
 
 @every_backend
-@pytest.mark.parametrize("method", METHODS)
+@every_method
 def test_forward_and_backward_equal_eager(method, backend, device) -> None:
     def loss(values: Tensor, frames: Tensor) -> Tensor:
         return 2 * energy(values, frames, **METHODS[method]) + frames.sum()
@@ -79,7 +91,7 @@ def test_forward_and_backward_equal_eager(method, backend, device) -> None:
     assert equal(gradients(compiled(loss, backend), *inputs), gradients(loss, *inputs))
 
 
-@pytest.mark.parametrize("beam", BEAMS)
+@every_beam
 def test_beams_and_pixels_equal_eager(beam, device) -> None:
     def loss(values: Tensor, frames: Tensor, pixels: Tensor) -> Tensor:
         image = drrkit.project(values, frames, SIZE, pixels=pixels, beam=beam)
@@ -174,15 +186,14 @@ def test_one_dynamic_graph_serves_every_grid_and_channel_count(device) -> None:
 # ---- render
 
 
-def fluoroscope(device: torch.device) -> tuple[drrkit.Volume, drrkit.Camera, Tensor]:
-    volume = drrkit.Volume(rand(*SHAPE, seed=1), SPACING, origin=(3.0, -2.0, 5.0), unit="mu")
-    camera = drrkit.CArm(60.0, SIZE, pixel_spacing=2.1)
-    return volume.to(device), camera, drrkit.view_carm(volume, 40.0, 0.3, -0.2).to(device)
+def fluoroscope_on(device: torch.device) -> tuple[drrkit.Volume, drrkit.Camera, Tensor]:
+    volume, camera, pose = fluoroscope()
+    return volume.to(device), camera, pose.to(device)
 
 
 @every_backend
 def test_render_of_a_perturbed_pose_equals_eager(backend, device) -> None:
-    volume, camera, pose = fluoroscope(device)
+    volume, camera, pose = fluoroscope_on(device)
     center = drrkit.volume_center(volume)
 
     def loss(xi: Tensor) -> Tensor:
@@ -196,7 +207,7 @@ def test_render_of_a_perturbed_pose_equals_eager(backend, device) -> None:
 
 @every_backend
 def test_the_pose_jacobian_equals_eager(backend, device) -> None:
-    volume, camera, pose = fluoroscope(device)
+    volume, camera, pose = fluoroscope_on(device)
 
     def image_and_jacobian(where: Tensor) -> tuple[Tensor, Tensor]:
         return drrkit.project_with_jacobian(volume, camera, where, method="trilinear", step=0.4)
@@ -207,10 +218,9 @@ def test_the_pose_jacobian_equals_eager(backend, device) -> None:
 
 @every_backend
 def test_projector_modules_equal_eager(backend, device) -> None:
-    volume, camera, pose = fluoroscope(device)
+    volume, camera, pose = fluoroscope_on(device)
     values = torch.nn.Parameter(volume.values)
-    trained = drrkit.Volume(values, SPACING, origin=(3.0, -2.0, 5.0), unit="mu")
-    projector = drrkit.Projector(trained, camera)
+    projector = drrkit.Projector(replace(volume, values=values), camera)
     run = compiled(projector, backend)
     expected = torch.autograd.grad(projector(pose).square().sum(), values)[0]
     run(pose).square().sum().backward()

@@ -12,14 +12,14 @@ from torch import Tensor
 
 import drrkit
 from tests.support.scenes import (
-    BEAMS,
     FRAMES,
-    LINES,
-    METHODS,
     SHAPE,
     SPACING,
     endpoints,
+    every_beam,
+    every_method,
     oblique,
+    options_of,
     rand,
     randn,
     relative,
@@ -28,13 +28,6 @@ from tests.support.scenes import (
 )
 
 SIZE = (4, 5)
-
-every_method = pytest.mark.parametrize("method", METHODS)
-every_beam = pytest.mark.parametrize("beam", BEAMS)
-
-
-def options_of(method: str, beam: str = "cone", **change: Any) -> dict[str, Any]:
-    return {"spacing": SPACING, "beam": beam, **{**METHODS, **LINES}[method], **change}
 
 
 def one_ray_views(ends: Tensor) -> Tensor:

@@ -13,14 +13,17 @@ import drrkit
 from tests.support import oracle
 from tests.support.launches import Launches
 from tests.support.scenes import (
-    BEAMS,
     FRAMES,
     LINES,
     METHODS,
     SHAPE,
     SPACING,
     axis_parallel,
+    every_beam,
+    every_method,
+    every_option,
     oblique,
+    options_of,
     rand,
     randn,
     relative,
@@ -29,14 +32,6 @@ from tests.support.scenes import (
 
 SIZE = (4, 5)
 IMAGE_TOLERANCE, GRADIENT_TOLERANCE = 1e-12, 1e-10
-
-every_method = pytest.mark.parametrize("method", METHODS)
-every_option = pytest.mark.parametrize("method", [*METHODS, *LINES])
-every_beam = pytest.mark.parametrize("beam", BEAMS)
-
-
-def options_of(method: str, beam: str) -> dict[str, Any]:
-    return {"spacing": SPACING, "beam": beam, **{**METHODS, **LINES}[method]}
 
 
 def both(
@@ -457,40 +452,18 @@ def test_image_and_pose_gradient_are_the_same_bits_over_runs_and_threads(
         assert all(torch.equal(a, b) for a, b in zip(results[0], again, strict=True))
 
 
-def volume_gradients(method: str, dtype: torch.dtype, device: torch.device, threads: tuple) -> list:
-    values, frames = (t.to(device) for t in large_scene(dtype))
-    images = randn(3, 2, 61, 47).to(device, dtype)
-    results = []
-    for count in threads:
-        torch.set_num_threads(count)
-        options = options_of(method, "cone")
-        results.append(drrkit.backproject(images, frames, values.shape, **options))
-    return results
-
-
 @every_arithmetic
 @every_method
 def test_the_volume_gradient_is_the_same_bits_over_runs_when_asked(method, dtype, device) -> None:
+    values, frames = (t.to(device) for t in large_scene(dtype))
+    images = randn(3, 2, 61, 47).to(device, dtype)
+    torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
     try:
-        first, *others = volume_gradients(method, dtype, device, (2, 2, 2, 2))
+        first, *others = (
+            drrkit.backproject(images, frames, values.shape, **options_of(method, "cone"))
+            for _ in range(4)
+        )
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(first, again) for again in others)
-
-
-@every_arithmetic
-@every_method
-def test_the_volume_gradient_is_the_same_bits_over_threads(method, dtype) -> None:
-    first, *others = volume_gradients(method, dtype, torch.device("cpu"), (1, 1, 2, 2, 3))
-    assert all(torch.equal(first, again) for again in others)
-
-
-@every_method
-def test_chosen_pixels_of_a_large_image_equal_the_image(method, device) -> None:
-    values, frames = (t.to(device) for t in large_scene(torch.float64))
-    image = drrkit.project(values, frames, (61, 47), **options_of(method, "cone"))
-    where = torch.randint(0, 47, (500, 2), generator=torch.Generator().manual_seed(1))
-    pixels = where.double().to(device)
-    chosen = drrkit.project(values, frames, (61, 47), pixels=pixels, **options_of(method, "cone"))
-    assert relative(chosen, image[:, :, where[:, 0], where[:, 1]]) <= IMAGE_TOLERANCE

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import io
 import itertools
-import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +13,21 @@ from torch import Tensor, nn
 import drrkit
 from tests.support import oracle
 from tests.support.launches import Launches
-from tests.support.scenes import BEAMS, METHODS, SHAPE, SPACING, rand, randn, relative, rotation
+from tests.support.scenes import (
+    METHODS,
+    SHAPE,
+    SPACING,
+    every_beam,
+    every_method,
+    options_of,
+    rand,
+    randn,
+    relative,
+    rotation,
+)
 
 SIZE = (5, 6)
 SDD, SOD = 40.0, 21.0
-
-every_method = pytest.mark.parametrize("method", METHODS)
-every_beam = pytest.mark.parametrize("beam", BEAMS)
 
 
 def scene(
@@ -64,9 +69,7 @@ def test_render_is_the_oracle_of_the_views_frames(method, beam, device) -> None:
 
         at = poses.detach().cpu().requires_grad_()
         frames = drrkit.view_frames(scene("cpu", beam)[0], scene("cpu", beam)[1], at, extend=extend)
-        expected = oracle.project(
-            volume.values.cpu(), frames, SIZE, spacing=SPACING, beam=beam, **METHODS[method]
-        )
+        expected = oracle.project(volume.values.cpu(), frames, SIZE, **options_of(method, beam))
         (gradient,) = torch.autograd.grad(expected, at, weights)
         assert expected.detach().max() > 1
         assert difference(image, expected) <= 1e-12
@@ -118,7 +121,7 @@ def test_reordered_and_reversed_axes_show_the_same_patient(method, device) -> No
 def test_supersampling_is_the_mean_of_rays_within_the_pixel(method, beam, device) -> None:
     volume, camera, poses = scene(device, beam)
     frames = drrkit.view_frames(volume, camera, poses, extend=True)
-    options = {"spacing": SPACING, "beam": beam, **METHODS[method]}
+    options = options_of(method, beam)
     rows, cols = torch.meshgrid(*(torch.arange(n).double() for n in SIZE), indexing="ij")
     centres = torch.stack([rows, cols], -1).reshape(-1, 2).to(device)
     for n in (2, 3):
@@ -306,32 +309,6 @@ def test_a_projector_is_render_with_everything_prepared(options, beam, device) -
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
     assert torch.equal(projector(poses[0]), results[0][0][:1])
-
-
-def test_copies_of_a_projector_give_its_image(device) -> None:
-    volume, camera, poses = scene(device)
-    projector = drrkit.Projector(volume, camera, supersample=2)
-    image = projector(poses)
-    stream = io.BytesIO()
-    torch.save(projector, stream)
-    stream.seek(0)
-    copies = {
-        "deepcopy": copy.deepcopy(projector),
-        "pickle": pickle.loads(pickle.dumps(projector)),
-        "save": torch.load(stream, weights_only=False),
-    }
-    for how, other in copies.items():
-        assert torch.equal(other(poses), image), how
-    assert copies["deepcopy"].values.data_ptr() != projector.values.data_ptr()
-
-
-def test_a_state_dict_carries_the_voxels(device) -> None:
-    volume, camera, poses = scene(device)
-    projector = drrkit.Projector(volume, camera)
-    assert set(projector.state_dict()) == {"values"}
-    other = drrkit.Projector(replace(volume, values=torch.zeros_like(volume.values)), camera)
-    other.load_state_dict(projector.state_dict())
-    assert torch.equal(other(poses), projector(poses))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

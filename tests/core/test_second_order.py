@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,32 +15,26 @@ import drrkit
 from tests.support import oracle
 from tests.support.launches import Launches
 from tests.support.scenes import (
-    BEAMS,
     FRAMES,
     LINES,
     METHODS,
     SHAPE,
     SPACING,
+    every_beam,
+    every_method,
+    every_option,
+    fluoroscope,
     oblique,
+    options_of,
     rand,
     randn,
     relative,
     towards,
+    twice_differentiable,
 )
 
 SIZE = (4, 5)
 TOLERANCE = 1e-9
-TWICE = {name: options for name, options in METHODS.items() if name != "foot"}
-"""The methods that can be differentiated twice in the geometry."""
-
-every_method = pytest.mark.parametrize("method", METHODS)
-twice_differentiable = pytest.mark.parametrize("method", TWICE)
-every_beam = pytest.mark.parametrize("beam", BEAMS)
-every_line = pytest.mark.parametrize("method", LINES)
-
-
-def options_of(method: str, beam: str) -> dict[str, Any]:
-    return {"spacing": SPACING, "beam": beam, **{**METHODS, **LINES}[method]}
 
 
 def leaf(tensor: Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -116,7 +111,7 @@ def test_gradgradcheck_passes_entry_by_entry(case, method, layout, beam, device)
 
 
 @every_beam
-@pytest.mark.parametrize("method", [*METHODS, *LINES])
+@every_option
 def test_gradcheck_of_a_frame_gradient_passes_in_values_and_cotangents(
     method, beam, device
 ) -> None:
@@ -294,7 +289,7 @@ def test_the_curvature_in_the_frames_is_symmetric(method, kind, beam) -> None:
 
 @every_beam
 @pytest.mark.parametrize("kind", FRAMES)
-@pytest.mark.parametrize("method", [*METHODS, *LINES])
+@every_option
 def test_tangent_and_its_adjoints_agree(method, kind, beam) -> None:
     """<T(V, f'), g> = <V, T*(g, f')> = <f', J(g, V)>."""
     values, frames, g, along, _ = scene(kind, seed=50)
@@ -389,7 +384,7 @@ def test_a_pose_gradient_with_a_graph_is_one_march_and_scatters_nothing(method, 
     assert ran.counts == {"project+six": 1, "reduce": 1}
 
 
-@pytest.mark.parametrize("method", [*METHODS, *LINES])
+@every_option
 def test_training_on_a_pose_gradient_reuses_the_rays_and_scatters_once(method, device) -> None:
     """Gradient of a pose gradient in volume and image cotangent: neither P*, K nor a march."""
     values, frames, g = training_inputs(device)
@@ -452,13 +447,6 @@ def test_a_volume_gradient_with_a_graph_marches_only_for_what_is_asked(device) -
 # ---- through render
 
 
-def fluoroscope() -> tuple[drrkit.Volume, drrkit.Camera, Tensor]:
-    volume = drrkit.Volume(rand(*SHAPE, seed=1), SPACING, origin=(3.0, -2.0, 5.0), unit="mu")
-    camera = drrkit.CArm(60.0, SIZE, pixel_spacing=(2.1, 2.3))
-    pose = drrkit.view_carm(volume, 40.0, 0.31, -0.23)
-    return volume, camera, pose
-
-
 @twice_differentiable
 def test_second_derivatives_of_render_pass_gradgradcheck_in_the_pose(method, device) -> None:
     volume, camera, pose = fluoroscope()
@@ -467,7 +455,7 @@ def test_second_derivatives_of_render_pass_gradgradcheck_in_the_pose(method, dev
 
     def image(values: Tensor, xi: Tensor) -> Tensor:
         moved = drrkit.perturb(pose.to(device), xi, center)
-        seen = drrkit.Volume(values, SPACING, origin=(3.0, -2.0, 5.0), unit="mu")
+        seen = replace(volume, values=values)
         return drrkit.render(seen, camera, moved, supersample=2, **options)
 
     values, xi = leaf(volume.values, device), leaf(torch.zeros(6).double(), device)

@@ -12,10 +12,17 @@ from torch import Tensor
 from torch.func import jvp
 
 import drrkit
-from tests.core.test_tiles import SHAPE, SIZE, every_method, every_scene, frames_of, options_of
-from tests.support.scenes import METHODS, rand, randn, relative, towards
+from tests.core.test_tiles import SHAPE, SIZE, every_scene, frames_of
+from tests.support.scenes import (
+    every_beam,
+    every_method,
+    options_of,
+    rand,
+    randn,
+    relative,
+    towards,
+)
 
-BEAMS = pytest.mark.parametrize("beam", ["cone", "parallel"])
 VIEWS, CHANNELS, VOLUMES = 6, 2, 3
 
 
@@ -26,12 +33,12 @@ def agree(x: Tensor, y: Tensor, expected_x: Tensor, expected_y: Tensor) -> bool:
     return scale > 0 and abs(float(found.sum() - expected.sum())) < 1e-12 * scale
 
 
-@BEAMS
+@every_beam
 @every_method
 @every_scene
 def test_the_scatter_is_the_adjoint_of_the_march(scene, method, beam, device) -> None:
     """<P x, y> = <x, P* y> and, along a motion of the frames, <T x, y> = <x, T* y>."""
-    options = options_of(method) | {"beam": beam}
+    options = options_of(method, beam)
     frames = frames_of(scene).to(device)
     motion = 0.1 * randn(*frames.shape, seed=41).to(device)
     shape = (VOLUMES, CHANNELS, *SHAPE)
@@ -134,7 +141,7 @@ def test_a_nan_pixel_spoils_the_voxels_of_its_ray_and_no_others(scene, method) -
     assert torch.equal(found[~found.isnan()], clean[~found.isnan()])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every_method
 def test_explicit_rays_give_the_adjoint_of_their_frame(method, device) -> None:
     frames = frames_of("mixed").to(device)
     y = randn(VIEWS, 1, *SIZE, seed=52).to(device)

@@ -12,10 +12,18 @@ from torch import Tensor
 
 import drrkit
 from tests.support import oracle
-from tests.support.scenes import METHODS, rand, randn, relative, six_views, towards
+from tests.support.scenes import (
+    every_beam,
+    every_method,
+    options_of,
+    rand,
+    randn,
+    relative,
+    six_views,
+    towards,
+)
 
 SHAPE = (37, 44, 51)  # (D, H, W): blocks of 16 planes along each axis, with a rest
-SPACING = (0.8, 1.1, 1.4)
 SIZE = (9, 22)  # tiles hang over both borders
 
 SCENES = {
@@ -27,7 +35,6 @@ SCENES = {
     "diverging": {"pitch": 30.0, "tilt": 0.2, "near": 0.2, "far": 1.2},
 }
 
-every_method = pytest.mark.parametrize("method", METHODS)
 every_scene = pytest.mark.parametrize("scene", SCENES)
 
 
@@ -35,16 +42,12 @@ def frames_of(scene: str) -> Tensor:
     return six_views(seed=31, shape=SHAPE, size=SIZE, **SCENES[scene])
 
 
-def options_of(method: str) -> dict:
-    return {"spacing": SPACING, **METHODS[method]}
-
-
 @every_method
 @every_scene
-@pytest.mark.parametrize("beam", ["cone", "parallel"])
+@every_beam
 def test_images_equal_the_oracle(scene, method, beam, device) -> None:
     values, frames = rand(*SHAPE, seed=1), frames_of(scene)
-    options = options_of(method) | {"beam": beam}
+    options = options_of(method, beam)
     expected = oracle.project(values, frames, SIZE, **options)
     found = drrkit.project(values.to(device), frames.to(device), SIZE, **options)
     assert relative(found.cpu(), expected) < 1e-13
@@ -125,11 +128,13 @@ def test_a_nan_voxel_spoils_the_rays_that_read_it_and_no_others() -> None:
     assert torch.equal(image[~spoilt], clean[~spoilt])
 
 
+@every_method
 @pytest.mark.parametrize("scene", ["dense", "mixed"])
-def test_explicit_rays_give_the_image_of_their_frame(scene, device) -> None:
+def test_explicit_rays_give_the_image_of_their_frame(scene, method, device) -> None:
     values, frames = rand(*SHAPE, seed=9).to(device), frames_of(scene).to(device)
-    image = drrkit.project(values, frames, SIZE, spacing=SPACING)
+    options = options_of(method)
+    image = drrkit.project(values, frames, SIZE, **options)
     grid = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in SIZE)).to(device)
     order = torch.randperm(len(grid), generator=torch.Generator().manual_seed(0)).to(device)
-    chosen = drrkit.project(values, frames, SIZE, spacing=SPACING, pixels=grid[order])
+    chosen = drrkit.project(values, frames, SIZE, pixels=grid[order], **options)
     assert relative(chosen.cpu(), image.flatten(2)[..., order].cpu()) < 1e-12

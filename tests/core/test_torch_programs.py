@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import drrkit
+from tests.support import scenes
 from tests.support.scenes import SMALL, SPACING, rand, small_frames
 
 SIZE = (2, 3)
@@ -85,11 +87,10 @@ def test_changing_a_saved_volume_in_place_before_backward_is_an_error(device) ->
 
 
 def fluoroscope(trained: bool = False) -> tuple[drrkit.Volume, drrkit.Camera, Tensor]:
-    values = rand(*SMALL, seed=1).float()
-    values = torch.nn.Parameter(values) if trained else values
-    volume = drrkit.Volume(values, SPACING, origin=(3.0, -2.0, 5.0), unit="mu")
-    pose = torch.cat([drrkit.view_carm(volume, 40.0, 0.3 + 0.1 * i, -0.2) for i in range(2)])
-    return volume, drrkit.CArm(60.0, SIZE, pixel_spacing=2.1), pose
+    volume, camera, pose = scenes.fluoroscope(SMALL, SIZE)
+    values = volume.values.float()
+    volume = replace(volume, values=torch.nn.Parameter(values) if trained else values)
+    return volume, camera, torch.cat([pose, drrkit.view_carm(volume, 40.0, 0.4, -0.2)])
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -98,7 +99,7 @@ def test_projectors_survive_deepcopy_pickle_and_state_dict(trained, device) -> N
     projector = drrkit.Projector(volume, camera, method="trilinear", step=0.4).to(device)
     pose = pose.to(device).requires_grad_()
     image = projector(pose)
-    other = drrkit.Volume(torch.zeros(*SMALL), SPACING, origin=(3.0, -2.0, 5.0), unit="mu")
+    other = replace(volume, values=torch.zeros(*SMALL))
     blank = drrkit.Projector(other, camera, method="trilinear", step=0.4).to(device)
     assert list(projector.state_dict()) == ["values"]
     blank.load_state_dict(projector.state_dict())

@@ -60,14 +60,6 @@ def test_no_checkout_can_be_found_from_a_command(
     assert TOOL["run"](tmp_path / "log", sys.executable, "-c", code, cwd=tmp_path) == "None\n"
 
 
-def test_the_table_is_markdown() -> None:
-    row = TOOL["Row"]("0.1.0", "2.13.0+cpu", "2.10.0+cu128", "6 passed")
-    assert TOOL["table"]([row]).splitlines()[1:] == [
-        "|---|---|---|---|",
-        "| 0.1.0 | 2.13.0+cpu | 2.10.0+cu128 | 6 passed |",
-    ]
-
-
 def test_pytest_is_told_to_run_the_quick_tests_unless_told_otherwise() -> None:
     few = ["a.whl", "--torch", "2.10.0", "2.15.0"]
     options = TOOL["parse"](few)

@@ -16,26 +16,24 @@ import drrkit
 from tests.support import oracle
 from tests.support.launches import Launches
 from tests.support.scenes import (
-    BEAMS,
-    METHODS,
     SMALL,
-    SPACING,
+    TWICE,
+    every_beam,
+    every_method,
     oblique,
+    options_of,
     rand,
     randn,
     relative,
     small_frames,
+    twice_differentiable,
 )
 
 F = torch.func
 SIZE = (2, 3)
 VIEWS = 2
 TOLERANCE = 1e-10
-TWICE = {name: options for name, options in METHODS.items() if name != "foot"}
 
-every_method = pytest.mark.parametrize("method", METHODS)
-twice_differentiable = pytest.mark.parametrize("method", TWICE)
-every_beam = pytest.mark.parametrize("beam", BEAMS)
 either = pytest.mark.parametrize("argument", [0, 1], ids=["values", "frames"])
 
 
@@ -43,7 +41,7 @@ def projection(
     project: Callable[..., Tensor], method: str = "joseph", beam: str = "cone"
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Images as a function of values and frames."""
-    options = {"spacing": SPACING, "beam": beam, **METHODS[method]}
+    options = options_of(method, beam)
     return lambda values, frames: project(values, frames, SIZE, **options)
 
 
@@ -147,7 +145,7 @@ def test_backproject_is_transformed_as_the_oracles_adjoint(method, device) -> No
     """<weights, P* g> = <P weights, g>: its derivatives are those of the right-hand side."""
     weights, frames = scene(device)
     g, shape = randn(VIEWS, 1, *SIZE, seed=3).to(device), weights.shape
-    options = {"spacing": SPACING, **METHODS[method]}
+    options = options_of(method)
 
     def found(images: Tensor, where: Tensor) -> Tensor:
         return (drrkit.backproject(images, where, shape, **options) * weights).sum()
@@ -235,7 +233,7 @@ DIMS = [(0, None), (None, 0), (0, 0), (1, None), (None, 2), (2, 1), (-1, -1)]
 
 
 @pytest.mark.parametrize("dims", DIMS, ids=str)
-@pytest.mark.parametrize("method", METHODS)
+@every_method
 def test_vmap_equals_the_oracle_slice_by_slice(method, dims, device) -> None:
     arguments, slices = mapped_scene(dims, device)
     found = torch.vmap(projection(drrkit.project, method), dims)(*arguments)

@@ -6,8 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+import drrkit
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 BEAMS = ("cone", "parallel")
@@ -28,6 +31,18 @@ LINES: dict[str, dict[str, Any]] = {
     "line-foot": {"method": "trilinear", "step": 0.37, "derivative": "line", "anchor": "foot"},
 }
 """The methods that leave the sliding of samples along the ray out of their derivative."""
+
+TWICE = {name: options for name, options in METHODS.items() if name != "foot"}
+"""The methods that can be differentiated twice in the geometry."""
+
+every_method = pytest.mark.parametrize("method", METHODS)
+every_option = pytest.mark.parametrize("method", [*METHODS, *LINES])
+every_beam = pytest.mark.parametrize("beam", BEAMS)
+twice_differentiable = pytest.mark.parametrize("method", TWICE)
+
+
+def options_of(method: str, beam: str = "cone", **change: Any) -> dict[str, Any]:
+    return {"spacing": SPACING, "beam": beam, **{**METHODS, **LINES}[method], **change}
 
 
 def generator(seed: int) -> torch.Generator:
@@ -172,6 +187,13 @@ def relative(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:
     scale = max(float(expected.abs().max()), floor)
     worst = float((found - expected).abs().max())
     return worst / scale if scale > 0 else worst
+
+
+def fluoroscope(shape: tuple[int, ...] = SHAPE, size: tuple[int, int] = (4, 5)):
+    """A volume in mu away from the origin, a C-arm and a pose [1, 4, 4]."""
+    volume = drrkit.Volume(rand(*shape, seed=1), SPACING, origin=(3.0, -2.0, 5.0), unit="mu")
+    camera = drrkit.CArm(60.0, size, pixel_spacing=2.1)
+    return volume, camera, drrkit.view_carm(volume, 40.0, 0.3, -0.2)
 
 
 def rms(values: Tensor) -> float:
