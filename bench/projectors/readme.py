@@ -1,13 +1,10 @@
 """Writes the measured table of the README from bench/results/*.json.
 
-    python -m bench.projectors.readme [--check]
-
---check writes nothing and fails when the README differs from the results.
+python -m bench.projectors.readme
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +25,9 @@ COLUMNS = {
 VIEWS = ("AP", "lateral")
 
 
-def main(arguments: list[str]) -> int:
+def main() -> None:
     text = README.read_text(encoding="utf-8")
-    renewed = replaced(text, block(results(RESULTS)))
-    if arguments == ["--check"]:
-        if renewed != text:
-            print("README.md differs from bench/results: run python -m bench.projectors.readme")
-        return int(renewed != text)
-    README.write_text(renewed, encoding="utf-8")
-    return 0
+    README.write_text(replaced(text, block(results(RESULTS))), encoding="utf-8")
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -147,4 +138,4 @@ def _line(cells: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

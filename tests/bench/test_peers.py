@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import replace
 from types import ModuleType
@@ -18,7 +17,6 @@ from bench.projectors.peers import PEERS, Cannot, load_peer
 from bench.projectors.peers.own import Drrkit
 from bench.projectors.peers.peer import Peer, twist_weights, upright
 from bench.projectors.scene import Scene, synthetic
-from drrkit.conversions import to_leap
 from drrkit.geometry import view_frames, volume_center
 
 CPU = torch.device("cpu")
@@ -199,18 +197,6 @@ def test_leap_is_given_the_same_rays(
     tall = adapter(load_peer("leap"), "SF", scene)
     with pytest.raises(Cannot, match="cubic"):
         tall.views(scene.camera(SIZE), scene.poses("AP", 1))
-
-
-def test_leap_recognises_a_circular_orbit(monkeypatch: pytest.MonkeyPatch, scene: Scene) -> None:
-    monkeypatch.setitem(sys.modules, "leapctype", leap_like({}))
-    from bench.projectors.peers.leap import orbit
-
-    volume, camera = upright(scene.volume)[0], scene.camera(SIZE)
-    angles = orbit(to_leap(camera, scene.poses("orbit", 8), volume))
-    assert angles is not None
-    np.testing.assert_allclose(np.diff(angles), 45.0, atol=1e-3)
-    assert math.isclose(angles[0], -90.0, abs_tol=1e-3)  # the source is anterior, -y
-    assert orbit(to_leap(camera, scene.poses("AP", 8), volume)) is None
 
 
 def leap_like(asked: dict[str, Any]) -> ModuleType:

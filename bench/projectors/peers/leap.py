@@ -1,4 +1,4 @@
-"""LEAP: separable footprints for circular orbits, Joseph's method for single views."""
+"""LEAP: Joseph's method and voxel-driven backprojection of its modular beam."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from torch import Tensor
 from bench.projectors.peers.peer import Cannot, Peer, cotangent, upright
 from bench.projectors.peers.stubs import stubbed
 from bench.projectors.scene import Scene
-from drrkit.conversions import LeapView, to_leap
+from drrkit.conversions import to_leap
 from drrkit.geometry import Camera
 
 UNMASKED = 1e5  # mm: no circular mask on backprojections
-CIRCLE = 1e-3  # mm by which an orbit may miss a circle
 
 
 @dataclass
@@ -31,10 +30,9 @@ class LeapViews:
 class Leap(Peer):
     """leapctype's project and backproject; torch tensors in and out, geometry set before.
 
-    A circular orbit is its cone beam, anything else its modular beam, whose forward projector is
-    Joseph's and needs cubic voxels. Its footprints need a voxel near pixel / magnification on the
-    CPU, so there every view is modular. "VD" is its voxel-driven, unmatched backprojection, "SF"
-    the matched one.
+    Every view is its modular beam, whose forward projector is Joseph's and needs cubic voxels (the
+    footprints of its cone beam need a voxel near pixel / magnification on the CPU). "VD" is its
+    voxel-driven, unmatched backprojection, "SF" the matched one.
     """
 
     name = "LEAP"
@@ -72,13 +70,16 @@ class Leap(Peer):
         model.set_log_error()
         model.set_gpu(-1 if self.device.type == "cpu" else self.device.index or 0)
         view = to_leap(camera, world_to_camera.cpu(), self.volume)
-        angles = None if self.device.type == "cpu" else orbit(view)
-        if angles is None:
-            if abs(self.grid[3] - self.grid[4]) > 1e-6 * self.grid[3]:
-                raise Cannot("LEAP's modular beam needs cubic voxels")
-            self._modular(model, view, camera)
-        else:
-            self._circular(model, view, angles, camera)
+        if abs(self.grid[3] - self.grid[4]) > 1e-6 * self.grid[3]:
+            raise Cannot("LEAP's modular beam needs cubic voxels")
+        vectors = (view.source_positions, view.module_centers, view.row_vectors, view.col_vectors)
+        model.set_modularbeam(
+            len(view.source_positions),
+            *camera.size,
+            view.pixel_height,
+            view.pixel_width,
+            *(np.ascontiguousarray(v.numpy(), np.float32) for v in vectors),
+        )
         model.set_volume(*self.grid)
         model.set_diameterFOV(UNMASKED)
         if self.method == "VD" and not model.set_projector("VD"):
@@ -99,41 +100,6 @@ class Leap(Peer):
         if operation == "forward":
             return result.flip(1).cpu().numpy()
         return result.flip(self.flipped).cpu().numpy()
-
-    def _modular(self, model: Any, view: LeapView, camera: Camera) -> None:
-        vectors = (view.source_positions, view.module_centers, view.row_vectors, view.col_vectors)
-        model.set_modularbeam(
-            len(view.source_positions),
-            *camera.size,
-            view.pixel_height,
-            view.pixel_width,
-            *(np.ascontiguousarray(v.numpy(), np.float32) for v in vectors),
-        )
-
-    def _circular(self, model: Any, view: LeapView, angles: np.ndarray, camera: Camera) -> None:
-        rows, cols = camera.size
-        sod = float(view.source_positions[0].norm())
-        middle = ((rows - 1) / 2, (cols - 1) / 2)
-        pitch = (view.pixel_height, view.pixel_width)
-        model.set_conebeam(len(angles), rows, cols, *pitch, *middle, angles, sod, float(camera.sdd))
-
-
-def orbit(view: LeapView) -> np.ndarray | None:
-    """Angles in degrees when the views lie on a circle in the z = 0 plane, else None."""
-    sources, up = view.source_positions.numpy(), view.row_vectors.numpy()
-    if len(sources) < 2:
-        return None
-    radius = np.linalg.norm(sources[0])
-    on_circle = (
-        np.abs(sources[:, 2]).max() < CIRCLE
-        and np.abs(np.linalg.norm(sources, axis=1) - radius).max() < CIRCLE
-        and np.abs(up - [0.0, 0.0, 1.0]).max() < 1e-6
-    )
-    angles = np.unwrap(np.arctan2(sources[:, 1], sources[:, 0]))
-    steps = np.diff(angles)
-    if not on_circle or not (np.all(steps > 0) or np.all(steps < 0)):
-        return None
-    return np.ascontiguousarray(np.degrees(angles), np.float32)
 
 
 def new_model() -> Any:
