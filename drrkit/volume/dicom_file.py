@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from drrkit.volume.rasters import MOST_BYTES, load_simpleitk
 INDEX_STORAGE = "1.2.840.10008.1.3.10"
 """Media Storage Directory (DICOMDIR): an index of other files."""
 RLE = "1.2.840.10008.1.2.5"
+PLAIN = ("CS", "DS", "IS", "UI")
+"""Value representations whose bytes are the text."""
 LATER = 4096
 """Longer values are read from the file when they are asked for."""
 RLE_RATIO = 64
@@ -63,6 +66,7 @@ class DicomFile:
             raise ValueError(f"{source}: not a DICOM file, or a damaged one ({error})") from error
         groups = self._items("SharedFunctionalGroupsSequence")
         self._shared, self._frames = groups[:1], self._items("PerFrameFunctionalGroupsSequence")
+        self._words: dict[tuple[str, int | None], list[str]] = {}
 
     @property
     def sop_class(self) -> str:
@@ -88,6 +92,11 @@ class DicomFile:
 
     def words(self, keyword: str, frame: int | None = None) -> list[str]:
         """The values of a field as text; of frame number `frame` in an enhanced object."""
+        if (keyword, frame) not in self._words:
+            self._words[keyword, frame] = self._found(keyword, frame)
+        return self._words[keyword, frame]
+
+    def _found(self, keyword: str, frame: int | None) -> list[str]:
         own = _texts(self.dataset, keyword)
         if own and frame is None:
             return own
@@ -217,6 +226,8 @@ def _shifted(file: DicomFile, raw: np.ndarray, bits: int, shift: int, signed: bo
             f"{file.source}: High Bit (0028,0102) is {bits + shift - 1} for {bits} bits stored, "
             "but the bits below are used too: the pixels are damaged or their header is"
         )
+    if bits == allocated:
+        return raw
     low, high = (-(1 << bits - 1), 1 << bits - 1) if signed else (0, 1 << bits)
     if not shift and low <= int(raw.min()) and int(raw.max()) < high:
         return raw
@@ -396,16 +407,26 @@ def _inside(group: Any, keyword: str) -> list[str]:
     return []
 
 
+@cache
+def _tag(keyword: str) -> Any:
+    from pydicom.tag import Tag
+
+    return Tag(keyword)
+
+
 def _texts(dataset: Any, keyword: str) -> list[str]:
     """A field's values as text, also where they are not what its representation allows."""
-    if keyword not in dataset:
+    tag = _tag(keyword)
+    if tag not in dataset:
         return []
-    raw = dataset.get_item(keyword)
-    try:
-        with _quiet():
-            value = dataset[keyword].value
-    except Exception:
-        value = raw.value if isinstance(raw.value, (bytes, str)) else b""
+    raw = dataset.get_item(tag)
+    value = raw.value
+    if raw.VR not in PLAIN or not isinstance(value, bytes):
+        try:
+            with _quiet():
+                value = dataset[tag].value
+        except Exception:
+            value = value if isinstance(value, (bytes, str)) else b""
     if isinstance(value, bytes):
         value = value.decode("latin-1").split("\\")
     several = isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue"

@@ -77,7 +77,7 @@ def read_series(place: Path, series: str | None, air: float, dtype: Any) -> Rast
     slices = _without_doubles(place, slices, reader, notes)
     pixels = np.empty((len(slices), rows, cols), dtype)
     for k, piece in enumerate(slices):
-        pixels[k] = reader.values(piece)
+        reader.values(piece, pixels[k])
     reader.conclude(facts, pixels)
     raster = _stacked(place, slices, pixels, air, notes)
     first = slices[0].file
@@ -254,8 +254,8 @@ class _Values:
         self.padded, self.tissue, self.scales = 0, 0, set()
         self._last: tuple[DicomFile, StoredPixels] | None = None
 
-    def values(self, piece: Slice) -> np.ndarray:
-        """[rows, cols] with slope and intercept of this slice, padding as air."""
+    def values(self, piece: Slice, values: np.ndarray) -> np.ndarray:
+        """Fills [rows, cols] with slope and intercept of this slice, padding as air."""
         file, k = piece.file, piece.frame
         if self._last is None or self._last[0] is not file:
             try:
@@ -269,9 +269,11 @@ class _Values:
         stored = self._last[1]
         slope, intercept = self._rescaling(file, k)
         self.scales.add((slope, intercept))
-        values = stored.values[k].astype(self.dtype)
-        values *= slope
-        values += intercept
+        values[:] = stored.values[k]
+        if slope != 1.0:
+            values *= slope
+        if intercept != 0.0:
+            values += intercept
         if stored.padded is not None:
             padded = stored.padded[k]
             meant = slope * (file.number("PixelPaddingValue") or 0.0) + intercept
@@ -349,7 +351,8 @@ def _without_doubles(
 def _alone(reader: _Values, piece: Slice) -> np.ndarray:
     """The values of a slice without a trace in what the reader concludes."""
     again = DicomFile(piece.file.source)
-    return _Values(reader.air, reader.dtype, []).values(piece._replace(file=again))
+    values = np.empty([again.count(name) for name in ("Rows", "Columns")], reader.dtype)
+    return _Values(reader.air, reader.dtype, []).values(piece._replace(file=again), values)
 
 
 def _stacked(
