@@ -23,11 +23,7 @@ from drrkit.volume.dicom_file import (
     named,
     stored_pixels,
 )
-from drrkit.volume.rasters import (
-    MOST_BYTES,
-    Raster,
-    axes_letters,
-)
+from drrkit.volume.rasters import MOST_BYTES, Raster, axes_letters
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 CT_CLASSES = (CT_IMAGE_STORAGE, f"{CT_IMAGE_STORAGE}.1", f"{CT_IMAGE_STORAGE}.2")
@@ -36,6 +32,7 @@ SAME_MM, ROUNDED_MM, UNEVEN = 0.01, 0.11, 0.1
 """Slices nearer than the first are one; positions may be off an even stack by the second, the
 rounding to 0.1 mm, or by the third part of a step."""
 TISSUE_HU = (-900.0, 3071.0)
+ONE_SLICE = "one slice of a series: give the folder that holds them all"
 
 
 class Slice(NamedTuple):
@@ -67,7 +64,7 @@ def read_series(place: Path, series: str | None, air: float, dtype: Any) -> Rast
     files = _without_localizers(place, files, notes)
     slices = [piece for file in files for piece in _slices(file)]
     if place.is_file() and len(slices) == 1:
-        raise ValueError(f"{place}: one slice of a series: give the folder that holds them all")
+        notes.append(ONE_SLICE)
     _check_alike(place, slices)
     slices = sorted(slices, key=_along(slices[0]))
     rows, cols = (slices[0].file.count(name) for name in ("Rows", "Columns"))
@@ -265,7 +262,7 @@ class _Values:
                 if "truncated" in text:
                     text = text.replace(": ", ": a CT slice that cannot be read; it is ", 1)
                 raise ValueError(text) from error
-            file.dataset = _without_pixels(file.dataset)
+            file.dataset.pop("PixelData", None)  # the header alone is kept
         stored = self._last[1]
         slope, intercept = self._rescaling(file, k)
         self.scales.add((slope, intercept))
@@ -317,13 +314,6 @@ class _Values:
             )
         if float(pixels.max()) > 20_000:
             self._note(f"values up to {pixels.max():g} HU: padding that the header does not name?")
-
-
-def _without_pixels(dataset: Any) -> Any:
-    """The header alone: pixels that have been read are not kept."""
-    if "PixelData" in dataset:
-        del dataset["PixelData"]
-    return dataset
 
 
 # ---- stacking

@@ -17,7 +17,7 @@ from torch import Tensor
 from drrkit.files import PathLike, existing_file, whole_file
 from drrkit.volume.data import AIR, Unit, Volume
 from drrkit.volume.dicom_file import is_dicom
-from drrkit.volume.dicom_series import read_series
+from drrkit.volume.dicom_series import ONE_SLICE, read_series
 from drrkit.volume.dicom_writing import write_series
 from drrkit.volume.nifti import read_nifti, write_nifti
 from drrkit.volume.nrrd_metaimage import read_metaimage, read_nrrd
@@ -78,6 +78,8 @@ def read_volume(
     """
     found = inspect_volume(path, series=series, unit=unit, dtype=dtype)
     volume, notes = found.volume, found.notes
+    if ONE_SLICE in notes:
+        raise ValueError(f"{path}: {ONE_SLICE}")
     if labels is not None:
         marks, more = _read_labels(_existing(labels), volume, Path(path))
         volume, notes = replace(volume, labels=marks), (*notes, *more)

@@ -16,14 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from drrkit.volume.rasters import (
-    GZIP_RATIO,
-    UNITS,
-    Raster,
-    at_most_3d,
-    checked_sizes,
-    placed,
-)
+from drrkit.volume.rasters import GZIP_RATIO, UNITS, Raster, at_most_3d, checked_sizes, placed
 
 LONGEST_HEADER = 1 << 20
 NRRD_SPACES = {

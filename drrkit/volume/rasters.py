@@ -120,7 +120,8 @@ def placed(
     if off > SHEAR:
         raise ValueError(
             f"{path}: direction: expected orthonormal axes, they are off by {off:.2g} (a sheared "
-            "affine, such as gantry tilt): resample the image on an upright grid first"
+            "affine, such as gantry tilt): give the folder of the DICOM series, which is resampled "
+            "to upright slices, or the upright copy (_Tilt) that dcm2niix writes"
         )
     if off > 1e-5:
         left, _, right = np.linalg.svd(direction)

@@ -40,6 +40,14 @@ def test_a_ct_folder_says_what_it_is_and_what_was_left_out(tmp_path: Path) -> No
     assert "rescale" in text and "remark" in text
 
 
+def test_a_single_slice_is_shown_and_said_to_be_one(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "ct", SliceThickness="2.5")
+    found = told(folder / "002.dcm", "--picture", tmp_path / "slice.png")
+    assert found["facts"]["voxels x, y, z"] == "40 x 36 x 1"
+    assert found["facts"]["first voxel (LPS)"] == "-20, 30, -95 mm"
+    assert found["remarks"] == ["one slice of a series: give the folder that holds them all"]
+
+
 def test_an_xray_says_its_geometry_and_what_was_ignored(tmp_path: Path) -> None:
     tags = carm_tags(PositionerPrimaryAngle=b"LAO 10", ShutterShape="RECTANGULAR")
     file = write_dicom(tmp_path / "x.dcm", PIXELS, **tags, ShutterLeftVerticalEdge=8)

@@ -10,6 +10,8 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -250,6 +252,37 @@ def test_doubled_slices_are_dropped_and_contradictions_refused(tmp_path: Path) -
         read_volume(folder)
 
 
+def test_time_points_in_one_folder_are_refused_and_read_one_by_one(tmp_path: Path) -> None:
+    """A 4D CT: the same places again, under one series or under one for each time."""
+    folder = write_series(tmp_path / "ct", prefix="a", AcquisitionNumber=1)
+    later = stored()[:, ::-1]
+    write_series(folder, pixels=later, prefix="b", AcquisitionNumber=2)
+    with pytest.raises(ValueError, match=r"a000.dcm and b000.dcm .*: several phases .*leave one"):
+        read_volume(folder)
+    write_series(folder, pixels=later, prefix="b", SeriesInstanceUID="1.2.9")
+    with pytest.raises(ValueError, match=r"choose with series=.* 1.2.3 .*CT, 5 files.*; 1.2.9 "):
+        read_volume(folder)
+    check_usual(read_volume(folder, series="1.2.3"))
+    values = read_volume(folder, series="1.2.9").values
+    np.testing.assert_array_equal(values.numpy(), hu()[:, ::-1])
+
+
+def test_a_jpeg_ls_series_is_read(tmp_path: Path) -> None:
+    """Coded by another program (pydicom ships one image of it), decoded by SimpleITK."""
+    coded = pydicom.dcmread(get_testdata_file("MR_small_jpeg_ls_lossless.dcm"))
+    plain = pydicom.dcmread(get_testdata_file("MR_small.dcm"))
+    values = np.frombuffer(plain.PixelData, "<i2").reshape(64, 64)
+
+    def code(data: Dataset, k: int) -> None:
+        data.PixelData, data.PixelRepresentation = coded.PixelData, 1
+        data.file_meta.TransferSyntaxUID = coded.file_meta.TransferSyntaxUID
+        data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+
+    folder = write_series(tmp_path / "ct", code, pixels=np.stack(3 * [values]))
+    expected = np.stack(3 * [values]) - 1024.0
+    np.testing.assert_array_equal(read_volume(folder).values.numpy(), expected)
+
+
 def test_an_enhanced_ct_is_read_as_file_and_as_folder(tmp_path: Path) -> None:
     file = write_enhanced(tmp_path / "enhanced.dcm")
     check_usual(read_volume(file))
@@ -259,6 +292,9 @@ def test_an_enhanced_ct_is_read_as_file_and_as_folder(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "ct")
     with pytest.raises(ValueError, match="one slice of a series: give the folder"):
         read_volume(folder / "000.dcm")
+    found = inspect_volume(folder / "003.dcm")
+    np.testing.assert_array_equal(found.volume.values.numpy(), hu()[3:4])
+    assert found.volume.origin == (-20.0, 30.0, -92.5)
 
 
 # ---- places
