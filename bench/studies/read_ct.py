@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from bench.studies.study import json_file, recorded, write_json
-from drrkit.volume import Volume, load_simpleitk, read_volume, write_volume
+from drrkit.volume import Volume, read_volume, write_volume
 
 
 def options(add: Any) -> None:
@@ -58,7 +58,8 @@ def _by_drrkit(folder: Path) -> np.ndarray:
 
 
 def _by_simpleitk(folder: Path) -> np.ndarray:
-    sitk = load_simpleitk()
+    import SimpleITK as sitk
+
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     return sitk.GetArrayFromImage(sitk.Cast(reader.Execute(), sitk.sitkFloat32))

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from drrkit.files import PathLike, existing_file, whole_file
 from drrkit.geometry import assemble, check_floating
-from drrkit.volume import load_simpleitk
 
 
 def write_itk_transform(path: PathLike, to_parent: Tensor) -> None:
@@ -24,10 +23,11 @@ def write_itk_transform(path: PathLike, to_parent: Tensor) -> None:
     coordinates; with `inv(start) @ found` it moves from where it was believed to be to where it
     is. Needs SimpleITK. The file appears whole or not at all.
     """
+    import SimpleITK as sitk
+
     check_floating("to_parent", to_parent, (4, 4))
     if to_parent.numel() != 16:
         raise ValueError(f"to_parent: expected one matrix [4, 4], got {list(to_parent.shape)}")
-    sitk = load_simpleitk()
     matrix = to_parent.detach().double().cpu().reshape(4, 4)
     back = torch.linalg.inv(assemble(matrix[:3, :3], matrix[:3, 3:]))
     transform = sitk.AffineTransform(3)
@@ -46,8 +46,9 @@ def read_itk_transform(path: PathLike) -> Tensor:
     Raises FileNotFoundError, and ValueError for a file that is no linear 3D transform, or one that
     has no inverse.
     """
+    import SimpleITK as sitk
+
     file = existing_file(path)
-    sitk = load_simpleitk()
     try:
         transform = sitk.ReadTransform(os.fspath(file))
     except (RuntimeError, UnicodeDecodeError) as error:  # a name in it may be no text

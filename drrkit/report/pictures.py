@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from drrkit.files import whole_file
-from drrkit.volume import load_simpleitk, readable_errors
+from drrkit.volume import readable_errors
 from drrkit.xray import gaussian_blur
 
 IMAGE_SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".nii.gz", ".nii", ".nrrd", ".mha")
@@ -215,7 +215,8 @@ def _write_itk(
     pixels: np.ndarray, file: Path, target: Path, pixel_spacing: Sequence[float] | None
 ) -> None:
     """Writes pixels with SimpleITK; `target` is the name the file will get, for messages."""
-    sitk = load_simpleitk()
+    import SimpleITK as sitk
+
     itk_image = sitk.GetImageFromArray(pixels, isVector=pixels.ndim == 3)
     if pixel_spacing is not None:
         row, col = (float(s) for s in pixel_spacing)
@@ -256,7 +257,8 @@ def _ridges(length: Tensor, across: Tensor, down: Tensor) -> Tensor:
 
 def _connected(seed: Tensor, allowed: Tensor) -> Tensor:
     """The allowed pixels that a chain of allowed ones, of 8 neighbours, joins to a seed."""
-    sitk = load_simpleitk()
+    import SimpleITK as sitk
+
     marker, mask = (sitk.GetImageFromArray(one.numpy().astype(np.uint8)) for one in (seed, allowed))
     joined = sitk.BinaryReconstructionByDilation(
         marker, mask, backgroundValue=0.0, foregroundValue=1.0, fullyConnected=True

@@ -12,7 +12,7 @@ from drrkit.volume.files import (
     write_volume,
 )
 from drrkit.volume.mesh import mesh_volume, read_mesh
-from drrkit.volume.rasters import load_simpleitk, readable_errors
+from drrkit.volume.rasters import readable_errors
 
 __all__ = [
     "BODY_THRESHOLD",
@@ -24,7 +24,6 @@ __all__ = [
     "coded_size",
     "inspect_volume",
     "is_dicom",
-    "load_simpleitk",
     "mesh_volume",
     "named",
     "read_image",

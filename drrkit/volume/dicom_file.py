@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drrkit.volume.rasters import MOST_BYTES, load_simpleitk
+from drrkit.volume.rasters import MOST_BYTES
 
 INDEX_STORAGE = "1.2.840.10008.1.3.10"
 """Media Storage Directory (DICOMDIR): an index of other files."""
@@ -379,7 +379,8 @@ def _by_simpleitk(file: DicomFile, frame: bytes) -> np.ndarray:
     alone.SamplesPerPixel, alone.PhotometricInterpretation = 1, "MONOCHROME2"
     alone.PixelData = encapsulate([frame])
     alone["PixelData"].VR = "OB"
-    sitk = load_simpleitk()
+    import SimpleITK as sitk
+
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "frame.dcm")
         alone.save_as(path, enforce_file_format=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from drrkit.volume.dicom_series import CT_IMAGE_STORAGE
-from drrkit.volume.rasters import Raster, image_of, load_simpleitk, readable_errors
+from drrkit.volume.rasters import Raster, image_of, readable_errors
 
 
 def write_series(raster: Raster, folder: Path) -> None:
@@ -24,7 +24,8 @@ def write_series(raster: Raster, folder: Path) -> None:
     Args:
         raster: right-handed (DICOM knows no other stack: slices ascend along row x column).
     """
-    sitk = load_simpleitk()
+    import SimpleITK as sitk
+
     slope, intercept = _rescaling(raster.pixels)
     shared = _series_tags(raster, slope, intercept)
     if raster.pixels.dtype != np.int16:

@@ -21,7 +21,7 @@ from drrkit.volume.dicom_series import ONE_SLICE, read_series
 from drrkit.volume.dicom_writing import write_series
 from drrkit.volume.nifti import read_nifti, write_nifti
 from drrkit.volume.nrrd_metaimage import read_metaimage, read_nrrd
-from drrkit.volume.rasters import Raster, axes_letters, image_of, load_simpleitk, readable_errors
+from drrkit.volume.rasters import Raster, axes_letters, image_of, readable_errors
 
 READ_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 WRITE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
@@ -71,7 +71,6 @@ def read_volume(
 
     Raises:
         OSError: the file does not exist or cannot be opened.
-        ImportError: a package for the format is not installed.
         ValueError: not an image, truncated, not 3D, no CT, a spacing or direction that means
             nothing, values that are not finite, a folder without DICOM or with several series,
             labels on another lattice or that are not whole numbers.
@@ -146,7 +145,6 @@ def read_image(path: Path, dtype: Any = None) -> Raster:
 
     Raises:
         OSError: the file cannot be opened.
-        ImportError: nibabel or pynrrd is not installed.
         ValueError: not such a file, truncated, or a header that contradicts itself.
     """
     name = path.name.lower()
@@ -248,7 +246,6 @@ def write_volume(volume: Volume, path: PathLike, *, labels: PathLike | None = No
 
     Raises:
         OSError: the place cannot be written to, or the disk is full.
-        ImportError: SimpleITK is not installed.
         ValueError: an unknown suffix, no labels to write, mu or several channels for DICOM.
     """
     if not isinstance(volume, Volume):
@@ -266,8 +263,6 @@ def write_volume(volume: Volume, path: PathLike, *, labels: PathLike | None = No
             raise ValueError(f"labels: expected one of {', '.join(WRITE_SUFFIXES)}, got {labels}")
         pixels = volume.labels.cpu().numpy()
         rasters.append((label_target, rasters[0][1]._replace(pixels=pixels)))
-    if any(not place.name.lower().endswith((".nii", ".nii.gz")) for place, _ in rasters):
-        load_simpleitk()
     with ExitStack() as stack:
         for place, raster in rasters:
             staged = stack.enter_context(whole_file(place))
@@ -341,8 +336,8 @@ def write_image(raster: Raster, file: Path) -> None:
         except OSError as error:
             raise OSError(f"{file.name}: not written, the disk may be full ({error})") from error
         return
+    import SimpleITK as sitk
+
     # An .mhd is kept uncompressed: readers of .mhd/.raw pairs often expect that.
     with readable_errors(file.name, "write"):
-        load_simpleitk().WriteImage(
-            image_of(raster), os.fspath(file), file.suffix.lower() != ".mhd"
-        )
+        sitk.WriteImage(image_of(raster), os.fspath(file), file.suffix.lower() != ".mhd")

@@ -40,22 +40,6 @@ class Raster(NamedTuple):
     facts: Mapping[str, str] = MappingProxyType({})
 
 
-def load_simpleitk() -> Any:
-    """The SimpleITK module.
-
-    Raises:
-        ImportError: it is not installed; the message says how to get it.
-    """
-    try:
-        import SimpleITK
-    except ImportError as error:
-        raise ImportError(
-            "reading and writing image files needs SimpleITK, which is not installed: "
-            "pip install SimpleITK"
-        ) from error
-    return SimpleITK
-
-
 @contextmanager
 def readable_errors(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
     """Turns SimpleITK's RuntimeError into a ValueError that names the file and what is wrong."""
@@ -78,7 +62,8 @@ def readable_errors(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
 
 def image_of(raster: Raster) -> Any:
     """The SimpleITK image of a raster; channels become vector pixels."""
-    sitk = load_simpleitk()
+    import SimpleITK as sitk
+
     if raster.pixels.ndim == 4:
         image = sitk.GetImageFromArray(np.moveaxis(raster.pixels, 0, -1), isVector=True)
     else:

@@ -99,12 +99,13 @@ def test_bad_tracks_are_named(tmp_path: Path) -> None:
 def test_an_expert_s_poses_lie_on_the_silhouettes(data_folder: Path, side: str, femur: str) -> None:
     """Intersection over union of the rendered implant and a silhouette drawn by hand."""
     pytest.importorskip("trimesh", reason="trimesh is not installed")
-    from drrkit.volume import load_simpleitk, read_mesh
+    from drrkit.volume import read_mesh
 
     folder = data_folder / "real" / "knee" / side
     implant = read_mesh(folder / f"{femur}.stl", 1.0)
     camera = read_jointtrack_calibration(folder / "calibration.txt", (1024, 1024))
-    sitk = load_simpleitk()
+    import SimpleITK as sitk
+
     labels = sorted(folder.glob("*_label_fem.tif"))
     poses = read_jointtrack(folder / "fem.jts")[: len(labels)]
     assert len(labels) == len(poses) >= 3

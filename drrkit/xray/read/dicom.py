@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera, CArm
-from drrkit.volume import DicomFile, load_simpleitk, named, readable_errors, stored_pixels
+from drrkit.volume import DicomFile, named, readable_errors, stored_pixels
 from drrkit.xray.read.pictures import grey
 
 __all__ = ["DicomXray", "flipped_camera", "read_dicom_xray"]
@@ -63,8 +63,8 @@ def read_dicom_xray(source: Path, given: Collection[str] = ()) -> DicomXray:
     given  of "sdd", "pixel_spacing", "principal_point", those that the caller knows: the file's
            are not asked for
 
-    Optional fields that mean nothing are unknown, with a warning. Raises ImportError, and
-    ValueError for a file of another modality and pixels that cannot be read.
+    Optional fields that mean nothing are unknown, with a warning. Raises ValueError for
+    a file of another modality and pixels that cannot be read.
     """
     file = DicomFile(source)
     modality = file.text("Modality")
@@ -154,9 +154,11 @@ def _pixels(file: DicomFile) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels [frames, rows, cols] with slope and intercept, and the padding of all frames."""
     if file.count("SamplesPerPixel", 1) != 1:
         file.count("Rows")
+        import SimpleITK as sitk
+
         with readable_errors(file.source, "read"):
-            image = load_simpleitk().ReadImage(os.fspath(file.source))
-        pixels, note = grey(load_simpleitk().GetArrayFromImage(image))
+            image = sitk.ReadImage(os.fspath(file.source))
+        pixels, note = grey(sitk.GetArrayFromImage(image))
         file.notes += note
         return pixels.reshape(-1, *pixels.shape[-2:]), None
     stored = stored_pixels(file)

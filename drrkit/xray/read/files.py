@@ -101,8 +101,8 @@ def read_xray(
     orient           DICOM: mirror the image so that it is seen from the source, as drrkit renders;
                      stored images are seen from the detector, facing the patient
 
-    Raises OSError, ImportError (SimpleITK, for all but .npy), and ValueError naming the file and
-    what is wrong with it: not an image, colours, several volumes, pixels that are not finite.
+    Raises OSError, and ValueError naming the file and what is wrong with it: not an image,
+    several volumes, pixels that are not finite.
     """
     source = existing_file(path)
     name = source.name.lower()

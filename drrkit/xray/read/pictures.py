@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from drrkit.volume import coded_size, load_simpleitk, readable_errors
+from drrkit.volume import coded_size, readable_errors
 
 __all__ = ["PICTURE_SUFFIXES", "grey", "read_picture"]
 
@@ -59,7 +59,7 @@ class DecodedPicture(NamedTuple):
 def read_picture(source: Path) -> DecodedPicture:
     """The pixels of a picture, upright and grey.
 
-    Raises OSError, ImportError (SimpleITK), and ValueError for a file that is none of these, or
+    Raises OSError, and ValueError for a file that is none of these, or
     cannot be decoded.
     """
     data = source.read_bytes()
@@ -109,7 +109,8 @@ def grey(pixels: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 def _decoded(source: Path, data: bytes, kind: str) -> np.ndarray:
     """What SimpleITK reads: [rows, cols], [pages, rows, cols], or with channels at the end."""
-    sitk = load_simpleitk()
+    import SimpleITK as sitk
+
     with tempfile.TemporaryDirectory() as folder, readable_errors(source, "read"):
         path = os.path.join(folder, f"picture.{kind.lower()}".replace("jpeg", "jpg"))
         with open(path, "wb") as file:
