@@ -6,23 +6,8 @@ Pose regressors, which the learned similarities are compared with, are built and
 `RegressorTask` trains them, and Stage(optimiser=Regressor(...)) uses them.
 """
 
-from drrkit.similarity.networks.interfaces import (
-    BoneNetwork,
-    Configuration,
-    LearnedSimilarity,
-    PosePairs,
-    PoseRegressor,
-)
-from drrkit.similarity.storage import (
-    KINDS,
-    MEASURED,
-    NETWORKS,
-    build,
-    construct,
-    load_similarity,
-    save_similarity,
-)
-from drrkit.similarity.tasks.objectives import (
+from drrkit.similarity.networks import BoneNetwork, LearnedSimilarity, PosePairs, PoseRegressor
+from drrkit.similarity.objectives import (
     OBJECTIVES,
     cosines,
     direction_distance,
@@ -32,20 +17,25 @@ from drrkit.similarity.tasks.objectives import (
     objective_loss,
     pose_gradient,
 )
-from drrkit.similarity.tasks.pose_sampling import SAMPLINGS, PoseChart, PoseSampling
-from drrkit.similarity.tasks.train_regressor import (
+from drrkit.similarity.patients import Synthesis, TrainingPatient, bone_center, simulated
+from drrkit.similarity.poses import SAMPLINGS, PoseChart, PoseSampling
+from drrkit.similarity.storage import (
+    KINDS,
+    MEASURED,
+    NETWORKS,
+    Configuration,
+    build,
+    construct,
+    load_similarity,
+    save_similarity,
+)
+from drrkit.similarity.tasks import (
     REGRESSOR_RECIPES,
+    CDRegTask,
     RegressorRecipe,
     RegressorTask,
-)
-from drrkit.similarity.tasks.train_similarity import (
-    CDRegTask,
     SimilarityTask,
-    Synthesis,
-    TrainingPatient,
     TrainingRecipe,
-    bone_center,
-    simulated,
 )
 
 __all__ = [

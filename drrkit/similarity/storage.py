@@ -1,34 +1,97 @@
-"""Named networks: which there are, how one is built, written to a file and read back.
-
-Each family of networks has two tables in its module: KINDS, the classes by name, and NETWORKS,
-named configurations of them.
-"""
+"""Named networks: which there are, how one is built, written to a file and read back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from drrkit.files import PathLike
-from drrkit.similarity.networks import cdreg, pose_regressors, prost, sopi, sopi_initialiser
-from drrkit.similarity.networks.interfaces import Configuration
+from drrkit.similarity.cdreg import CDReg
+from drrkit.similarity.prost import EncoderProST, TransformerProST
+from drrkit.similarity.regressors import DMW, DeepIM, PoseInitialiser
+from drrkit.similarity.sopi import SopiSimilarity
 from drrkit.training import load_tensors, save_tensors
 
-_FAMILIES = (prost, cdreg, sopi, sopi_initialiser, pose_regressors)
 SCHEMA, SCHEMA_VERSION = "drrkit.similarity", 1
 
+
+class Configuration(NamedTuple):
+    """A network's class, by name, and the settings of its constructor."""
+
+    kind: str
+    settings: dict[str, Any]
+
+    def but(self, **changes: Any) -> Configuration:
+        """The same with some settings changed."""
+        return Configuration(self.kind, {**self.settings, **changes})
+
+
 KINDS: dict[str, type[nn.Module]] = {
-    name: kind for family in _FAMILIES for name, kind in family.KINDS.items()
+    "prost-encoder": EncoderProST,
+    "prost-transformer": TransformerProST,
+    "cdreg": CDReg,
+    "sopi": SopiSimilarity,
+    "initialiser": PoseInitialiser,
+    "deepim": DeepIM,
+    "dmw": DMW,
 }
 """Classes by the name that stands in files."""
 
-NETWORKS: dict[str, Configuration] = {
-    name: network for family in _FAMILIES for name, network in family.NETWORKS.items()
+_STANDARD = {"moving_scale": "standard", "fixed_scale": "standard"}
+_SMALL: dict[str, dict[str, Any]] = {
+    "prost": {
+        "images": (64, 64),
+        "patches": (8, 16),
+        "dims": (64, 96),
+        "depth": (1, 2),
+        "stages": 2,
+        "mlp": (2.0, 2.0),
+        **_STANDARD,
+    },
+    "prost-2020": {"expansion": (4, 8, 3), "widths": (16, 32, 64, 32), **_STANDARD},
+    "cdreg": {
+        "image": 64,
+        "features": (8, 16, 32, 32),
+        "expansion": (4, 8, 3),
+        "score_side": 4,
+        "dropout": 0.0,
+    },
+    "sopi": {"image": 64, "stem": (4, 8), "widths": (16, 32, 32)},
+    "sopi-initialiser": {
+        "image": 64,
+        "volume": 32,
+        "width": (8, 16),
+        "localisation": (16, 16),
+        "hidden": (64, 32),
+        "dropout": 0.0,
+    },
+    "deepim": {
+        "image": 64,
+        "widths": (16, 32, 64, 64, 64),
+        "kernels": (7, 5, 3, 3, 3),
+        "strides": (2, 2, 2, 1, 2),
+        "hidden": 64,
+    },
+    "dmw": {"image": 64, "stem": 32, "layers": (4, 4, 4), "growth": 8},
 }
-"""Configurations by the name that `build` takes: published sizes, and small ones."""
+_KIND_OF = {
+    "prost": "prost-transformer",
+    "prost-2020": "prost-encoder",
+    "sopi-initialiser": "initialiser",
+}
+
+NETWORKS: dict[str, Configuration] = {
+    name + suffix: Configuration(_KIND_OF.get(name, name), settings)
+    for name, small in _SMALL.items()
+    for suffix, settings in (("", {}), ("-small", small))
+}
+"""Configurations by the name that `build` takes: the published sizes, the defaults of the classes
+(prost: the journal's network with CrossViT-9; prost-2020: the published code with group
+normalisation; deepim: FlowNetSimple's sizes on images of 128 x 128), and small ones for two cores
+and images of 64 x 64."""
 
 MEASURED = tuple(name for name in NETWORKS if name.endswith("-small"))
 """The networks with a measured result (docs/training.md); no published size was trained here."""

@@ -8,32 +8,30 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drrkit.similarity.networks.cdreg import (
+from drrkit.similarity.cdreg import (
     CDReg,
+    CouplingStep,
     Features,
+    FourierConvolution,
+    FourierResidual,
+    FourierUnit,
     GatedScore,
+    InvertibleNetwork,
+    PoolformerEncoder,
+    SpectralTransform,
     UncertaintyWeights,
     correlation,
     decomposition_loss,
 )
-from drrkit.similarity.networks.cdreg_branches import (
-    CouplingStep,
-    FourierConvolution,
-    FourierResidual,
-    FourierUnit,
-    InvertibleNetwork,
-    PoolformerEncoder,
-    SpectralTransform,
-)
-from drrkit.similarity.networks.layers import ChannelNorm, resized
-from drrkit.similarity.networks.sopi import (
+from drrkit.similarity.networks import ChannelNorm, resized
+from drrkit.similarity.regressors import ConvolutionPair
+from drrkit.similarity.sopi import (
     CascadeFusion,
     CompositeEncoder,
     FocalBlock,
     SplitAttention,
     SplitBottleneck,
 )
-from drrkit.similarity.networks.sopi_initialiser import ConvolutionPair
 
 
 @pytest.fixture(autouse=True)
@@ -63,13 +61,25 @@ def test_parameters_are_as_many_as_in_the_published_code() -> None:
     assert parameters(score) == 176_700_418
 
 
+def undone(network: InvertibleNetwork, image: Tensor) -> Tensor:
+    """The input whose output this is."""
+    for step in reversed(network.steps):
+        first, second = image.chunk(2, 1)
+        first = (first - step.eta(second)) * (-step.rho(second)).exp()
+        second = second - step.phi(first)
+        mixed = torch.cat((first, second), 1) - step.shuffle.bias[:, None, None]
+        weight = torch.linalg.inv(step.shuffle.weight[:, :, 0, 0])
+        image = nn.functional.conv2d(mixed, weight[:, :, None, None])
+    return image
+
+
 @pytest.mark.parametrize("channels, steps", [(8, 1), (64, 3)])
-def test_the_invertible_network_is_undone_by_its_inverse(channels: int, steps: int) -> None:
+def test_the_invertible_network_has_an_inverse(channels: int, steps: int) -> None:
     network = InvertibleNetwork(channels, steps)
     image = torch.randn(2, channels, 9, 7)
     assert not torch.allclose(network(image), image, atol=1e-2)
-    assert (network.inverse(network(image)) - image).abs().max() < 1e-5
-    assert (network(network.inverse(image)) - image).abs().max() < 1e-5
+    assert (undone(network, network(image)) - image).abs().max() < 1e-5
+    assert (network(undone(network, image)) - image).abs().max() < 1e-5
 
 
 def test_the_invertible_network_stays_invertible_when_its_weights_have_moved() -> None:
@@ -80,7 +90,7 @@ def test_the_invertible_network_stays_invertible_when_its_weights_have_moved() -
         optimiser.zero_grad()
         (network(image) - image.flip(-1)).square().mean().backward()
         optimiser.step()
-    assert (network.inverse(network(image)) - image).abs().max() < 1e-5
+    assert (undone(network, network(image)) - image).abs().max() < 1e-5
 
 
 def test_a_coupling_step_follows_the_formula() -> None:
@@ -151,15 +161,6 @@ def test_quadrants_of_the_local_fourier_unit_are_exchangeable_only_through_its_w
     # What the local unit adds repeats over the four quadrants.
     torch.testing.assert_close(local[:, 0, :, 0], local[:, 1, :, 1])
     assert local.abs().max() > 0
-
-
-def test_odd_channels_are_refused() -> None:
-    with pytest.raises(ValueError, match="channels: expected a multiple of 8"):
-        SpectralTransform(12)
-    with pytest.raises(ValueError, match="channels: expected an even number"):
-        InvertibleNetwork(7)
-    with pytest.raises(ValueError, match="side: expected a multiple of 16"):
-        PoolformerEncoder(3, 40, (8, 8, 8, 8, 8), 0.0)
 
 
 def test_the_shared_encoder_makes_64_features_of_16_by_16() -> None:
@@ -261,43 +262,29 @@ def test_the_decomposition_loss_is_the_ratio_with_epsilon_in_the_denominator(
     whole: float, local: float
 ) -> None:
     given = features(correlated(whole), correlated(local))
-    wanted = {
-        "literal": whole / (local + 1.01),
-        "squared": whole * whole / (local + 1.01),
-        "clamped": max(whole, 0.0) / (local + 1.01),
-    }
-    for numerator, value in wanted.items():
-        found = decomposition_loss(given, numerator=numerator)
-        assert bool(found.isfinite())
-        assert float(found) == pytest.approx(value, abs=1e-6 + 1e-6 * abs(value) / 0.01)
+    wanted = whole * whole / (local + 1.01)
+    found = decomposition_loss(given)
+    assert bool(found.isfinite())
+    assert float(found) == pytest.approx(wanted, abs=1e-6 + 1e-6 * wanted / 0.01)
 
 
 def test_the_decomposition_loss_pushes_global_correlation_down_and_local_correlation_up() -> None:
     first = correlated(0.5).requires_grad_()
     second = correlated(0.3).requires_grad_()
-    for numerator in ("literal", "squared", "clamped"):
-        loss = decomposition_loss(features(first, second), numerator=numerator)
-        of_whole, of_local = torch.autograd.grad(loss, (first, second))
-        with torch.no_grad():
-            step = 1e-3
-            less = correlation(*(first - step * of_whole / of_whole.norm()).split(1))
-            more = correlation(*(second - step * of_local / of_local.norm()).split(1))
-        assert less < correlation(*first.split(1))
-        assert more > correlation(*second.split(1))
+    loss = decomposition_loss(features(first, second))
+    of_whole, of_local = torch.autograd.grad(loss, (first, second))
+    with torch.no_grad():
+        step = 1e-3
+        less = correlation(*(first - step * of_whole / of_whole.norm()).split(1))
+        more = correlation(*(second - step * of_local / of_local.norm()).split(1))
+    assert less < correlation(*first.split(1))
+    assert more > correlation(*second.split(1))
 
 
 def test_the_decomposition_loss_has_derivatives_of_constant_features() -> None:
     flat = torch.zeros(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
     loss = decomposition_loss(features(flat, correlated(0.2)))
     assert bool(torch.autograd.grad(loss, flat)[0].isfinite().all())
-
-
-def test_the_decomposition_loss_refuses_a_denominator_that_may_vanish() -> None:
-    given = features(correlated(0.1), correlated(0.1))
-    with pytest.raises(ValueError, match="epsilon: expected a number above 1"):
-        decomposition_loss(given, epsilon=1.0)
-    with pytest.raises(ValueError, match="numerator: expected one of"):
-        decomposition_loss(given, numerator="root")
 
 
 def test_both_combinations_of_scores_follow_their_formulas() -> None:
@@ -342,10 +329,3 @@ def test_uncertainty_weights_do_not_diverge_where_losses_are_negative(rate: floa
     assert bool(sigma.isfinite().all()) and bool((sigma > 0).all())
     assert float(total.detach()) >= 0.5 * (-0.7 * math.exp(3.0) - 2 * 3.0) - 1e-3
     assert bool((weights.log_variance.abs() <= 3.0).all())
-
-
-def test_uncertainty_weights_refuse_another_number_of_losses() -> None:
-    with pytest.raises(ValueError, match="losses: expected 2 of them, got 1"):
-        UncertaintyWeights(2)(torch.tensor(1.0))
-    with pytest.raises(ValueError, match="losses, bound"):
-        UncertaintyWeights(0)

@@ -29,8 +29,8 @@ from drrkit.similarity import (
     load_similarity,
     save_similarity,
 )
-from drrkit.similarity.networks.crossvit import CrossViT
-from drrkit.similarity.networks.layers import VolumeExpansion, _convolved, scaled
+from drrkit.similarity.networks import VolumeExpansion, _convolved, scaled
+from drrkit.similarity.prost import CrossViT
 from drrkit.training import drawn_integer, generator
 from drrkit.volume import water_attenuation
 
@@ -237,7 +237,7 @@ def test_images_that_do_not_fit_are_refused() -> None:
         network(images(1, 1, 32), images(1, 1, 32))
     with pytest.raises(ValueError, match="fixed: expected"):
         network(images(3, 3, 32), images(2, 1, 32))
-    with pytest.raises(ValueError, match="fixed: expected images of 32 x 32"):
+    with pytest.raises(ValueError, match=r"fixed: expected \[1 or 1, 1, 32, 32\]"):
         network(images(1, 3, 32), images(1, 1, 16))
     with pytest.raises(ValueError, match="patches: expected divisors"):
         CrossViT(1, **{**CROSSVIT_9, "images": (30, 32), "patches": (8, 8)})

@@ -179,10 +179,9 @@ def test_pose_gradients_are_those_of_single_poses() -> None:
 # ---- the chart
 
 
-@pytest.mark.parametrize("moves", ["patient", "rays"])
-def test_the_chart_and_its_inverse(moves: str) -> None:
+def test_the_chart_and_its_inverse() -> None:
     volume = torso(12.0)
-    chart = PoseChart(volume, view_ap(volume, 800.0)[0], moves)
+    chart = PoseChart(volume, view_ap(volume, 800.0)[0])
     theta = poses(20, 23)
     pose = chart.world_to_camera(theta)
     assert torch.allclose(chart.theta(pose), theta, atol=1e-9)
@@ -203,24 +202,9 @@ def test_a_patient_chart_turns_about_the_centre_and_shifts_along_the_camera() ->
     assert chart.unit == pytest.approx(volume.shape_xyz[0] * 6.0)
 
 
-def test_a_rays_chart_moves_the_source_as_published() -> None:
-    """x = R G + t for points G about the isocentre, in the axes of the reference view."""
+def test_poses_have_two_derivatives_at_the_reference() -> None:
     volume = torso(12.0)
-    reference = view_ap(volume, 800.0)[0]
-    chart = PoseChart(volume, reference, "rays")
-    theta = poses(5, 24)
-    pose = chart.world_to_camera(theta)
-    source = -(pose[:, :3, :3].mT @ pose[:, :3, 3:])[..., 0]  # world
-    in_reference = source @ reference[:3, :3].mT + reference[:3, 3] - torch.tensor([0, 0, 800.0])
-    isocentric = torch.tensor([0.0, 0.0, -800.0], dtype=torch.float64)
-    expected = so3_exp(theta[:, :3]) @ isocentric + chart.unit * theta[:, 3:]
-    assert torch.allclose(in_reference, expected)
-
-
-@pytest.mark.parametrize("moves", ["patient", "rays"])
-def test_poses_have_two_derivatives_at_the_reference(moves: str) -> None:
-    volume = torso(12.0)
-    chart = PoseChart(volume, view_ap(volume, 800.0)[0], moves)
+    chart = PoseChart(volume, view_ap(volume, 800.0)[0])
     theta = torch.zeros(1, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(4, 4, dtype=torch.float64)
     weight[:3, 3] /= 100  # mm and numbers of order one on one scale
@@ -263,8 +247,6 @@ def test_drawn_poses_repeat() -> None:
 
 def test_bad_charts_and_samplings_are_refused() -> None:
     volume = torso(12.0)
-    with pytest.raises(ValueError, match="moves: expected one of"):
-        PoseChart(volume, view_ap(volume, 800.0)[0], "camera")
     with pytest.raises(ValueError, match="reference: expected a tensor"):
         PoseChart(volume, view_ap(volume, 800.0))
     with pytest.raises(ValueError, match="target: expected six widths"):

@@ -29,7 +29,8 @@ from drrkit.similarity import (
     load_similarity,
     save_similarity,
 )
-from drrkit.similarity.networks.pose_regressors import (
+from drrkit.similarity.regressors import (
+    PoseInitialiser,
     place_of,
     quaternion_rotation,
     riemannian_gradient,
@@ -37,7 +38,6 @@ from drrkit.similarity.networks.pose_regressors import (
     turned_and_placed,
     untangled_step,
 )
-from drrkit.similarity.networks.sopi_initialiser import PoseInitialiser
 from drrkit.training import train
 from drrkit.volume import Volume
 
@@ -333,7 +333,7 @@ def test_published_recipes_are_there_for_every_kind() -> None:
     assert REGRESSOR_RECIPES["dmw"].betas[0] == 0.8 and REGRESSOR_RECIPES["dmw"].batch == 16
     assert REGRESSOR_RECIPES["initialiser"].cycle == 100
     assert REGRESSOR_RECIPES["initialiser"].sampling.moving == (0.0,) * 6
-    with pytest.raises(ValueError, match="rounds: expected at least 1"):
+    with pytest.raises(ValueError, match="rounds: expected a positive number"):
         RegressorRecipe(REGRESSOR_RECIPES["dmw"].sampling, rounds=0)
 
 

@@ -2,7 +2,7 @@
 
 Chen, Zhang, Gu, Kong, "Embedded feature similarity optimization with specific parameter
 initialization for 2D/3D medical image registration", ICASSP 2024 (arXiv 2305.06252). Its other
-network, which guesses the pose, is `sopi_initialiser.PoseInitialiser`. Blocks after Zhang et al.,
+network, which guesses the pose, is `regressors.PoseInitialiser`. Blocks after Zhang et al.,
 "CFNet: cascade fusion network for dense prediction" (arXiv 2302.06052), two branches joined as in
 Liu et al., "CBNet", AAAI 2020; split attention after Zhang et al., "ResNeSt: split-attention
 networks", CVPR Workshops 2022, as SOPI uses it: radix 2, kernel 1. Groups of channels are
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drrkit.similarity.networks.interfaces import Configuration, LearnedSimilarity
-from drrkit.similarity.networks.layers import (
+from drrkit.similarity.networks import (
     ChannelNorm,
+    LearnedSimilarity,
     check_image_pair,
     normalisation,
     resized,
@@ -219,12 +219,3 @@ class SopiSimilarity(LearnedSimilarity):
             difference = (of_moving - of_fixed).square().mean(1)
             total = total + (count * difference).sum((1, 2)) / (count.sum((1, 2)) + 1e-6)
         return total
-
-
-KINDS: dict[str, type[nn.Module]] = {"sopi": SopiSimilarity}
-
-NETWORKS: dict[str, Configuration] = {
-    "sopi": Configuration("sopi", {}),
-    "sopi-small": Configuration("sopi", {"image": 64, "stem": (4, 8), "widths": (16, 32, 32)}),
-}
-"""sopi: the published sizes; -small: for two cores."""

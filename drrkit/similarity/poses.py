@@ -1,18 +1,15 @@
 """Poses of training: the coordinates theta that networks are trained in, and how they are drawn.
 
 theta = (r, t): a rotation vector in rad, and a translation in units of `unit` mm, half the volume's
-width. Both are about a reference view that shows a point c of the patient, the centre of the bone
-that moves, at (0, 0, d) in the camera.
-With T(theta) = [exp(r), unit t] and Z(d) the shift by (0, 0, d):
+width, about a reference view M_0 that shows a point c of the patient, the centre of the bone that
+moves, at (0, 0, d) in the camera. With T(theta) = [exp(r), unit t] and Z(d) the shift by (0, 0, d)
 
-    moves="patient"  world_to_camera = Z(d) T(theta) Z(-d) M_0: the patient turns about its own
-                     centre by r and then moves by unit t along the camera's axes. This is the chart
-                     of drrkit.perturb with the translation taken apart from the rotation.
-    moves="rays"     world_to_camera = Z(d) T(theta)^-1 Z(-d) M_0: rays turn about the isocentre and
-                     move in the volume's frame, as published (x = R G + t). A turn then also moves
-                     the volume's centre in the image where t is not zero.
+    world_to_camera = Z(d) T(theta) Z(-d) M_0
 
-M_0 is the reference. In both, theta = 0 is the reference view and theta depends on the pose only.
+the patient turns about its own centre by r and then moves by unit t along the camera's axes. This
+is the chart of drrkit.perturb with the translation taken apart from the rotation. theta = 0 is the
+reference view, and theta depends on the pose only. (ProST's published code moves the rays instead:
+`drrkit.conversions.to_prost`.)
 """
 
 from __future__ import annotations
@@ -27,8 +24,6 @@ from torch import Tensor
 from drrkit.geometry import assemble, check_floating, so3_exp, so3_log, volume_center
 from drrkit.volume import Volume
 
-MOVES = ("patient", "rays")
-
 
 class PoseChart:
     """The map between theta [B, 6] and world_to_camera [B, 4, 4], both float64.
@@ -36,28 +31,18 @@ class PoseChart:
     Args:
         volume: its half width is the unit of translations.
         reference: [4, 4] world_to_camera of theta = 0.
-        moves: "patient" or "rays", see above.
         center: [3] world mm, c; default the volume's centre.
 
     Attributes:
         unit: mm of one unit of translation.
 
     Raises:
-        ValueError: another `moves`, or a reference that is not [4, 4].
+        ValueError: the reference is not [4, 4].
     """
 
-    def __init__(
-        self,
-        volume: Volume,
-        reference: Tensor,
-        moves: str = "patient",
-        center: Tensor | None = None,
-    ) -> None:
-        if moves not in MOVES:
-            raise ValueError(f"moves: expected one of {MOVES}, got {moves!r}")
+    def __init__(self, volume: Volume, reference: Tensor, center: Tensor | None = None) -> None:
         if reference.shape != (4, 4):
             raise ValueError(f"reference: expected a tensor [4, 4], got {tuple(reference.shape)}")
-        self.moves = moves
         self.unit = volume.shape_xyz[0] * volume.spacing[0] / 2
         self.rotation = reference[:3, :3].double()
         self.center = (volume_center(volume) if center is None else center).to(self.rotation)
@@ -68,12 +53,8 @@ class PoseChart:
         """Poses [B, 4, 4] float64 of theta [B, 6]; differentiable twice, at 0 too."""
         check_floating("theta", theta, (6,))
         theta = theta.to(self.rotation)
-        turn, shift = so3_exp(theta[:, :3]), self.unit * theta[:, 3:]
-        if self.moves == "rays":
-            turn = turn.mT
-            shift = -(turn @ shift.unsqueeze(-1)).squeeze(-1)
-        rotation = turn @ self.rotation
-        translation = self.place + shift - rotation @ self.center
+        rotation = so3_exp(theta[:, :3]) @ self.rotation
+        translation = self.place + self.unit * theta[:, 3:] - rotation @ self.center
         return assemble(rotation, translation.unsqueeze(-1))
 
     def theta(self, world_to_camera: Tensor) -> Tensor:
@@ -81,9 +62,6 @@ class PoseChart:
         pose = world_to_camera.reshape(-1, 4, 4).double()
         turn = pose[:, :3, :3] @ self.rotation.mT
         shift = pose[:, :3, :3] @ self.center + pose[:, :3, 3] - self.place
-        if self.moves == "rays":
-            turn = turn.mT
-            shift = -(turn @ shift.unsqueeze(-1)).squeeze(-1)
         return torch.cat((so3_log(turn), shift / self.unit), -1)
 
 
@@ -134,39 +112,24 @@ class PoseSampling:
     ) -> tuple[Tensor, Tensor]:
         """Rotations [count, 3, 3] and shifts [count, 3]."""
         options: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
-        drawn = torch.randn(count, 6, **options) if normal else _uniform(count, options)
+        size = (count, 6)
+        drawn = torch.randn(size, **options) if normal else 2 * torch.rand(size, **options) - 1
         drawn = drawn * torch.tensor(widths, dtype=torch.float64)
         angles = torch.deg2rad(drawn[:, :3])
         x, y, z = so3_exp(torch.diag_embed(angles)).unbind(1)
         return x @ y @ z, drawn[:, 3:]
 
 
-def _uniform(count: int, options: dict[str, Any]) -> Tensor:
-    return 2.0 * torch.rand(count, 6, **options) - 1.0
-
-
 _CONFERENCE = (0.15 * 0.35 * 180.0,) * 3 + (0.15,) * 3
 
+_JOURNAL = (15.0,) * 3 + (25.0,) * 3
+_ABOUT: dict[str, Any] = {"moving_normal": False, "about_target": True}
+
 SAMPLINGS: dict[str, PoseSampling] = {
-    "prost": PoseSampling(
-        target=(15.0, 15.0, 15.0, 25.0, 25.0, 25.0),
-        moving=(25.0, 25.0, 25.0, 25.0, 25.0, 60.0),
-    ),
-    "prost-2020": PoseSampling(
-        target=_CONFERENCE, moving=_CONFERENCE, target_normal=True, relative=True
-    ),
-    "uniform": PoseSampling(
-        target=(15.0, 15.0, 15.0, 25.0, 25.0, 25.0),
-        moving=(30.0, 30.0, 30.0, 50.0, 50.0, 50.0),
-        moving_normal=False,
-        about_target=True,
-    ),
-    "narrow": PoseSampling(
-        target=(15.0, 15.0, 15.0, 25.0, 25.0, 25.0),
-        moving=(15.0, 15.0, 15.0, 20.0, 20.0, 40.0),
-        moving_normal=False,
-        about_target=True,
-    ),
+    "prost": PoseSampling(_JOURNAL, (25.0,) * 5 + (60.0,)),
+    "prost-2020": PoseSampling(_CONFERENCE, _CONFERENCE, target_normal=True, relative=True),
+    "uniform": PoseSampling(_JOURNAL, (30.0,) * 3 + (50.0,) * 3, **_ABOUT),
+    "narrow": PoseSampling(_JOURNAL, (15.0,) * 3 + (20.0, 20.0, 40.0), **_ABOUT),
 }
 """prost: the journal's training poses. prost-2020: those of the published code, N(0, 0.15) in all
 six, times 0.35 pi rad and half the volume's width. uniform, narrow: about the true pose;

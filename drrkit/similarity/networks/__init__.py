@@ -1,1 +1,0 @@
-"""The networks of the published similarities and regressors."""

@@ -1,1 +1,0 @@
-"""What `drrkit.training.train` trains here: similarities and regressors, on patients' CTs."""
