@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -136,111 +136,115 @@ def train(
     }
     processes.connect(device)
     stepper = Stepper(task, processes, accumulate, precision, clip_norm, max_skips)
-    run = _Run(stepper, Path(folder), settings, _plain(config or {}), watch, mode)
+    begin = Checkpoint(0, {}, settings=settings, config=_plain(config or {}))
+    run = _Run(stepper, Path(folder), begin, watch, mode)
     with reserved(Path(folder)) if processes.writes else nullcontext():
         run.resume(steps, _plain(about or {}))
         return run.until(steps, validate_every, save_every, log_every, progress)
 
 
 class _Run:
-    """One training run: its state, and its folder."""
+    """One training run: its state, as its checkpoints have it, and its folder."""
 
     def __init__(
-        self,
-        stepper: Stepper,
-        folder: Path,
-        settings: dict[str, Any],
-        config: dict[str, Any],
-        watch: str | None,
-        mode: str,
+        self, stepper: Stepper, folder: Path, state: Checkpoint, watch: str | None, mode: str
     ) -> None:
-        self.stepper, self.folder = stepper, folder
-        self.settings, self.config = settings, config
+        self.stepper, self.folder, self.state = stepper, folder, state
         self.watch, self.mode = watch, mode
         self.processes = stepper.processes
-        self.step, self.seconds = 0, 0.0
+        self.seed = int(state.settings["seed"])
         self.losses: dict[str, float] = {}
-        self.metrics: dict[str, float] = {}
-        self.best: dict[str, float] = {}
 
     def resume(self, steps: int, about: dict[str, Any]) -> None:
         """Restores the folder's last checkpoint, if there is one, and writes config.json."""
         found = latest_checkpoint(self.folder) if self.processes.writes else None
         found = self.processes.from_writer(found)
+        own = {"settings": self.state.settings, "config": self.state.config}
         if found is not None:
-            _check_same(self.folder, "settings", found.settings, self.settings)
-            _check_same(self.folder, "config", found.config, self.config)
-            self.step, self.seconds = found.step, found.seconds
-            self.metrics, self.best = found.metrics, found.best
+            for name, given in own.items():
+                _check_same(self.folder, name, getattr(found, name), given)
             self.stepper.restore(found)
+            self.state = replace(found, model={}, optimiser=None, schedule=None, scaler=None)
         if self.processes.writes:
-            own = {"steps": steps, "settings": self.settings, "config": self.config}
             with whole_file(self.folder / "config.json") as place:
-                place.write_text(json.dumps({**about, **own}, indent=2) + "\n", encoding="utf-8")
+                content = {**about, "steps": steps, **own}
+                place.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def until(
         self, steps: int, validate_every: int, save_every: int, log_every: int, progress: bool
     ) -> TrainingResult:
         """Trains until so many steps are done, or until interrupted."""
-        writes = self.processes.writes and self.step < steps
-        logs = Logs(self.folder if writes else None, self.step)
-        bar = StepBar(progress and writes, self.step, steps)
+        state = self.state
+        writes = self.processes.writes and state.step < steps
+        logs = Logs(self.folder if writes else None, state.step)
+        bar = StepBar(progress and writes, state.step, steps)
         stop = False
         try:
             with _interruptions() as interruptions:
-                while self.step < steps and not stop:
+                while state.step < steps and not stop:
                     stop = self._advance(bool(interruptions))
                     stop |= bool(interruptions) and self.processes.world == 1
-                    last = self.step == steps
-                    if self.step % log_every == 0 or last:
-                        logs.write("training", self.step, self._logged())
+                    last = state.step == steps
+                    if state.step % log_every == 0 or last:
+                        logs.write("training", state.step, self._logged())
                     bar.advance(self.losses["loss"])
-                    if self.step % validate_every == 0 or last:
+                    if state.step % validate_every == 0 or last:
                         self._validate()
-                        logs.write("validation", self.step, self.metrics)
-                    if self.step % save_every == 0 or last or stop:
+                        logs.write("validation", state.step, state.metrics)
+                    if state.step % save_every == 0 or last or stop:
                         logs.sync()
                         self._save(LAST)
         finally:
             bar.close()
             logs.close()
-        return self._result(interrupted=self.step < steps)
+        return TrainingResult(
+            step=state.step,
+            losses=self.losses,
+            metrics=state.metrics,
+            best_step=int(state.best.get("step", 0)),
+            best_value=state.best.get("value", math.nan),
+            skipped=self.stepper.skipped,
+            seconds=state.seconds,
+            interrupted=state.step < steps,
+            last=self.folder / LAST,
+            best=self.folder / BEST,
+        )
 
     def _advance(self, requested: bool) -> bool:
         """One step; whether any process was asked to stop."""
         began = time.perf_counter()
-        self.losses, stop = self.stepper.advance(self.step, int(self.settings["seed"]), requested)
-        self.step += 1
-        self.seconds += time.perf_counter() - began
+        self.losses, stop = self.stepper.advance(self.state.step, self.seed, requested)
+        self.state.step += 1
+        self.state.seconds += time.perf_counter() - began
         return stop
 
     def _logged(self) -> dict[str, float]:
         rate = self.stepper.optimiser.param_groups[0]["lr"]
-        return {**self.losses, "rate": float(rate), "seconds": round(self.seconds, 4)}
+        return {**self.losses, "rate": float(rate), "seconds": round(self.state.seconds, 4)}
 
     def _validate(self) -> None:
         """The metrics of the model as it is; keeps it where it is the best so far."""
-        model = self.stepper.task.model
+        model, state = self.stepper.task.model, self.state
         training = [module for module in model.modules() if module.training]
         model.eval()
         try:
-            with seeded(int(self.settings["seed"]), VALIDATION, self.processes.rank):
+            with seeded(self.seed, VALIDATION, self.processes.rank):
                 found = {k: float(v) for k, v in self.stepper.task.validate().items()}
         finally:
             for module in training:
                 module.training = True
         values = self.processes.mean(list(found.values()), self.stepper.device)
-        self.metrics = dict(zip(found, values, strict=True))
-        if not self.metrics:
+        state.metrics = dict(zip(found, values, strict=True))
+        if not found:
             return
-        value = self.metrics[self._watched()]
+        value = state.metrics[self._watched()]
         sign = 1 if self.mode == "min" else -1
-        if math.isfinite(value) and (not self.best or sign * value < sign * self.best["value"]):
-            self.best = {"step": self.step, "value": value}
+        if math.isfinite(value) and (not state.best or sign * value < sign * state.best["value"]):
+            state.best = {"step": state.step, "value": value}
             self._save(BEST)
 
     def _watched(self) -> str:
-        names = list(self.metrics)
+        names = list(self.state.metrics)
         name = self.watch or ("loss" if "loss" in names or len(names) != 1 else names[0])
         if name not in names:
             raise ValueError(
@@ -250,30 +254,7 @@ class _Run:
 
     def _save(self, name: str) -> None:
         if self.processes.writes:
-            state = Checkpoint(
-                step=self.step,
-                settings=self.settings,
-                config=self.config,
-                metrics=self.metrics,
-                best=self.best,
-                seconds=self.seconds,
-                **self.stepper.state(),
-            )
-            save_checkpoint(state, self.folder / name)
-
-    def _result(self, interrupted: bool) -> TrainingResult:
-        return TrainingResult(
-            step=self.step,
-            losses=self.losses,
-            metrics=self.metrics,
-            best_step=int(self.best.get("step", 0)),
-            best_value=self.best.get("value", math.nan),
-            skipped=self.stepper.skipped,
-            seconds=self.seconds,
-            interrupted=interrupted,
-            last=self.folder / LAST,
-            best=self.folder / BEST,
-        )
+            save_checkpoint(replace(self.state, **self.stepper.state()), self.folder / name)
 
 
 @contextmanager

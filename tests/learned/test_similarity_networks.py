@@ -240,7 +240,7 @@ def test_images_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"fixed: expected \[1 or 1, 1, 32, 32\]"):
         network(images(1, 3, 32), images(1, 1, 16))
     with pytest.raises(ValueError, match="patches: expected divisors"):
-        CrossViT(1, **{**CROSSVIT_9, "images": (30, 32), "patches": (8, 8)})
+        CrossViT(1, 1, **{**CROSSVIT_9, "images": (30, 32), "patches": (8, 8)})
 
 
 @pytest.mark.parametrize("kind", list(TINY))
