@@ -254,7 +254,7 @@ def resized(image: Tensor, size: int) -> Tensor:
     volume = len(cube) == 3
     if min(sides) >= size:
         pool = functional.adaptive_avg_pool3d if volume else functional.adaptive_avg_pool2d
-        return pool(image, cube)
+        return pool(image, size)
     mode = "trilinear" if volume else "bilinear"
     return functional.interpolate(image, cube, mode=mode, align_corners=False)
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -397,7 +397,7 @@ class PoseInitialiser(PoseRegressor):
             stages += [convolution, nn.ReLU(), SplitBottleneck(wide), nn.MaxPool2d(2)]
         self.localisation = nn.Sequential(*stages, nn.Flatten())
         self.pose = linear_layers(sizes[-1] * end * end, *hidden, 6)
-        nn.init.constant_(self.pose[-1].bias, 3.0)
+        nn.init.constant_(cast(nn.Linear, self.pose[-1]).bias, 3.0)
 
     def predict(self, moving: Tensor, fixed: Tensor, volume: Volume) -> Tensor:
         """theta [B, 6] in [-1, 1], B that of `fixed` or, for one X-ray, of `moving`."""
