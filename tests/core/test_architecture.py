@@ -145,7 +145,7 @@ def test_one_word_means_one_thing() -> None:
 
 
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
-    "": 1_110,  # the modules beside the packages
+    "": 1_100,  # the modules beside the packages
     "_native": 1_275,
     "cli": 4_730,  # info says what was understood of a file
     "conversions": 1_820,  # with landmark files, RTK's parallel beam and JointTrack
