@@ -15,12 +15,12 @@ from torch import Tensor
 
 from drrkit._native import METHODS
 from drrkit.cli.command import Answer, command
-from drrkit.cli.options import Size, check_unit, device_option, existing
+from drrkit.cli.options import Size, argument, device_option, option, read_ct
 from drrkit.geometry import CArm, view_carm
 from drrkit.machine import machine, versions
 from drrkit.phantoms import torso
 from drrkit.projector import Projector
-from drrkit.volume import Volume, read_volume
+from drrkit.volume import Volume
 
 __all__ = ["bench_command"]
 
@@ -33,26 +33,14 @@ LEAST_TURN = 0.1  # s: a turn of short calls is repeated so long
 
 
 @command("bench", epilog="Comparing other projectors needs a checkout: python -m bench.projectors.")
-@click.argument("ct", type=existing, required=False)
-@click.option("--views", type=click.IntRange(1), default=1, help="Per call.")
-@click.option(
-    "--size", type=Size(), default=(200, 200), help="Pixels of a view.  [default: 200x200]"
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=5,
-    help="The methods take turns so often.",
-)
-@click.option("--threads", type=click.IntRange(1), help="On the CPU.  [default: all]")
-@device_option
 def bench_command(
-    ct: Path | None,
-    views: int,
-    size: tuple[int, int],
-    rounds: int,
-    threads: int | None,
-    device: torch.device,
+    *,
+    ct: Path | None = argument(required=False),
+    views: int = option("Per call.", type=click.IntRange(1), default=1),
+    size: tuple[int, int] = option("Pixels of a view.", type=Size(), default="200x200"),
+    rounds: int = option("The methods take turns so often.", type=click.IntRange(1), default=5),
+    threads: int | None = option("On the CPU.  [default: all]", type=click.IntRange(1)),
+    device: torch.device = device_option(),
 ) -> Answer:
     """Measure drrkit's methods on CT (in HU; the built-in torso if none): images and gradients.
 
@@ -88,11 +76,9 @@ def bench_command(
 
 
 def _volume(ct: Path | None, device: torch.device) -> Volume:
-    """In 1/mm, float32."""
-    found = torso(PHANTOM_MM) if ct is None else read_volume(ct)
-    if ct is not None:
-        check_unit(ct, found)
-    return replace(found, labels=None).to(dtype=torch.float32).to_mu().to(device)
+    """In 1/mm."""
+    found = torso(PHANTOM_MM) if ct is None else read_ct(ct)
+    return replace(found, labels=None).to_mu().to(device)
 
 
 def _calls(

@@ -7,6 +7,7 @@ warnings and what would have gone to stdout go to stderr.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,7 @@ import click
 
 from drrkit.cli.configuration import config_option, run_record
 from drrkit.cli.io import json_text
-
-AS_JSON = "drrkit.json"
+from drrkit.cli.options import collected, parameters
 
 
 @dataclass(frozen=True)
@@ -95,45 +95,46 @@ def give(ctx: click.Context, answer: Answer) -> None:
 
     A command that goes on afterwards calls it; the others return their answer.
     """
-    out = ctx.find_object(Stdout)
-    stream = sys.stdout if out is None else out.stream
-    if ctx.meta[AS_JSON]:
+    out = ctx.find_object(Stdout) or Stdout(sys.stdout, as_json=False)
+    if out.as_json:
         text = json_text({**answer.content, "run": run_record(ctx)})
-        click.echo(text, file=stream, nl=False)
+        click.echo(text, file=out.stream, nl=False)
     elif answer.text:
-        click.echo(answer.text, file=stream)
-    if out is not None:
-        out.given = True
+        click.echo(answer.text, file=out.stream)
+    out.given = True
 
 
 class Command(click.Command):
     """A command whose function returns an Answer, or None where it gave one itself."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def invoke(self, ctx: click.Context) -> None:
+        answer = self.answer(ctx)
+        if answer is not None:
+            give(ctx, answer)
+            ctx.exit(answer.code)
 
-        def take(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-            ctx.meta[AS_JSON] = value
+    def answer(self, ctx: click.Context) -> Answer | None:
+        """What the command found, not printed."""
+        return super().invoke(ctx)
+
+
+def command(name: str, **settings: Any) -> Callable[[Callable[..., Answer | None]], Command]:
+    """Makes a function a command with the options that its signature declares, --json and --config.
+
+    See `drrkit.cli.options.option`.
+    """
+
+    def decorate(function: Callable[..., Answer | None]) -> Command:
+        @functools.wraps(function)
+        def called(**values: Any) -> Answer | None:
+            return collected(function, values)
 
         words = "Print one JSON document, for errors, too; all else goes to stderr."
-        option = click.Option(
-            ["--json", "as_json"], is_flag=True, expose_value=False, callback=take, help=words
-        )
-        self.params = [*self.params, config_option(), option]
+        as_json = click.Option(["--json", "as_json"], is_flag=True, expose_value=False, help=words)
+        params = [*parameters(function), config_option(), as_json]
+        return click.command(name, cls=Command, params=params, **settings)(called)
 
-    def invoke(self, ctx: click.Context) -> None:
-        answer = super().invoke(ctx)
-        if answer is None:
-            return
-        if not isinstance(answer, Answer):
-            raise TypeError(f"{ctx.command_path}: expected an Answer, got {type(answer).__name__}")
-        give(ctx, answer)
-        ctx.exit(answer.code)
-
-
-def command(name: str, **settings: Any) -> Callable[[Callable], click.Command]:
-    """Makes a function that returns an Answer a command with --json and --config."""
-    return click.command(name, cls=Command, **settings)
+    return decorate
 
 
 class _Unloaded(click.Command):

@@ -8,16 +8,15 @@ complete one under "run", beside the command, the versions, the seed and the num
 from __future__ import annotations
 
 import difflib
-import json
 import sys
-from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
+from drrkit.cli.io import read_json
+from drrkit.cli.options import collected, parameters
 from drrkit.machine import versions
 
 if sys.version_info >= (3, 11):
@@ -38,8 +37,12 @@ def name_of(ctx: click.Context) -> str:
     return " ".join(names)
 
 
-def run_record(ctx: click.Context) -> dict[str, Any]:
-    """Everything that repeats the command of a context, as JSON has it; --config reads it."""
+def run_record(ctx: click.Context | None = None) -> dict[str, Any]:
+    """Everything that repeats the command of a context, as JSON has it; --config reads it.
+
+    Without a context: the command that is running.
+    """
+    ctx = ctx or click.get_current_context()
     return {
         "command": name_of(ctx),
         "options": recorded_options(ctx),
@@ -63,46 +66,45 @@ def read_configuration(ctx: click.Context, path: Path) -> dict[str, Any]:
     """The options of a command that a configuration or a result gives, by parameter, as words.
 
     Raises:
-        click.BadParameter: no such file; not TOML or JSON; of another command; an unknown option,
+        OSError, ValueError: no such file; not TOML or JSON; of another command; an unknown option,
             or a value that no command line could hold.
     """
     content = _parsed(path)
     run = content.get("run")
     if isinstance(run, dict) and isinstance(run.get("options"), dict):
         if run.get("command") != name_of(ctx):
-            raise click.BadParameter(f"{path} is of drrkit {run.get('command')}.")
+            raise ValueError(f"{path} is of drrkit {run.get('command')}.")
         content = run["options"]
     keys = _keys(ctx.command)
     found = {}
     for given, value in content.items():
         key = given.replace("-", "_")
         if key not in keys:
-            raise click.BadParameter(f"{path}: {_unknown(given, ctx, keys)}")
+            nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
+            raise ValueError(
+                f"{path}: {given!r} is no option of drrkit {name_of(ctx)}, and the file is not a "
+                f"result of it; the nearest option is {nearest[0]!r}."
+            )
         name = str(keys[key].name)
         if name in found:
-            raise click.BadParameter(f"{path}: {given!r} is there twice.")
+            raise ValueError(f"{path}: {given!r} is there twice.")
         if value is not None:
-            found[name] = _value(path, given, keys[key], value)
+            found[name] = _value(f"{path}: {given}", keys[key], value)
     return found
 
 
-def recorded_group(ctx: click.Context, command: click.Command, path: Path, group: Any) -> Any:
-    """A group of options as a result of another command holds them.
-
-    Args:
-        ctx: of the command that asks.
-        command: the other one.
-        path: the result.
-        group: the dataclass of the options, see `drrkit.cli.options.grouped`, without parts.
+def recorded_group(command: click.Command, path: Path, group: Any) -> Any:
+    """A group of options, see `drrkit.cli.options`, as a result of another command holds them.
 
     Raises:
-        click.BadParameter: as `read_configuration`; a file that an option names is gone.
+        OSError, ValueError: as `read_configuration`.
+        click.BadParameter: a file that an option names is gone.
     """
-    names = {field.name for field in fields(group)}
-    options = read_configuration(click.Context(command, ctx.parent, command.name), path)
-    wanted = click.Command(command.name, params=[p for p in command.params if p.name in names])
-    with wanted.make_context(command.name, [], ctx.parent, default_map=options) as other:
-        return group(**other.params)
+    parent = click.get_current_context().parent
+    options = read_configuration(click.Context(command, parent, command.name), path)
+    wanted = click.Command(command.name, params=parameters(group))
+    with wanted.make_context(command.name, [], parent, default_map=options) as other:
+        return collected(group, other.params)
 
 
 def config_option() -> click.Option:
@@ -139,53 +141,42 @@ def _keys(command: click.Command) -> dict[str, click.Parameter]:
 def _parsed(path: Path) -> dict[str, Any]:
     kind = path.suffix.lower()
     if kind not in (".toml", ".json"):
-        raise click.BadParameter(f"{path}: expected a .toml or .json file.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text) if kind == ".toml" else json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise click.BadParameter(f"{path}: it does not parse: {error}") from None
-    except OSError as error:
-        raise click.BadParameter(f"{path}: {error.strerror}") from None
+        raise ValueError(f"{path}: expected a .toml or .json file.")
+    if kind == ".json":
+        content = read_json(path)
+    else:
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: expected TOML; it does not parse: {error}") from None
     if not isinstance(content, dict):
-        raise click.BadParameter(
-            f"{path}: expected a table of options, got {type(content).__name__}."
-        )
+        raise ValueError(f"{path}: expected a table of options, got {type(content).__name__}.")
     return content
 
 
-def _unknown(given: str, ctx: click.Context, keys: Mapping[str, Any]) -> str:
-    nearest = difflib.get_close_matches(given.replace("-", "_"), keys, n=1, cutoff=0.0)
-    return (
-        f"{given!r} is no option of drrkit {name_of(ctx)}, and the file is not a result of it; the "
-        f"nearest option is {nearest[0]!r}."
-    )
-
-
-def _value(path: Path, key: str, param: click.Parameter, value: Any) -> Any:
+def _value(place: str, param: click.Parameter, value: Any) -> Any:
     """A value as words of a command line would give it."""
-    if (isinstance(param, click.Option) and param.multiple) or param.nargs == -1:
-        several = value if isinstance(value, list) else [value]
-        return [_one(path, key, param, one) for one in several]
-    return _one(path, key, param, value)
-
-
-def _one(path: Path, key: str, param: click.Parameter, value: Any) -> Any:
     if isinstance(param, click.Option) and param.is_flag:
         if not isinstance(value, bool):
-            raise click.BadParameter(f"{path}: {key}: expected true or false, got {value!r}.")
+            raise ValueError(f"{place}: expected true or false, got {value!r}.")
         return value
-    if isinstance(value, list) and isinstance(param.type, click.Tuple):
-        return [_word(path, key, one) for one in value]
+    if (isinstance(param, click.Option) and param.multiple) or param.nargs == -1:
+        return [_one(place, param, v) for v in (value if isinstance(value, list) else [value])]
+    return _one(place, param, value)
+
+
+def _one(place: str, param: click.Parameter, value: Any) -> Any:
     separator = getattr(param.type, "separator", None)
+    if isinstance(value, list) and isinstance(param.type, click.Tuple):
+        return [_word(place, one) for one in value]
     if isinstance(value, list) and separator is not None:
-        return separator.join(_word(path, key, one) for one in value)
-    return _word(path, key, value)
+        return separator.join(_word(place, one) for one in value)
+    return _word(place, value)
 
 
-def _word(path: Path, key: str, value: Any) -> str:
+def _word(place: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise click.BadParameter(f"{path}: {key}: expected a word or a number, got {value!r}.")
+        raise ValueError(f"{place}: expected a word or a number, got {value!r}.")
     return str(value)
 
 

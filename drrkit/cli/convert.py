@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
+import inspect
 from collections.abc import Callable
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, get_type_hints
 
 import click
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from drrkit import conversions as to
 from drrkit.cli.command import Answer, command
-from drrkit.cli.io import read_pose, refuse_overwriting, to_line, write_json, write_pose
-from drrkit.cli.options import NumberRange, Numbers, Size, existing
+from drrkit.cli.io import read_json, read_pose, refuse_overwriting, to_line, write_json, write_pose
+from drrkit.cli.options import POSITIVE, Numbers, Size, argument, option
 from drrkit.conversions import CameraView
 from drrkit.files import whole_file
 from drrkit.geometry import Camera, CArm, volume_center
@@ -31,135 +31,6 @@ from drrkit.xray import (
     read_deepfluoro_xray,
 )
 
-
-class Known(NamedTuple):
-    """What besides the file a conversion may need; None where not given, see `_require`."""
-
-    volume: Any
-    size: Any
-    pixel_spacing: Any
-    sdd: Any
-    sod: Any
-
-
-class Format(NamedTuple):
-    """How a view is converted to another tool's, and from it, and what that needs of Known."""
-
-    write: Callable[[Camera, Tensor, Known], Any]
-    read: Callable[[dict[str, Any], Known], CameraView]
-    needs: tuple[str, ...] = ()
-    needs_to_read: tuple[str, ...] = ()
-
-
-def _detector(known: Known) -> Camera:
-    return CArm(known.sdd, known.size, known.pixel_spacing)
-
-
-def _read_rtk(entry: dict[str, Any], known: Known) -> CameraView:
-    numbers = (_tensor(entry[name]) for name in to.RtkView._fields)
-    spacing, origin = tuple(entry["spacing"]), tuple(entry["origin"])
-    return to.from_rtk(to.RtkView(*numbers), known.size, spacing, origin, _isocenter(known))
-
-
-def _write_rtk(camera: Camera, pose: Tensor, known: Known) -> dict[str, Any]:
-    (rows, _), (row, col) = camera.size, camera.pixel_spacing
-    cx, cy = float(camera.K[0, 2]), float(camera.K[1, 2])
-    view = to.to_rtk(camera, pose, _isocenter(known))
-    return {
-        **view._asdict(),
-        "spacing": (col, row),
-        "origin": (-cx * col, -(rows - 1 - cy) * row),
-        "size": camera.size,
-    }
-
-
-def _isocenter(known: Known) -> Tensor | None:
-    return None if known.volume is None else volume_center(known.volume)
-
-
-def _read_deepfluoro(entry: dict[str, Any], known: Known) -> CameraView:
-    view = _view(to.DeepfluoroView, entry)
-    size = (int(view.num_rows), int(view.num_cols))
-    pitch = (float(view.pixel_row_spacing), float(view.pixel_col_spacing))
-    return to.from_deepfluoro(view.intrinsic, view.extrinsic, view.cam_to_volume, size, pitch)
-
-
-def _read_angles(entry: dict[str, Any], known: Known) -> CameraView:
-    found = to.DicomAngles(*(_tensor(entry[name]) for name in to.DicomAngles._fields))
-    pose = to.from_dicom_angles(
-        found.primary,
-        found.secondary,
-        found.source_to_isocenter,
-        known.volume,
-        roll=found.roll,
-        isocenter=found.isocenter,
-    )
-    return CameraView(_detector(known), pose)
-
-
-FORMATS: dict[str, Format] = {
-    "opencv": Format(
-        lambda c, p, g: to.to_opencv(c, p),
-        lambda e, g: to.from_opencv(_of(e, "K"), _of(e, "R"), _of(e, "t"), g.size, g.sdd),
-        needs_to_read=("size", "sdd"),
-    ),
-    "nanodrr": Format(
-        lambda c, p, g: to.to_nanodrr(c, p), lambda e, g: to.from_nanodrr(_view(to.NanodrrView, e))
-    ),
-    "diffdrr": Format(
-        lambda c, p, g: to.to_diffdrr(c, p, g.volume),
-        lambda e, g: to.from_diffdrr(_view(to.DiffdrrView, e), g.volume),
-        ("volume",),
-        ("volume",),
-    ),
-    "deepdrr": Format(
-        lambda c, p, g: to.to_deepdrr(c, p),
-        lambda e, g: to.from_deepdrr(_view(to.DeepdrrView, e), g.size, g.sdd),
-        needs_to_read=("size", "sdd"),
-    ),
-    "xreg": Format(
-        lambda c, p, g: to.to_xreg(c, p)[0],
-        lambda e, g: to.from_xreg(_view(to.XregView, e), g.size),
-        needs_to_read=("size",),
-    ),
-    "deepfluoro": Format(lambda c, p, g: to.to_deepfluoro(c, p), _read_deepfluoro),
-    "astra": Format(
-        lambda c, p, g: {"vectors": to.to_astra(c, p, g.volume)},
-        lambda e, g: to.from_astra(_of(e, "vectors"), g.size, g.volume),
-        ("volume",),
-        ("volume", "size"),
-    ),
-    "leap": Format(
-        lambda c, p, g: to.to_leap(c, p, g.volume),
-        lambda e, g: to.from_leap(_view(to.LeapView, e), g.size, g.volume),
-        ("volume",),
-        ("volume", "size"),
-    ),
-    "tigre": Format(
-        lambda c, p, g: to.to_tigre(c, p, g.volume),
-        lambda e, g: to.from_tigre(_view(to.TigreView, e), g.volume),
-        ("volume",),
-        ("volume",),
-    ),
-    "rtk": Format(_write_rtk, _read_rtk, needs_to_read=("size",)),
-    "plastimatch": Format(
-        lambda c, p, g: to.to_plastimatch(c, p, g.volume)[0],
-        lambda e, g: to.from_plastimatch(_view(to.PlastimatchView, e)),
-        ("volume",),
-    ),
-    "dicom": Format(
-        lambda c, p, g: to.to_dicom_angles(c, p, g.volume),
-        _read_angles,
-        ("volume",),
-        ("volume", "size", "sdd", "pixel_spacing"),
-    ),
-    "prost": Format(
-        lambda c, p, g: {"theta": to.to_prost(p, g.volume, g.sod)},
-        lambda e, g: CameraView(_detector(g), to.from_prost(_of(e, "theta"), g.volume, g.sod)),
-        ("volume", "sod"),
-        ("volume", "size", "sdd", "sod", "pixel_spacing"),
-    ),
-}
 OPTIONS = {
     "volume": "--ct",
     "size": "--size",
@@ -167,45 +38,115 @@ OPTIONS = {
     "sod": "--sod",
     "pixel_spacing": "--pixel-spacing",
 }
+"""What besides the file a converter may need, by the names of its arguments."""
+
+
+def _to_rtk(camera: Camera, world_to_camera: Tensor, isocenter: Any = None) -> dict[str, Any]:
+    (rows, _), (row, col) = camera.size, camera.pixel_spacing
+    cx, cy = float(camera.K[0, 2]), float(camera.K[1, 2])
+    origin = (-cx * col, -(rows - 1 - cy) * row)
+    view = to.to_rtk(camera, world_to_camera, isocenter)
+    return {**view._asdict(), "spacing": (col, row), "origin": origin, "size": camera.size}
+
+
+def _from_rtk(
+    view: to.RtkView, spacing: Any, origin: Any, size: Any, isocenter: Any = None
+) -> CameraView:
+    return to.from_rtk(view, size, tuple(spacing.tolist()), tuple(origin.tolist()), isocenter)
+
+
+def _from_rtk_file(path: Path, size: Any, pixel_spacing: Any, isocenter: Any = None) -> CameraView:
+    """RTK's geometry file, which does not hold where the images' pixels are: centred here."""
+    (rows, cols), (row, col) = size, pixel_spacing
+    origin = (-(cols - 1) / 2 * col, -(rows - 1) / 2 * row)
+    return to.from_rtk(to.read_rtk_geometry(path), size, (col, row), origin, isocenter)
+
+
+def _from_deepfluoro(view: to.DeepfluoroView) -> CameraView:
+    size = (int(view.num_rows), int(view.num_cols))
+    pitch = (float(view.pixel_row_spacing), float(view.pixel_col_spacing))
+    return to.from_deepfluoro(view.intrinsic, view.extrinsic, view.cam_to_volume, size, pitch)
+
+
+def _from_dicom(
+    view: to.DicomAngles, volume: Any, size: Any, sdd: Any, pixel_spacing: Any
+) -> CameraView:
+    angles = view.primary, view.secondary, view.source_to_isocenter
+    more = {"roll": view.roll, "isocenter": view.isocenter}
+    pose = to.from_dicom_angles(*angles, volume, **more)
+    return CameraView(CArm(sdd, size, pixel_spacing), pose)
+
+
+def _from_prost(
+    theta: Tensor, volume: Any, size: Any, sdd: Any, sod: Any, pixel_spacing: Any
+) -> CameraView:
+    return CameraView(CArm(sdd, size, pixel_spacing), to.from_prost(theta, volume, sod))
+
+
+def _from_slicer(path: Path, size: Any, sdd: Any, pixel_spacing: Any) -> CameraView:
+    return CameraView(CArm(sdd, size, pixel_spacing), to.read_itk_transform(path)[None])
+
+
+FORMATS: dict[str, tuple[Callable[..., Any], Callable[..., CameraView]]] = {
+    "opencv": (to.to_opencv, to.from_opencv),
+    "nanodrr": (to.to_nanodrr, to.from_nanodrr),
+    "diffdrr": (to.to_diffdrr, to.from_diffdrr),
+    "deepdrr": (to.to_deepdrr, to.from_deepdrr),
+    "xreg": (to.to_xreg, to.from_xreg),
+    "deepfluoro": (to.to_deepfluoro, _from_deepfluoro),
+    "astra": (to.to_astra, to.from_astra),
+    "leap": (to.to_leap, to.from_leap),
+    "tigre": (to.to_tigre, to.from_tigre),
+    "rtk": (_to_rtk, _from_rtk),
+    "plastimatch": (to.to_plastimatch, to.from_plastimatch),
+    "dicom": (to.to_dicom_angles, _from_dicom),
+    "prost": (to.to_prost, _from_prost),
+}
+"""Tools whose views are JSON here: to a view and from it, with arguments found by their names."""
 FILES = ("slicer", "mayacam", "mayacam1")
-"""Formats with files of their own: .tfm, .txt and .csv; the others are JSON here."""
+"""Formats with files of their own: .tfm, .txt and .csv."""
+
+
+def _called(converter: Callable[..., Any], known: dict[str, Any]) -> Any:
+    """Calls a converter with what is known of its arguments.
+
+    Raises:
+        click.UsageError: an option is missing.
+        KeyError: something else is missing.
+    """
+    wanted = inspect.signature(converter).parameters
+    needed = [n for n, p in wanted.items() if p.default is p.empty and known.get(n) is None]
+    if missing := [OPTIONS[name] for name in needed if name in OPTIONS]:
+        raise click.UsageError(f"this format needs {', '.join(missing)}.")
+    if needed:
+        raise KeyError(needed[0])
+    return converter(**{name: known[name] for name in wanted if known.get(name) is not None})
 
 
 @command("convert")
-@click.argument("view", type=existing)
-@click.option("--from", "source", type=click.Choice([*FORMATS, *FILES]), help="VIEW's format.")
-@click.option("--to", "target", type=click.Choice([*FORMATS, *FILES]), help="What to write.")
-@click.option(
-    "--output", "-o", required=True, type=click.Path(path_type=Path), help="The file, or folder."
-)
-@click.option("--ct", type=existing, help="The CT, for tools whose world is the volume's.")
-@click.option("--size", type=Size(), help="Of the image, where the format does not hold it.")
-@click.option("--pixel-spacing", type=Numbers("MM[,MM]", (1, 2), positive=True))
-@click.option("--sdd", type=NumberRange(0, min_open=True), help="Source to detector, mm.")
-@click.option("--sod", type=NumberRange(0, min_open=True), help="Source to isocentre, mm.")
-@click.option("--specimen", help="Of DeepFluoro's file, such as 17-1882.")
-@click.option("--projection", type=click.IntRange(0), help="Its number, from 0.")
-@click.option("--bone", type=click.Choice(DEEPFLUORO_BONES), default="pelvis")
-@click.option(
-    "--border",
-    type=click.IntRange(0),
-    default=50,
-    help="Pixels of DeepFluoro's images cut off all around.",
-)
 def convert_command(
-    view: Path,
-    source: str | None,
-    target: str | None,
-    output: Path,
-    ct: Path | None,
-    size: tuple[int, int] | None,
-    pixel_spacing: tuple[float, ...] | None,
-    sdd: float | None,
-    sod: float | None,
-    specimen: str | None,
-    projection: int | None,
-    bone: str,
-    border: int,
+    *,
+    view: Path = argument(),
+    source: str | None = option("VIEW's format.", "--from", type=click.Choice([*FORMATS, *FILES])),
+    target: str | None = option("What to write.", "--to", type=click.Choice([*FORMATS, *FILES])),
+    output: Path = option(
+        "The file, or folder.", "--output", "-o", required=True, type=click.Path(path_type=Path)
+    ),
+    ct: Path | None = option("The CT, for tools whose world is the volume's."),
+    size: tuple[int, int] | None = option(
+        "Of the image, where the format does not hold it.", type=Size()
+    ),
+    pixel_spacing: tuple[float, ...] | None = option(
+        type=Numbers("MM[,MM]", (1, 2), positive=True)
+    ),
+    sdd: float | None = option("Source to detector, mm.", type=POSITIVE),
+    sod: float | None = option("Source to isocentre, mm.", type=POSITIVE),
+    specimen: str | None = option("Of DeepFluoro's file, such as 17-1882."),
+    projection: int | None = option("Its number, from 0.", type=click.IntRange(0)),
+    bone: str = option(type=click.Choice(DEEPFLUORO_BONES), default="pelvis"),
+    border: int = option(
+        "Pixels of DeepFluoro's images cut off all around.", type=click.IntRange(0), default=50
+    ),
 ) -> Answer:
     """Convert VIEW, a pose file or result of register, to another tool's format, or from it.
 
@@ -227,11 +168,13 @@ def convert_command(
     if source == target:
         raise click.UsageError("give --from or --to: a pose file stays a pose file.")
     refuse_overwriting([output], [view, ct])
-    known = Known(None if ct is None else read_volume(ct), size, pixel_spacing, sdd, sod)
+    volume = None if ct is None else read_volume(ct)
+    known = {"volume": volume, "size": size, "pixel_spacing": pixel_spacing, "sdd": sdd, "sod": sod}
+    known["isocenter"] = None if volume is None else volume_center(volume)
     camera, pose, flip = _read(view, source, known)
     if len(pose) != 1:
         raise ValueError(f"{view}: expected one view, got {len(pose)}")
-    _write(output, target, camera, pose, known)
+    _write(output, target, {**known, "camera": camera, "world_to_camera": pose})
     if flip:
         axes = " and ".join("rows" if dim == -2 else "columns" for dim in flip)
         click.echo(f"Note: flip the {axes} of this tool's images to get drrkit's.", err=True)
@@ -239,49 +182,37 @@ def convert_command(
     return Answer(content, f"wrote {output}")
 
 
-def _read(path: Path, tool: str | None, known: Known) -> CameraView:
-    if tool is None or tool == "slicer":
-        if tool == "slicer":
-            _require(known, ("size", "sdd", "pixel_spacing"))
-            return CameraView(_detector(known), to.read_itk_transform(path)[None])
+def _read(path: Path, tool: str | None, known: dict[str, Any]) -> CameraView:
+    if tool is None:
         stored = read_pose(path)
         if stored.camera is None:
             raise ValueError(f"{path}: expected a pose file with its camera")
         return CameraView(stored.camera, stored.world_to_camera[None])
-    if tool in ("mayacam", "mayacam1"):
-        _require(known, ("sdd",))
-        return to.read_mayacam(path, float(known.sdd or 0.0))
-    if tool == "rtk" and path.suffix.lower() == ".xml":
-        return _read_rtk_file(path, known)
     if tool == "opencv" and path.suffix.lower() in STORAGE_SUFFIXES:
-        view, distortion = read_calibration(path, known.size, known.sdd)
+        view, distortion = read_calibration(path, known["size"], known["sdd"])
         if distortion is not None:
             click.echo("Warning: the lens distortion is left out.", err=True)
         return view
-    _require(known, FORMATS[tool].needs_to_read)
+    files = {"slicer": _from_slicer, **dict.fromkeys(("mayacam", "mayacam1"), to.read_mayacam)}
+    if tool in files or (tool == "rtk" and path.suffix.lower() == ".xml"):
+        return _called(files.get(tool, _from_rtk_file), {**known, "path": path})
+    converter = FORMATS[tool][1]
+    entry = read_json(path)
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(entry, dict):
             raise TypeError(f"expected an object, got {type(entry).__name__}")
-        return FORMATS[tool].read(entry, known)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON ({error})") from None
+        own = {name: _tensor(value) for name, value in entry.items() if name not in known}
+        if "view" in (hints := get_type_hints(converter)):
+            own["view"] = _view(hints["view"], entry)
+        return _called(converter, {**own, **known})
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]!r} of a {tool} view is missing") from None
     except TypeError as error:
         raise ValueError(f"{path}: not a {tool} view: {error}") from None
 
 
-def _read_rtk_file(path: Path, known: Known) -> CameraView:
-    """RTK's geometry file, which does not hold where the images' pixels are: centred here."""
-    _require(known, ("size", "pixel_spacing"))
-    (rows, cols), (row, col) = known.size, known.pixel_spacing
-    origin = (-(cols - 1) / 2 * col, -(rows - 1) / 2 * row)
-    view = to.read_rtk_geometry(path)
-    return to.from_rtk(view, known.size, (col, row), origin, _isocenter(known))
-
-
-def _write(path: Path, tool: str | None, camera: Camera, pose: Tensor, known: Known) -> None:
+def _write(path: Path, tool: str | None, known: dict[str, Any]) -> None:
+    camera, pose = known["camera"], known["world_to_camera"]
     if tool is None:
         write_pose(path, pose, camera)
     elif tool == "slicer":
@@ -289,24 +220,18 @@ def _write(path: Path, tool: str | None, camera: Camera, pose: Tensor, known: Kn
     elif tool in ("mayacam", "mayacam1"):
         to.write_mayacam(path, camera, pose, version=1 if tool == "mayacam1" else 2)
     elif tool == "rtk" and path.suffix.lower() == ".xml":
-        to.write_rtk_geometry(path, to.to_rtk(camera, pose, _isocenter(known)))
+        to.write_rtk_geometry(path, to.to_rtk(camera, pose, known["isocenter"]))
     else:
-        _require(known, FORMATS[tool].needs)
-        found = FORMATS[tool].write(camera, pose, known)
-        if is_dataclass(found) and not isinstance(found, type):
-            found = asdict(found)
-        entries = found if isinstance(found, dict) else found._asdict()
-        write_json(path, {"tool": tool, **{name: _plain(v) for name, v in entries.items()}})
-
-
-def _require(known: Known, names: tuple[str, ...]) -> None:
-    missing = [OPTIONS[name] for name in names if getattr(known, name) is None]
-    if missing:
-        raise click.UsageError(f"this format needs {', '.join(missing)}.")
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, Tensor) else value
+        converter, back = FORMATS[tool]
+        found = _called(converter, known)
+        if isinstance(found, Tensor):
+            found = {next(iter(inspect.signature(back).parameters)): found}
+        elif not isinstance(found, dict):
+            if type(found) in (list, tuple):  # several views; a view and the axes to flip
+                found = found[0]
+            found = vars(found) if is_dataclass(found) else found._asdict()
+        plain = {n: v.tolist() if isinstance(v, Tensor) else v for n, v in found.items()}
+        write_json(path, {"tool": tool, **plain})
 
 
 def _tensor(value: Any) -> Any:
@@ -314,19 +239,19 @@ def _tensor(value: Any) -> Any:
     return torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value
 
 
-def _of(entry: dict[str, Any], name: str) -> Any:
-    return _tensor(entry[name])
-
-
 def _view(kind: Any, entry: dict[str, Any]) -> Any:
     """The named tuple or dataclass of a format from JSON."""
-    two_numbers = {"nDetector", "dDetector", "offDetector"}
-    if is_dataclass(kind):
-        names = kind.__dataclass_fields__
-        values = {n: tuple(entry[n]) if isinstance(entry[n], list) else entry[n] for n in names}
-        return kind(**values)
-    fields: tuple[str, ...] = kind._fields
-    return kind(**{n: tuple(entry[n]) if n in two_numbers else _tensor(entry[n]) for n in fields})
+    pairs = {"nDetector", "dDetector", "offDetector"}
+    names = kind.__dataclass_fields__ if is_dataclass(kind) else kind._fields
+    as_tuple = set(names) if is_dataclass(kind) else pairs
+    return kind(
+        **{
+            name: tuple(entry[name])
+            if name in as_tuple and isinstance(entry[name], list)
+            else _tensor(entry[name])
+            for name in names
+        }
+    )
 
 
 def _extract_deepfluoro(

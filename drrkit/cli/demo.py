@@ -16,7 +16,16 @@ from torch.nn import functional
 
 from drrkit.cli.command import Answer, command
 from drrkit.cli.io import write_pose
-from drrkit.cli.options import SDD, SOD, device_option, out_option, quiet_option, seed_option
+from drrkit.cli.options import (
+    PIXEL_SPACING,
+    SDD,
+    SIZE,
+    SOD,
+    device_option,
+    out_option,
+    quiet_option,
+    seed_option,
+)
 from drrkit.cli.register import INTERRUPTED, register_command
 from drrkit.geometry import CArm, perturb, view_ap, volume_center
 from drrkit.metrics import mtre, rotation_error, translation_error
@@ -27,7 +36,6 @@ from drrkit.xray import simulate_xray
 
 __all__ = ["demo_command"]
 
-SIZE, PIXEL_SPACING = (256, 256), 1.4
 SUCCESS_MM = 2.0
 TARGETS = 2000
 
@@ -41,13 +49,14 @@ class Errors(NamedTuple):
 
 
 @command("demo")
-@out_option("Folder for the pictures and files; made if missing.", default=Path("demo_out"))
-@seed_option("Of start and noise.")
-@device_option
-@quiet_option
-@click.pass_context
 def demo_command(
-    ctx: click.Context, out: Path, seed: int, device: torch.device, quiet: bool
+    *,
+    out: Path = out_option(
+        "Folder for the pictures and files; made if missing.", default=Path("demo_out")
+    ),
+    seed: int = seed_option("Of start and noise."),
+    device: torch.device = device_option(),
+    quiet: bool = quiet_option(),
 ) -> Answer:
     """Simulate an X-ray of the torso phantom, start 10-15 degrees and 20-30 mm off, register it.
 
@@ -64,11 +73,11 @@ def demo_command(
     xray = simulate_xray(ct, camera, truth, seed=seed)
     start = perturb(truth, random_offset(seed), volume_center(ct))
     write_volume(ct, out / "ct.nii.gz")
-    save_image(xray, out / "xray.nii.gz", pixel_spacing=(PIXEL_SPACING, PIXEL_SPACING))
+    save_image(xray, out / "xray.nii.gz", pixel_spacing=PIXEL_SPACING)
     save_image(to_display(xray), out / "xray.png")
     write_pose(out / "start.json", start, camera)
     words = [str(out / "ct.nii.gz"), str(out / "xray.nii.gz"), "--init", str(out / "start.json")]
-    found = _registered(ctx, words, out, seed, device, quiet)
+    found = _registered(words, out, seed, device, quiet)
     if found.code == INTERRUPTED:
         return found
     pose = torch.tensor(found.content["world_to_camera"], dtype=torch.float64)
@@ -101,16 +110,16 @@ def demo_command(
 
 
 def _registered(
-    ctx: click.Context, words: list[str], out: Path, seed: int, device: torch.device, quiet: bool
+    words: list[str], out: Path, seed: int, device: torch.device, quiet: bool
 ) -> Answer:
     """What drrkit register answers; it leaves found.json and overlay.png."""
     words = [*words, "-o", str(out / "found.json"), "--overlay", str(out / "overlay.png")]
     words += ["--seed", str(seed), "--device", str(device), *(["-q"] if quiet else [])]
-    # Without --json: that one is the demo's own.
-    params = [p for p in register_command.params if p.name != "as_json"]
-    plain = click.Command("register", params=params, callback=register_command.callback)
-    with plain.make_context("register", words, ctx.parent) as other:
-        return plain.invoke(other)
+    parent = click.get_current_context().parent
+    with register_command.make_context("register", words, parent) as ctx:
+        found = register_command.answer(ctx)
+    assert found is not None
+    return found
 
 
 def _program() -> str:

@@ -13,7 +13,7 @@ import torch
 from drrkit.cli.command import Answer, command
 from drrkit.cli.configuration import run_record
 from drrkit.cli.io import write_json
-from drrkit.cli.options import check_unit, device_option, existing, out_option, quiet_option
+from drrkit.cli.options import argument, device_option, option, out_option, quiet_option, read_ct
 from drrkit.cli.register import (
     INTERRUPTED,
     REGRESSOR_FILE,
@@ -36,7 +36,6 @@ from drrkit.evaluation import (
 )
 from drrkit.machine import machine
 from drrkit.phantoms import torso
-from drrkit.volume import read_volume
 
 PHANTOM_MM = 2.0
 SCHEMA_VERSION = 1
@@ -49,53 +48,38 @@ SCHEMA_VERSION = 1
     "mTRE of the best 50, 75 and 95 %, percentiles of all errors, capture range and run time; "
     "evaluation.json, what was run on what.",
 )
-@click.argument("cts", nargs=-1, type=existing)
-@out_option("Folder for the results; an evaluation found there is resumed.")
-@click.option(
-    "--protocol",
-    "protocols",
-    multiple=True,
-    default=("narrow",),
-    type=click.Choice(list(PROTOCOLS)),
-    help="How far off starts are; may be repeated.",
-)
-@click.option(
-    "--registration",
-    "methods",
-    multiple=True,
-    default=("global",),
-    type=click.Choice(list(METHODS)),
-    help="What is evaluated; may be repeated.",
-)
-@click.option(
-    "--similarity",
-    "similarities",
-    multiple=True,
-    type=SimilarityName(),
-    help="Of the last stage, instead of its own: any loss of drrkit.losses, mi, nmi, mattes_mi, or "
-    "unit_NAME, which maps both images to [0, 1] first. The file of a trained similarity: instead "
-    "of --registration, its descent, CMA-ES and Levenberg-Marquardt. May be repeated.",
-)
-@click.option("--all-stages", is_flag=True, help="--similarity is that of all stages.")
-@click.option("--cases", type=click.IntRange(1), default=100, help="Of every CT.")
-@click.option("--starved", is_flag=True, help="Photon-starved X-rays.")
-@click.option("--shifted", is_flag=True, help="Another gamma, an uneven field, inversion.")
-@device_option
-@quiet_option
-@click.pass_context
 def evaluate_command(
-    ctx: click.Context,
-    cts: tuple[Path, ...],
-    out: Path,
-    protocols: tuple[str, ...],
-    methods: tuple[str, ...],
-    similarities: tuple[str | Path, ...],
-    all_stages: bool,
-    cases: int,
-    starved: bool,
-    shifted: bool,
-    device: torch.device,
-    quiet: bool,
+    *,
+    cts: tuple[Path, ...] = argument(nargs=-1),
+    out: Path = out_option("Folder for the results; an evaluation found there is resumed."),
+    protocols: tuple[str, ...] = option(
+        "How far off starts are; may be repeated.",
+        "--protocol",
+        multiple=True,
+        default=("narrow",),
+        type=click.Choice(list(PROTOCOLS)),
+    ),
+    methods: tuple[str, ...] = option(
+        "What is evaluated; may be repeated.",
+        "--registration",
+        multiple=True,
+        default=("global",),
+        type=click.Choice(list(METHODS)),
+    ),
+    similarities: tuple[str | Path, ...] = option(
+        "Of the last stage, instead of its own: any loss of drrkit.losses, mi, nmi, mattes_mi, or "
+        "unit_NAME, which maps both images to [0, 1] first. The file of a trained similarity: its "
+        "descent, CMA-ES and Levenberg-Marquardt, instead of --registration. May be repeated.",
+        "--similarity",
+        multiple=True,
+        type=SimilarityName(),
+    ),
+    all_stages: bool = option("--similarity is that of all stages."),
+    cases: int = option("Of every CT.", type=click.IntRange(1), default=100),
+    starved: bool = option("Photon-starved X-rays."),
+    shifted: bool = option("Another gamma, an uneven field, inversion."),
+    device: torch.device = device_option(),
+    quiet: bool = quiet_option(),
 ) -> Answer | None:
     """Register simulated X-rays of CTS (in HU; the built-in torso if none) from random starts.
 
@@ -115,7 +99,7 @@ def evaluate_command(
     out.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         described = _described(chosen, pipelines, subjects, cases)
-        write_json(out / "evaluation.json", {**described, "run": run_record(ctx)})
+        write_json(out / "evaluation.json", {**described, "run": run_record()})
     wanted = {
         (method, protocol.name, subject.name, number)
         for method in pipelines
@@ -152,8 +136,7 @@ def _subjects(paths: Sequence[Path], device: torch.device) -> list[Subject]:
 
 
 def _subject(path: Path, name: str, device: torch.device) -> Subject:
-    ct = read_volume(path).to(dtype=torch.float32)
-    check_unit(path, ct)
+    ct = read_ct(path)
     try:
         return Subject.of(name, ct).to(device)
     except ValueError as error:

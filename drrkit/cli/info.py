@@ -13,7 +13,7 @@ from torch.nn import functional
 from drrkit.cli.command import Answer, command
 from drrkit.cli.doctor import installation
 from drrkit.cli.io import camera_as_dict, read_pose, refuse_overwriting
-from drrkit.cli.options import OutputFile, existing
+from drrkit.cli.options import OutputFile, argument, option
 from drrkit.files import whole_file
 from drrkit.geometry import Camera
 from drrkit.volume import READ_SUFFIXES, DicomFile, Volume, inspect_volume, is_dicom, read_image
@@ -23,17 +23,13 @@ __all__ = ["info_command"]
 
 
 @command("info")
-@click.argument("view", type=existing, required=False)
-@click.option("--ct", type=existing, help="The CT that VIEW shows.")
-@click.option("--series", metavar="UID", help="Series of a DICOM folder that holds several.")
-@click.option("--scene", type=OutputFile(".svg"), help="Drawing of C-arm and CT.")
-@click.option("--picture", type=OutputFile(".png"), help="Picture of the image in the file.")
 def info_command(
-    view: Path | None,
-    ct: Path | None,
-    series: str | None,
-    scene: Path | None,
-    picture: Path | None,
+    *,
+    view: Path | None = argument(required=False),
+    ct: Path | None = option("The CT that VIEW shows."),
+    series: str | None = option("Series of a DICOM folder that holds several.", metavar="UID"),
+    scene: Path | None = option("Drawing of C-arm and CT.", type=OutputFile(".svg")),
+    picture: Path | None = option("Picture of the image in the file.", type=OutputFile(".png")),
 ) -> Answer:
     """Versions, what drrkit was compiled for, and the devices it can use.
 

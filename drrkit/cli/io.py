@@ -35,22 +35,31 @@ class PoseFile(NamedTuple):
     camera: Camera | None
 
 
-def read_pose(path: Path) -> PoseFile:
-    """Reads a pose file.
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
 
     Raises:
-        OSError: the file cannot be opened.
-        ValueError: it is not JSON, of a newer schema, or its pose or camera mean nothing.
+        OSError: it cannot be opened.
+        ValueError: it is empty, binary or does not parse.
     """
     try:
         text = path.read_text(encoding="utf-8")
         if not text.strip():
-            raise ValueError(f"{path}: expected a pose as JSON, got an empty file")
-        content = json.loads(text)
+            raise ValueError(f"{path}: expected JSON, got an empty file")
+        return json.loads(text)
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: expected a pose as JSON, got a binary file") from None
+        raise ValueError(f"{path}: expected JSON, got a binary file") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: expected a pose as JSON; it does not parse: {error}") from None
+        raise ValueError(f"{path}: expected JSON; it does not parse: {error}") from None
+
+
+def read_pose(path: Path) -> PoseFile:
+    """Reads a pose file.
+
+    Raises:
+        OSError, ValueError: as read_json; of a newer schema; its pose or camera mean nothing.
+    """
+    content = read_json(path)
     if isinstance(content, list):
         content = {"world_to_camera": content}
     if not isinstance(content, dict) or "world_to_camera" not in content:
@@ -89,15 +98,9 @@ def camera_as_dict(camera: Camera) -> dict[str, Any]:
         "sdd": float(camera.sdd),
         "beam": camera.beam,
         "origin": camera.origin,
-        "pixel_spacing": list(pixel_pitch(camera)),
+        "pixel_spacing": list(camera.pixel_spacing),
         "principal_point": [float(camera.K[0, 2]), float(camera.K[1, 2])],
     }
-
-
-def pixel_pitch(camera: Camera) -> tuple[float, float]:
-    """(row, col) mm at the detector of a single camera, as numbers."""
-    row, col = camera.pixel_spacing
-    return float(row), float(col)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,15 +1,21 @@
-"""Types of values, and the options that several commands share: CT, camera, pose, device, seed."""
+"""How options are declared, and those that several commands share: CT, camera, pose, device, seed.
+
+A command is a function, and a group of options a dataclass; `option` and `argument` are the
+defaults of their parameters and fields. The type follows from the annotation where none is given: a
+bool is a flag, a float any finite number, a Path one that exists, a Literal one of its words.
+"""
 
 from __future__ import annotations
 
-import functools
+import inspect
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import Field, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 import torch
@@ -17,7 +23,6 @@ from click.shell_completion import CompletionItem
 from torch import Tensor
 
 from drrkit._native import METHODS
-from drrkit.cli.io import pixel_pitch
 from drrkit.geometry import (
     Camera,
     CArm,
@@ -32,6 +37,7 @@ from drrkit.geometry import (
 from drrkit.volume import Volume, read_volume
 
 SDD, SOD, ENERGY_KEV = 1020.0, 800.0, 70.0
+SIZE, PIXEL_SPACING = (256, 256), (1.4, 1.4)
 VIEWS = {
     "AP": view_ap,
     "PA": view_pa,
@@ -40,8 +46,6 @@ VIEWS = {
 }
 
 # ---- types: each turns a word into a value or says what it expected
-
-existing = click.Path(exists=True, path_type=Path)
 
 
 class Size(click.ParamType):
@@ -78,48 +82,40 @@ class NumberRange(_Finite, click.FloatRange):
     """A finite number in a range."""
 
 
+POSITIVE = NumberRange(0, min_open=True)
+
+
 class Numbers(click.ParamType):
     """Finite numbers separated by commas.
 
     Args:
         name: shown in the help.
-        counts: how many numbers may come; a single one stands for all when 1 is among them.
+        counts: how many numbers may come, any if empty; a single one stands for all when 1 is
+            among them.
+        kind: float, or int for whole numbers.
         positive: refuse zero and less.
     """
 
     separator = ","
 
-    def __init__(self, name: str, counts: tuple[int, ...], positive: bool = False) -> None:
-        self.name, self.counts, self.positive = name, counts, positive
+    def __init__(
+        self, name: str, counts: tuple[int, ...] = (), kind: type = float, positive: bool = False
+    ) -> None:
+        self.name, self.counts, self.kind, self.positive = name, counts, kind, positive
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
         if isinstance(value, tuple):
             return value
         try:
-            numbers = tuple(float(word) for word in value.split(","))
+            numbers = tuple(self.kind(word) for word in value.split(","))
         except ValueError:
             numbers = ()
         usable = all(math.isfinite(n) and (n > 0 or not self.positive) for n in numbers)
-        if len(numbers) not in self.counts or not usable:
-            kind = "positive numbers" if self.positive else "numbers"
-            wanted = " or ".join(map(str, self.counts))
-            self.fail(f"expected {wanted} {kind} separated by commas, got {value!r}.", param, ctx)
-        return numbers * max(self.counts) if len(numbers) == 1 else numbers
-
-
-class Integers(click.ParamType):
-    """Whole numbers separated by commas, at least one."""
-
-    name = "N,N,..."
-    separator = ","
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(word) for word in value.split(","))
-        except ValueError:
-            self.fail(f"expected whole numbers separated by commas, got {value!r}.", param, ctx)
+        if not numbers or not usable or (self.counts and len(numbers) not in self.counts):
+            words = " or ".join(map(str, self.counts)), "positive" * self.positive
+            words = *words, "whole" * (self.kind is int), "numbers separated by commas"
+            self.fail(f"expected {' '.join(filter(None, words))}, got {value!r}.", param, ctx)
+        return numbers * max(self.counts, default=1) if len(numbers) == 1 else numbers
 
 
 class OutputFile(click.ParamType):
@@ -138,17 +134,16 @@ class OutputFile(click.ParamType):
         return completions((), incomplete, files=True)
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
-        path = Path(value)
+        path, problem = Path(value), None
         if not path.name.lower().endswith(self.suffixes):
-            choices = ", ".join(self.suffixes)
-            self.fail(f"expected a file name ending in {choices}, got {value!r}.", param, ctx)
-        if not path.parent.is_dir():
-            self.fail(f"the folder {str(path.parent)!r} does not exist.", param, ctx)
-        if path.is_dir():
-            self.fail(f"{value!r} is a folder.", param, ctx)
-        if not os.access(path.parent, os.W_OK):
-            self.fail(f"the folder {str(path.parent)!r} cannot be written to.", param, ctx)
-        return path
+            problem = f"expected a file name ending in {', '.join(self.suffixes)}, got {value!r}."
+        elif not path.parent.is_dir():
+            problem = f"the folder {str(path.parent)!r} does not exist."
+        elif path.is_dir():
+            problem = f"{value!r} is a folder."
+        elif not os.access(path.parent, os.W_OK):
+            problem = f"the folder {str(path.parent)!r} cannot be written to."
+        return path if problem is None else self.fail(problem, param, ctx)
 
 
 class Device(click.ParamType):
@@ -187,108 +182,168 @@ def completions(names: Iterable[str], incomplete: str, files: bool = False) -> l
     return [CompletionItem(incomplete, type="file")] * files + found
 
 
-# ---- groups of options
+# ---- declarations
 
 
-def option(*flags: str, like: Any = None, **settings: Any) -> Any:
-    """A field of a group that is an option of the command line.
+def option(help: str | None = None, *flags: str, **settings: Any) -> Any:
+    """An option of the command line.
 
     Args:
-        flags: default the field's name, in dashes.
-        like: a decorator that `click.option` returned, of the field's name, instead of settings.
-        settings: of `click.option`.
+        help: its line in the help.
+        flags: default the name of the parameter or field, in dashes.
+        settings: of `click.Option`.
     """
-    return field(metadata={"flags": flags, "like": like, "settings": settings})
+    return field(metadata={"class": click.Option, "flags": flags, "help": help, **settings})
 
 
-def part(group: type) -> Any:
-    """A field of a group that is a group itself."""
-    return field(metadata={"part": group})
+def argument(**settings: Any) -> Any:
+    """An argument of the command line; settings of `click.Argument`."""
+    return field(metadata={"class": click.Argument, "flags": (), **settings})
 
 
-def grouped(group: type, name: str) -> Callable[[Callable], Callable]:
-    """Gives a command the options of a group, collected in one argument `name` of that class.
-
-    A group is a dataclass whose fields are made by `option` and `part`.
-    """
-
-    def decorate(command: Callable) -> Callable:
-        @functools.wraps(command)
-        def collected(*args: Any, **kwargs: Any) -> Any:
-            made = taken_from(group, kwargs)
-            return command(*args, **kwargs, **{name: made})
-
-        for decorator in reversed(list(_decorators(group))):
-            collected = decorator(collected)
-        return collected
-
-    return decorate
+def part() -> Any:
+    """A field of a group that is a group itself, a dataclass."""
+    return field()
 
 
-def taken_from(group: Any, values: dict[str, Any]) -> Any:
-    """The group with the values of its fields, which are removed from `values`."""
-    made = {
-        one.name: taken_from(one.metadata["part"], values)
-        if "part" in one.metadata
-        else values.pop(one.name)
-        for one in fields(group)
+def _declared(owner: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Name, annotation and declaration of what a command or a group takes, groups included."""
+    given = getattr(owner, "__dataclass_fields__", None)
+    if given is None:
+        given = {p.name: p.default for p in inspect.signature(owner).parameters.values()}
+    for name, hint in get_type_hints(owner).items():
+        if name in given:
+            yield name, hint, given[name].metadata if isinstance(given[name], Field) else {}
+
+
+def parameters(owner: Any) -> list[click.Parameter]:
+    """The options and arguments of a command's function or of a group, in their order."""
+    found: list[click.Parameter] = []
+    for name, hint, declared in _declared(owner):
+        if is_dataclass(hint):
+            found += parameters(hint)
+            continue
+        settings = {**_type_of(hint), **declared}
+        kind, flags = settings.pop("class"), settings.pop("flags")
+        flags = flags or ((f"--{name.replace('_', '-')}",) if kind is click.Option else ())
+        found.append(kind([name, *flags], **settings))
+    return found
+
+
+def _type_of(hint: Any) -> dict[str, Any]:
+    """The settings that follow from an annotation."""
+    if NoneType in get_args(hint):
+        hint = next(kind for kind in get_args(hint) if kind is not NoneType)
+    if get_origin(hint) is tuple:
+        hint = get_args(hint)[0]
+    if hint is bool:
+        return {"is_flag": True}
+    if get_origin(hint) is Literal:
+        return {"type": click.Choice(get_args(hint))}
+    types = {
+        float: Number(),
+        int: click.INT,
+        Path: click.Path(exists=True, path_type=Path),
+        torch.device: Device(),
     }
-    return group(**made)
+    return {"type": types[hint]} if hint in types else {}
 
 
-def _decorators(group: Any) -> Iterable[Callable]:
-    for one in fields(group):
-        if "part" in one.metadata:
-            yield from _decorators(one.metadata["part"])
-        elif one.metadata["like"] is not None:
-            yield one.metadata["like"]
-        else:
-            flags = one.metadata["flags"] or (f"--{one.name.replace('_', '-')}",)
-            yield click.option(one.name, *flags, **one.metadata["settings"])
+def collected(owner: Any, values: dict[str, Any]) -> Any:
+    """Calls a command's function, or makes a group, with its part of a command line's values."""
+    return owner(
+        **{
+            name: collected(hint, values) if is_dataclass(hint) else values[name]
+            for name, hint, _ in _declared(owner)
+        }
+    )
 
 
-method_option = click.option(
-    "--method", type=click.Choice(METHODS), default="joseph", help="Projector."
-)
-device_option = click.option(
-    "--device", type=Device(), default="auto", help="auto, cpu, cuda or cuda:N."
-)
-quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+def method_option() -> Any:
+    """--method, how rays are integrated."""
+    return option("Projector.", type=click.Choice(METHODS), default="joseph")
 
 
-def seed_option(use: str) -> Callable[[Callable], Callable]:
+def device_option() -> Any:
+    """--device."""
+    return option("auto, cpu, cuda or cuda:N.", default="auto")
+
+
+def quiet_option() -> Any:
+    """--quiet."""
+    return option("No progress on stderr.", "--quiet", "-q")
+
+
+def seed_option(use: str) -> Any:
     """--seed, with its use in words; torch accepts none larger."""
-    return click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help=use)
+    return option(use, type=click.IntRange(0, 2**63 - 1), default=0)
 
 
-def out_option(content: str, **settings: Any) -> Callable[[Callable], Callable]:
+def out_option(content: str, **settings: Any) -> Any:
     """--out, a folder for this content, made if missing; required unless settings say otherwise."""
     kind = click.Path(file_okay=False, path_type=Path)
-    return click.option("--out", type=kind, help=content, **(settings or {"required": True}))
+    return option(content, type=kind, **(settings or {"required": True}))
+
+
+# ---- groups that several commands share
+
+
+def read_ct(path: Path, *, unit: Literal["HU", "mu"] = "HU", **where: Any) -> Volume:
+    """A CT of one channel, checked to be in its unit.
+
+    Args:
+        path: a file, or the folder of a DICOM series.
+        unit: of its values.
+        where: labels and series, as for `read_volume`.
+
+    Raises:
+        OSError, ValueError: as read_volume; several channels; values that cannot be in this unit.
+    """
+    volume = read_volume(path, unit=unit, **where)
+    if volume.values.dim() != 3:
+        channels = volume.values.shape[0]
+        raise ValueError(f"{path}: expected a single-channel volume, got {channels} channels")
+    low, high = (float(value) for value in torch.aminmax(volume.values))
+    found = f"got values from {low:g} to {high:g}"
+    if volume.unit == "HU" and 0 < max(abs(low), abs(high)) <= 10:
+        raise ValueError(
+            f"{path}: expected Hounsfield units (air -1000, water 0), {found}, which look like "
+            "attenuation in 1/mm: use --unit mu"
+        )
+    if volume.unit == "mu" and (low < -0.5 or high > 10):
+        raise ValueError(
+            f"{path}: expected attenuation in 1/mm (water about 0.02), {found}, which look like "
+            "Hounsfield units: leave out --unit mu"
+        )
+    if volume.unit == "HU" and low >= 0 and high > 500:
+        click.echo(
+            f"Warning: {path} has no value below 0, {found}: are these Hounsfield units? "
+            "Air is -1000.",
+            err=True,
+        )
+    return volume
 
 
 @dataclass(frozen=True)
 class CTOptions:
     """How to read the CT; `load` does it."""
 
-    unit: Literal["HU", "mu"] = option(
-        type=click.Choice(["HU", "mu"]), default="HU", help="What the CT's values are; mu is 1/mm."
-    )
+    unit: Literal["HU", "mu"] = option("What the CT's values are; mu is 1/mm.", default="HU")
     energy: float | None = option(
-        type=Number(), help=f"Effective keV for HU to mu, 40 to 120.  [default: {ENERGY_KEV:g}]"
+        f"Effective keV for HU to mu, 40 to 120.  [default: {ENERGY_KEV:g}]"
     )
-    labels: Path | None = option(type=existing, help="Label map on the CT's grid, with --select.")
+    labels: Path | None = option("Label map on the CT's grid, with --select.")
     select: tuple[int, ...] | None = option(
-        type=Integers(), help="Labels to keep; all else becomes air."
+        "Labels to keep; all else becomes air.", type=Numbers("N,N,...", kind=int)
     )
-    series: str | None = option(metavar="UID", help="Series of a DICOM folder that holds several.")
+    series: str | None = option("Series of a DICOM folder that holds several.", metavar="UID")
 
     def load(self, path: Path, device: torch.device) -> Volume:
         """The CT in mu on the device.
 
         Raises:
             click.UsageError: options that contradict each other.
-            OSError, ValueError: as read_volume; values that cannot be in the unit given.
+            OSError, ValueError: as read_ct.
         """
         if self.unit == "mu" and self.energy is not None:
             raise click.UsageError(
@@ -303,11 +358,7 @@ class CTOptions:
         """The CT in its own unit, with the selected labels; raises as `load`."""
         if (self.labels is None) != (self.select is None):
             raise click.UsageError("--labels and --select belong together: give both or none.")
-        volume = read_volume(path, labels=self.labels, series=self.series, unit=self.unit)
-        if volume.values.dim() != 3:
-            channels = volume.values.shape[0]
-            raise ValueError(f"{path}: expected a single-channel volume, got {channels} channels")
-        check_unit(path, volume)
+        volume = read_ct(path, unit=self.unit, labels=self.labels, series=self.series)
         return volume if self.select is None else volume.select(self.select)
 
 
@@ -315,22 +366,25 @@ class CTOptions:
 class CameraOptions:
     """The detector; None where nothing was given."""
 
-    sdd: float | None = option(type=Number(), help=f"Source to detector, mm.  [default: {SDD:g}]")
+    sdd: float | None = option(f"Source to detector, mm.  [default: {SDD:g}]")
     size: tuple[int, int] | None = option(
-        type=Size(), help="Detector's pixels.  [default: the X-ray's, or 256x256]"
+        "Detector's pixels.  [default: the X-ray's, or 256x256]", type=Size()
     )
     pixel_spacing: tuple[float, float] | None = option(
+        "Pitch at the detector, one or ROW,COL.  [default: the X-ray file's, or 1.4]",
         type=Numbers("MM[,MM]", (1, 2), positive=True),
-        help="Pitch at the detector, one or ROW,COL.  [default: the X-ray file's, or 1.4]",
     )
     principal_point: tuple[float, float] | None = option(
+        "Pixel at the foot of the source.  [default: the detector's centre]",
         type=Numbers("COL,ROW", (2,)),
-        help="Pixel at the foot of the source.  [default: the detector's centre]",
     )
-    parallel: bool = option(is_flag=True, help="Parallel rays instead of a cone.")
+    parallel: bool = option("Parallel rays instead of a cone.")
 
     def camera(
-        self, stored: Camera | None, size: tuple[int, int], spacing: tuple[float, float]
+        self,
+        stored: Camera | None,
+        size: tuple[int, int] = SIZE,
+        spacing: tuple[float, float] = PIXEL_SPACING,
     ) -> Camera:
         """The camera: options first, then a pose file's camera, then the size and spacing given.
 
@@ -355,9 +409,8 @@ class CameraOptions:
             float(stored.K[1, 2]) + (rows - old_rows) / 2,
         )
         sdd = float(stored.sdd) if self.sdd is None else self.sdd
-        pitch = self.pixel_spacing or pixel_pitch(stored)
         beam = "parallel" if self.parallel else stored.beam
-        return CArm(sdd, (rows, cols), pitch, foot, beam=beam)
+        return CArm(sdd, (rows, cols), self.pixel_spacing or stored.pixel_spacing, foot, beam=beam)
 
 
 @dataclass(frozen=True)
@@ -365,18 +418,16 @@ class PoseOptions:
     """Where the C-arm stands, in degrees and mm; None where nothing was given."""
 
     primary: float | None = option(
-        type=NumberRange(-360, 360), help="Turn of an AP or PA view about the patient, LAO +."
+        "Turn of an AP or PA view about the patient, LAO +.", type=NumberRange(-360, 360)
     )
     secondary: float | None = option(
-        type=NumberRange(-360, 360), help="Then about the tilted transverse axis, CRA +."
+        "Then about the tilted transverse axis, CRA +.", type=NumberRange(-360, 360)
     )
-    sod: float | None = option(
-        type=Number(), help=f"Source to the CT's centre, mm.  [default: {SOD:g}]"
-    )
+    sod: float | None = option(f"Source to the CT's centre, mm.  [default: {SOD:g}]")
     xi: tuple[float, ...] | None = option(
+        "Then move the patient: rotation vector in degrees about the CT's centre, and mm; camera "
+        "axes.",
         type=Numbers("RX,RY,RZ,X,Y,Z", (6,)),
-        help="Then move the patient: rotation vector in degrees about the CT's centre, and mm; "
-        "camera axes.",
     )
 
     def pose(self, volume: Volume, view: str, stored: Tensor | None) -> Tensor:
@@ -399,31 +450,9 @@ class PoseOptions:
 
     def _named(self, volume: Volume, view: str) -> Tensor:
         sod = SOD if self.sod is None else self.sod
-        angles = [math.radians(angle or 0.0) for angle in (self.primary, self.secondary)]
         if self.primary is None and self.secondary is None:
             return VIEWS[view](volume, sod)
         if view not in ("AP", "PA"):
             raise click.UsageError(f"--primary and --secondary turn an AP or PA view, not {view}.")
+        angles = (math.radians(angle or 0.0) for angle in (self.primary, self.secondary))
         return view_carm(volume, sod, *angles, base=view)
-
-
-def check_unit(path: Path, volume: Volume) -> None:
-    """Raises ValueError for values that cannot be in the volume's unit: the other one, probably."""
-    low, high = (float(value) for value in torch.aminmax(volume.values))
-    found = f"got values from {low:g} to {high:g}"
-    if volume.unit == "HU" and 0 < max(abs(low), abs(high)) <= 10:
-        raise ValueError(
-            f"{path}: expected Hounsfield units (air -1000, water 0), {found}, which look like "
-            "attenuation in 1/mm: use --unit mu"
-        )
-    if volume.unit == "mu" and (low < -0.5 or high > 10):
-        raise ValueError(
-            f"{path}: expected attenuation in 1/mm (water about 0.02), {found}, which look like "
-            "Hounsfield units: leave out --unit mu"
-        )
-    if volume.unit == "HU" and low >= 0 and high > 500:
-        click.echo(
-            f"Warning: {path} has no value below 0, {found}: are these Hounsfield units? "
-            "Air is -1000.",
-            err=True,
-        )

@@ -12,16 +12,14 @@ import click
 import torch
 from torch import Tensor
 
-from drrkit.cli.io import PoseFile, pixel_pitch, read_mask, read_pose, refuse_overwriting, to_line
+from drrkit.cli.io import PoseFile, read_mask, read_pose, refuse_overwriting, to_line
 from drrkit.cli.options import (
     VIEWS,
     CameraOptions,
     CTOptions,
-    Number,
     PoseOptions,
     completions,
     device_option,
-    existing,
     method_option,
     option,
     part,
@@ -51,24 +49,20 @@ class XrayOptions:
     """How to read the X-ray; `load` does it."""
 
     xray_kind: str | None = option(
-        type=click.Choice(XRAY_KINDS),
-        help="line: line integrals. display: a picture, bone bright. inverted: a picture, bone "
+        "line: line integrals. display: a picture, bone bright. inverted: a picture, bone "
         "dark. intensity: proportional to photons, -log(I / I0) is taken.  [default: what a DICOM "
         "file says, else line]",
+        type=click.Choice(XRAY_KINDS),
     )
-    i0: float | None = option(
-        type=Number(), help="Intensity without patient.  [default: the brightest pixel]"
-    )
-    mask: Path | None = option(type=existing, help="Image of pixel weights; 0 leaves a pixel out.")
-    frame: int | None = option(type=int, help="Which image of a run, from 0; -1 is the last.")
+    i0: float | None = option("Intensity without patient.  [default: the brightest pixel]")
+    mask: Path | None = option("Image of pixel weights; 0 leaves a pixel out.")
+    frame: int | None = option("Which image of a run, from 0; -1 is the last.")
     calibration: Path | None = option(
-        type=existing,
-        help="Camera and start: MayaCam (.txt, .csv) or OpenCV's K, R, t (.yml, .xml, .json), with "
-        "--sdd.",
+        "Camera and start: MayaCam (.txt, .csv) or OpenCV's K, R, t (.yml, .xml, .json), with "
+        "--sdd."
     )
     preprocess: bool = option(
-        is_flag=True,
-        help="A detector's raw image: find polarity, I0, collimator and vignette, take -log.",
+        "A detector's raw image: find polarity, I0, collimator and vignette, take -log."
     )
 
     def load(self, path: Path, sdd: float | None, device: torch.device) -> XrayInput:
@@ -142,22 +136,21 @@ class ProblemOptions:
     """How CT, X-ray and start are read; `load` does it."""
 
     init: str | None = option(
+        f"Where to start: a pose file, or one of {', '.join(VIEWS)}.  [default: where the "
+        "X-ray's file says the C-arm stood]",
         metavar="POSE.json|VIEW",
         shell_complete=lambda ctx, param, word: completions(VIEWS, word, files=True),
-        help=f"Where to start: a pose file, or one of {', '.join(VIEWS)}.  [default: where the "
-        "X-ray's file says the C-arm stood]",
     )
     landmarks: Path | None = option(
-        type=existing,
-        help="Where to start instead: a CSV or JSON file with x, y, z (mm, LPS), row, col of "
-        "points seen in the X-ray, six or more; a few may be wrong.",
+        "Where to start instead: a CSV or JSON file with x, y, z (mm, LPS), row, col of "
+        "points seen in the X-ray, six or more; a few may be wrong."
     )
-    xray: XrayOptions = part(XrayOptions)
-    position: PoseOptions = part(PoseOptions)
-    detector: CameraOptions = part(CameraOptions)
-    method: str = option(like=method_option)
-    ct: CTOptions = part(CTOptions)
-    device: torch.device = option(like=device_option)
+    xray: XrayOptions = part()
+    position: PoseOptions = part()
+    detector: CameraOptions = part()
+    method: str = method_option()
+    ct: CTOptions = part()
+    device: torch.device = device_option()
 
     def load(
         self, ct: Path, xray: Path, outputs: Sequence[Path | None], searching: bool
@@ -271,7 +264,7 @@ def xray_camera(detector: CameraOptions, stored: PoseFile | None, xray: Path, fi
             "neither loss nor confidence shows.",
             err=True,
         )
-    used = pixel_pitch(camera)
+    used = camera.pixel_spacing
     if spacing is not None and any(
         abs(a / b - 1) > 0.01 for a, b in zip(used, spacing, strict=True)
     ):

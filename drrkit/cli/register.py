@@ -22,9 +22,9 @@ from drrkit.cli.io import camera_as_dict, write_json
 from drrkit.cli.options import (
     NumberRange,
     OutputFile,
+    argument,
     completions,
-    existing,
-    grouped,
+    option,
     quiet_option,
     seed_option,
 )
@@ -178,47 +178,33 @@ class Stages(click.ParamType):
 
 
 @command("register", epilog="A geometry option overrides the pose file.")
-@click.argument("ct", type=existing)
-@click.argument("xray", type=existing)
-@click.option(
-    "--output", "-o", required=True, type=OutputFile(".json"), help="The result, a pose file too."
-)
-@click.option("--overlay", type=OutputFile(".png"), help="Picture of the pose before and after.")
-@grouped(ProblemOptions, "given")
-@click.option(
-    "--similarity",
-    type=SimilarityName(),
-    help="Similarity of all stages; or the file of a trained one, whose descent comes first, or "
-    "after the search of --stages global.",
-)
-@click.option(
-    "--stages",
-    type=Stages(),
-    default="auto",
-    help="auto: coarse to fine from a start nearby. global: search all around the start first. "
-    "SIMILARITY:DOWNSAMPLE[:STEPS],...: your own.",
-)
-@click.option(
-    "--min-confidence",
-    type=NumberRange(0, 1),
-    default=TRUSTED,
-    help="Confidence below which the result is not accepted (exit code 1).",
-)
-@seed_option("Of the starts that stages draw; the same gives the same result.")
-@quiet_option
-@click.pass_context
 def register_command(
-    ctx: click.Context,
-    ct: Path,
-    xray: Path,
-    output: Path,
-    overlay: Path | None,
+    *,
+    ct: Path = argument(),
+    xray: Path = argument(),
+    output: Path = option(
+        "The result, a pose file too.", "--output", "-o", required=True, type=OutputFile(".json")
+    ),
+    overlay: Path | None = option("Picture of the pose before and after.", type=OutputFile(".png")),
     given: ProblemOptions,
-    similarity: str | Path | None,
-    stages: tuple[Stage | Search, ...],
-    min_confidence: float,
-    seed: int,
-    quiet: bool,
+    similarity: str | Path | None = option(
+        "Similarity of all stages; or the file of a trained one, whose descent comes first, or "
+        "after the search of --stages global.",
+        type=SimilarityName(),
+    ),
+    stages: tuple[Stage | Search, ...] = option(
+        "auto: coarse to fine from a start nearby. global: search all around the start first. "
+        "SIMILARITY:DOWNSAMPLE[:STEPS],...: your own.",
+        type=Stages(),
+        default="auto",
+    ),
+    min_confidence: float = option(
+        "Confidence below which the result is not accepted (exit code 1).",
+        type=NumberRange(0, 1),
+        default=TRUSTED,
+    ),
+    seed: int = seed_option("Of the starts that stages draw; the same gives the same result."),
+    quiet: bool = quiet_option(),
 ) -> Answer:
     """Find the pose of CT in XRAY: DICOM, .npy, .png, .tif, NIfTI, NRRD or MetaImage.
 
@@ -264,7 +250,7 @@ def register_command(
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "total_seconds": time.perf_counter() - began,
     }
-    write_json(output, {**content, "run": run_record(ctx)})
+    write_json(output, {**content, "run": run_record()})
     if overlay is not None:
         poses = [problem.start[0], result.world_to_camera]
         drawn = pose_overlays(

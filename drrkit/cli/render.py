@@ -12,18 +12,16 @@ from torch import Tensor
 
 from drrkit.cli.command import Answer, command
 from drrkit.cli.configuration import run_record
-from drrkit.cli.io import camera_as_dict, pixel_pitch, read_pose, refuse_overwriting, write_pose
+from drrkit.cli.io import camera_as_dict, read_pose, refuse_overwriting, write_pose
 from drrkit.cli.options import (
     VIEWS,
     CameraOptions,
     CTOptions,
-    Number,
     Numbers,
     OutputFile,
     PoseOptions,
+    argument,
     device_option,
-    existing,
-    grouped,
     method_option,
     option,
     part,
@@ -40,7 +38,6 @@ from drrkit.report import (
 )
 from drrkit.volume import Volume
 
-SIZE, PIXEL_SPACING = (256, 256), (1.4, 1.4)
 CONVERSIONS = {
     "line": lambda line: line,
     "absorption": line_to_absorption,
@@ -61,26 +58,24 @@ class ImageOptions:
     """Where the C-arm stands, its detector, how the CT is read, what is written."""
 
     output: Path = option(
+        ".png: a display image. .npy, .tif, .nii.gz, .nrrd, .mha: float32, on the scale of "
+        "line integrals.",
         "--output",
         "-o",
         required=True,
         type=OutputFile(*IMAGE_SUFFIXES),
-        help=".png: a display image. .npy, .tif, .nii.gz, .nrrd, .mha: float32, on the scale of "
-        "line integrals.",
     )
     view: str | None = option(
-        type=click.Choice(list(VIEWS), case_sensitive=False), help="Named view.  [default: AP]"
+        "Named view.  [default: AP]", type=click.Choice(list(VIEWS), case_sensitive=False)
     )
-    pose_path: Path | None = option(
-        "--pose", type=existing, help="Pose file (JSON), instead of --view."
-    )
-    save_pose: Path | None = option(type=OutputFile(".json"), help="Write the complete geometry.")
-    position: PoseOptions = part(PoseOptions)
-    detector: CameraOptions = part(CameraOptions)
-    method: str = option(like=method_option)
-    ct: CTOptions = part(CTOptions)
-    device: torch.device = option(like=device_option)
-    invert: bool = option(is_flag=True, help="PNG only: exchange black and white.")
+    pose_path: Path | None = option("Pose file (JSON), instead of --view.", "--pose")
+    save_pose: Path | None = option("Write the complete geometry.", type=OutputFile(".json"))
+    position: PoseOptions = part()
+    detector: CameraOptions = part()
+    method: str = method_option()
+    ct: CTOptions = part()
+    device: torch.device = device_option()
+    invert: bool = option("PNG only: exchange black and white.")
 
     @property
     def is_picture(self) -> bool:
@@ -99,17 +94,17 @@ class ImageOptions:
         inputs = [path, self.pose_path, self.ct.labels]
         refuse_overwriting([self.output, self.save_pose], inputs)
         stored = None if self.pose_path is None else read_pose(self.pose_path)
-        camera = self.detector.camera(stored and stored.camera, SIZE, PIXEL_SPACING)
+        camera = self.detector.camera(stored and stored.camera)
         volume = self.ct.read(path).to(self.device) if in_hu else self.ct.load(path, self.device)
         view = (self.view or "AP").upper()
         pose = self.position.pose(volume, view, stored and stored.world_to_camera)
         return PosedCT(volume, camera, pose)
 
-    def write(self, ctx: click.Context, posed: PosedCT, image: Tensor) -> dict[str, Any]:
+    def write(self, posed: PosedCT, image: Tensor) -> dict[str, Any]:
         """Writes the image and, where asked for, the pose; returns the content of the answer."""
-        save_image(image, self.output, pixel_spacing=pixel_pitch(posed.camera))
+        save_image(image, self.output, pixel_spacing=[float(p) for p in posed.camera.pixel_spacing])
         if self.save_pose is not None:
-            write_pose(self.save_pose, posed.pose, posed.camera, run=run_record(ctx))
+            write_pose(self.save_pose, posed.pose, posed.camera, run=run_record())
         return {
             "written": str(self.output),
             "pose_file": None if self.save_pose is None else str(self.save_pose),
@@ -129,29 +124,20 @@ def orientation(world_to_camera: Tensor) -> str:
 
 
 @command("render", epilog="A geometry option overrides the pose file.")
-@click.argument("ct", type=existing)
-@grouped(ImageOptions, "how")
-@click.option("--supersample", type=click.IntRange(1, 16), default=1, help="N x N rays per pixel.")
-@click.option("--step", type=Number(), help="Of trilinear samples, mm.  [default: half a voxel]")
-@click.option(
-    "--display",
-    type=click.Choice(list(CONVERSIONS)),
-    help="PNG only: line integrals, 1 - exp(-I) or exp(-I) (bone dark).  [default: line]",
-)
-@click.option(
-    "--window",
-    type=Numbers("LOW,HIGH", (2,)),
-    help="PNG only: percentiles shown black and white.  [default: 0.5,99.5]",
-)
-@click.pass_context
 def render_command(
-    ctx: click.Context,
-    ct: Path,
+    *,
+    ct: Path = argument(),
     how: ImageOptions,
-    supersample: int,
-    step: float | None,
-    display: str | None,
-    window: tuple[float, float] | None,
+    supersample: int = option("N x N rays per pixel.", type=click.IntRange(1, 16), default=1),
+    step: float | None = option("Of trilinear samples, mm.  [default: half a voxel]"),
+    display: str | None = option(
+        "PNG only: line integrals, 1 - exp(-I) or exp(-I) (bone dark).  [default: line]",
+        type=click.Choice(list(CONVERSIONS)),
+    ),
+    window: tuple[float, float] | None = option(
+        "PNG only: percentiles shown black and white.  [default: 0.5,99.5]",
+        type=Numbers("LOW,HIGH", (2,)),
+    ),
 ) -> Answer:
     """Render an X-ray image (DRR) of CT: NIfTI, NRRD, MetaImage or the folder of a DICOM series."""
     if not how.is_picture and (display is not None or window is not None or how.invert):
@@ -166,12 +152,12 @@ def render_command(
     if how.is_picture:
         image = CONVERSIONS[display or "line"](line)
         image = to_display(image, window=window or (0.5, 99.5), invert=how.invert)
-    content = how.write(ctx, posed, image)
+    content = how.write(posed, image)
     low, high = (float(value) for value in torch.aminmax(line))
     if high <= 0:
         click.echo("Warning: no ray meets the CT; the image is empty.", err=True)
     rows, cols = posed.camera.size
-    pitch = " x ".join(f"{p:.4g}" for p in pixel_pitch(posed.camera))
+    pitch = " x ".join(f"{p:.4g}" for p in posed.camera.pixel_spacing)
     return Answer(
         {**content, "line_integrals": [low, high]},
         f"{how.output}: {rows}x{cols} pixels of {pitch} mm, line integrals {low:.3g} to "

@@ -13,7 +13,7 @@ from torch import Tensor
 from drrkit.cli.command import Answer, command
 from drrkit.cli.configuration import recorded_group
 from drrkit.cli.io import read_pose, refuse_overwriting
-from drrkit.cli.options import CTOptions, OutputFile, device_option, existing
+from drrkit.cli.options import CTOptions, OutputFile, argument, device_option, option
 from drrkit.cli.problem import XrayOptions
 from drrkit.cli.register import register_command
 from drrkit.files import fingerprint
@@ -24,28 +24,18 @@ from drrkit.volume import Volume
 
 
 @command("report")
-@click.argument("result", type=existing)
-@click.option("--output", "-o", type=OutputFile(".html"), help="The page.")
-@click.option("--film", hidden=True)
-@click.option(
-    "--landscape",
-    is_flag=True,
-    help="Measure the loss about the found pose, along each axis and over pairs of them; needs "
-    "drrkit[plots].",
-)
-@click.option("--ct", type=existing, help="Where the CT is now.  [default: where it was]")
-@click.option("--xray", type=existing, help="Where the X-ray is now.  [default: where it was]")
-@device_option
-@click.pass_context
 def report_command(
-    ctx: click.Context,
-    result: Path,
-    output: Path | None,
-    film: str | None,
-    landscape: bool,
-    ct: Path | None,
-    xray: Path | None,
-    device: torch.device,
+    *,
+    result: Path = argument(),
+    output: Path | None = option("The page.", "--output", "-o", type=OutputFile(".html")),
+    film: str | None = option(hidden=True),
+    landscape: bool = option(
+        "Measure the loss about the found pose, along each axis and over pairs of them; needs "
+        "drrkit[plots]."
+    ),
+    ct: Path | None = option("Where the CT is now.  [default: where it was]"),
+    xray: Path | None = option("Where the X-ray is now.  [default: where it was]"),
+    device: torch.device = device_option(),
 ) -> Answer:
     """Write RESULT, what register wrote, as a page: images, overlays, numbers, geometry.
 
@@ -64,8 +54,8 @@ def report_command(
     options = run.get("options")
     ct, xray = ct or _there(result, options, "ct"), xray or _there(result, options, "xray")
     refuse_overwriting([output], [result, ct, xray])
-    volume = recorded_group(ctx, register_command, result, CTOptions).load(ct, device)
-    seeing = recorded_group(ctx, register_command, result, XrayOptions)
+    volume = recorded_group(register_command, result, CTOptions).load(ct, device)
+    seeing = recorded_group(register_command, result, XrayOptions)
     seen = seeing.load(xray, float(stored.camera.sdd), device)
     seen = seeing.prepared(seen, stored.camera)
     scene = (volume, stored.camera, seen.line, content)

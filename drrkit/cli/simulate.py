@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from drrkit.cli.command import Answer, command
-from drrkit.cli.options import NumberRange, Numbers, existing, grouped, option, seed_option
+from drrkit.cli.options import NumberRange, Numbers, argument, option, seed_option
 from drrkit.cli.render import ImageOptions
 from drrkit.geometry import Camera, volume_center
 from drrkit.report import to_display
@@ -53,45 +53,41 @@ class ModelOptions:
     """Tube, detector and what is in the beam."""
 
     spectrum: str | float = option(
-        type=SpectrumOption(), default="90kV", help=f"{', '.join(SPECTRA)}, or one energy in keV."
+        f"{', '.join(SPECTRA)}, or one energy in keV.", type=SpectrumOption(), default="90kV"
     )
-    supersample: int = option(type=click.IntRange(1, 16), default=1, help="N x N rays per pixel.")
+    supersample: int = option("N x N rays per pixel.", type=click.IntRange(1, 16), default=1)
     photons: float = option(
-        type=NumberRange(0, 1e12), default=2e4, help="Per pixel; 0 for an image without noise."
+        "Per pixel; 0 for an image without noise.", type=NumberRange(0, 1e12), default=2e4
     )
     photons_at: Literal["detector", "source"] = option(
-        type=click.Choice(["detector", "source"]),
-        default="detector",
-        help="Where: on average over the image, or before the patient.",
+        "Where: on average over the image, or before the patient.", default="detector"
     )
     electronic_noise: float = option(
-        type=NumberRange(0), default=0.0, help="Standard deviation, photons."
+        "Standard deviation, photons.", type=NumberRange(0), default=0.0
     )
-    scatter: float = option(
-        type=NumberRange(0, 1), default=0.1, help="Strength of scattered radiation."
-    )
+    scatter: float = option("Strength of scattered radiation.", type=NumberRange(0, 1), default=0.1)
     blur: float = option(
-        type=NumberRange(0, 100), default=0.5, help="Of the detector: standard deviation in pixels."
+        "Of the detector: standard deviation in pixels.", type=NumberRange(0, 100), default=0.5
     )
     tools: tuple[str, ...] = option(
+        "Metal at a random place near the CT's centre; may be given several times.",
         "--tool",
         multiple=True,
         type=click.Choice(list(TOOLS)),
-        help="Metal at a random place near the CT's centre; may be given several times.",
     )
     metal: str | None = option(
+        "Material of voxels above 2500 HU.  [default: dense bone]",
         type=click.Choice([name for name, density in DENSITIES.items() if density > 4]),
-        help="Material of voxels above 2500 HU.  [default: dense bone]",
     )
     motion: tuple[float, float] | None = option(
+        "Of the patient during the exposure: standard deviations of a random one.",
         type=Numbers("DEG,MM", (2,)),
-        help="Of the patient during the exposure: standard deviations of a random one.",
     )
     randomise: str | None = option(
+        "Then change the image as in the training of these similarities.",
         type=click.Choice(RANDOMISATIONS),
-        help="Then change the image as in the training of these similarities.",
     )
-    seed: int = option(like=seed_option("Of noise, tools, motion and randomisation."))
+    seed: int = seed_option("Of noise, tools, motion and randomisation.")
 
     def image(self, ct: Volume, camera: Camera, pose: Tensor, method: str) -> Tensor:
         """The X-ray [1, 1, rows, cols], on the scale of line integrals unless randomised."""
@@ -125,12 +121,11 @@ class ModelOptions:
 
 
 @command("simulate", epilog="A geometry option overrides the pose file.")
-@click.argument("ct", type=existing)
-@grouped(ImageOptions, "how")
-@grouped(ModelOptions, "exposure")
-@click.pass_context
 def simulate_command(
-    ctx: click.Context, ct: Path, how: ImageOptions, exposure: ModelOptions
+    *,
+    ct: Path = argument(),
+    how: ImageOptions,
+    exposure: ModelOptions,
 ) -> Answer:
     """Simulate a realistic X-ray of CT: materials, spectrum, scatter, noise, blur, metal tools.
 
@@ -143,7 +138,7 @@ def simulate_command(
     posed = how.load(ct, in_hu=True)
     image = exposure.image(*posed, how.method)
     picture = to_display(image, invert=how.invert) if how.is_picture else image
-    content = how.write(ctx, posed, picture)
+    content = how.write(posed, picture)
     low, high = (float(value) for value in torch.aminmax(image))
     rows, cols = posed.camera.size
     return Answer(

@@ -11,13 +11,11 @@ import torch
 
 from drrkit.cli.command import Answer, command
 from drrkit.cli.io import camera_as_dict, read_pose, to_line
-from drrkit.cli.options import SDD, Number, NumberRange, grouped, option
+from drrkit.cli.options import POSITIVE, SDD, NumberRange, option
 from drrkit.cli.train import (
+    ScanOptions,
     TrainingOptions,
-    anatomy_option,
     run_training,
-    voxel_mm_option,
-    voxels_option,
 )
 from drrkit.fields import (
     FORMATIONS,
@@ -34,9 +32,8 @@ from drrkit.fields import (
     save_field,
 )
 from drrkit.geometry import CArm
-from drrkit.phantoms import random_anatomy
 from drrkit.training import generator
-from drrkit.volume import Volume, read_volume
+from drrkit.volume import Volume
 from drrkit.xray import (
     DICOM_SUFFIXES,
     PICTURE_SUFFIXES,
@@ -51,39 +48,36 @@ IMAGE_SUFFIXES = (".npy", *PICTURE_SUFFIXES, *RASTER_SUFFIXES, *DICOM_SUFFIXES)
 
 
 @dataclass(frozen=True)
-class PosedXrayOptions:
+class PosedXrayOptions(ScanOptions):
     """X-rays with known poses and their CTs; `load` reads or simulates them."""
 
     pairs: tuple[tuple[str, str], ...] = option(
-        type=(FILE, FOLDER),
-        multiple=True,
-        metavar="CT FOLDER",
-        help="A subject's CT in HU and a folder of its X-rays with their poses: NAME.npy (or .png, "
+        "A subject's CT in HU and a folder of its X-rays with their poses: NAME.npy (or .png, "
         ".nii.gz ...) and the pose file NAME.json with a camera. May be repeated, once per "
         "subject.  [default: phantoms]",
-    )
-    validate_on: tuple[tuple[str, str], ...] = option(
         type=(FILE, FOLDER),
         multiple=True,
         metavar="CT FOLDER",
-        help="The same, of other subjects than those trained on.",
+    )
+    validate_on: tuple[tuple[str, str], ...] = option(
+        "The same, of other subjects than those trained on.",
+        type=(FILE, FOLDER),
+        multiple=True,
+        metavar="CT FOLDER",
     )
     xray_kind: str = option(
+        "What the X-rays' pixels are, as in drrkit register.",
         type=click.Choice(XRAY_KINDS),
         default="line",
-        help="What the X-rays' pixels are, as in drrkit register.",
     )
-    voxel_mm: float | None = option(like=voxel_mm_option)
     phantoms: int = option(
+        "Without --pairs: the number of random phantoms; of several the last one validates.",
         type=click.IntRange(1),
         default=4,
-        help="Without --pairs: the number of random phantoms; of several the last one validates.",
     )
-    anatomy: str = option(like=anatomy_option)
-    voxels: int = option(like=voxels_option)
-    views: int = option(type=click.IntRange(2), default=133, help="Simulated X-rays of a phantom.")
+    views: int = option("Simulated X-rays of a phantom.", type=click.IntRange(2), default=133)
     pixels: int = option(
-        type=click.IntRange(8), default=128, help="Of a simulated X-ray, along each side."
+        "Of a simulated X-ray, along each side.", type=click.IntRange(8), default=128
     )
 
     def load(self, seed: int, device: torch.device) -> tuple[list[Pairs], list[Pairs]]:
@@ -107,13 +101,11 @@ class PosedXrayOptions:
         return train, validation
 
     def _read(self, ct: Path, folder: Path) -> Pairs:
-        volume = read_volume(ct).to(dtype=torch.float32)
-        if self.voxel_mm is not None:
-            volume = volume.resample((self.voxel_mm,) * 3)
-        return read_posed_xrays(ct.name.split(".")[0], volume.to_mu(), folder, self.xray_kind)
+        volume = self.read(ct).to_mu()
+        return read_posed_xrays(ct.name.split(".")[0], volume, folder, self.xray_kind)
 
     def _simulated(self, number: int, seed: int) -> Pairs:
-        ct = random_anatomy(self.anatomy, number, shape=self.voxels)
+        ct = self.phantom(number)
         camera = CArm(SDD, (self.pixels, self.pixels), 128 * 2.176 / self.pixels)
         poses = random_views(ct, self.views, number, turn=math.radians(25.0))
         noise = int(torch.randint(1 << 30, (1,), generator=generator(seed, number)))
@@ -167,53 +159,34 @@ def _beside(pose: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class ObjectiveOptions:
+class ObjectiveOptions(ImageObjective):
     """How images are compared."""
 
     loss: str = option(type=click.Choice(list(IMAGE_LOSSES)), default="mse")
     formation: str = option(
+        "rc: X-rays are like line integrals; vr: like 1 - exp(-I).",
         type=click.Choice(list(FORMATIONS)),
         default="rc",
-        help="rc: X-rays are like line integrals; vr: like 1 - exp(-I).",
     )
     normalised: bool = option(
-        "--normalised/--absolute",
-        default=True,
-        help="Compare images mapped to [0, 1], or as they are.",
+        "Compare images mapped to [0, 1], or as they are.", "--normalised/--absolute", default=True
     )
-    rate: float = option(type=NumberRange(0, min_open=True), default=5e-3)
-    final_rate: float = option(type=NumberRange(0, min_open=True), default=5e-4)
-
-    @property
-    def objective(self) -> ImageObjective:
-        """The options as an ImageObjective."""
-        return ImageObjective(
-            self.loss, self.formation, self.normalised, self.rate, self.final_rate
-        )
+    rate: float = option(type=POSITIVE, default=5e-3)
+    final_rate: float = option(type=POSITIVE, default=5e-4)
 
 
 @command("nett")
-@click.option(
-    "--features",
-    type=click.Choice(list(LOCAL_FEATURES)),
-    multiple=True,
-    help="Inputs of the network besides the density; may be repeated.",
-)
-@click.option("--octaves", type=click.IntRange(0), default=5)
-@click.option("--width", type=click.IntRange(1), default=64)
-@click.option("--depth", type=click.IntRange(1), default=3)
-@click.option("--batch", type=click.IntRange(1), default=4, help="X-rays per step.")
-@grouped(ObjectiveOptions, "compared")
-@grouped(PosedXrayOptions, "data")
-@grouped(TrainingOptions, "how")
-@click.pass_context
 def nett_command(
-    ctx: click.Context,
-    features: tuple[str, ...],
-    octaves: int,
-    width: int,
-    depth: int,
-    batch: int,
+    *,
+    features: tuple[str, ...] = option(
+        "Inputs of the network besides the density; may be repeated.",
+        type=click.Choice(list(LOCAL_FEATURES)),
+        multiple=True,
+    ),
+    octaves: int = option(type=click.IntRange(0), default=5),
+    width: int = option(type=click.IntRange(1), default=64),
+    depth: int = option(type=click.IntRange(1), default=3),
+    batch: int = option("X-rays per step.", type=click.IntRange(1), default=4),
     compared: ObjectiveOptions,
     data: PosedXrayOptions,
     how: TrainingOptions,
@@ -229,7 +202,7 @@ def nett_command(
         nett,
         train,
         validation,
-        objective=compared.objective,
+        objective=compared,
         steps=how.steps,
         batch=batch,
         seed=how.seed,
@@ -237,49 +210,28 @@ def nett_command(
     parts = {"train": train, "validation": validation}
     split = {part: [one.subject for one in held] for part, held in parts.items()}
     notes = {"steps": how.steps, "split": split}
-    return run_training(
-        ctx, task, nett, how, notes, "nett.pt", lambda path, _: save_field(nett, path)
-    )
+    return run_training(task, nett, how, notes, "nett.pt", lambda path, _: save_field(nett, path))
 
 
 @command("mnerf")
-@click.option("--octaves", type=click.IntRange(0), default=6)
-@click.option("--width", type=click.IntRange(1), default=64)
-@click.option("--depth", type=click.IntRange(1), default=4)
-@click.option("--skip", type=click.IntRange(1), help="Hidden layer that gets the position again.")
-@click.option(
-    "--levels",
-    type=click.IntRange(0),
-    default=0,
-    help="Of learned features on nested grids: fine structure in far fewer steps.",
-)
-@click.option("--cell", type=NumberRange(0, min_open=True), help="Of the finest level, mm.")
-@click.option(
-    "--threshold", type=Number(), help="Of the body, 1/mm.  [default: 0.01, half of water's]"
-)
-@click.option("--margin", type=NumberRange(0), default=5.0, help="mm.")
-@click.option("--step", type=NumberRange(0, min_open=True), help="Between samples, mm.")
-@click.option("--images", type=click.IntRange(1), default=8, help="Per step.")
-@click.option("--rays", type=click.IntRange(1), default=128, help="Per image.")
-@click.option("--held-out", type=click.IntRange(1), default=4, help="X-rays to validate on.")
-@grouped(ObjectiveOptions, "compared")
-@grouped(PosedXrayOptions, "data")
-@grouped(TrainingOptions, "how")
-@click.pass_context
 def mnerf_command(
-    ctx: click.Context,
-    octaves: int,
-    width: int,
-    depth: int,
-    skip: int | None,
-    levels: int,
-    cell: float | None,
-    threshold: float | None,
-    margin: float,
-    step: float | None,
-    images: int,
-    rays: int,
-    held_out: int,
+    *,
+    octaves: int = option(type=click.IntRange(0), default=6),
+    width: int = option(type=click.IntRange(1), default=64),
+    depth: int = option(type=click.IntRange(1), default=4),
+    skip: int | None = option("Hidden layer that gets the position again.", type=click.IntRange(1)),
+    levels: int = option(
+        "Of learned features on nested grids: fine structure in far fewer steps.",
+        type=click.IntRange(0),
+        default=0,
+    ),
+    cell: float | None = option("Of the finest level, mm.", type=POSITIVE),
+    threshold: float | None = option("Of the body, 1/mm.  [default: 0.01, half of water's]"),
+    margin: float = option("mm.", type=NumberRange(0), default=5.0),
+    step: float | None = option("Between samples, mm.", type=POSITIVE),
+    images: int = option("Per step.", type=click.IntRange(1), default=8),
+    rays: int = option("Per image.", type=click.IntRange(1), default=128),
+    held_out: int = option("X-rays to validate on.", type=click.IntRange(1), default=4),
     compared: ObjectiveOptions,
     data: PosedXrayOptions,
     how: TrainingOptions,
@@ -310,7 +262,7 @@ def mnerf_command(
         field,
         train,
         validation,
-        objective=compared.objective,
+        objective=compared,
         steps=how.steps,
         images=images,
         rays=rays,
@@ -318,5 +270,5 @@ def mnerf_command(
     )
     notes = {"steps": how.steps, "subject": xrays.subject}
     return run_training(
-        ctx, task, field, how, notes, "mnerf.pt", lambda path, _: save_field(field, path)
+        task, field, how, notes, "mnerf.pt", lambda path, _: save_field(field, path)
     )

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from drrkit.cli.command import Answer, command
-from drrkit.cli.io import pixel_pitch
-from drrkit.cli.options import SDD, SOD, Number, NumberRange, OutputFile, Size, grouped, option
+from drrkit.cli.options import POSITIVE, SDD, SOD, OutputFile, Size, option
 from drrkit.cli.register import REGRESSOR_FILE, SIMILARITY_FILE
-from drrkit.cli.subjects import Scan, SubjectOptions
-from drrkit.cli.train import TrainingOptions, run_training
+from drrkit.cli.train import Scan, SubjectOptions, TrainingOptions, run_training
 from drrkit.geometry import Camera, CArm
 from drrkit.report import save_image
 from drrkit.similarity import (
@@ -86,30 +84,28 @@ class TrainingImageOptions:
     """The camera of training images, and how X-rays are made."""
 
     size: tuple[int, int] | None = option(
-        type=Size(), help="Pixels of the images.  [default: 128x128, or 64x64 for small networks]"
+        "Pixels of the images.  [default: 128x128, or 64x64 for small networks]", type=Size()
     )
     pixel_spacing: float | None = option(
-        type=NumberRange(0, min_open=True),
-        help=f"Pixel pitch on the detector, mm.  [default: a detector of {FIELD_MM:.0f} mm]",
+        f"Pixel pitch on the detector, mm.  [default: a detector of {FIELD_MM:.0f} mm]",
+        type=POSITIVE,
     )
-    sdd: float = option(type=Number(), default=SDD, help="Source to detector, mm.")
-    sod: float = option(type=Number(), default=SOD, help="Source to the patient, mm.")
+    sdd: float = option("Source to detector, mm.", default=SDD)
+    sod: float = option("Source to the patient, mm.", default=SOD)
     xrays: str = option(
+        "simple: a spectrum through soft tissue and bone, noise, blur. full: scatter too.",
         type=click.Choice(list(SYNTHESES)),
         default="simple",
-        help="simple: a spectrum through soft tissue and bone, noise, blur. full: scatter too.",
     )
-    tools: bool = option(
-        is_flag=True, help="Add a wire, a screw and a rod, each to half of the X-rays."
-    )
+    tools: bool = option("Add a wire, a screw and a rod, each to half of the X-rays.")
     randomise: str = option(
+        "Domain randomisation of the X-rays that are trained on.",
         type=click.Choice(list(RANDOMISATIONS)),
         default="none",
-        help="Domain randomisation of the X-rays that are trained on.",
     )
     show: Path | None = option(
+        "Write a picture of a training batch first: X-rays, bones at true and moving poses.",
         type=OutputFile(".png"),
-        help="Write a picture of a training batch first: X-rays, bones at true and moving poses.",
     )
 
     def camera(self, network: str) -> Camera:
@@ -119,7 +115,7 @@ class TrainingImageOptions:
 
     def pixel_mm(self, camera: Camera) -> float:
         """Width of a pixel at the patient."""
-        return pixel_pitch(camera)[0] * self.sod / self.sdd
+        return float(camera.pixel_spacing[0]) * self.sod / self.sdd
 
     def how_made(self) -> dict[str, Any]:
         """The tasks' arguments that make X-rays and change them at random."""
@@ -138,46 +134,30 @@ def _network_option(family: type, default: str) -> Any:
     names = [name for name, network in NETWORKS.items() if issubclass(KINDS[network.kind], family)]
     measured = [name for name in names if name in MEASURED]
     published = ", ".join(name for name in names if name not in measured)
-    return click.option(
-        "--network",
+    return option(
+        f"One of {', '.join(measured)}. Published sizes, never trained here: {published}.",
         type=click.Choice(names),
         metavar="NAME",
         default=default,
-        help=f"One of {', '.join(measured)}. Published sizes, never trained here: {published}.",
     )
 
 
 @command("similarity")
-@_network_option(LearnedSimilarity, "prost-small")
-@click.option("--objective", type=click.Choice(OBJECTIVES), default="direction")
-@click.option(
-    "--poses",
-    type=click.Choice(list(SAMPLINGS)),
-    default="uniform",
-    help="How training draws poses.",
-)
-@click.option("--optimiser", type=click.Choice(["adam", "sgd"]), default="adam")
-@click.option("--rate", type=NumberRange(0, min_open=True), default=1e-3)
-@click.option(
-    "--schedule",
-    type=click.Choice(["cosine", "cyclic", "constant"]),
-    default="cosine",
-    help="Of the rate; a training with cosine cannot be prolonged.",
-)
-@click.option("--batch", type=click.IntRange(1), default=8, help="Image pairs per process.")
-@grouped(TrainingImageOptions, "images")
-@grouped(SubjectOptions, "subjects")
-@grouped(TrainingOptions, "how")
-@click.pass_context
 def similarity_command(
-    ctx: click.Context,
-    network: str,
-    objective: str,
-    poses: str,
-    optimiser: str,
-    rate: float,
-    schedule: str,
-    batch: int,
+    *,
+    network: str = _network_option(LearnedSimilarity, "prost-small"),
+    objective: str = option(type=click.Choice(OBJECTIVES), default="direction"),
+    poses: str = option(
+        "How training draws poses.", type=click.Choice(list(SAMPLINGS)), default="uniform"
+    ),
+    optimiser: str = option(type=click.Choice(["adam", "sgd"]), default="adam"),
+    rate: float = option(type=POSITIVE, default=1e-3),
+    schedule: str = option(
+        "Of the rate; a training with cosine cannot be prolonged.",
+        type=click.Choice(["cosine", "cyclic", "constant"]),
+        default="cosine",
+    ),
+    batch: int = option("Image pairs per process.", type=click.IntRange(1), default=8),
     images: TrainingImageOptions,
     subjects: SubjectOptions,
     how: TrainingOptions,
@@ -207,38 +187,24 @@ def similarity_command(
     )
     steps = {"steps": how.steps} if schedule == "cosine" else {}
     show_batch(task, images.show)
-    return _run(ctx, begun, task, how, {**steps, **begun.split}, SIMILARITY_FILE)
+    return _run(begun, task, how, {**steps, **begun.split}, SIMILARITY_FILE)
 
 
 @command("regressor")
-@_network_option(PoseRegressor, "deepim-small")
-@click.option(
-    "--poses",
-    type=click.Choice(list(SAMPLINGS)),
-    help="How training draws poses.  [default: as published for the network]",
-)
-@click.option(
-    "--rate", type=NumberRange(0, min_open=True), help="Of Adam.  [default: as published]"
-)
-@click.option(
-    "--batch", type=click.IntRange(1), help="Image pairs per process.  [default: as published]"
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    help="Updates in a row that are trained.  [default: as published]",
-)
-@grouped(TrainingImageOptions, "images")
-@grouped(SubjectOptions, "subjects")
-@grouped(TrainingOptions, "how")
-@click.pass_context
 def regressor_command(
-    ctx: click.Context,
-    network: str,
-    poses: str | None,
-    rate: float | None,
-    batch: int | None,
-    rounds: int | None,
+    *,
+    network: str = _network_option(PoseRegressor, "deepim-small"),
+    poses: str | None = option(
+        "How training draws poses.  [default: as published for the network]",
+        type=click.Choice(list(SAMPLINGS)),
+    ),
+    rate: float | None = option("Of Adam.  [default: as published]", type=POSITIVE),
+    batch: int | None = option(
+        "Image pairs per process.  [default: as published]", type=click.IntRange(1)
+    ),
+    rounds: int | None = option(
+        "Updates in a row that are trained.  [default: as published]", type=click.IntRange(1)
+    ),
     images: TrainingImageOptions,
     subjects: SubjectOptions,
     how: TrainingOptions,
@@ -254,7 +220,7 @@ def regressor_command(
     begun = _begin(network, images, subjects, how)
     task = RegressorTask(begun.model, *begun.patients, begun.camera, recipe, **images.how_made())
     show_batch(task, images.show)
-    return _run(ctx, begun, task, how, begun.split, REGRESSOR_FILE)
+    return _run(begun, task, how, begun.split, REGRESSOR_FILE)
 
 
 @dataclass(frozen=True)
@@ -312,7 +278,6 @@ def show_batch(task: SimilarityTask | RegressorTask, path: Path | None) -> None:
 
 
 def _run(
-    ctx: click.Context,
     begun: Begun,
     task: Any,
     how: TrainingOptions,
@@ -320,7 +285,7 @@ def _run(
     name: str,
 ) -> Answer | None:
     save = partial(_save, begun=begun, notes=notes)
-    return run_training(ctx, task, begun.model, how, notes, name, save)
+    return run_training(task, begun.model, how, notes, name, save)
 
 
 def _save(path: Path, result: TrainingResult, *, begun: Begun, notes: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import drrkit
-from drrkit.cli.subjects import SubjectOptions
+from drrkit.cli.train import SubjectOptions
 from drrkit.similarity import load_similarity
 from drrkit.training import load_checkpoint
 from tests.support.commands import run, succeed, write_data
