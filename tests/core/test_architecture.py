@@ -147,7 +147,7 @@ def test_one_word_means_one_thing() -> None:
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
     "": 1_100,  # the modules beside the packages
     "_native": 1_275,
-    "cli": 4_730,  # info says what was understood of a file
+    "cli": 4_500,
     "conversions": 1_820,  # with landmark files, RTK's parallel beam and JointTrack
     "evaluation": 840,
     "fields": 1_755,
