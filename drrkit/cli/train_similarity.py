@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +122,7 @@ class TrainingImageOptions:
         if self.tools:
             scatter = (0.1, 0.1) if self.xrays == "full" else TOOLS.scatter
             synthesise = replace(TOOLS, scatter=scatter)
-        return {
-            "synthesise": synthesise,
-            "randomise": RANDOMISATIONS[self.randomise],
-        }
+        return {"synthesise": synthesise, "randomise": RANDOMISATIONS[self.randomise]}
 
 
 def _network_option(family: type, default: str) -> Any:
@@ -278,16 +274,10 @@ def show_batch(task: SimilarityTask | RegressorTask, path: Path | None) -> None:
 
 
 def _run(
-    begun: Begun,
-    task: Any,
-    how: TrainingOptions,
-    notes: dict[str, Any],
-    name: str,
+    begun: Begun, task: Any, how: TrainingOptions, notes: dict[str, Any], name: str
 ) -> Answer | None:
-    save = partial(_save, begun=begun, notes=notes)
+    def save(path: Path, result: TrainingResult) -> None:
+        metrics = {"metrics": result.metrics, "best_step": result.best_step}
+        save_similarity(begun.model, path, **metrics, **notes, **begun.scale)
+
     return run_training(task, begun.model, how, notes, name, save)
-
-
-def _save(path: Path, result: TrainingResult, *, begun: Begun, notes: dict[str, Any]) -> None:
-    metrics = {"metrics": result.metrics, "best_step": result.best_step}
-    save_similarity(begun.model, path, **metrics, **notes, **begun.scale)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 import drrkit
 from drrkit.cli.io import write_pose
 from drrkit.report import save_image, to_display
 from tests.support.commands import run, small_ct
-from tests.support.xray_files import carm_tags, write_dicom
+from tests.support.xray_files import write_carm_xray
 
 pytestmark = pytest.mark.io
 
@@ -42,21 +39,8 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("ct_folder", "ct"):
         drrkit.write_volume(ct, folder / name)
     camera = drrkit.CArm(1020.0, SIZE, PITCH)
-    claimed = drrkit.view_carm(ct, 780.0, math.radians(20), math.radians(5), base="PA")
-    off = torch.tensor([0.03, -0.02, 0.04, 5.0, -4.0, 6.0], dtype=torch.float64)
-    truth = drrkit.perturb(claimed, off, drrkit.volume_center(ct))
-    line = drrkit.simulate_xray(ct, camera, truth, seed=3)[0, 0]
-    counts = (20000 * torch.exp(-line.double())).round().clamp(0, 65535).numpy()
-    tags = carm_tags(
-        DistanceSourceToPatient="780",
-        ImagerPixelSpacing=[str(PITCH)] * 2,
-        PositionerPrimaryAngle="20",
-        PositionerSecondaryAngle="5",
-        PatientOrientation=["L", "F"],
-        PixelIntensityRelationship="LIN",
-        PixelIntensityRelationshipSign=1,
-    )
-    write_dicom(folder / "xray.dcm", counts.astype(np.uint16)[:, ::-1].copy(), **tags)
+    off = [0.03, -0.02, 0.04, 5.0, -4.0, 6.0]
+    write_carm_xray(folder / "xray.dcm", ct, SIZE, PITCH, off)
     frontal = drrkit.view_ap(ct, 800.0)
     png = drrkit.simulate_xray(ct, drrkit.CArm(1020.0, (200, 220), 1.4), frontal, seed=3)
     save_image(to_display(png), folder / "xray.png")

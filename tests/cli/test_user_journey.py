@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 import drrkit
 from drrkit import conversions
 from tests.support.commands import run, succeed
-from tests.support.xray_files import carm_tags, write_dicom
+from tests.support.xray_files import carm_tags, write_carm_xray, write_dicom
 
 pytestmark = pytest.mark.io
 
@@ -27,23 +26,9 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hospital")
     ct = drrkit.phantoms.torso(spacing=5.0)
     drrkit.write_volume(ct, folder / "ct")
-    camera = drrkit.CArm(1020.0, SIZE, 3.6)
-    claimed = drrkit.view_carm(ct, 780.0, math.radians(20), math.radians(5), base="PA")
-    off = torch.tensor([0.06, -0.05, 0.08, 9.0, -7.0, 12.0], dtype=torch.float64)
-    truth = drrkit.perturb(claimed, off, drrkit.volume_center(ct))
+    off = [0.06, -0.05, 0.08, 9.0, -7.0, 12.0]
+    truth = write_carm_xray(folder / "xray.dcm", ct, SIZE, 3.6, off)
     torch.save(truth, folder / "truth.pt")
-    line = drrkit.simulate_xray(ct, camera, truth, seed=3)[0, 0]
-    counts = (20000 * torch.exp(-line.double())).round().clamp(0, 65535).numpy()
-    tags = carm_tags(
-        DistanceSourceToPatient="780",
-        ImagerPixelSpacing=["3.6", "3.6"],
-        PositionerPrimaryAngle="20",
-        PositionerSecondaryAngle="5",
-        PatientOrientation=["L", "F"],
-        PixelIntensityRelationship="LIN",
-        PixelIntensityRelationshipSign=1,
-    )
-    write_dicom(folder / "xray.dcm", counts.astype(np.uint16)[:, ::-1].copy(), **tags)
     return folder
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+import drrkit
 from tests.support.ct_files import set_tags
 
 XA = "1.2.840.10008.5.1.4.1.1.12.1"
@@ -46,3 +49,25 @@ def carm_tags(**more: Any) -> dict[str, Any]:
         "PositionerSecondaryAngle": "-10",
         **more,
     }
+
+
+def write_carm_xray(
+    path: Path, ct: drrkit.Volume, size: tuple[int, int], pitch: float, off: list[float]
+) -> torch.Tensor:
+    """An image of a C-arm that is `off` (rad, mm) from where its file says; the true pose."""
+    claimed = drrkit.view_carm(ct, 780.0, math.radians(20), math.radians(5), base="PA")
+    xi = torch.tensor(off, dtype=torch.float64)
+    truth = drrkit.perturb(claimed, xi, drrkit.volume_center(ct))
+    line = drrkit.simulate_xray(ct, drrkit.CArm(1020.0, size, pitch), truth, seed=3)[0, 0]
+    counts = (20000 * torch.exp(-line.double())).round().clamp(0, 65535).numpy()
+    tags = carm_tags(
+        DistanceSourceToPatient="780",
+        ImagerPixelSpacing=[str(pitch)] * 2,
+        PositionerPrimaryAngle="20",
+        PositionerSecondaryAngle="5",
+        PatientOrientation=["L", "F"],
+        PixelIntensityRelationship="LIN",
+        PixelIntensityRelationshipSign=1,
+    )
+    write_dicom(path, counts.astype(np.uint16)[:, ::-1].copy(), **tags)
+    return truth
