@@ -32,8 +32,9 @@ def as_volumes(values: Tensor) -> Tensor:
         )
     if values.numel() == 0:
         raise ValueError(f"values: expected at least one voxel, got shape {tuple(values.shape)}")
+    # A view, not expand, whose backward sums: that would copy every volume gradient.
     missing = 5 - values.dim()
-    return values.expand((1,) * missing + values.shape) if missing else values
+    return values.view((1,) * missing + values.shape) if missing else values
 
 
 def checked_frames(frames: Tensor, like: Tensor) -> Tensor:
