@@ -16,7 +16,7 @@ PEERS := scipy==1.17.1 nanodrr==0.1.7 diffdrr==0.6.1 fastcore==2.2.39 einops==0.
 NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 EMULATED := $(shell find tests/emulator -name '*.h' -o -name '*.cpp')
 
-.PHONY: demo test check lint sanitize bench build dist check-torch clean
+.PHONY: demo test check lint device-arithmetic sanitize bench build dist check-torch clean
 
 demo: $(READY)
 	$(BIN)/drrkit demo --out demo_out
@@ -24,8 +24,14 @@ demo: $(READY)
 test: $(TESTED)
 	$(PYTEST) -m "not slow"
 
-check: test lint
+check: test lint device-arithmetic
 	$(PYTEST) -m slow
+
+# The tests of the CUDA kernels once more, on an emulator that executes the lines only a GPU executes
+# otherwise, with the largest errors that PTX allows.
+device-arithmetic: $(TESTED)
+	library=$$($(BIN)/python -c "from tests.emulator.build import build; print(build(device=True))") && \
+	DRRKIT_EMULATION=$$library $(PYTEST) $(EMULATED_TESTS)
 
 lint: $(TESTED)
 	$(BIN)/ruff format --check .

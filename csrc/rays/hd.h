@@ -14,6 +14,12 @@
 #define DRR_HD inline __attribute__((always_inline))
 #endif
 
+// What a GPU executes: seen by nvcc's pass for one, and by the emulator's build that does as it
+// does.
+#if defined(__CUDA_ARCH__) || defined(DRRKIT_EMULATED_DEVICE)
+#define DRR_ON_DEVICE
+#endif
+
 namespace drrkit {
 
 struct Vec3 {
@@ -79,7 +85,7 @@ DRR_HD float load(const BFloat16* p) {
   return value;
 }
 DRR_HD float load(const Half* p) {
-#if defined(__CUDA_ARCH__)
+#if defined(DRR_ON_DEVICE)
   return __half2float(__ushort_as_half(p->bits));
 #elif defined(__FLT16_MANT_DIG__) && !defined(__CUDACC__)
   _Float16 value;

@@ -4,7 +4,8 @@
 tests cover what would otherwise need a GPU: indexing, tiles that hang over, shuffles and barriers,
 textures, atomics, errors. A kernel that deadlocks, misuses a collective or touches memory that is
 not there fails its launch with a description. It cannot show speed, races between blocks that run
-at the same time, and rounding to the last bit (a GPU contracts to fused multiply-adds).
+at the same time, and rounding to the last bit; `make device-arithmetic` runs the kernels' tests in
+a build with the lines that only a GPU executes, contracted, at the largest errors PTX allows.
 
     ops = emulated_ops()                   the products, with the signatures of torch.ops.drrkit.*
     with emulated_ops().in_place(): ...    drrkit itself on them: project(), Projector, autograd

@@ -13,6 +13,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
 HERE = Path(__file__).resolve().parent
 NATIVE = HERE.parent.parent / "csrc"
 
@@ -26,6 +28,11 @@ PATTERN = "-ftrivial-auto-var-init=pattern"
 CHECKS = "address,undefined,float-cast-overflow"
 SANITIZE = [f"-fsanitize={CHECKS}", f"-fno-sanitize-recover={CHECKS}", "-fno-omit-frame-pointer"]
 SANITIZE += ["-O0", "--param=asan-instrumentation-with-call-threshold=0"]
+
+# The lines that only a GPU executes, with the errors that it may make (csrc/cuda/adjoint/
+# arithmetic.h), and products and sums contracted as nvcc does.
+DEVICE = ["-DDRRKIT_EMULATED_DEVICE", "-include", "cuda_runtime.h"]
+CONTRACT = ["-mfma", "-ffp-contract=fast"]
 
 
 class EmulatorBuildError(RuntimeError):
@@ -46,10 +53,11 @@ def _run(command: list[str]) -> None:
         raise EmulatorBuildError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
 
 
-def _flags(cxx: str, sanitize: bool) -> list[str]:
+def _flags(cxx: str, sanitize: bool, device: bool) -> list[str]:
     probe = [cxx, PATTERN, "-E", "-x", "c++", os.devnull]
     pattern = [PATTERN] if subprocess.run(probe, capture_output=True).returncode == 0 else []
-    return FLAGS + pattern + (SANITIZE if sanitize else [])
+    fused = CONTRACT if torch.backends.cpu.get_cpu_capability().startswith("AVX") else []
+    return FLAGS + pattern + (SANITIZE if sanitize else []) + (DEVICE + fused if device else [])
 
 
 def _sources() -> list[Path]:
@@ -67,14 +75,15 @@ def _state(command: list[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(*, sanitize: bool = False) -> Path:
+def build(*, sanitize: bool = False, device: bool = False) -> Path:
     """Compile, unless that has been done; returns the library.
 
     sanitize  compile for the address and undefined-behaviour sanitizers: the process that loads the
               library must have started with their runtimes preloaded
+    device    execute what only a GPU executes, at its worst (make device-arithmetic)
     """
     cxx = compiler()
-    command = [cxx, *_flags(cxx, sanitize)]
+    command = [cxx, *_flags(cxx, sanitize, device)]
     folder = Path(tempfile.gettempdir()) / f"drrkit-cuda-emulation-{os.getuid()}"
     target = folder / f"{_state(command)}.so"
     if target.exists():

@@ -24,33 +24,6 @@
 namespace drrkit {
 namespace cuda {
 
-// Left alone, the compiler holds a whole bundle in registers, spills others, and then fetches what
-// the innermost loop needs with every pixel. The first of these makes it fetch anew, from shared
-// memory; the second makes it keep a value.
-DRR_HD void read_anew() {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" ::: "memory");
-#endif
-}
-DRR_HD float in_register(float x) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" : "+f"(x));
-#endif
-  return x;
-}
-DRR_HD double in_register(double x) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" : "+d"(x));
-#endif
-  return x;
-}
-DRR_HD int64_t in_register(int64_t x) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" : "+l"(x));
-#endif
-  return x;
-}
-
 // What a sample at x weighs in voxels at - 1, at and at + 1; x in [at - 1, at + 1), or, in the
 // patch at the grid's upper edge, in [at - 1, at + 2).
 template <bool kEdge, class S> DRR_HD void patch_hats(S x, S at, S (&hat)[3]) {

@@ -18,14 +18,6 @@ constexpr int kSurveyPixels = 1024;  // a block of the survey
 constexpr int kPlotX = 16, kPlotY = 16, kPlotZ = 8;
 constexpr int kCubesX = kPlotX / 2, kCubesY = kPlotY / 2;
 
-template <class T> DRR_HD T fetch(const T* p) {
-#if defined(__CUDA_ARCH__)
-  return __ldg(p);
-#else
-  return *p;
-#endif
-}
-
 // The pixels of one view, as the survey leaves them.
 template <class S> struct Pixels {
   const S* images;        // [C, P] cotangents times mm per plane

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <bit>
+#include <cfenv>
 #include <cmath>
 #include <cstdint>
 
@@ -21,6 +22,17 @@ inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float x) { return 1 / x; }
+// Volatile, so that the addition stays between the two changes of the rounding mode.
+inline float __fadd_towards(int mode, float x, float y) {
+  volatile float a = x, b = y;
+  const int before = std::fegetround();
+  std::fesetround(mode);
+  volatile float sum = a + b;
+  std::fesetround(before);
+  return sum;
+}
+inline float __fadd_ru(float a, float b) { return __fadd_towards(FE_UPWARD, a, b); }
+inline float __fadd_rd(float a, float b) { return __fadd_towards(FE_DOWNWARD, a, b); }
 inline float __saturatef(float x) { return x > 0 ? (x < 1 ? x : 1.0f) : 0.0f; }
 
 namespace emulated {
@@ -33,6 +45,32 @@ template <class Integer> inline Integer saturate(double x) {
   if (x < -limit) return least;
   if (x >= limit) return static_cast<Integer>(~least);
   return static_cast<Integer>(x);
+}
+
+}  // namespace emulated
+
+struct __half {
+  unsigned short bits;
+};
+inline __half __ushort_as_half(unsigned short bits) { return {bits}; }
+inline float __half2float(__half x) {
+  const int exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
+  float value = std::ldexp(static_cast<float>(fraction + (exponent ? 1024 : 0)),
+                           (exponent ? exponent : 1) - 25);
+  if (exponent == 31) value = fraction ? NAN : INFINITY;
+  return x.bits & 0x8000 ? -value : value;
+}
+
+namespace emulated {
+
+// PTX's rcp.approx.ftz.f32: numbers below 2^-126 are 0, and results may be off by one unit in the
+// last place. Here they always are, to a side that hangs on the argument's bits.
+inline float rcp_approx_ftz(float x) {
+  const float exact = 1 / (std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x);
+  if (!(std::fabs(exact) >= 0x1p-126f)) return exact != exact ? exact : std::copysign(0.0f, exact);
+  if (std::isinf(exact)) return exact;
+  const bool up = std::popcount(std::bit_cast<uint32_t>(x) * 0x9e3779b9u) & 1;
+  return std::nextafter(exact, up ? INFINITY : -INFINITY);
 }
 
 }  // namespace emulated
