@@ -5,7 +5,6 @@ rows = evaluate({"global": "global"}, [PROTOCOLS["prost"]], [subject], 100, Path
 print(summarise(rows)["success"])
 """
 
-from drrkit.evaluation.appearance import is_inverted, shifted_appearance
 from drrkit.evaluation.landscapes import (
     AXES,
     Landscape,
@@ -14,9 +13,18 @@ from drrkit.evaluation.landscapes import (
     landscapes_of,
     local_minima,
     losses_at,
+    on_axes,
 )
 from drrkit.evaluation.methods import METHODS, with_similarity
-from drrkit.evaluation.protocols import PROTOCOLS, Case, Protocol, Subject, moved_about
+from drrkit.evaluation.protocols import (
+    PROTOCOLS,
+    Case,
+    Protocol,
+    Subject,
+    is_inverted,
+    moved_about,
+    shifted_appearance,
+)
 from drrkit.evaluation.running import Row, evaluate, measure, read_rows, shard
 from drrkit.evaluation.summary import auroc, capture_range, recall_at, summarise, top_mean
 
@@ -40,6 +48,7 @@ __all__ = [
     "losses_at",
     "measure",
     "moved_about",
+    "on_axes",
     "read_rows",
     "recall_at",
     "shard",

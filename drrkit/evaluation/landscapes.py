@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from drrkit.evaluation.protocols import Case
+from drrkit.evaluation.protocols import Case, rad_and_mm
 from drrkit.geometry import perturb, volume_center
 from drrkit.metrics import mtre
 from drrkit.registration import (
@@ -106,13 +105,13 @@ def landscapes_of(
     if poses < 2 or len(widths) != 6:
         raise ValueError(f"poses, widths: expected at least 2 and six, got {poses}, {widths!r}")
     offsets = axis_offsets(widths, count)
-    reach = offsets[:, -1]
-    on_axes = torch.diag_embed(offsets.T).transpose(0, 1).flatten(0, 1)  # [6 N, 6]
     generator = torch.Generator().manual_seed(seed)
-    random = (2 * torch.rand(poses, 6, generator=generator, dtype=torch.float64) - 1) * reach
+    random = (2 * torch.rand(poses, 6, generator=generator, dtype=torch.float64) - 1) * offsets[
+        :, -1
+    ]
     center = volume_center(case.subject.attenuation)
     truth = case.truth.to(center.device)
-    moved = perturb(truth, torch.cat((on_axes, random)).to(center), center)
+    moved = perturb(truth, torch.cat((on_axes(offsets), random)).to(center), center)
     distances = mtre(moved[-poses:].cpu(), case.truth, case.subject.points)
     stages = [replace(stage, similarity=similarity) for similarity in similarities]
     return [
@@ -126,10 +125,13 @@ def axis_offsets(widths: Sequence[float], count: int) -> Tensor:
 
     widths: to each side, six in degrees and mm; count: odd.
     """
-    unit = torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
-    reach = torch.tensor(tuple(widths), dtype=torch.float64) * unit
     half = count // 2
-    return reach[:, None] * torch.arange(-half, half + 1, dtype=torch.float64) / half
+    return rad_and_mm(widths)[:, None] * torch.arange(-half, half + 1, dtype=torch.float64) / half
+
+
+def on_axes(offsets: Tensor) -> Tensor:
+    """xi [6 N, 6] of offsets [6, N], one component at a time, as `axis_offsets` returns them."""
+    return torch.diag_embed(offsets.T).transpose(0, 1).flatten(0, 1)
 
 
 def losses_at(

@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from drrkit.evaluation.appearance import shifted_appearance
-from drrkit.geometry import Camera, CArm, so3_exp, view_ap, volume_center
+from drrkit.geometry import Camera, CArm, assemble, so3_exp, view_ap, volume_center
 from drrkit.metrics import bone_points
 from drrkit.volume import Volume
 from drrkit.xray import simulate_xray
 
+GAMMA = (0.7, 1.3)
+FIELD = 0.3
+_CONTROL_POINTS = 4
 TARGET = (15.0, 15.0, 15.0, 25.0, 25.0, 25.0)
 
 
@@ -94,10 +98,10 @@ class Protocol:
         draw = np.random.default_rng((self.seed, number, name))
         center = volume_center(subject.ct).cpu()
         frontal = view_ap(subject.ct, self.sod)[0].cpu()
-        truth = moved_about(frontal, _scaled(draw.uniform(-1, 1, 6), self.target), center)
+        truth = moved_about(frontal, rad_and_mm(draw.uniform(-1, 1, 6) * self.target), center)
         offset = draw.standard_normal(6) if self.normal else draw.uniform(-1, 1, 6)
         origin = truth if self.about_truth else frontal
-        start = moved_about(origin, _scaled(offset, self.start), center)
+        start = moved_about(origin, rad_and_mm(offset * self.start), center)
         camera = CArm(self.sdd, self.size, self.pixel_mm)
         xray = simulate_xray(
             subject.ct,
@@ -140,13 +144,62 @@ def moved_about(world_to_camera: Tensor, motion: Tensor, center: Tensor) -> Tens
     x, y, z = so3_exp(torch.diag(motion[:3]))
     rotation = x @ y @ z @ world_to_camera[:3, :3]
     middle = world_to_camera[:3, :3] @ center + world_to_camera[:3, 3] + motion[3:]
-    pose = torch.eye(4, dtype=torch.float64)
-    pose[:3, :3] = rotation
-    pose[:3, 3] = middle - rotation @ center
-    return pose
+    return assemble(rotation, (middle - rotation @ center)[:, None])
 
 
-def _scaled(draw: np.ndarray, widths: tuple[float, ...]) -> Tensor:
-    """Six numbers in units of widths (degrees, mm), as rad and mm."""
+def shifted_appearance(
+    xray: Tensor,
+    seed: int,
+    inversion: bool | None = None,
+    *,
+    gamma: bool = True,
+    field: bool = True,
+) -> Tensor:
+    """An X-ray with another gamma, perhaps inverted, under an uneven field: values about 0 to 1.
+
+    The image is mapped to [0, 1], raised to a power drawn from U(0.7, 1.3), inverted with
+    probability 1/2, and multiplied by a smooth field between 0.7 and 1.3: random numbers on a
+    4 x 4 grid, interpolated by cubic splines that are clamped to that range.
+
+    Args:
+        xray: [1, 1, rows, cols].
+        seed: of all three.
+        inversion: whether to invert; None leaves it to the seed.
+        gamma, field: False leaves that part out; the others stay those of the seed.
+
+    Raises:
+        ValueError: a constant image.
+    """
+    power, inverted, knots = _drawn(seed)
+    low, high = xray.amin(), xray.amax()
+    if not bool(high > low):
+        raise ValueError(f"xray: expected an image that is not constant, got {float(low):g} only")
+    image = (xray - low) / (high - low)
+    if gamma:
+        image = image**power
+    if inverted if inversion is None else inversion:
+        image = 1.0 - image
+    if not field:
+        return image
+    uneven = functional.interpolate(
+        torch.from_numpy(knots).to(image), size=image.shape[-2:], mode="bicubic", align_corners=True
+    )
+    return image * uneven.clamp(1 - FIELD, 1 + FIELD)
+
+
+def is_inverted(seed: int) -> bool:
+    """Whether `shifted_appearance` inverts with this seed when it is left to it."""
+    return _drawn(seed)[1]
+
+
+def _drawn(seed: int) -> tuple[float, bool, np.ndarray]:
+    """The power, whether to invert, and the field's values on its grid."""
+    draw = np.random.default_rng(seed)
+    power, inverted = float(draw.uniform(*GAMMA)), bool(draw.random() < 0.5)
+    return power, inverted, draw.uniform(1 - FIELD, 1 + FIELD, (1, 1, *2 * (_CONTROL_POINTS,)))
+
+
+def rad_and_mm(numbers: Iterable[float]) -> Tensor:
+    """Six numbers, degrees and mm, as rad and mm: [6] float64."""
     unit = torch.tensor([math.pi / 180] * 3 + [1.0] * 3, dtype=torch.float64)
-    return torch.from_numpy(draw) * torch.tensor(widths, dtype=torch.float64) * unit
+    return torch.tensor(tuple(numbers), dtype=torch.float64) * unit

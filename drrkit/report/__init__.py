@@ -12,12 +12,12 @@ from drrkit.report.pictures import (
     line_to_absorption,
     line_to_transmission,
     overlay_edges,
+    pose_overlays,
     save_image,
     to_display,
 )
 from drrkit.report.placement import edge_letters, nearest_side, placement
 from drrkit.report.scene import scene_svg
-from drrkit.report.screen import pose_overlays
 
 __all__ = [
     "FAR_DEG",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drrkit.evaluation import AXES, axis_offsets, local_minima, losses_at
+from drrkit.evaluation import AXES, axis_offsets, local_minima, losses_at, on_axes
 from drrkit.geometry import Camera, perturb, volume_center
 from drrkit.registration import Stage, downsampling, extent_mm, make_views, mean_depth
 from drrkit.report.charts import heat_map, line_chart
@@ -98,8 +98,7 @@ def pose_landscape(
     xi = torch.zeros(len(MAPPED), map_count, map_count, 6, dtype=torch.float64)
     for part, (first, second) in zip(xi, MAPPED, strict=True):
         part[..., first], part[..., second] = grid[first][None], grid[second][:, None]
-    on_axes = torch.diag_embed(offsets.T).transpose(0, 1).flatten(0, 1)  # [6 N, 6]
-    poses = perturb(pose, torch.cat((on_axes, xi.reshape(-1, 6))).to(center), center)
+    poses = perturb(pose, torch.cat((on_axes(offsets), xi.reshape(-1, 6))).to(center), center)
     losses = losses_at(volume, views, stage, factor, poses, method)
     maps = losses[6 * count :].reshape(-1, map_count, map_count) if map_count else losses[:0]
     pitch = float(camera.rescale(factor).pixel_spacing[1]) * depth / float(camera.sdd)

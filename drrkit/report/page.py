@@ -18,10 +18,16 @@ from drrkit.geometry import Camera, volume_center
 from drrkit.report import facts
 from drrkit.report.convergence import bone_like_points, convergence
 from drrkit.report.landscapes import SCALES, PoseLandscape, landscape_charts
-from drrkit.report.pictures import checkerboard, data_uri, difference, overlay_edges, to_display
+from drrkit.report.pictures import (
+    Screen,
+    checkerboard,
+    data_uri,
+    difference,
+    overlay_edges,
+    to_display,
+)
 from drrkit.report.placement import edge_letters
 from drrkit.report.scene import scene_svg
-from drrkit.report.screen import Screen
 from drrkit.volume import Volume
 
 STATIC = Path(__file__).parent / "static"

@@ -6,8 +6,15 @@ packages of the extra `view`.
 
 from typing import Any
 
-from drrkit.viewer.session import STRATEGIES, Look, Session, strategy_stages
-from drrkit.viewer.slices import PLANES, Picture, Slices
+from drrkit.viewer.session import (
+    PLANES,
+    STRATEGIES,
+    Look,
+    Picture,
+    Session,
+    Slices,
+    strategy_stages,
+)
 
 
 def serve(*args: Any, **options: Any) -> None:

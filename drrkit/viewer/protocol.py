@@ -16,8 +16,7 @@ from torch import Tensor
 
 from drrkit.registration import SIMILARITIES
 from drrkit.report import edge_letters
-from drrkit.viewer.session import FARTHEST_MM, STRATEGIES, Look, Session
-from drrkit.viewer.slices import PLANES, Picture
+from drrkit.viewer.session import FARTHEST_MM, PLANES, STRATEGIES, Look, Picture, Session
 
 LARGEST_MESSAGE = 2048  # characters
 KINDS = ("xray", "drr", *PLANES)
@@ -75,23 +74,11 @@ def hello(session: Session, title: str) -> str:
 
 def state(session: Session, look: Look) -> str:
     """All numbers that the page shows; the DRR follows as a frame of the same version."""
-    degrees = [math.degrees(angle) for angle in look.xi[:3]]
-    content: dict[str, Any] = {
-        "type": "state",
-        "version": look.version,
-        "pose_version": look.pose_version,
-        "fine": look.fine,
-        "xi": [*degrees, *look.xi[3:]],
-        "world_to_camera": look.world_to_camera,
-        "pixel_mm": session.pixel_mm,
-        "loss": look.loss,
-        "similarity": look.similarity,
-        "running": look.running,
-        "steps": look.steps,
-        "message": look.message,
-    }
+    left_out = ("picture",) if look.fine else ("picture", "geometry", "drawing")
+    content: dict[str, Any] = {k: v for k, v in vars(look).items() if k not in left_out}
+    content |= {"type": "state", "pixel_mm": session.pixel_mm}
+    content["xi"] = [*map(math.degrees, look.xi[:3]), *look.xi[3:]]
     if look.fine:
-        content |= {"geometry": look.geometry, "drawing": look.drawing}
         pose = torch.tensor(look.world_to_camera, dtype=torch.float64)
         content["letters"] = edge_letters(pose)
     return json.dumps(content, allow_nan=False)

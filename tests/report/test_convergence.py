@@ -12,7 +12,7 @@ import torch
 import drrkit
 from drrkit.report import edge_letters, edges, registration_path
 from drrkit.report.convergence import bone_like_points, distances
-from drrkit.report.screen import Screen
+from drrkit.report.pictures import Screen
 from tests.support.commands import run, small_camera, small_ct
 
 

@@ -175,7 +175,7 @@ def test_edges_are_drawn_in_green_on_grey() -> None:
 
 
 def test_the_edges_of_the_right_pose_lie_on_the_x_ray_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drrkit.report.screen.OVERLAY_ROWS", 250)
+    monkeypatch.setattr("drrkit.report.pictures.OVERLAY_ROWS", 250)
     ct = small_ct()
     camera = drrkit.CArm(1020.0, (128, 140), 2.6)
     right = drrkit.view_ap(ct, 800.0)
