@@ -1,5 +1,6 @@
 """X-ray images: real ones from files; simulated ones, from plain to realistic."""
 
+from drrkit.xray.field import open_field
 from drrkit.xray.prepare import PreprocessedXray, bone_is_bright, preprocess_xray
 from drrkit.xray.read.calibration import read_calibration
 from drrkit.xray.read.deepfluoro import (
@@ -76,6 +77,7 @@ __all__ = [
     "k_wire",
     "mass_attenuation",
     "motion_path",
+    "open_field",
     "preprocess_xray",
     "random_tool_pose",
     "randomise",
