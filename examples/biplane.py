@@ -15,7 +15,8 @@ import drrkit
 def register_biplane(spacing: float = 5.0, size: int = 96) -> dict[str, list[float]]:
     """With one view and with both: mTRE, and the standard deviation of depth, in mm."""
     ct = drrkit.phantoms.torso(spacing=spacing)
-    camera = drrkit.CArm(sdd=1020, size=(size, size), pixel_spacing=350.0 / size)
+    exact = drrkit.geometry.CameraSigma(0.0, 0.0, 0.0)  # what is shown is what the images know
+    camera = drrkit.CArm(1020, (size, size), 350.0 / size, sigma=exact)
     front = drrkit.view_carm(ct, 800.0, 0.0, 0.0)
     side = drrkit.view_carm(ct, 800.0, math.pi / 2, 0.0)
     # The C-arms are fixed to each other: what the first camera sees, the second sees from the side.

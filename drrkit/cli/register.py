@@ -235,6 +235,8 @@ def register_command(
     if doubtful and result.stop_reason != "interrupted":
         negative = run(-problem.line)
         _check_polarity(xray, problem.kind, result.agreement, negative.agreement)
+    if "field" in result.inferred and not quiet:
+        click.echo("The open field was found in the X-ray; --mask gives another.", err=True)
     accepted = is_accepted(result.confidence, result.loss, result.reasons, min_confidence)
     motion = _motion(problem, result.world_to_camera)
     content = {

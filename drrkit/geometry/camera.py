@@ -49,11 +49,11 @@ class CameraSigma:
 ORIGINS = {
     "calibration": CameraSigma(0.0005, 0.5, 0.5),
     "header": CameraSigma(0.003, 2.0, 2.0),
-    "user": CameraSigma(0.005, 5.0, 5.0),
+    "user": CameraSigma(0.02, 5.0, 5.0),
     "assumed": CameraSigma(0.05, 5.0, 5.0),
 }
 """Where a camera's numbers may come from, and how well they are known then: a calibration file, a
-DICOM header, the user, a guess."""
+DICOM header, the user, a guess. Distances that a user types are as good as a C-arm's scale: 2 %."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from drrkit.registration.problem.loss import Linearised
 from drrkit.registration.problem.rendering import SceneRenderer
 from drrkit.registration.problem.views import View, blurred
 
-__all__ = ["UNSEEN_MM", "agreement", "dispersion", "pose_covariance"]
+__all__ = ["UNSEEN_MM", "agreement", "dispersion", "geometric_covariance", "pose_covariance"]
 
 # Pixels along the X-ray's longer side: fine enough to tell poses apart, coarse enough that photon
 # noise hardly lowers the correlation. A share of the X-ray and not of the patient at the pose: a
@@ -103,6 +103,61 @@ def pose_covariance(
     inverse = (vectors * inverse) @ vectors.mT
     unseen = vectors[:, ~seen]
     return (inverse @ spread @ inverse + UNSEEN_MM**2 * unseen @ unseen.mT) * both
+
+
+def geometric_covariance(
+    parts: Sequence[Linearised],
+    views: Sequence[View],
+    pose: Tensor,
+    center: Tensor,
+    units: Tensor,
+    added: Tensor | None = None,
+    share: float = 1.0,
+) -> Tensor:
+    """What the cameras' own uncertainty (`Camera.sigma`) adds to a pose's covariance: [D, D].
+
+    A longer focal length looks like less depth in proportion, a moved principal point like a shift
+    of as many pixels at the patient. Each view's error pulls the pose against that view's
+    curvature, so that a second view from elsewhere, or a prior, holds what one view cannot: with
+    H_v the Gauss-Newton matrix of view v, H all of it and T_v the errors as motions, the pose moves
+    by H^-1 H_v T_v.
+
+    Args:
+        parts: of every view, at the pose, as for `pose_covariance`.
+        pose: [1, 4, 4] of the first camera; [1, n, 4, 4] for n bodies.
+        center: [3] or [n, 3] world mm, what xi turns about.
+        units, added, share: as for `pose_covariance`.
+    """
+    poses, centers = pose.reshape(-1, 4, 4), center.reshape(-1, 3)
+    scale = units.double()
+    both = scale * scale[:, None]
+    hessians = [part.matrix[0].double() * both * (share / len(parts)) for part in parts]
+    whole = sum(hessians[1:], hessians[0])
+    whole = whole if added is None else whole + added * both
+    inverse = torch.linalg.pinv(whole, rtol=_UNSEEN, hermitian=True)
+    alone = len(parts) == 1 and added is None  # then also where the image shows nothing
+    total = torch.zeros_like(whole)
+    for view, hessian in zip(views, hessians, strict=True):
+        errors = torch.cat([_as_motions(view, *body) for body in zip(poses, centers, strict=True)])
+        moved = errors / scale[:, None]
+        moved = (moved if alone else inverse @ hessian @ moved) * scale[:, None]
+        total = total + moved @ moved.mT
+    return total
+
+
+def _as_motions(view: View, pose: Tensor, center: Tensor) -> Tensor:
+    """One deviation of each of a camera's intrinsics as xi of the first camera, [6, 3]."""
+    seen = view.pose(pose[None])[0]
+    depth = float(seen[2, :3] @ center + seen[2, 3])
+    camera, known = view.camera, view.camera.sigma
+    pitch = [float(torch.as_tensor(p).mean()) for p in camera.pixel_spacing]
+    if camera.beam != "parallel":
+        pitch = [p * depth / float(torch.as_tensor(camera.sdd).mean()) for p in pitch]
+    along = depth * known.focal if camera.beam != "parallel" else 0.0
+    shift = pose.new_tensor([known.col_px * pitch[1], known.row_px * pitch[0], along]).diag()
+    if view.rig_to_camera is not None:
+        shift = view.rig_to_camera[:3, :3].to(shift).mT @ shift
+    return torch.cat((torch.zeros_like(shift), shift))
 
 
 def _tempered(hessian: Tensor, added: Tensor) -> Tensor:

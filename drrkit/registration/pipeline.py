@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera
-from drrkit.registration.certainty import agreement, pose_covariance
+from drrkit.registration.certainty import agreement, geometric_covariance, pose_covariance
 from drrkit.registration.lengths import field_diagonal, mean_depth, motion_units, object_diagonal
 from drrkit.registration.optimisers.optimiser import PoseEngine, PoseProblem
 from drrkit.registration.presets import resolve_stages
@@ -25,13 +25,20 @@ from drrkit.registration.problem.inputs import (
 )
 from drrkit.registration.problem.landmarks import Landmarks
 from drrkit.registration.problem.loss import StageLoss
-from drrkit.registration.problem.motion import distinct_poses, moved_by
+from drrkit.registration.problem.motion import distinct_poses, neighbours
 from drrkit.registration.problem.prior import PosePrior, PriorTerm
 from drrkit.registration.problem.rendering import SceneRenderer
-from drrkit.registration.problem.views import View, downsamplings, make_views, negatives
+from drrkit.registration.problem.views import (
+    View,
+    downsamplings,
+    make_views,
+    negatives,
+    within_fields,
+)
 from drrkit.registration.progress import Watcher, count_steps, run, step_bar
 from drrkit.registration.result import (
     DEPTH_LIMIT_MM,
+    TRUSTED,
     RegistrationResult,
     RunnerUp,
     StageRecord,
@@ -128,7 +135,7 @@ class Registrar:
         center: Tensor | None = None,
         method: str = "joseph",
     ) -> None:
-        self.stages = resolve_stages(stages)
+        self.stages, self.named = resolve_stages(stages), stages
         scene = self_rendering(volume)
         self.like, self.center = computing_place(scene, center)
         self.camera, self.rig_to_camera = camera, rig_to_camera
@@ -154,6 +161,7 @@ class Registrar:
         check_options(prior, seed, progress)
         given = self.stages if stages is None else resolve_stages(stages)
         views = make_views(self.camera, xray, mask, self.rig_to_camera, self.like)
+        views, found_field = within_fields(views)
         camera = views[0].camera
         pose = start_poses(init, given, camera, self.drawn.scene).to(self.center)
         field = field_diagonal(camera, mean_depth(pose, self.center))
@@ -164,6 +172,8 @@ class Registrar:
         generator = torch.Generator().manual_seed(seed)
         try:
             work = Registration(self.drawn, views, self.center, generator, bar, term)
+            work.hypotheses = isinstance(self.named if stages is None else stages, str)
+            work.inferred = ("field",) if found_field else ()
             found = work.until_trusted(resolved, Candidates.unjudged(pose))
         finally:
             bar.close()
@@ -234,14 +244,23 @@ class Registration:
         self.loss: StageLoss | None = None
         self.engine: PoseEngine | None = None  # the last, for a stage that goes on with it
         self.rejected: list[Attempt] = []
+        self.inferred: tuple[str, ...] = ()
+        self.hypotheses = self.told_negative = False
 
     def until_trusted(self, stages: Sequence[Stage | Search], start: Candidates) -> Attempt:
         """What the stages make of the poses.
 
-        Where they begin with a search whose outcome is not trusted, they begin again with a denser
-        one; the better outcome counts.
+        Where their outcome is not trusted, they are tried on the negative X-ray, which counts if
+        it is trusted. Where they begin with a search, they begin again with a denser one then; the
+        better outcome counts.
         """
         attempt, first = self.through(stages, start), stages[0]
+        if self._may_be_negative(stages) and not self._is_trusted(attempt):
+            self.bar.add(count_steps(stages))
+            other = self.through(stages, start, negative=True)
+            if self._is_trusted(other):
+                attempt, other = other, attempt
+            self.rejected.append(other)
         if not isinstance(first, Search):
             return attempt
         for _ in range(first.repeats):
@@ -255,6 +274,15 @@ class Registration:
             self.rejected.append(other)
         return attempt
 
+    def _may_be_negative(self, stages: Sequence[Stage | Search]) -> bool:
+        """Whether nobody said how the X-ray is, and the stages' outcomes can be told apart."""
+        first = stages[0]
+        return self.hypotheses and not (isinstance(first, Search) and first.inverted is not False)
+
+    @staticmethod
+    def _is_trusted(attempt: Attempt) -> bool:
+        return attempt.agreement >= TRUSTED or attempt.interrupted
+
     def result(
         self, attempt: Attempt, stage: Stage | Search, extent: float, began: float
     ) -> RegistrationResult:
@@ -266,6 +294,8 @@ class Registration:
         if interrupted:
             reasons.append("interrupted")
         loss = float(attempt.found.loss.min())
+        negative = attempt.views is not self.given_views and not self.told_negative
+        covariance, geometric = self._covariances(attempt)
         return RegistrationResult(
             world_to_camera=attempt.best[0],
             loss=loss,
@@ -274,7 +304,9 @@ class Registration:
             agreement=attempt.agreement,
             reasons=tuple(reasons),
             runner_up=self._runner_up(attempt, stage),
-            covariance=self._covariance(attempt),
+            covariance=covariance,
+            geometric_covariance=geometric,
+            inferred=(*self.inferred, *(("negative",) if negative else ())),
             history=[
                 record if record in attempt.history else replace(record, counted=False)
                 for record in self.history
@@ -286,10 +318,12 @@ class Registration:
             extent_mm=extent,
         )
 
-    def through(self, stages: Sequence[Stage | Search], found: Candidates) -> Attempt:
+    def through(
+        self, stages: Sequence[Stage | Search], found: Candidates, negative: bool = False
+    ) -> Attempt:
         """What the stages make of the poses; after an interruption the best up to then."""
         depth, before = mean_depth(found.pose, self.center), len(self.history)
-        self.views, self.loss = self.given_views, None
+        self.views, self.loss = negatives(self.given_views) if negative else self.given_views, None
         for number, stage in enumerate(stages, 1):
             self.bar.set_description(f"stage {number}/{len(stages)} {stage.name}")
             units = self._units(depth).to(found.pose)
@@ -307,20 +341,22 @@ class Registration:
     def _units(self, depth: float) -> Tensor:
         return motion_units(self.given_views[0].camera, depth, self.bodies)
 
-    def _covariance(self, attempt: Attempt) -> Tensor | None:
-        """Of the pose found, where the last stage has a Jacobian."""
+    def _covariances(self, attempt: Attempt) -> tuple[Tensor | None, Tensor | None]:
+        """Of the pose found, where the last stage has a Jacobian; and the cameras' part of it."""
         loss, pose = attempt.loss, attempt.best
         if (
             loss is None
             or not loss.stage.optimiser.has_jacobian
             or not has_curvature(loss.stage.measure)
         ):
-            return None
+            return None, None
         units = self._units(mean_depth(pose, self.center)).to(pose)
-        if self.prior is None:
-            return pose_covariance(loss.linearise(pose), units)
-        added = self.prior.expand(pose)[2][0]
-        return pose_covariance(loss.linearise(pose), units, added, 1.0 - self.prior.weight)
+        parts = list(loss.linearise(pose))
+        prior: tuple[Any, ...] = ()
+        if self.prior is not None:
+            prior = (self.prior.expand(pose)[2][0], 1.0 - self.prior.weight)
+        geometric = geometric_covariance(parts, attempt.views, pose, self.center, units, *prior)
+        return pose_covariance(parts, units, *prior) + geometric, geometric
 
     def _runner_up(self, attempt: Attempt, stage: Stage | Search) -> RunnerUp | None:
         """The best candidate of the last stage that differs from the best."""
@@ -335,7 +371,8 @@ class Registration:
     def _search(self, stage: Search, found: Candidates, units: Tensor) -> Candidates:
         """The candidates of a search about every pose; from here on the views are no negatives."""
         began = time.perf_counter()
-        self.views = negatives(self.given_views) if stage.inverted else self.given_views
+        if stage.inverted:
+            self.views, self.told_negative = negatives(self.given_views), stage.inverted
         path: list[Tensor] = []
         searches, reason = self._searches(stage, found, units, path)
         traces = [torch.stack(search.trace) for search in searches]
@@ -382,7 +419,7 @@ class Registration:
         """What a stage makes of the poses."""
         began = time.perf_counter()
         factors = downsamplings(stage, self.views, depth)
-        cloud = _neighbours(found.pose, stage, self.center, self.generator)
+        cloud = neighbours(found.pose, stage.starts, stage.spread, self.center, self.generator)
         loss = StageLoss(self.drawn, self.views, stage, factors, self.center, self.prior)
         problem = PoseProblem(
             center=self.center,
@@ -425,21 +462,6 @@ def _matched(searches: Sequence[GlobalSearch]) -> tuple[Tensor, Tensor, bool]:
     return pose, loss, inverted
 
 
-def _neighbours(pose: Tensor, stage: Stage, center: Tensor, generator: torch.Generator) -> Tensor:
-    """Every pose [K, ...] followed by random ones around it: [K * starts, ...]."""
-    if stage.starts == 1:
-        return pose
-    bodies = pose[0].numel() // 16
-    shape = (pose.shape[0], stage.starts, 2 * bodies, 3)
-    direction = torch.randn(shape, generator=generator, dtype=torch.float64)
-    direction = direction / direction.norm(dim=-1, keepdim=True)
-    radius = torch.rand(shape[:3], generator=generator, dtype=torch.float64)[..., None]
-    xi = direction * radius * _six(stage.spread).reshape(2, 3).repeat(bodies, 1)
-    xi[:, 0] = 0.0
-    repeated = pose.repeat_interleave(stage.starts, dim=0)
-    return moved_by(repeated, xi.flatten(0, 1).flatten(1).to(pose), center)
-
-
 def _best_of_each(engine: PoseEngine, starts: int) -> Candidates:
     """The best pose [K, ...] and loss [K] among the optimisations that belong to each pose."""
     loss = engine.best_loss.reshape(-1, starts)
@@ -451,11 +473,6 @@ def _best_of_each(engine: PoseEngine, starts: int) -> Candidates:
 def _stacked(path: Sequence[Tensor], like: Tensor) -> Tensor:
     """Poses as one tensor [steps, ...] on the CPU; `like` [K, ...] says their shape."""
     return torch.stack(list(path)).cpu() if path else like[:0].cpu()
-
-
-def _six(spread: Sequence[float]) -> Tensor:
-    numbers = torch.tensor(spread, dtype=torch.float64)
-    return numbers if len(numbers) == 6 else numbers.repeat_interleave(3)
 
 
 def _record(

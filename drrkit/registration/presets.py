@@ -16,33 +16,47 @@ _VOXEL = 1 / 75  # of coarse stages
 
 AUTO: tuple[Stage, ...] = (
     Stage(
-        "ncc",
+        "patch_gradient_ncc",
         pixel=1 / 44,
         optimiser=Levenberg(0.1, final_step=1e-3),
         voxel=_VOXEL,
-        iterations=15,
+        iterations=20,
         starts=32,
         spread=(0.3, 0.13),
+        halve_every=5,
+        keep=3,
+        apart=1 / 60,
     ),
     Stage(
-        "gradient_ncc",
+        "patch_gradient_ncc",
         pixel=1 / 88,
         optimiser=Levenberg(1 / 30, final_step=1 / 3000),
         voxel=_VOXEL,
-        iterations=10,
+        iterations=20,
+        keep=1,
     ),
     Stage(
-        "gradient_ncc",
+        "weighted_patch_gradient_ncc",
         pixel=1 / 176,
         optimiser=Levenberg(1 / 60, final_step=1 / 30000),
         blur=1.0,
-        iterations=15,
+        iterations=30,
     ),
 )
-"""Coarse to fine, for starts within about 10 degrees and 5 cm (of a torso). NCC on large pixels, 7
-mm in a torso, has by far the widest basin of the similarities here, from starts wide enough for
-lateral views too; gradient NCC then ignores most of what the beam's energy changes, and gains
-nothing from pixels much smaller than the voxels."""
+"""Coarse to fine, for starts within about 10 degrees and 5 cm (of a torso). Every patch of the
+image counts for itself, so that what the CT does not show (tools, tables, the rim of a collimated
+field, tissue beyond the CT's ends) costs a few patches and does not pull the pose: of 102 X-rays of
+the gauntlet's choosing seeds about 90 end within 2 mm in plane, against 67 with NCC and gradient
+NCC over the whole image, for twice the time. Several poses go on from the large pixels, 7 mm in a
+torso, because patches have narrower basins than the whole image. The last stage weighs the patches
+by the structure that the rendering has in them: those of air, whose correlation is noise, would
+otherwise say how uncertain the pose is."""
+
+_GRADIENT: tuple[Stage, ...] = tuple(
+    replace(stage, similarity="gradient_ncc", iterations=steps)
+    for stage, steps in zip(AUTO[1:], (10, 15), strict=True)
+)
+# Ignores most of what the beam's energy changes, and costs a third of patches.
 
 GLOBAL: tuple[Stage | Search, ...] = (
     Search(),
@@ -74,11 +88,11 @@ GLOBAL: tuple[Stage | Search, ...] = (
         keep=2,
         apart=1 / 60,
     ),
-    AUTO[-1],
+    _GRADIENT[-1],
 )
 """No start needed, or one that is far off."""
 
-FOLLOW: tuple[Stage, ...] = (replace(AUTO[1], keep=1, apart=1e-6), AUTO[2])
+FOLLOW: tuple[Stage, ...] = (replace(_GRADIENT[0], apart=1e-6), _GRADIENT[1])
 """From a start within a few degrees and about a centimetre: what a frame's predecessor gives."""
 
 PIPELINES: dict[str, tuple[Stage | Search, ...]] = {"auto": AUTO, "global": GLOBAL}

@@ -111,9 +111,12 @@ class RegistrationResult:
         runner_up: the best pose that differs from this one, where the last stage had several.
         covariance: [6, 6] float64 of xi (rad, mm) about the volume's centre, in camera axes, from
             the last stage's residuals; None where its optimiser has no Jacobian, or its similarity
-            (other than mse, soft_dice and correlations) no known curvature. Accounts for noise and
-            block-independent model error, not for errors shared by the whole image. A direction
-            that changes no image has 10 m. [6 n, 6 n] for n bodies.
+            (other than mse, soft_dice and correlations) no known curvature. Accounts for noise,
+            block-independent model error and the cameras' `sigma`, not for other errors shared by
+            the whole image. A direction that changes no image has 10 m. [6 n, 6 n] for n bodies.
+        geometric_covariance: the part of it that comes from the cameras' `sigma`.
+        inferred: what was read from the X-ray and not given: "field" (a mask of the open field),
+            "negative" (it is dark where the patient attenuates).
         history: one record per stage; those of attempts that were replaced do not count.
         seconds: wall time.
         stop_reason: of the last stage that counted: "converged", "iterations", or "interrupted"
@@ -134,7 +137,9 @@ class RegistrationResult:
     stop_reason: str
     all_world_to_camera: Tensor = field(repr=False)
     all_loss: Tensor = field(repr=False)
+    geometric_covariance: Tensor | None = field(default=None, repr=False)
     confidence_10mm: float | None = None
+    inferred: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     runner_up: RunnerUp | None = None
     extent_mm: float = 300.0
@@ -150,10 +155,13 @@ class RegistrationResult:
 
         Of Bodies, whether they do for every one of them.
         """
-        if self.sigma is None:
+        if self.covariance is None:
             return None
+        variance = self.covariance.diagonal()
+        if self.geometric_covariance is not None:  # not of the images
+            variance = variance - self.geometric_covariance.diagonal()
         limit = DEPTH_LIMIT_MM * min(1.0, self.extent_mm / 300.0)
-        return bool((self.sigma[5::6] <= limit).all())
+        return bool((variance[5::6] <= limit**2).all())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, ready for JSON; losses of the history summarised."""
@@ -174,6 +182,10 @@ class RegistrationResult:
                 "agreement": self.runner_up.agreement,
             },
             "covariance": None if self.covariance is None else self.covariance.tolist(),
+            "geometric_covariance": None
+            if self.geometric_covariance is None
+            else self.geometric_covariance.tolist(),
+            "inferred": list(self.inferred),
             "depth_observable": self.depth_observable,
             "extent_mm": self.extent_mm,
             "seconds": self.seconds,

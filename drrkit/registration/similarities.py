@@ -101,6 +101,12 @@ def _extent(low: Tensor, high: Tensor) -> Tensor:
 
 SIMILARITIES: dict[str, Similarity] = {
     **losses.LOSSES,
+    "weighted_patch_gradient_ncc": partial(
+        losses.patch_gradient_ncc,
+        blur=0,
+        weighting="moving_gradient_variance",
+        masked_statistics=True,
+    ),
     "mi": losses.mutual_information,
     "mattes_mi": losses.mattes_mutual_information,
     "nmi": losses.normalized_mutual_information,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import drrkit
 from drrkit import CArm, Stage, Volume, register, render
-from drrkit.geometry import volume_center
+from drrkit.geometry import CameraSigma, volume_center
 from drrkit.phantoms import torso
 from drrkit.registration import Levenberg
 from drrkit.registration.certainty import pose_covariance
@@ -21,7 +21,7 @@ from drrkit.registration.problem.rendering import SceneRenderer
 from drrkit.registration.problem.views import make_views
 from drrkit.registration.similarities import SIMILARITIES, ignores_gain
 
-CAMERA = CArm(1020.0, (64, 64), 4.352)
+CAMERA = CArm(1020.0, (64, 64), 4.352, sigma=CameraSigma(0.0, 0.0, 0.0))
 
 
 @lru_cache

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import drrkit
 from drrkit import CArm, Stage, Volume, perturb, register, simulate_xray
-from drrkit.geometry import Camera, volume_center
+from drrkit.geometry import Camera, CameraSigma, volume_center
 from drrkit.phantoms import TORSO_LABELS, torso
 from drrkit.registration import (
     Bodies,
@@ -22,7 +22,7 @@ from drrkit.registration import (
 )
 from drrkit.registration.certainty import UNSEEN_MM
 
-CAMERA = CArm(1020.0, (48, 40), 6.0)
+CAMERA = CArm(1020.0, (48, 40), 6.0, sigma=CameraSigma(0.0, 0.0, 0.0))
 STAGES = (
     Stage("ncc", optimiser=Levenberg(), iterations=4, starts=4, keep=1),
     Stage("gradient_ncc", optimiser=Levenberg(), iterations=4),

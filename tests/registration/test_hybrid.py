@@ -97,7 +97,7 @@ def test_register_takes_the_file_of_a_similarity(network: Path, tmp_path: Path) 
     succeed("register", *inputs, "-o", result, "--similarity", network, "--quiet")
     told = json.loads(result.read_text())
     names = [stage["similarity"] for stage in told["settings"]["stages"]]
-    assert names == ["EncoderProST", "patch_gradient_ncc", "gradient_ncc", "gradient_ncc"]
+    assert names == ["EncoderProST", "patch_gradient_ncc", *(stage.name for stage in AUTO[1:])]
     ct, pose = small_ct(), torch.tensor(told["world_to_camera"], dtype=torch.float64)
     truth = drrkit.view_ap(ct, 800.0)[0]
     assert small_camera().size == (48, 64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
@@ -12,9 +13,10 @@ from torch import Tensor
 
 import drrkit
 from drrkit import CArm, Stage, losses, perturb, register, render, simulate_xray
-from drrkit.geometry import Camera, volume_center
+from drrkit.geometry import CameraSigma, volume_center
 from drrkit.registration import (
     AUTO,
+    FOLLOW,
     Bodies,
     CmaEs,
     Descent,
@@ -31,7 +33,7 @@ from drrkit.registration.problem.rendering import SceneRenderer
 from drrkit.registration.problem.views import downsamplings, make_views
 from tests.support.registered_torso import attenuation, box_mtre, phantom, random_motions
 
-CAMERA = CArm(1020.0, (64, 64), 4.352)
+CAMERA = CArm(1020.0, (64, 64), 4.352, sigma=CameraSigma(0.0, 0.0, 0.0))
 STAGE = Stage("gradient_ncc", optimiser=Levenberg(5.0, final_step=0.01), iterations=15, mm=True)
 HIPS = ([*range(18)], 18, 19)  # all but the femurs, and each of them
 
@@ -128,7 +130,7 @@ def test_each_body_finds_its_own_pose_where_one_rigid_body_cannot():
     truth = moved_bodies()
     xray = noisy(bodies().render(CAMERA, truth, supersample=3))
     rigid = register(attenuation(), CAMERA, xray, frontal())
-    joint = register(bodies(), CAMERA, xray, rigid.world_to_camera)
+    joint = register(bodies(), CAMERA, xray, rigid.world_to_camera, stages=FOLLOW)
     assert joint.world_to_camera.shape == (3, 4, 4) and joint.covariance.shape == (18, 18)
     centers = bodies().center
     apart = [error(joint.world_to_camera[i], truth[i], centers[i], 30.0) for i in range(3)]
@@ -273,7 +275,7 @@ def test_a_narrow_prior_holds_every_optimiser_at_the_start_and_a_wide_one_lets_g
 
 
 def test_a_prior_keeps_a_free_depth_within_its_deviation():
-    parallel = Camera(CAMERA.K, CAMERA.size, CAMERA.sdd, "parallel")
+    parallel = replace(CAMERA, beam="parallel")
     xray, start = noisy(render(attenuation(), parallel, frontal())), off(2.0, 10.0, seed=9)
     with pytest.warns(UserWarning, match="depth is not observable"):
         free = register(attenuation(), parallel, xray, start, stages=STAGE)

@@ -16,7 +16,7 @@ from drrkit.registration.similarities import UnitRange, gauss_newton, has_curvat
 from tests.support.registered_torso import box_mtre
 
 CAMERA = CArm(1020.0, (28, 28), 9.95)
-NAMES = sorted({function.__name__: name for name, function in SIMILARITIES.items()}.values())
+NAMES = sorted({getattr(f, "__name__", name): name for name, f in SIMILARITIES.items()}.values())
 
 
 @lru_cache

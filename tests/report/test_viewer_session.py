@@ -185,7 +185,7 @@ def test_a_session_of_things_that_do_not_fit_is_refused(
 
 
 def test_strategies_end_with_the_chosen_loss() -> None:
-    assert strategy_stages("auto", "gradient_ncc") == AUTO
+    assert strategy_stages("auto", AUTO[-1].name) == AUTO
     assert strategy_stages("global", "mi")[:-1] == GLOBAL[:-1]
     for strategy in STRATEGIES:
         assert strategy_stages(strategy, "mi")[-1].similarity == "mi"

@@ -9,11 +9,11 @@ from torch import Tensor
 
 import drrkit
 from drrkit import CArm, Volume, perturb, render, view_ap
-from drrkit.geometry import volume_center
+from drrkit.geometry import CameraSigma, volume_center
 from drrkit.phantoms import torso
 from tests.support.registered_torso import AWAY, box_mtre, random_motions
 
-CAMERA = CArm(1020.0, (32, 32), 8.704)
+CAMERA = CArm(1020.0, (32, 32), 8.704, sigma=CameraSigma(0.0, 0.0, 0.0))
 ORIGIN = torch.zeros(3, dtype=torch.float64)
 UNITS = torch.ones(6, dtype=torch.float64)
 

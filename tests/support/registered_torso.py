@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from drrkit import CArm, Volume, perturb, simulate_xray, view_ap
-from drrkit.geometry import volume_center
+from drrkit.geometry import CameraSigma, volume_center
 from drrkit.metrics import mtre
 from drrkit.phantoms import torso
 
-CAMERA = CArm(1020.0, (64, 64), 4.352)
+CAMERA = CArm(1020.0, (64, 64), 4.352, sigma=CameraSigma(0.0, 0.0, 0.0))
 AWAY = torch.tensor([0.05, -0.04, 0.03, 4.0, -3.0, 7.0], dtype=torch.float64)
 """What takes an AP view to the pose that is looked for."""
 

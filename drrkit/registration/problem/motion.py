@@ -6,12 +6,14 @@ its xi is [..., 6] or [..., 6 n] (rad, mm), the bodies one after the other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from drrkit.geometry import perturb, se3_log
 
-__all__ = ["distinct_poses", "motion_between", "motion_of", "moved_by"]
+__all__ = ["distinct_poses", "motion_between", "motion_of", "moved_by", "neighbours"]
 
 
 def moved_by(world_to_camera: Tensor, xi: Tensor, center: Tensor) -> Tensor:
@@ -96,3 +98,29 @@ def distinct_poses(
         distance = motion_between(world_to_camera[rest], world_to_camera[best], center, units)[:, 0]
         order = rest[distance >= apart]
     return torch.cat(chosen)
+
+
+def neighbours(
+    pose: Tensor,
+    starts: int,
+    spread: Sequence[float],
+    center: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Every pose [K, ...] followed by random ones around it: [K * starts, ...]."""
+    if starts == 1:
+        return pose
+    bodies = pose[0].numel() // 16
+    shape = (pose.shape[0], starts, 2 * bodies, 3)
+    direction = torch.randn(shape, generator=generator, dtype=torch.float64)
+    direction = direction / direction.norm(dim=-1, keepdim=True)
+    radius = torch.rand(shape[:3], generator=generator, dtype=torch.float64)[..., None]
+    xi = direction * radius * _six(spread).reshape(2, 3).repeat(bodies, 1)
+    xi[:, 0] = 0.0
+    repeated = pose.repeat_interleave(starts, dim=0)
+    return moved_by(repeated, xi.flatten(0, 1).flatten(1).to(pose), center)
+
+
+def _six(spread: Sequence[float]) -> Tensor:
+    numbers = torch.tensor(spread, dtype=torch.float64)
+    return numbers if len(numbers) == 6 else numbers.repeat_interleave(3)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from drrkit.geometry import Camera, check_floating
 from drrkit.registration.lengths import pixel_at
-from drrkit.xray import gaussian_blur
+from drrkit.xray import gaussian_blur, open_field
 
 if TYPE_CHECKING:
     from drrkit.registration.stages import Stage
@@ -27,6 +27,7 @@ __all__ = [
     "negatives",
     "rig_of",
     "scaled_views",
+    "within_fields",
 ]
 
 # An X-ray is not made smaller than this by a stage that chooses its own resolution.
@@ -181,6 +182,41 @@ def rig_of(world_to_camera: Tensor) -> Tensor:
     rig = poses @ torch.linalg.inv(poses[0])
     rig[0] = torch.eye(4).to(rig)
     return rig
+
+
+def within_fields(views: Sequence[View]) -> tuple[list[View], bool]:
+    """The views with masks of their open fields where none was given, and whether one was found.
+
+    What a mask leaves out is filled from its rim, so that no derivative sees the step there.
+    """
+    found, inferred = [], False
+    for view in views:
+        if view.mask is None:
+            field = open_field(view.xray)
+            inferred = inferred or field is not None
+            view = view if field is None else replace(view, mask=field.to(view.xray))
+        found.append(view if view.mask is None else _continued(view))
+    return found, inferred
+
+
+def _continued(view: View) -> View:
+    assert view.mask is not None
+    return replace(view, xray=_filled(view.xray, (view.mask > 0).to(view.xray)))
+
+
+def _filled(image: Tensor, weight: Tensor) -> Tensor:
+    """The image with pixels of no weight as bright as about the nearest ones that have some.
+
+    Coarser and coarser pixels of what is seen fill what is left (push and pull, Gortler et al.,
+    SIGGRAPH 1996, section 3.4).
+    """
+    if bool((weight > 0).all()) or min(image.shape[-2:]) < 2:
+        return image
+    share = functional.avg_pool2d(weight, 2, ceil_mode=True)
+    coarse = functional.avg_pool2d(image * weight, 2, ceil_mode=True) / share.clamp_min(1e-30)
+    coarse = _filled(torch.where(share > 0, coarse, 0.0), (share > 0).to(share))
+    fine = functional.interpolate(coarse, scale_factor=2.0, mode="bilinear")
+    return torch.where(weight > 0, image, fine[..., : image.shape[-2], : image.shape[-1]])
 
 
 def negatives(views: Sequence[View]) -> list[View]:
