@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from drrkit.conversions.angles import euler_to_matrix, matrix_to_euler
-from drrkit.conversions.pinhole import from_opencv
+from drrkit.conversions.pinhole import check_rigid, from_opencv
 from drrkit.conversions.vectors import CameraView, checked_view
 from drrkit.files import PathLike, existing_file, whole_file
 from drrkit.geometry import Camera, CArm, assemble, check_floating, checked_positive
@@ -168,12 +168,9 @@ def read_autoscoper(path: PathLike) -> Tensor:
         values = _numbers(line, f"{path}, line {number}")
         if len(values) != 16:
             raise ValueError(f"{path}, line {number}: expected 16 numbers, got {len(values)}")
-        last = values[12:]
-        if not all(map(math.isnan, values)) and math.dist(last, (0, 0, 0, 1)) > 1e-6:
-            raise ValueError(
-                f"{path}, line {number}: expected matrices row by row, ending in 0, 0, 0, 1, got "
-                f"{last}: written column by column?"
-            )
+        if not all(map(math.isnan, values)):
+            pose = torch.tensor(values, dtype=torch.float64).reshape(4, 4)
+            check_rigid(f"{path}, line {number}", pose)
         rows.append(values)
     if not rows:
         raise ValueError(f"{path}: expected rows of 16 numbers, got none")

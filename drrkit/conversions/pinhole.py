@@ -315,6 +315,7 @@ def _from_matrices(
 ) -> CameraView:
     """The view of K and a pose into a camera with z forward; a reflection mirrors the columns."""
     size = checked_size(size)
+    check_rigid("pose", pose, reflected=True)
     mirrored = torch.linalg.det(pose[..., :3, :3]) < 0
     flip: tuple[int, ...] = ()
     if bool(mirrored.any()):
@@ -350,12 +351,31 @@ def _rotation(R: Tensor) -> Tensor:
     if isinstance(R, Tensor) and R.shape[-1:] == (3,) and R.shape[-2:] != (3, 3):
         return so3_exp(batched("R", R, (3,)).double())
     turn = batched("R", R, (3, 3)).double()
-    off = float((turn @ turn.mT - torch.eye(3).to(turn)).detach().abs().amax())
-    mirrored = bool((torch.linalg.det(turn.detach()) < 0).any())
+    _check_orthogonal("R", turn.detach())
+    return turn
+
+
+def check_rigid(name: str, pose: Tensor, reflected: bool = False) -> None:
+    """Raises ValueError where poses [..., 4, 4] are no rotation, to ROTATION_ROUNDING, and shift.
+
+    reflected  whether a reflection will do as well
+    """
+    pose = pose.detach().double()
+    last, wanted = pose[..., 3, :], pose.new_tensor((0.0, 0.0, 0.0, 1.0))
+    if not float((last - wanted).abs().amax()) <= 1e-6:
+        raise ValueError(
+            f"{name}: expected matrices whose last row is 0, 0, 0, 1, got {last.tolist()}: "
+            "transposed, or written column by column?"
+        )
+    _check_orthogonal(name, pose[..., :3, :3], reflected)
+
+
+def _check_orthogonal(name: str, matrix: Tensor, reflected: bool = False) -> None:
+    off = float((matrix @ matrix.mT - torch.eye(3).to(matrix)).abs().amax())
+    mirrored = not reflected and bool((torch.linalg.det(matrix) < 0).any())
     if mirrored or not off <= ROTATION_ROUNDING:
         what = "a reflection (determinant -1)" if mirrored else f"R R^T off by {off:.3g}"
-        raise ValueError(f"R: expected a rotation to {ROTATION_ROUNDING:g}, got {what}")
-    return turn
+        raise ValueError(f"{name}: expected a rotation to {ROTATION_ROUNDING:g}, got {what}")
 
 
 def _moved_along_z(pose: Tensor, distance: Tensor) -> Tensor:

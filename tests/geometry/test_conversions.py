@@ -509,6 +509,42 @@ def test_what_is_no_rotation_is_refused_with_its_deviation() -> None:
     conversions.from_opencv(K, rounded, shift, SIZE, 1020.0)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda pose: pose @ torch.diag(pose.new_tensor((1.05, 1.05, 1.05, 1))), "off by 0.10"),
+        (lambda pose: 0.0 * pose, "last row"),
+        (lambda pose: pose.mT, "transposed"),
+    ],
+)
+def test_matrices_of_other_projectors_that_are_no_poses_are_refused(change, message) -> None:
+    pose = drrkit.view_ap(drrkit.phantoms.torso(spacing=20.0), 800.0)
+    other = conversions.to_deepdrr(camera(), pose)
+    wrong = other._replace(extrinsic=change(other.extrinsic))
+    with pytest.raises(ValueError, match=f"pose: expected .*{message}"):
+        conversions.from_deepdrr(wrong, SIZE, 1020.0)
+    other = conversions.to_xreg(camera(), pose)[0]
+    with pytest.raises(ValueError, match=f"pose: expected .*{message}"):
+        conversions.from_xreg(other._replace(extrinsic=change(other.extrinsic)), SIZE)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ((1.05, 1.05, 1.05), "off by 0.10"),
+        ((-1.0, 1.0, 1.0), "a reflection"),
+        ((0.0, 0.0, 0.0), "off by 1"),
+        ((math.nan, 1.0, 1.0), "off by nan"),
+    ],
+)
+def test_tracks_of_what_is_no_rotation_are_refused(tmp_path: Path, change, message) -> None:
+    pose = drrkit.view_ap(drrkit.phantoms.torso(spacing=20.0), 800.0).clone()
+    pose[:, :3, :3] *= pose.new_tensor(change)
+    conversions.write_autoscoper(tmp_path / "a.tra", pose)
+    with pytest.raises(ValueError, match=f"a.tra, line 1: expected a rotation.*{message}"):
+        conversions.read_autoscoper(tmp_path / "a.tra")
+
+
 def test_tracks_written_column_by_column_are_refused(tmp_path: Path) -> None:
     pose = drrkit.view_ap(drrkit.phantoms.torso(spacing=20.0), 800.0)
     lost = torch.full((1, 4, 4), torch.nan, dtype=torch.float64)

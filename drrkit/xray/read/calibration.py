@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from drrkit.conversions import CameraView, from_opencv, read_mayacam
+from drrkit.conversions import CameraView, check_rigid, from_opencv, read_mayacam
 from drrkit.files import existing_file
 from drrkit.geometry import Camera
 from drrkit.xray.read.opencv_storage import STORAGE_SUFFIXES, as_matrix, read_storage
@@ -98,6 +98,7 @@ def _from_pose_file(
 ) -> CameraView:
     camera = content["camera"]
     pose = as_matrix(source, "world_to_camera", content["world_to_camera"], (4, 4))
+    check_rigid(f"{source}: world_to_camera", pose)
     matrix = as_matrix(source, "K", camera.get("K"), (3, 3))
     distance = sdd if sdd is not None else camera.get("sdd")
     shape = camera.get("size", size)
