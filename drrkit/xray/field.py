@@ -75,9 +75,10 @@ def open_field(image: Tensor, mask: Tensor | None = None) -> Tensor | None:
     rows, cols = image.shape[-2:]
     if min(rows, cols) < 24:
         return None
-    grid = image.detach().reshape(1, 1, rows, cols).to(torch.float64)
+    # On the CPU: a path is found one direction after the other.
+    grid = image.detach().reshape(1, 1, rows, cols).to("cpu", torch.float64)
     if mask is not None:
-        known = mask.reshape(1, 1, rows, cols) > 0
+        known = mask.detach().reshape(1, 1, rows, cols).cpu() > 0
         grid = torch.where(known, grid, grid[known].max())
     factor = max(1, round(max(rows, cols) / _SIDE))
     small = functional.avg_pool2d(grid, factor, ceil_mode=True, count_include_pad=False)
@@ -86,7 +87,7 @@ def open_field(image: Tensor, mask: Tensor | None = None) -> Tensor | None:
     size = (int(small.shape[-2]), int(small.shape[-1]))
     if not _is_rim(best, _enclosed(best, size, 1, 0)):
         return None
-    return _enclosed(best, (rows, cols), factor, best.foot + 2)
+    return _enclosed(best, (rows, cols), factor, best.foot + 2).to(image.device)
 
 
 def _score(outline: _Outline) -> float:

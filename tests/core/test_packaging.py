@@ -98,7 +98,8 @@ xray = drrkit.simulate_xray(ct, camera, truth, photons=None)
 xi = torch.tensor([[0.06, -0.05, 0.08, 8.0, -6.0, 10.0]], dtype=torch.float64)
 start = drrkit.perturb(truth, xi, drrkit.volume_center(ct))
 volume = ct.to_mu()
-found = drrkit.register(volume, camera, xray, start, progress=False).world_to_camera
+stages = drrkit.registration.FOLLOW
+found = drrkit.register(volume, camera, xray, start, stages=stages).world_to_camera
 targets = drrkit.volume_center(ct) + 50.0 * torch.cat((torch.eye(3), -torch.eye(3)))
 print("mtre", float(drrkit.metrics.mtre(found[None], truth, targets)))
 """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import drrkit
 from drrkit import CArm, Stage, perturb, register, render, simulate_xray
-from drrkit.geometry import Camera, volume_center
+from drrkit.geometry import Camera, CameraSigma, volume_center
 from drrkit.registration import Levenberg, refine_intrinsics, rig_of
 from drrkit.registration.intrinsics import DEFAULT_STAGE, _Calibration, _Model, changed
 from drrkit.registration.optimisers.optimiser import PoseProblem
@@ -156,7 +156,9 @@ def test_refinement_refuses_what_does_not_fit_and_may_be_interrupted(capsys):
 @pytest.mark.slow
 def test_the_covariance_predicts_the_spread_of_poses_over_noise():
     stage = Stage("ncc", optimiser=Levenberg(2.0, final_step=1e-3), iterations=12, mm=True)
-    camera, center = CArm(1020.0, (64, 64), 4.352), volume_center(phantom())
+    exact = CameraSigma(0.0, 0.0, 0.0)  # what noise alone does
+    camera = CArm(1020.0, (64, 64), 4.352, sigma=exact)
+    center = volume_center(phantom())
     clean = render(attenuation(), camera, truth())
     generator = torch.Generator().manual_seed(0)
     xi, distances, predicted = [], [], []
