@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from drrkit.registration.problem.inputs import (
 )
 from drrkit.registration.problem.landmarks import Landmarks
 from drrkit.registration.problem.loss import StageLoss
-from drrkit.registration.problem.motion import distinct_poses, neighbours
+from drrkit.registration.problem.motion import distinct_poses, neighbours, out_of_reach
 from drrkit.registration.problem.prior import PosePrior, PriorTerm
 from drrkit.registration.problem.rendering import SceneRenderer
 from drrkit.registration.problem.views import (
@@ -44,11 +45,18 @@ from drrkit.registration.result import (
     StageRecord,
     is_accepted,
 )
-from drrkit.registration.search.search import GlobalSearch, viewed_alike
+from drrkit.registration.search.search import GlobalSearch, matched
 from drrkit.registration.similarities import has_curvature
 from drrkit.registration.stages import Search, Stage
 
 __all__ = ["Registrar", "register"]
+
+# A negative counts where the last stage's loss is below this: the gauntlet's right ends have at
+# most 0.43, with one exception, those beyond 10 mm at least 0.57.
+_FITTING = 0.5
+
+# Farther turns than this, and shifts farther than the object's extent, are not what "auto" is for.
+_FARTHEST_RAD = math.radians(60.0)
 
 
 def register(
@@ -173,6 +181,7 @@ class Registrar:
         try:
             work = Registration(self.drawn, views, self.center, generator, bar, term)
             work.hypotheses = isinstance(self.named if stages is None else stages, str)
+            work.extent = extent
             work.inferred = ("field",) if found_field else ()
             found = work.until_trusted(resolved, Candidates.unjudged(pose))
         finally:
@@ -245,7 +254,8 @@ class Registration:
         self.engine: PoseEngine | None = None  # the last, for a stage that goes on with it
         self.rejected: list[Attempt] = []
         self.inferred: tuple[str, ...] = ()
-        self.hypotheses = self.told_negative = False
+        self.hypotheses = self.told_negative = self.left_range = False
+        self.extent = math.inf  # of the object, mm
 
     def until_trusted(self, stages: Sequence[Stage | Search], start: Candidates) -> Attempt:
         """What the stages make of the poses.
@@ -258,10 +268,12 @@ class Registration:
         if self._may_be_negative(stages) and not self._is_trusted(attempt):
             self.bar.add(count_steps(stages))
             other = self.through(stages, start, negative=True)
-            if self._is_trusted(other):
+            fits = float(other.found.loss.min()) < _FITTING
+            if self._is_trusted(other) and fits and not self._left_range(start, other):
                 attempt, other = other, attempt
             self.rejected.append(other)
         if not isinstance(first, Search):
+            self.left_range = self.hypotheses and self._left_range(start, attempt)
             return attempt
         for _ in range(first.repeats):
             if attempt.agreement >= first.trusted or attempt.interrupted:
@@ -273,6 +285,10 @@ class Registration:
                 attempt, other = other, attempt
             self.rejected.append(other)
         return attempt
+
+    def _left_range(self, start: Candidates, attempt: Attempt) -> bool:
+        """Whether the best pose is farther from every start than stages without a search reach."""
+        return out_of_reach(start.pose, attempt.best, self.center, _FARTHEST_RAD, self.extent)
 
     def _may_be_negative(self, stages: Sequence[Stage | Search]) -> bool:
         """Whether nobody said how the X-ray is, and the stages' outcomes can be told apart."""
@@ -291,6 +307,8 @@ class Registration:
         reasons = []
         if any(view.camera.origin == "assumed" for view in self.views):
             reasons.append("depth_assumed")
+        if self.left_range:
+            reasons.append("left_range")
         if interrupted:
             reasons.append("interrupted")
         loss = float(attempt.found.loss.min())
@@ -385,7 +403,7 @@ class Registration:
         )
         if not searches:
             return found
-        pose, loss, inverted = _matched(searches)
+        pose, loss, inverted = matched(searches)
         if inverted:
             self.views = negatives(self.given_views)
         chosen = distinct_poses(pose, loss, self.center, units, stage.apart, stage.keep)
@@ -448,18 +466,6 @@ class Registration:
             engine.best_pose, engine.best_loss, self.center, units, stage.apart, stage.keep
         )
         return Candidates(engine.best_pose[chosen], engine.best_loss[chosen])
-
-
-def _matched(searches: Sequence[GlobalSearch]) -> tuple[Tensor, Tensor, bool]:
-    """Poses [N, 4, 4] and losses [N] of searches, and whether they are of negative X-rays."""
-    if len({id(search.view) for search in searches}) > 1:
-        scores = [sum(search.best_score(sign) for search in searches) for sign in (1.0, -1.0)]
-        inverted = scores[1] > scores[0]
-        return *viewed_alike(searches, inverted), inverted
-    inverted = min(searches, key=lambda search: float(search.best_loss)).inverted
-    alike = [search.candidates() for search in searches if search.inverted == inverted]
-    pose, loss = (torch.cat(part) for part in zip(*alike, strict=True))
-    return pose, loss, inverted
 
 
 def _best_of_each(engine: PoseEngine, starts: int) -> Candidates:

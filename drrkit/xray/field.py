@@ -37,7 +37,7 @@ _BORDER = 0.5  # what the image's border is worth beside a full rise: content th
 _DEEPEST = 12  # pixels: no rim begins farther inside
 _BEYOND, _LASTING = 10, 0.06  # so far outside the rim, pixels, so much of the rise is left
 _CONVEX = 0.92  # share of its convex hull that a field fills, tools in front of it aside
-_WORTH = 0.9  # mean worth of a rim, the image's border aside
+_WORTH, _WORTH_CUT = 0.96, 0.9  # mean worth of a rim, whole and cut by the image's border
 _SMALLEST, _CUT = (
     0.13,
     0.3,
@@ -198,7 +198,7 @@ def _is_rim(outline: _Outline, enclosed: Tensor) -> bool:
     if int(seen.sum()) < _SEEN * _DIRECTIONS:
         return False
     worth = outline.score * _DIRECTIONS - _BORDER * (_DIRECTIONS - int(seen.sum()))
-    if worth < _WORTH * int(seen.sum()):
+    if worth < (_WORTH if bool(seen.all()) else _WORTH_CUT) * int(seen.sum()):
         return False
     rises = (outline.rise > _LEAST) & (outline.lasting > _LASTING)
     if float(rises[seen].double().mean()) < _AROUND:

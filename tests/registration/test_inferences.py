@@ -66,6 +66,15 @@ def test_a_negative_is_recognised_unless_stages_are_given():
     assert asked.inferred == () and not asked.accepted
 
 
+def test_an_end_out_of_reach_is_said_and_not_accepted():
+    far = truth().clone()
+    far[:, 2, 3] += 500.0  # the same rays, but for the distance
+    found = register(attenuation(), CAMERA, lines(), far)
+    moved = (found.world_to_camera - far[0])[:3, 3].norm()
+    assert (float(moved) > found.extent_mm) == ("left_range" in found.reasons)
+    assert found.accepted == (error(found.world_to_camera) < 10.0 and not found.reasons)
+
+
 @pytest.mark.parametrize("change", [0.01, -0.02])
 def test_a_wrong_focal_length_moves_depth_as_the_covariance_says(change):
     camera = replace(CAMERA, K=CAMERA.K * torch.tensor([[1 + change], [1 + change], [1.0]]))

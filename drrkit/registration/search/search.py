@@ -27,7 +27,7 @@ from drrkit.registration.search.consensus import Matches, agreeing
 from drrkit.registration.search.matching import Peaks, Templates, make_templates
 from drrkit.registration.stages import Search
 
-__all__ = ["GlobalSearch", "largest_roll", "view_directions", "viewed_alike"]
+__all__ = ["GlobalSearch", "largest_roll", "matched", "view_directions", "viewed_alike"]
 
 # Depths rendered are this ratio apart: between them a change of scale stands for one of distance.
 _RENDERED_RATIO = 1.4
@@ -343,3 +343,15 @@ def _wide_camera(camera: Camera, focal: float, size: int) -> Camera:
     sdd = float(torch.as_tensor(camera.sdd).mean())
     middle = (float(size // 2), float(size // 2))
     return CArm(sdd, (size, size), sdd / focal, middle)
+
+
+def matched(searches: Sequence[GlobalSearch]) -> tuple[Tensor, Tensor, bool]:
+    """Poses [N, 4, 4] and losses [N] of searches, and whether they are of negative X-rays."""
+    if len({id(search.view) for search in searches}) > 1:
+        scores = [sum(search.best_score(sign) for search in searches) for sign in (1.0, -1.0)]
+        inverted = scores[1] > scores[0]
+        return *viewed_alike(searches, inverted), inverted
+    inverted = min(searches, key=lambda search: float(search.best_loss)).inverted
+    alike = [search.candidates() for search in searches if search.inverted == inverted]
+    pose, loss = (torch.cat(part) for part in zip(*alike, strict=True))
+    return pose, loss, inverted
