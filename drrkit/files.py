@@ -11,9 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["PathLike", "existing_file", "fingerprint", "whole_file", "write_whole"]
+__all__ = ["FileWarning", "PathLike", "existing_file", "fingerprint", "whole_file", "write_whole"]
 
 PathLike = str | os.PathLike[str]
+
+
+class FileWarning(UserWarning):
+    """What a file leaves open or says wrongly, and what was assumed instead."""
 
 
 def existing_file(path: PathLike) -> Path:

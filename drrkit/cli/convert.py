@@ -174,6 +174,9 @@ def convert_command(
     camera, pose, flip = _read(view, source, known)
     if len(pose) != 1:
         raise ValueError(f"{view}: expected one view, got {len(pose)}")
+    pitch = [float(p) for p in camera.pixel_spacing]
+    for text in to.odd_lengths(float(camera.sdd), None, (pitch[0], pitch[1]), camera.size):
+        click.echo(f"Warning: {view}: {text}.", err=True)
     _write(output, target, {**known, "camera": camera, "world_to_camera": pose})
     if flip:
         axes = " and ".join("rows" if dim == -2 else "columns" for dim in flip)

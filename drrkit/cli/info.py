@@ -109,7 +109,7 @@ def _is_ct(path: Path) -> bool:
     if not is_dicom(path):
         return False
     file = DicomFile(path)
-    return file.text("Modality") == "CT" and "LOCALIZER" not in file.words("ImageType")
+    return file.text("Modality") == "CT" and not file.is_localizer()
 
 
 def _ct_facts(path: Path, series: str | None) -> tuple[dict[str, str], tuple[str, ...], Tensor]:

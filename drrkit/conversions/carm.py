@@ -21,6 +21,9 @@ from drrkit.geometry import (
     volume_center,
 )
 
+SDD_MM, DETECTOR_MM = (300.0, 6000.0), (20.0, 2000.0)
+"""Distances and detectors outside these are probably in another unit."""
+
 
 class DicomAngles(NamedTuple):
     """A C-arm's position; degrees and mm, each [B] float64, isocenter [B, 3]."""
@@ -94,6 +97,43 @@ def from_dicom_angles(
     center = volume_center(volume) if isocenter is None else isocenter.to(turn)
     shift = torch.stack((zero, zero, depth), -1) - (turn @ center[..., None]).squeeze(-1)
     return assemble(turn, shift[..., None])
+
+
+def odd_lengths(
+    sdd: float | None,
+    sod: float | None = None,
+    spacing: tuple[float, float] | None = None,
+    size: tuple[int, int] = (1, 1),
+) -> list[str]:
+    """What is odd about the lengths of a C-arm, in words: another unit, an impossible order.
+
+    sdd, sod, spacing  (row, col), all in mm; None where not known
+    size               (rows, cols) of the detector
+    """
+    told = []
+    for what, value in (("source-to-detector", sdd), ("source-to-isocentre", sod)):
+        if value is None or SDD_MM[0] <= value <= SDD_MM[1]:
+            continue
+        scaled = (
+            f" (in {u}: {f * value:g} mm)"
+            for u, f in (("cm", 10), ("m", 1000))
+            if SDD_MM[0] <= f * value <= SDD_MM[1]
+        )
+        unit = next(scaled, "")
+        told.append(f"the {what} distance is {value:g} mm: is it in another unit{unit}?")
+    if sdd is not None and sod is not None and sod >= sdd:
+        told.append(
+            f"the isocentre, {sod:g} mm from the source, lies behind the detector at {sdd:g} mm: "
+            "one of the two is wrong"
+        )
+    if spacing is not None:
+        sides = [n * step for n, step in zip(size, spacing, strict=True)]
+        if not DETECTOR_MM[0] <= max(sides) <= DETECTOR_MM[1]:
+            told.append(
+                f"the image is {sides[0]:.4g} x {sides[1]:.4g} mm large by its pixel spacing "
+                f"{spacing[0]:g}, {spacing[1]:g} mm: is it in another unit?"
+            )
+    return told
 
 
 _PROST_AXES = ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -349,7 +350,10 @@ def _shifted(matrix: Tensor, pixels: float) -> Tensor:
 
 def _rotation(R: Tensor) -> Tensor:
     if isinstance(R, Tensor) and R.shape[-1:] == (3,) and R.shape[-2:] != (3, 3):
-        return so3_exp(batched("R", R, (3,)).double())
+        vector = batched("R", R, (3,)).double()
+        if not (turn := float(vector.detach().norm(dim=-1).amax())) <= 2 * math.pi:
+            raise ValueError(f"R: expected a rotation vector in rad, got {turn:g}: in degrees?")
+        return so3_exp(vector)
     turn = batched("R", R, (3, 3)).double()
     _check_orthogonal("R", turn.detach())
     return turn
@@ -368,6 +372,8 @@ def check_rigid(name: str, pose: Tensor, reflected: bool = False) -> None:
             "transposed, or written column by column?"
         )
     _check_orthogonal(name, pose[..., :3, :3], reflected)
+    if not bool(pose[..., :3, 3].isfinite().all()):
+        raise ValueError(f"{name}: expected a finite shift, got {pose[..., :3, 3].tolist()}")
 
 
 def _check_orthogonal(name: str, matrix: Tensor, reflected: bool = False) -> None:

@@ -7,6 +7,7 @@ stands before them, zero is left out. The matrix, which RTK checks, follows from
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from drrkit.conversions.angles import euler_to_matrix, matrix_to_euler
+from drrkit.conversions.carm import odd_lengths
 from drrkit.conversions.vectors import (
     CameraView,
     ViewVectors,
@@ -23,7 +25,7 @@ from drrkit.conversions.vectors import (
     shared,
     to_vectors,
 )
-from drrkit.files import PathLike, existing_file, whole_file
+from drrkit.files import FileWarning, PathLike, existing_file, whole_file
 from drrkit.geometry import Camera, assemble, check_floating, checked_size
 
 ROOT = "RTKThreeDCircularGeometry"
@@ -145,7 +147,8 @@ def read_rtk_geometry(path: PathLike) -> RtkView:
 
     A SourceToDetectorDistance of zero is RTK's word for a parallel beam; negative distances put the
     source on the other side. Raises FileNotFoundError, and ValueError for a file that is no such
-    geometry, a curved detector and distances of different signs.
+    geometry, a curved detector and distances of different signs. Lengths that are odd are a
+    FileWarning.
     """
     file = existing_file(path)
     root = _parsed(file)
@@ -164,6 +167,9 @@ def read_rtk_geometry(path: PathLike) -> RtkView:
             )
     if not rows:
         raise ValueError(f"{file}: expected projections of RTK's geometry, got none")
+    lengths = {(abs(row[1]), abs(row[0])) for row in rows if row[1] != 0.0}
+    for text in dict.fromkeys(text for pair in sorted(lengths) for text in odd_lengths(*pair)):
+        warnings.warn(f"{file}: {text}", FileWarning, stacklevel=2)
     return RtkView(*torch.tensor(rows, dtype=torch.float64).unbind(-1))
 
 

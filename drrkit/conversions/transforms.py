@@ -7,6 +7,7 @@ import os
 import torch
 from torch import Tensor
 
+from drrkit.conversions.pinhole import check_rigid
 from drrkit.files import PathLike, existing_file, whole_file
 from drrkit.geometry import assemble, check_floating
 
@@ -41,10 +42,10 @@ def write_itk_transform(path: PathLike, to_parent: Tensor) -> None:
 
 
 def read_itk_transform(path: PathLike) -> Tensor:
-    """The matrix to_parent [4, 4] float64 of a linear ITK transform file, LPS mm.
+    """The pose to_parent [4, 4] float64 of a linear ITK transform file, LPS mm.
 
-    Raises FileNotFoundError, and ValueError for a file that is no linear 3D transform, or one that
-    has no inverse.
+    Raises FileNotFoundError, and ValueError for a file that is no linear 3D transform, or one with
+    scale, shear or reflection.
     """
     import SimpleITK as sitk
 
@@ -59,7 +60,5 @@ def read_itk_transform(path: PathLike) -> Tensor:
     points = torch.tensor([transform.TransformPoint(c) for c in corners], dtype=torch.float64)
     *images, zero = points[..., None]
     matrix = assemble(torch.cat(images, 1) - zero, zero)
-    inverse, singular = torch.linalg.inv_ex(matrix)
-    if bool(singular) or not bool(inverse.isfinite().all()):
-        raise ValueError(f"{path}: expected a matrix that has an inverse, got {matrix.tolist()}")
-    return inverse
+    check_rigid(os.fspath(path), matrix)
+    return torch.linalg.inv(matrix)

@@ -1,11 +1,11 @@
 """CT volumes: values with their place in the patient, unit and labels; reading and writing."""
 
+from drrkit.files import FileWarning
 from drrkit.volume.attenuation import WATER_MU_PER_MM, water_attenuation
 from drrkit.volume.data import BODY_THRESHOLD, Volume
 from drrkit.volume.dicom_file import DicomFile, coded_size, is_dicom, named, stored_pixels
 from drrkit.volume.files import (
     READ_SUFFIXES,
-    FileWarning,
     inspect_volume,
     read_image,
     read_volume,

@@ -23,6 +23,8 @@ from drrkit.volume.rasters import MOST_BYTES
 
 INDEX_STORAGE = "1.2.840.10008.1.3.10"
 """Media Storage Directory (DICOMDIR): an index of other files."""
+LOCALIZERS = {"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW", "SCANOGRAM"}
+"""What makers call a localizer in Image Type."""
 RLE = "1.2.840.10008.1.2.5"
 PLAIN = ("CS", "DS", "IS", "UI")
 """Value representations whose bytes are the text."""
@@ -56,7 +58,8 @@ class DicomFile:
     def __init__(self, source: Path) -> None:
         import pydicom
 
-        self.source, self.notes = source, []
+        self.source = source
+        self.notes: list[str] = []
         try:
             with _quiet():
                 self.dataset = pydicom.dcmread(source, force=True, defer_size=LATER)
@@ -84,6 +87,11 @@ class DicomFile:
         """Whether there is any kind of pixel data."""
         names = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
         return any(name in self.dataset for name in names)
+
+    def is_localizer(self, frame: int | None = None) -> bool:
+        """Whether the file, or a frame of an enhanced object, is a projection to plan a CT by."""
+        words = self.words("ImageType" if frame is None else "FrameType", frame)
+        return not LOCALIZERS.isdisjoint(words)
 
     @property
     def frames(self) -> int:
@@ -114,9 +122,7 @@ class DicomFile:
         try:
             return self.needed(keyword, count, frame) if self.words(keyword, frame) else None
         except ValueError as error:
-            note = f"{str(error).removeprefix(f'{self.source}: ')}; taken as unknown"
-            if note not in self.notes:
-                self.notes.append(note)
+            self.note(f"{str(error).removeprefix(f'{self.source}: ')}; taken as unknown")
             return None
 
     def number(self, keyword: str) -> float | None:
@@ -128,9 +134,7 @@ class DicomFile:
         """A number above zero; zero, which many machines write for unknown, is None."""
         found = self.number(keyword)
         if found is not None and found < 0:
-            self.notes.append(
-                f"{named(keyword)}: expected a number > 0, got {found:g}; taken as unknown"
-            )
+            self.note(f"{named(keyword)}: expected a number > 0, got {found:g}; taken as unknown")
         return found if found is not None and found > 0 else None
 
     def needed(
@@ -147,6 +151,11 @@ class DicomFile:
         wanted = "numbers" if count is None else "a number" if count == 1 else f"{count} numbers"
         found = repr("\\".join(words)[:60]) if words else "nothing"
         raise ValueError(f"{self.source}: {named(keyword)}: expected {wanted}, got {found}")
+
+    def note(self, text: str) -> None:
+        """Remembers a remark, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def count(self, keyword: str, default: int | None = None) -> int:
         """A whole number above zero; raises ValueError for another, and where there is none."""
@@ -234,7 +243,7 @@ def _shifted(file: DicomFile, raw: np.ndarray, bits: int, shift: int, signed: bo
     above = allocated - bits - shift
     values = (raw << above) >> (above + shift)
     if not shift and bool(np.any(values != raw)) and "PixelPaddingValue" not in file.dataset:
-        file.notes.append(
+        file.note(
             f"{int(np.sum(values != raw))} pixels use bits above the {bits} stored (0028,0101): "
             "these bits are left out"
         )
@@ -409,15 +418,18 @@ def _inside(group: Any, keyword: str) -> list[str]:
 
 
 @cache
-def _tag(keyword: str) -> Any:
+def _tag(keyword: str) -> tuple[Any, bool]:
+    """A field's tag, and whether its values are codes, which are written in capitals."""
+    from pydicom.datadict import dictionary_VR
     from pydicom.tag import Tag
 
-    return Tag(keyword)
+    tag = Tag(keyword)
+    return tag, dictionary_VR(tag) == "CS"
 
 
 def _texts(dataset: Any, keyword: str) -> list[str]:
     """A field's values as text, also where they are not what its representation allows."""
-    tag = _tag(keyword)
+    tag, code = _tag(keyword)
     if tag not in dataset:
         return []
     raw = dataset.get_item(tag)
@@ -432,6 +444,7 @@ def _texts(dataset: Any, keyword: str) -> list[str]:
         value = value.decode("latin-1").split("\\")
     several = isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue"
     words = [str(word).strip(" \0") for word in (value if several else [value])]
+    words = [word.upper() for word in words] if code else words
     return words if any(word not in ("", "None") for word in words) else []
 
 

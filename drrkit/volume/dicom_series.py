@@ -110,7 +110,7 @@ def _chosen(place: Path, series: str | None, notes: list[str]) -> list[DicomFile
     if series is not None:
         return _checked_ct(place, found[series])
     scans = [
-        uid for uid, part in found.items() if any(_is_ct(f) and not _is_localizer(f) for f in part)
+        uid for uid, part in found.items() if any(_is_ct(f) and not f.is_localizer() for f in part)
     ]
     if len(scans) > 1:
         placed = [u for u in scans if any(f.words("ImagePositionPatient", 0) for f in found[u])]
@@ -159,10 +159,6 @@ def _is_ct(file: DicomFile) -> bool:
     return modality == "CT" or (modality is None and file.sop_class in CT_CLASSES)
 
 
-def _is_localizer(file: DicomFile) -> bool:
-    return "LOCALIZER" in [word.upper() for word in file.words("ImageType")]
-
-
 def _summary(files: list[DicomFile]) -> str:
     """A series in words: CT 'thorax', 300 files."""
     description = files[0].text("SeriesDescription")
@@ -171,7 +167,7 @@ def _summary(files: list[DicomFile]) -> str:
 
 
 def _without_localizers(place: Path, files: list[DicomFile], notes: list[str]) -> list[DicomFile]:
-    kept = [file for file in files if not _is_localizer(file)]
+    kept = [file for file in files if not file.is_localizer()]
     if not kept:
         raise ValueError(
             f"{place}: expected a CT, got a localizer (Image Type (0008,0008)): it is a projection"
@@ -188,7 +184,7 @@ def _slices(file: DicomFile) -> list[Slice]:
     """The slices of a file, one per frame."""
     found = []
     for k in range(file.frames):
-        if "LOCALIZER" in [word.upper() for word in file.words("FrameType", k)]:
+        if file.is_localizer(k):
             continue
         position = np.array(file.needed("ImagePositionPatient", 3, k))
         turn = np.array(file.needed("ImageOrientationPatient", 6, k)).reshape(2, 3)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drrkit.files import PathLike, existing_file, whole_file
+from drrkit.files import FileWarning, PathLike, existing_file, whole_file
 from drrkit.volume.data import AIR, Unit, Volume
 from drrkit.volume.dicom_file import is_dicom
 from drrkit.volume.dicom_series import ONE_SLICE, read_series
@@ -28,10 +28,6 @@ WRITE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
 SAME_PLACE = 0.05
 """Voxels by which two grids' corners may differ and still count as one lattice."""
-
-
-class FileWarning(UserWarning):
-    """What a file leaves open or says wrongly, and what was assumed instead."""
 
 
 class InspectedVolume(NamedTuple):

@@ -102,6 +102,13 @@ def test_rtk_says_that_rows_are_flipped(place: Path) -> None:
     assert "flip the rows" in result.output + (result.stderr if result.stderr_bytes else "")
 
 
+def test_lengths_of_another_unit_are_said(place: Path) -> None:
+    run(place / "pose.json", "--to", "opencv", "-o", place / "metres.json")
+    back = ("--from", "opencv", "-o", place / "mm.json", "--size", "20x24", "--sdd", 1.02)
+    code, text = run(place / "metres.json", *back)
+    assert code == 0 and "distance is 1.02 mm: is it in another unit (in m: 1020 mm)?" in text
+
+
 @pytest.mark.parametrize(
     "row, read", [((0.0, -2e-19, 3e-18, 1 - 1e-16), True), ((0, 0, 1e-3, 1), False)]
 )

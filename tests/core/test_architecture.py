@@ -145,10 +145,10 @@ def test_one_word_means_one_thing() -> None:
 
 
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
-    "": 1_100,  # the modules beside the packages
+    "": 1_106,  # the modules beside the packages; FileWarning for all that read files
     "_native": 1_275,
     "cli": 4_500,
-    "conversions": 1_840,  # landmark files, JointTrack, and matrices that are no poses refused
+    "conversions": 1_890,  # landmark files, JointTrack, no-poses refused, odd lengths of all files
     "evaluation": 839,
     "fields": 1_755,
     "geometry": 1_120,
@@ -159,8 +159,8 @@ BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the 
     "similarity": 2_800,
     "training": 1_170,
     "viewer": 941,
-    "volume": 2_835,  # with surfaces, the checks of other people's headers, and DICOM for xray too
-    "xray": 3_860,  # the open field is found
+    "volume": 2_840,  # with surfaces, the checks of other people's headers, and DICOM for xray too
+    "xray": 3_845,  # the open field is found
 }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import drrkit
 from drrkit import conversions
+from drrkit.files import FileWarning
 
 SIZE = (9, 12)
 
@@ -378,8 +379,15 @@ def test_files_that_are_no_transforms_are_refused(tmp_path: Path) -> None:
     numbers = "Parameters: " + " ".join(["0"] * 12)
     flat = "\n".join(numbers if "Parameters: " in line[:12] else line for line in text.split("\n"))
     path.write_text(flat)
-    with pytest.raises(ValueError, match=r"pose\.tfm: expected a matrix that has an inverse"):
+    with pytest.raises(ValueError, match=r"pose\.tfm: expected a rotation .*off by 1"):
         conversions.read_itk_transform(path)
+    shear = torch.tensor(((1.0, 0.1, 0), (0, 1, 0), (0, 0, 1)), dtype=torch.float64)
+    for wrong, off in ((1.05 * torch.eye(3), 0.093), (shear, 0.1), (-torch.eye(3), "a reflection")):
+        matrix = poses()[0].clone()
+        matrix[:3, :3] = matrix[:3, :3] @ wrong.double()
+        conversions.write_itk_transform(path, matrix)
+        with pytest.raises(ValueError, match=rf"pose\.tfm: expected a rotation .*{off}"):
+            conversions.read_itk_transform(path)
     path.write_bytes(text.replace("AffineTransform", "Aff\0xneTransform").encode() + b"\xff")
     with pytest.raises(ValueError, match=r"pose\.tfm: not a transform"):
         conversions.read_itk_transform(path)
@@ -505,6 +513,11 @@ def test_what_is_no_rotation_is_refused_with_its_deviation() -> None:
     ):
         with pytest.raises(ValueError, match=f"R: expected a rotation.*{message}"):
             conversions.from_opencv(K, wrong, shift, SIZE, 1020.0)
+    degrees = turn.new_tensor((0.0, 45.0, 0.0))
+    with pytest.raises(ValueError, match="R: expected a rotation vector in rad, got 45: in degr"):
+        conversions.from_opencv(K, degrees, shift, SIZE, 1020.0)
+    with pytest.raises(ValueError, match="pose: expected a finite shift"):
+        conversions.from_opencv(K, turn, shift * torch.nan, SIZE, 1020.0)
     rounded = drrkit.so3_exp(turn.new_tensor([[0.3, -0.2, 0.5]])).mul(1e4).round().div(1e4)
     conversions.from_opencv(K, rounded, shift, SIZE, 1020.0)
 
@@ -590,6 +603,17 @@ RTK_NAMES = (
     *("ProjectionOffsetX", "ProjectionOffsetY", "OutOfPlaneAngle", "InPlaneAngle"),
     *("SourceOffsetX", "SourceOffsetY"),
 )
+
+
+def test_rtk_lengths_that_cannot_be_are_said(tmp_path: Path) -> None:
+    for sid, sdd, message in (
+        (1100, 1020, "isocentre, 1100 mm from the source, lies behind the detector at 1020 mm"),
+        (0.8, 1.2, r"1\.2 mm: is it in another unit \(in m: 1200 mm\)"),
+    ):
+        body = "".join(f"<{n}>{v}</{n}>" for n, v in zip(RTK_NAMES, (sid, sdd), strict=False))
+        (tmp_path / "g.xml").write_text(rtk_page(f"<Projection>{body}</Projection>"))
+        with pytest.warns(FileWarning, match=rf"g\.xml: the .*{message}"):
+            conversions.read_rtk_geometry(tmp_path / "g.xml")
 
 
 def test_rtk_distances_of_different_signs_are_refused(tmp_path: Path) -> None:

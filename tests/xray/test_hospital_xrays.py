@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -103,9 +105,67 @@ def test_any_bytes_in_a_field_give_an_error_a_warning_or_numbers(
     ],
 )
 def test_lengths_that_cannot_be_are_said(tmp_path: Path, tags: dict, message: str) -> None:
-    import re
-
     assert re.search(message, said(write_dicom(tmp_path / "x.dcm", PIXELS, **carm_tags(**tags))))
+
+
+def test_lengths_of_the_caller_and_of_other_files_are_said_too(tmp_path: Path) -> None:
+    file = write_dicom(tmp_path / "x.dcm", PIXELS, **carm_tags())
+    np.save(tmp_path / "x.npy", PIXELS)
+    assert "1.02 mm: is it in another unit (in m: 1020 mm)" in said(file, sdd=1.02)
+    assert "isocentre, 800 mm from the source, lies behind" in said(file, sdd=700.0)
+    assert "image is 0.006 x 0.008 mm large" in said(file, pixel_spacing=0.00025)
+    assert "102 mm: is it" in said(tmp_path / "x.npy", sdd=102.0, pixel_spacing=2.5)
+    pose = {"K": [[400, 0, 15.5], [0, 400, 11.5], [0, 0, 1]], "R": [0, 0, 0], "t": [0, 0, 0.8]}
+    (tmp_path / "k.json").write_text(json.dumps({**pose, "sdd": 1.02}))
+    assert "in m: 1020 mm" in said(tmp_path / "x.npy", calibration=tmp_path / "k.json")
+    with pytest.warns(drrkit.volume.FileWarning, match="isocentre, 1100 mm .* detector at 1020 mm"):
+        read_xray(file).start(drrkit.phantoms.torso(spacing=20.0), sod=1100.0)
+
+
+MIRRORED = {"PatientOrientation": ["L", "F"]}
+OFF_CENTRE = {
+    "DetectorActiveDimensions": ["200", "180"],
+    "DetectorElementSpacing": ["2.5", "2.25"],
+    "FieldOfViewOrigin": ["6", "2"],
+    **MIRRORED,
+}
+
+
+@pytest.mark.parametrize("which", ["field of view", "RT image"])
+@pytest.mark.parametrize("orient", [True, False])
+def test_a_number_given_replaces_that_number_alone(
+    tmp_path: Path, which: str, orient: bool
+) -> None:
+    """What else the file says stays: the foot of the source, a distance, a spacing."""
+    tags, sdd, pitch = carm_tags(**OFF_CENTRE), 1020.0, (2.5, 2.25)
+    if which == "RT image":
+        tags, sdd, pitch = rt_tags(), 1500.0, (8.0, 7.5)
+    file = write_dicom(tmp_path / "x.dcm", PIXELS, **tags)
+    whole = read_xray(file, orient=orient)
+    assert whole.camera is not None and whole.camera.origin == "header"
+    foot = whole.camera.K[:2, 2]
+    assert not torch.allclose(foot, torch.tensor([15.5, 11.5], dtype=torch.float64))
+    for options in ({"sdd": sdd}, {"pixel_spacing": pitch}, {"sdd": sdd, "pixel_spacing": pitch}):
+        again = read_xray(file, orient=orient, **options)
+        torch.testing.assert_close(again.camera.K, whole.camera.K)
+        assert (again.camera.sdd, again.pixel_spacing) == (sdd, pitch)
+        assert again.warnings == whole.warnings and again.camera.origin == "user"
+    longer = read_xray(file, orient=orient, sdd=2 * sdd).camera
+    torch.testing.assert_close(longer.K[:2, 2], foot)
+    torch.testing.assert_close(longer.K.diag()[:2], 2 * whole.camera.K.diag()[:2])
+    finer = read_xray(file, orient=orient, pixel_spacing=(pitch[0] / 2, pitch[1])).camera
+    assert float(finer.sdd) == sdd and float(finer.K[0, 2]) == pytest.approx(float(foot[0]))
+    moved = read_xray(file, orient=orient, principal_point=(3.0, 4.0)).camera
+    assert moved.K[:2, 2].tolist() == [3.0, 4.0] and float(moved.sdd) == sdd
+
+
+@pytest.mark.parametrize(
+    "options", [{"sdd": 0.0}, {"sdd": math.nan}, {"pixel_spacing": 0.0}, {"pixel_spacing": (1, -1)}]
+)
+def test_numbers_of_the_caller_that_cannot_be_are_refused(tmp_path: Path, options: dict) -> None:
+    file = write_dicom(tmp_path / "x.dcm", PIXELS, **carm_tags(**OFF_CENTRE))
+    with pytest.raises(ValueError, match=rf"{next(iter(options))}: expected a finite number > 0"):
+        read_xray(file, **options)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +183,38 @@ def test_the_kind_follows_the_rescaled_values(tmp_path: Path, tags: dict, kind: 
     xray = read_xray(file, orient=False)
     assert xray.kind == kind
     np.testing.assert_array_equal(xray.image[0, 0].numpy(), 4095.0 - PIXELS)
+
+
+def test_relations_in_small_letters_count_and_other_signs_are_said(tmp_path: Path) -> None:
+    tags = {"PixelIntensityRelationship": b"lin ", "PixelIntensityRelationshipSign": -1}
+    assert read_xray(write_dicom(tmp_path / "x.dcm", PIXELS, **carm_tags(**tags))).kind == "display"
+    for sign in (0, 2):
+        tags["PixelIntensityRelationshipSign"] = sign
+        xray = read_xray(write_dicom(tmp_path / "x.dcm", PIXELS, **carm_tags(**tags)))
+        assert xray.kind == "intensity"  # MONOCHROME2 of an XA that is linear
+        assert f"(0028,1041): expected 1 or -1, got {sign}; taken as unknown" in xray.warnings[0]
+
+
+@pytest.mark.parametrize(("slope", "kind"), [(2.0, "intensity"), (-1.0, None)])
+def test_each_frame_has_its_own_slope(tmp_path: Path, slope: float, kind: str | None) -> None:
+    frames = [
+        item(PixelValueTransformationSequence=[item(RescaleSlope=str(s), RescaleIntercept=str(i))])
+        for s, i in ((1.0, 0), (slope, 7))
+    ]
+    tags = {"PixelIntensityRelationship": "LIN", "PixelIntensityRelationshipSign": 1}
+    tags = carm_tags(PerFrameFunctionalGroupsSequence=frames, **tags)
+    run = np.stack((PIXELS, PIXELS))
+    xray = read_xray(write_dicom(tmp_path / "x.dcm", run, **tags), orient=False)
+    np.testing.assert_array_equal(xray.image[0, 0].numpy(), PIXELS)
+    np.testing.assert_array_equal(xray.image[1, 0].numpy(), slope * PIXELS + 7)
+    assert xray.kind == kind
+    assert any("negative in some frames" in text for text in xray.warnings) == (kind is None)
+
+
+def test_a_magnification_below_one_is_unknown(tmp_path: Path) -> None:
+    tags = {"DistanceSourceToPatient": None, "EstimatedRadiographicMagnificationFactor": "0.8"}
+    xray = read_xray(write_dicom(tmp_path / "x.dcm", PIXELS, **carm_tags(**tags)))
+    assert xray.sod is None and "expected a number >= 1, got 0.8" in xray.warnings[0]
 
 
 def test_an_inverse_presentation_swaps_the_kind(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,11 +54,10 @@ def read_calibration(
     size.
     """
     source = existing_file(path)
-    found = (
-        _from_storage(source, size, sdd)
-        if source.suffix.lower() in STORAGE_SUFFIXES
-        else Calibration(read_mayacam(source, _known(source, sdd)), None)
-    )
+    if source.suffix.lower() in STORAGE_SUFFIXES:
+        found = _from_storage(source, size, sdd)
+    else:
+        found = _calibrated(read_mayacam(source, _known(source, sdd)))
     rows, cols = found.view.camera.size
     if size is not None and (rows, cols) != tuple(size):
         raise ValueError(
@@ -65,6 +65,11 @@ def read_calibration(
             f"{size[0]}x{size[1]}"
         )
     return found
+
+
+def _calibrated(view: CameraView, distortion: Tensor | None = None) -> Calibration:
+    camera = replace(view.camera, origin="calibration", sigma=None)
+    return Calibration(view._replace(camera=camera), distortion)
 
 
 def _from_storage(source: Path, size: tuple[int, int] | None, sdd: float | None) -> Calibration:
@@ -90,7 +95,7 @@ def _from_storage(source: Path, size: tuple[int, int] | None, sdd: float | None)
     distortion = None if found["D"] is None else as_matrix(source, "D", found["D"]).reshape(-1)
     if distortion is not None and not bool((distortion != 0).any()):
         distortion = None
-    return Calibration(view, distortion)
+    return _calibrated(view, distortion)
 
 
 def _from_pose_file(

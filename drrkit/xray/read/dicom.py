@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +26,6 @@ __all__ = ["DicomXray", "flipped_camera", "read_dicom_xray"]
 MODALITIES = ("XA", "RF", "DX", "CR", "RG", "PX", "IO", "RTIMAGE")
 MOSTLY = 0.9
 """A padding value that more of the image has is none."""
-SDD_MM, DETECTOR_MM = (300.0, 6000.0), (20.0, 2000.0)
-"""Distances and detectors outside these are probably in another unit, and said."""
 
 _LETTERS = {
     "L": (1.0, 0.0, 0.0),
@@ -46,6 +45,7 @@ class DicomXray(NamedTuple):
     """[frames, rows, cols], with slope and intercept applied."""
     kind: Literal["line", "intensity", "display", "inverted"] | None
     camera: Camera | None
+    """With sdd and pixel spacing as given or as the file says."""
     pixel_spacing: tuple[float, float] | None
     mask: Tensor | None
     primary_deg: Tensor | None
@@ -57,11 +57,11 @@ class DicomXray(NamedTuple):
     facts: dict[str, str]
 
 
-def read_dicom_xray(source: Path, given: Collection[str] = ()) -> DicomXray:
+def read_dicom_xray(source: Path, given: Mapping[str, Any]) -> DicomXray:
     """Pixels, kind, camera, angles and mask of a DICOM X-ray.
 
-    given  of "sdd", "pixel_spacing", "principal_point", those that the caller knows: the file's
-           are not asked for
+    given  of "sdd", "pixel_spacing" (row, col) and "principal_point", what the caller knows: taken
+           in place of what the file says, which is not asked for; all else follows from them
 
     Optional fields that mean nothing are unknown, with a warning. Raises ValueError for
     a file of another modality and pixels that cannot be read.
@@ -74,16 +74,17 @@ def read_dicom_xray(source: Path, given: Collection[str] = ()) -> DicomXray:
     size = (rows, cols)
     warnings: list[str] = []
     rt = modality == "RTIMAGE"
-    sdd = None if "sdd" in given else file.positive("RTImageSID" if rt else DISTANCE)
-    spacing = None
-    if "pixel_spacing" not in given:
+    what = "RTImageSID" if rt else "DistanceSourceToDetector"
+    sdd = given["sdd"] if "sdd" in given else file.positive(what)
+    if "pixel_spacing" in given:
+        spacing = given["pixel_spacing"]
+    else:
         spacing = _plane_spacing(file, warnings) if rt else _pixel_spacing(file, warnings)
     principal_point = None
     if "principal_point" not in given and spacing is not None:
         locate = _rt_principal_point if rt else _principal_point
         principal_point = locate(file, size, spacing, warnings)
     if sdd is None and "sdd" not in given:
-        what = "RTImageSID" if rt else DISTANCE
         warnings.append(f"the source-to-detector distance, {named(what)}, is not known: give sdd=")
     if rt:
         primary, secondary, sod = _gantry(file, frames, warnings)
@@ -93,7 +94,6 @@ def read_dicom_xray(source: Path, given: Collection[str] = ()) -> DicomXray:
         primary = _angles(file, "PositionerPrimaryAngle", frames)
         secondary = _angles(file, "PositionerSecondaryAngle", frames)
         flip = _flip(file, primary, secondary, warnings)
-    _check_lengths(sdd, sod, spacing, size, warnings)
     if "ModalityLUTSequence" in file.dataset:
         warnings.append("the Modality LUT (0028,3000) is not applied: pixels are the stored ones")
     mask = _shutter(file, size)
@@ -109,10 +109,14 @@ def read_dicom_xray(source: Path, given: Collection[str] = ()) -> DicomXray:
         "padding": "none" if padded is None else f"{int(padded.sum())} pixels are masked",
         "shutters": "masked" if shut else "none",
     }
+    camera = None
+    if sdd is not None and spacing is not None:
+        origin = "header" if given.keys().isdisjoint(("sdd", "pixel_spacing")) else "user"
+        camera = CArm(sdd, size, spacing, principal_point, origin=origin)
     return DicomXray(
         pixels,
         _kind(file, modality),
-        None if sdd is None or spacing is None else CArm(sdd, size, spacing, principal_point),
+        camera,
         spacing,
         mask,
         primary,
@@ -122,9 +126,6 @@ def read_dicom_xray(source: Path, given: Collection[str] = ()) -> DicomXray:
         tuple(dict.fromkeys((*file.notes, *warnings))),
         facts,
     )
-
-
-DISTANCE = "DistanceSourceToDetector"
 
 
 def _check_modality(file: DicomFile, modality: str | None) -> None:
@@ -138,10 +139,9 @@ def _check_modality(file: DicomFile, modality: str | None) -> None:
         return
     advice = ""
     if modality == "CT":
-        localizer = "LOCALIZER" in [word.upper() for word in file.words("ImageType")]
         advice = (
             ": a localizer, whose rays are a fan that moves along with the table"
-            if localizer
+            if file.is_localizer()
             else ": a slice of a CT, whose folder read_volume reads"
         )
     raise ValueError(
@@ -162,16 +162,23 @@ def _pixels(file: DicomFile) -> tuple[np.ndarray, np.ndarray | None]:
         file.notes += note
         return pixels.reshape(-1, *pixels.shape[-2:]), None
     stored = stored_pixels(file)
-    slope, intercept = file.number("RescaleSlope"), file.number("RescaleIntercept")
-    if slope == 0.0:
-        file.notes.append(f"{named('RescaleSlope')} is 0; taken as 1")
+    slopes, intercepts = (_of_frames(file, name) for name in ("RescaleSlope", "RescaleIntercept"))
     values = stored.values
-    if (slope or 1.0, intercept or 0.0) != (1.0, 0.0):
-        values = (slope or 1.0) * values.astype(np.float64) + (intercept or 0.0)
+    if (slopes != 1.0).any() or (intercepts != 0.0).any():
+        values = slopes * values.astype(np.float64) + intercepts
     padded = None if stored.padded is None else np.asarray(stored.padded.all(axis=0))
     if padded is not None and not 0.0 < float(padded.mean()) <= MOSTLY:
         padded = None
     return values, padded
+
+
+def _of_frames(file: DicomFile, keyword: str) -> np.ndarray:
+    """Slope or intercept of each frame, [frames, 1, 1]."""
+    found = [(file.numbers(keyword, 1, k) or [None])[0] for k in range(file.frames)]
+    if keyword == "RescaleSlope" and 0.0 in found:
+        file.note(f"{named(keyword)} is 0; taken as 1")
+    unit = 1.0 if keyword == "RescaleSlope" else 0.0
+    return np.array([value or unit for value in found])[:, None, None]
 
 
 def flipped_camera(camera: Camera, flip: tuple[int, ...]) -> Camera:
@@ -180,48 +187,14 @@ def flipped_camera(camera: Camera, flip: tuple[int, ...]) -> Camera:
     for dim in flip:
         axis = 0 if dim == -1 else 1
         matrix[axis, 2] = camera.size[dim] - 1 - matrix[axis, 2]
-    return Camera(matrix, camera.size, camera.sdd, camera.beam)
-
-
-def _check_lengths(
-    sdd: float | None,
-    sod: float | None,
-    spacing: tuple[float, float] | None,
-    size: tuple[int, int],
-    warnings: list[str],
-) -> None:
-    """Warns of distances that cannot be, or not in mm."""
-    for what, value in (("source-to-detector", sdd), ("source-to-isocentre", sod)):
-        if value is None or SDD_MM[0] <= value <= SDD_MM[1]:
-            continue
-        unit = next(
-            (
-                f" (in {u}: {f * value:g} mm)"
-                for u, f in (("cm", 10.0), ("m", 1000.0))
-                if SDD_MM[0] <= f * value <= SDD_MM[1]
-            ),
-            "",
-        )
-        warnings.append(f"the {what} distance is {value:g} mm: is it in another unit{unit}?")
-    if sdd is not None and sod is not None and sod >= sdd:
-        warnings.append(
-            f"the isocentre, {sod:g} mm from the source, lies behind the detector at {sdd:g} mm: "
-            "one of the two is wrong"
-        )
-    if spacing is not None:
-        sides = [n * step for n, step in zip(size, spacing, strict=True)]
-        if not DETECTOR_MM[0] <= max(sides) <= DETECTOR_MM[1]:
-            warnings.append(
-                f"the image is {sides[0]:.4g} x {sides[1]:.4g} mm large by its pixel spacing "
-                f"{spacing[0]:g}, {spacing[1]:g} mm: is it in another unit?"
-            )
+    return replace(camera, K=matrix)
 
 
 def _sod(file: DicomFile, sdd: float | None, warnings: list[str]) -> float | None:
     """Source to isocentre; a radiograph's (0018,1111) would be that to the table."""
     sod = file.positive("DistanceSourceToPatient") or file.positive("DistanceSourceToIsocenter")
-    magnification = file.positive("EstimatedRadiographicMagnificationFactor")
-    if sod is None and sdd is not None and magnification is not None and magnification > 1.0:
+    magnification = _magnification(file)
+    if sod is None and sdd is not None and magnification > 1.0:
         warnings.append(
             "source-to-isocentre distance from (0018,1110) over the magnification (0018,1114): "
             "(0018,1111) is not in the file"
@@ -230,13 +203,22 @@ def _sod(file: DicomFile, sdd: float | None, warnings: list[str]) -> float | Non
     return sod
 
 
+def _magnification(file: DicomFile) -> float:
+    """sdd / sod; 1 where it is not known."""
+    keyword = "EstimatedRadiographicMagnificationFactor"
+    found = file.positive(keyword) or 1.0
+    if found < 1.0:
+        file.note(f"{named(keyword)}: expected a number >= 1, got {found:g}; taken as unknown")
+    return max(found, 1.0)
+
+
 def _pair(file: DicomFile, keyword: str) -> tuple[float, float] | None:
     """Two numbers above zero."""
     found = file.numbers(keyword, 2)
     if found is None:
         return None
     if min(found) <= 0:
-        file.notes.append(
+        file.note(
             f"{named(keyword)}: expected two numbers > 0, got {found[0]:g}, {found[1]:g}; taken as "
             "unknown"
         )
@@ -263,7 +245,7 @@ def _pixel_spacing(file: DicomFile, warnings: list[str]) -> tuple[float, float] 
         )
         return None
     # Pixel Spacing may be calibrated to the patient: then the magnification takes it back.
-    magnification = file.positive("EstimatedRadiographicMagnificationFactor") or 1.0
+    magnification = _magnification(file)
     calibrated = file.text("PixelSpacingCalibrationType")
     if magnification == 1.0:
         note = f", calibrated by {calibrated}," if calibrated else ""
@@ -425,15 +407,17 @@ def _kind(
     file: DicomFile, modality: str | None
 ) -> Literal["line", "intensity", "display", "inverted"] | None:
     """What larger values mean, after slope and intercept."""
-    relation, sign = (
-        file.text("PixelIntensityRelationship"),
-        file.number("PixelIntensityRelationshipSign"),
-    )
-    if relation in ("LIN", "LOG") and sign:
+    falling = set((_of_frames(file, "RescaleSlope") < 0).ravel().tolist())
+    if len(falling) == 2:
+        file.note(f"{named('RescaleSlope')} is negative in some frames: what values mean differs")
+        return None
+    relation, name = file.text("PixelIntensityRelationship"), "PixelIntensityRelationshipSign"
+    sign = file.number(name)
+    if sign is not None and abs(sign) != 1.0:
+        file.note(f"{named(name)}: expected 1 or -1, got {sign:g}; taken as unknown")
+    elif relation in ("LIN", "LOG") and sign is not None:
         # The sign is that of the stored values, which a negative slope turns round.
-        if (file.number("RescaleSlope") or 1.0) < 0:
-            sign = -sign
-        if sign > 0:  # larger values are more X-rays
+        if (sign > 0) != (True in falling):  # larger values are more X-rays
             return "intensity" if relation == "LIN" else "inverted"
         return "display" if relation == "LIN" else "line"
     photometric = file.text("PhotometricInterpretation")

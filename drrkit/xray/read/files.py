@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drrkit.conversions import CameraView, from_dicom_angles
-from drrkit.files import existing_file
-from drrkit.geometry import Camera, CArm
+from drrkit.conversions import CameraView, from_dicom_angles, odd_lengths
+from drrkit.files import FileWarning, existing_file
+from drrkit.geometry import Camera, CArm, checked_positive
 from drrkit.volume import READ_SUFFIXES, is_dicom, read_image
 from drrkit.xray.read.calibration import read_calibration
 from drrkit.xray.read.dicom import flipped_camera, read_dicom_xray
@@ -77,6 +78,9 @@ class Xray:
                 "the X-ray's file does not say where the C-arm stood: it has no "
                 + ("positioner angles" if angles else "source-to-isocentre distance; give sod=")
             )
+        sdd = None if self.camera is None else float(self.camera.sdd)
+        for text in odd_lengths(sdd, sod) if sod != self.sod else ():
+            warnings.warn(text, FileWarning, stacklevel=2)
         return from_dicom_angles(self.primary_deg, self.secondary_deg, sod, volume)
 
 
@@ -106,8 +110,10 @@ def read_xray(
     """
     source = existing_file(path)
     name = source.name.lower()
-    known = {"sdd": sdd, "pixel_spacing": pixel_spacing, "principal_point": principal_point}
-    given = {what for what, value in known.items() if value is not None or calibration is not None}
+    spacing = None if pixel_spacing is None else _pair(pixel_spacing)
+    sdd = None if sdd is None else checked_positive("sdd", sdd)
+    known = {"sdd": sdd, "pixel_spacing": spacing, "principal_point": principal_point}
+    given = {k: v for k, v in known.items() if v is not None or calibration is not None}
     if name.endswith(".npy"):
         found = _read_npy(source)
     elif name.endswith(DICOM_SUFFIXES) or is_dicom(source):
@@ -122,32 +128,19 @@ def read_xray(
         suffixes = ".npy, " + ", ".join(DICOM_SUFFIXES + PICTURE_SUFFIXES + RASTER_SUFFIXES)
         raise ValueError(f"{source}: expected a DICOM file or one of {suffixes}")
     found = _chosen(found, frames, source)
-    return _placed(found, source, calibration, sdd, pixel_spacing, principal_point)
-
-
-def _placed(
-    xray: Xray,
-    source: Path,
-    calibration: str | os.PathLike[str] | None,
-    sdd: float | None,
-    pixel_spacing: float | tuple[float, float] | None,
-    principal_point: tuple[float, float] | None,
-) -> Xray:
-    """The X-ray with its camera: from a calibration, from what the caller says, from the file."""
-    rows, cols = xray.image.shape[-2:]
+    rows, cols = found.image.shape[-2:]
     size = (int(rows), int(cols))
     if calibration is not None:
-        return _calibrated(xray, *read_calibration(calibration, size, sdd))
-    known = xray.camera
-    sdd = sdd if sdd is not None else (None if known is None else float(known.sdd))
-    sdd = sdd if sdd is not None else _sdd_of(xray)
-    spacing = pixel_spacing if pixel_spacing is not None else xray.pixel_spacing
-    if sdd is None or spacing is None:
-        return _with(xray, pixel_spacing=_pair(spacing))
-    if principal_point is None and known is not None:
-        principal_point = (float(known.K[0, 2]), float(known.K[1, 2]))
-    camera = CArm(sdd, size, spacing, principal_point)
-    return _with(xray, camera=camera, pixel_spacing=_pair(spacing))
+        found = _calibrated(found, *read_calibration(calibration, size, sdd))
+    elif found.camera is None or principal_point is not None:
+        spacing = spacing or found.pixel_spacing
+        sdd = sdd if found.camera is None else float(found.camera.sdd)
+        placed = sdd is not None and spacing is not None
+        camera = CArm(sdd, size, spacing, principal_point) if placed else None
+        found = _with(found, camera=camera, pixel_spacing=spacing)
+    sdd = sdd if found.camera is None else float(found.camera.sdd)
+    odd = odd_lengths(sdd, found.sod, found.pixel_spacing, size)
+    return _with(found, warnings=(*found.warnings, *odd))
 
 
 def _calibrated(xray: Xray, view: CameraView, distortion: Tensor | None) -> Xray:
@@ -175,15 +168,9 @@ def _calibrated(xray: Xray, view: CameraView, distortion: Tensor | None) -> Xray
     )
 
 
-def _sdd_of(xray: Xray) -> float | None:
-    return None if xray.camera is None else float(xray.camera.sdd)
-
-
-def _pair(spacing: float | tuple[float, float] | None) -> tuple[float, float] | None:
-    if spacing is None:
-        return None
-    pair = (spacing, spacing) if isinstance(spacing, (int, float)) else spacing
-    return float(pair[0]), float(pair[1])
+def _pair(spacing: float | tuple[float, float]) -> tuple[float, float]:
+    row, col = spacing if isinstance(spacing, (tuple, list)) else (spacing, spacing)
+    return checked_positive("pixel_spacing", row), checked_positive("pixel_spacing", col)
 
 
 def _with(xray: Xray, **changes: Any) -> Xray:
@@ -261,7 +248,7 @@ def _read_raster(source: Path) -> Xray:
     )
 
 
-def _read_dicom(source: Path, orient: bool, given: set[str]) -> Xray:
+def _read_dicom(source: Path, orient: bool, given: dict[str, Any]) -> Xray:
     found = read_dicom_xray(source, given)
     dims = list(found.flip) if orient else []
     image, mask, camera = _checked(source, found.pixels), found.mask, found.camera
