@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["FileWarning", "PathLike", "existing_file", "fingerprint", "whole_file", "write_whole"]
-
 PathLike = str | os.PathLike[str]
 
 

@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["PACKAGES", "available_cores", "machine", "revision", "versions"]
-
 PACKAGES = ("torch", "numpy", "SimpleITK", "cma", "click", "tqdm")
 """What drrkit uses."""
 

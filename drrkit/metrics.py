@@ -18,15 +18,6 @@ from drrkit.geometry import batched
 if TYPE_CHECKING:
     from drrkit.volume import Volume
 
-__all__ = [
-    "SuccessRate",
-    "bone_points",
-    "mtre",
-    "rotation_error",
-    "success_rate",
-    "translation_error",
-]
-
 
 class SuccessRate(NamedTuple):
     """A share of successes with its Wilson 95 % interval, all as fractions of one."""

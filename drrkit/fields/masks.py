@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from drrkit.geometry import check_numbers
 from drrkit.volume import BODY_THRESHOLD, Volume
 
 # In mu, half of water's attenuation: -500 HU at any energy between 40 and 120 keV is close to it.
@@ -31,8 +32,7 @@ def body_mask(volume: Volume, threshold: float | None = None, margin_mm: float =
     """
     if volume.values.dim() != 3:
         raise ValueError(f"volume: expected one channel, got {tuple(volume.values.shape)}")
-    if not 0 <= margin_mm < math.inf:
-        raise ValueError(f"margin_mm: expected a distance of 0 or more, got {margin_mm!r}")
+    check_numbers(True, margin_mm=margin_mm)
     if threshold is None:
         threshold = BODY_THRESHOLD["HU"] if volume.unit == "HU" else _BODY_MU
     above = volume.values.detach() > threshold

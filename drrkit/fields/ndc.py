@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from drrkit._arguments import check_attenuation
-from drrkit.geometry import Camera, assemble, batched, volume_center
+from drrkit.geometry import Camera, assemble, batched, check_numbers, volume_center
 from drrkit.volume import Volume
 
 DIFFPROJ_SOD, DIFFPROJ_SDD = 7.8125, 12.0
@@ -38,8 +38,7 @@ class NDC:
     center: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"scale: expected a positive number of units per mm, got {self.scale}")
+        check_numbers(scale=self.scale)
         if len(self.center) != 3 or not all(math.isfinite(c) for c in self.center):
             raise ValueError(f"center: expected three finite numbers (mm), got {self.center!r}")
 

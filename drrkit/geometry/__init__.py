@@ -10,7 +10,9 @@ from drrkit.geometry.camera import ORIGINS, Camera, CameraSigma, CArm, project_p
 from drrkit.geometry.checks import (
     batched,
     batched_pose,
+    check_counts,
     check_floating,
+    check_numbers,
     checked_positive,
     checked_size,
 )
@@ -23,7 +25,15 @@ from drrkit.geometry.frames import (
     volume_center,
 )
 from drrkit.geometry.pnp import reprojection_rms, solve_pnp
-from drrkit.geometry.se3 import assemble, perturb, se3_exp, se3_log, so3_exp, so3_log
+from drrkit.geometry.se3 import (
+    assemble,
+    perturb,
+    quaternion_rotation,
+    se3_exp,
+    se3_log,
+    so3_exp,
+    so3_log,
+)
 from drrkit.geometry.views import view_ap, view_carm, view_left_lateral, view_pa, view_right_lateral
 
 __all__ = [
@@ -36,13 +46,16 @@ __all__ = [
     "assemble",
     "batched",
     "batched_pose",
+    "check_counts",
     "check_floating",
+    "check_numbers",
     "checked_positive",
     "checked_size",
     "frames_of_rays",
     "grid_constants",
     "perturb",
     "project_points",
+    "quaternion_rotation",
     "reprojection_rms",
     "se3_exp",
     "se3_log",

@@ -83,6 +83,23 @@ def checked_positive(name: str, value: Any) -> float:
     return number
 
 
+def check_counts(least: int = 1, /, **counts: Any) -> None:
+    """Named integers of at least `least`; numpy's are none."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            wanted = "a positive integer" if least == 1 else f"an integer >= {least}"
+            raise ValueError(f"{name}: expected {wanted}, got {value!r}")
+
+
+def check_numbers(zero: bool = False, /, **numbers: Any) -> None:
+    """Named finite numbers above 0, or of 0 and more."""
+    for name, value in numbers.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and (value >= 0 if zero else value > 0) and value < math.inf):
+            wanted = "a number >= 0" if zero else "a positive number"
+            raise ValueError(f"{name}: expected {wanted}, got {value!r}")
+
+
 def as_distance(name: str, value: Any, device: torch.device | None) -> Tensor:
     """A positive number, or a tensor [] or [B] of them, as float64 on a device."""
     number = value if isinstance(value, Tensor) else checked_positive(name, value)

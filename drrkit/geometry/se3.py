@@ -69,6 +69,17 @@ def so3_log(rotation: Tensor) -> Tensor:
     return vector * (2.0 * torch.where(small, near, far)).unsqueeze(-1)
 
 
+def quaternion_rotation(quaternion: Tensor) -> Tensor:
+    """Rotation matrices [..., 3, 3] of quaternions [..., 4] = (w, x, y, z) of any length but 0."""
+    w, x, y, z = (quaternion / quaternion.norm(dim=-1, keepdim=True)).unbind(-1)
+    entries = (
+        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+    )  # fmt: skip
+    return torch.stack(entries, -1).unflatten(-1, (3, 3))
+
+
 def se3_log(motion: Tensor) -> Tensor:
     """Twists of rigid motions: [..., 4, 4] -> [..., 6] = (omega rad, tau mm), angle in [0, pi].
 

@@ -2,23 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
-
-__all__ = [
-    "NO_WEIGHT",
-    "at_unit_scale",
-    "check_count",
-    "check_number",
-    "check_pair",
-    "check_range",
-    "intensity_range",
-    "mean",
-    "shares",
-    "unit",
-]
 
 NO_WEIGHT = 1e-12
 """A sum of mask weights below this counts as none."""
@@ -35,21 +20,6 @@ def check_pair(moving: Tensor, fixed: Tensor, mask: Tensor | None, smallest: int
     _check_fits(fixed, "fixed", channels, moving)
     if mask is not None:
         _check_fits(mask, "mask", 1, moving)
-
-
-def check_count(value: object, name: str, least: int, meaning: str) -> None:
-    """Raise ValueError unless the value is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: expected {meaning} of at least {least}, got {value!r}")
-
-
-def check_number(value: object, name: str, meaning: str, *, zero: bool = False) -> None:
-    """Raise ValueError unless the value is finite and positive, or zero where that is allowed."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and (value > 0 or (zero and value == 0))):
-        raise ValueError(
-            f"{name}: expected {meaning} {'of at least' if zero else 'above'} 0, got {value!r}"
-        )
 
 
 def check_range(bounds: tuple[float, float] | None, name: str) -> None:

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-__all__ = ["by_views"]
-
 Comparison = Callable[..., Tensor]
 """compare(moving [b, ...], *parts) -> [b]; each part is [b, ...], [1, ...] or None."""
 

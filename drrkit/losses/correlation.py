@@ -8,18 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from drrkit.geometry import check_counts, check_numbers
 from drrkit.losses.arguments import (
     NO_WEIGHT,
     at_unit_scale,
-    check_number,
     check_pair,
     mean,
     shares,
 )
 from drrkit.losses.batches import by_views
 from drrkit.losses.stencils import box, sobel
-
-__all__ = ["gradient_difference", "gradient_ncc", "local_ncc", "ncc"]
 
 # A variance below this, or below the rounding error of the image's own magnitude, counts as none.
 # Of images whose largest magnitude is about 1, which all are here.
@@ -77,8 +75,7 @@ def local_ncc(
     Returns [B], between 0 and 2. Raises ValueError for a patch smaller than 2 or larger than the
     image.
     """
-    if not isinstance(patch, int) or patch < 2:
-        raise ValueError(f"patch: expected an integer of at least 2 pixels, got {patch!r}")
+    check_counts(2, patch=patch)
     check_pair(moving, fixed, mask, smallest=patch)
     share = shares(mask)
     total = None if mask is None else box(mask, patch)
@@ -112,7 +109,7 @@ def gradient_difference(
     that is not positive.
     """
     if scale is not None:
-        check_number(scale, "scale", "a number or None")
+        check_numbers(scale=scale)
     check_pair(moving, fixed, mask, smallest=3)
     share = _sobel_shares(mask)
     unscaled, fixed = fixed, at_unit_scale(fixed, mask)

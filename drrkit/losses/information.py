@@ -11,17 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from drrkit.geometry import check_counts, check_numbers
 from drrkit.losses.arguments import (
-    check_count,
-    check_number,
     check_pair,
     check_range,
     intensity_range,
     shares,
 )
 from drrkit.losses.batches import by_views
-
-__all__ = ["mattes_mutual_information", "mutual_information", "normalized_mutual_information"]
 
 Range = tuple[float, float] | None
 
@@ -121,7 +118,7 @@ def mattes_mutual_information(
     Returns [B], at most 0. Raises ValueError for bins or a range out of bounds.
     """
     check_pair(moving, fixed, mask)
-    check_count(bins, "bins", 2 * _SPLINE_PADDING + 1, "an integer")
+    check_counts(2 * _SPLINE_PADDING + 1, bins=bins)
     check_range(moving_range, "moving_range")
     check_range(fixed_range, "fixed_range")
     with torch.no_grad():
@@ -149,8 +146,8 @@ def _mattes(
 
 
 def _check_options(bins: int, sigma: float, moving_range: Range, fixed_range: Range) -> _Options:
-    check_count(bins, "bins", 2, "an integer")
-    check_number(sigma, "sigma", "a number of bins")
+    check_counts(2, bins=bins)
+    check_numbers(sigma=sigma)
     check_range(moving_range, "moving_range")
     check_range(fixed_range, "fixed_range")
     return _Options(bins, sigma, moving_range, fixed_range)

@@ -8,10 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from drrkit.geometry import check_counts, check_numbers
 from drrkit.losses.arguments import (
     NO_WEIGHT,
-    check_count,
-    check_number,
     check_pair,
     intensity_range,
     mean,
@@ -20,8 +19,6 @@ from drrkit.losses.arguments import (
 )
 from drrkit.losses.batches import by_views
 from drrkit.losses.stencils import Taps, correlate
-
-__all__ = ["focal_frequency", "l1", "mse", "soft_dice", "ssim", "ssim_dice_l1"]
 
 
 def mse(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -62,7 +59,7 @@ def soft_dice(
     that is not positive.
     """
     check_pair(moving, fixed, mask)
-    check_number(smooth, "smooth", "a number")
+    check_numbers(smooth=smooth)
     compare = partial(_overlap, smooth=smooth)
     return by_views(compare, moving, fixed, unit(mask), numbers=moving[:1].numel())
 
@@ -95,12 +92,10 @@ def ssim(
     Returns [B], between 0 and 2. Raises ValueError for images smaller than the window, or an option
     out of bounds.
     """
-    check_count(window, "window", 1, "a number of pixels")
-    check_number(sigma, "sigma", "a number of pixels")
-    check_number(k1, "k1", "a number")
-    check_number(k2, "k2", "a number")
+    check_counts(window=window)
+    check_numbers(sigma=sigma, k1=k1, k2=k2)
     if data_range is not None:
-        check_number(data_range, "data_range", "a range of intensities or None")
+        check_numbers(data_range=data_range)
     check_pair(moving, fixed, mask, smallest=window)
     taps = _gaussian(window, sigma)
     low, high = intensity_range(fixed, mask, None if data_range is None else (0.0, data_range))
@@ -138,7 +133,7 @@ def ssim_dice_l1(
     if not isinstance(weights, (tuple, list)) or len(weights) != 3:
         raise ValueError(f"weights: expected three numbers of at least 0, got {weights!r}")
     for weight in weights:
-        check_number(weight, "weights", "three numbers", zero=True)
+        check_numbers(True, weights=weight)
     structure = ssim(moving, fixed, mask, data_range=data_range, window=window)
     overlap, difference = soft_dice(moving, fixed, mask), l1(moving, fixed, mask)
     return weights[0] * structure + weights[1] * overlap + weights[2] * difference
@@ -168,8 +163,8 @@ def focal_frequency(
     Returns [B], with the square of the images' unit. Raises ValueError for an option out of bounds.
     """
     check_pair(moving, fixed, mask)
-    check_number(alpha, "alpha", "a number", zero=True)
-    check_count(patch_factor, "patch_factor", 1, "a number of patches along each side")
+    check_numbers(True, alpha=alpha)
+    check_counts(patch_factor=patch_factor)
     rows, cols = moving.shape[2:]
     if rows % patch_factor or cols % patch_factor:
         raise ValueError(

@@ -12,18 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from drrkit.geometry import check_counts, check_numbers
 from drrkit.losses.arguments import (
     NO_WEIGHT,
     at_unit_scale,
-    check_count,
-    check_number,
     check_pair,
     unit,
 )
 from drrkit.losses.batches import by_views
 from drrkit.losses.stencils import Taps, box, correlate
-
-__all__ = ["patch_gradient_ncc", "patch_radius"]
 
 # Gaussians of these sides as OpenCV tabulates them for a standard deviation left to itself.
 _BLURS: dict[int, Taps] = {
@@ -147,9 +144,9 @@ def patch_gradient_ncc(
     weight = unit(mask)
     chosen = None
     if random_patches is not None:
-        check_count(random_patches, "random_patches", 1, "a number of patches")
+        check_counts(random_patches=random_patches)
         distance = math.sqrt(2.0) * options.radius if separation is None else separation
-        check_number(distance, "separation", "a distance in pixels", zero=True)
+        check_numbers(True, separation=distance)
         chosen = _choose(moving, weight, options, random_patches, distance, generator)
     parts = _prepare(fixed, weight, chosen, options)
     compare = partial(_patch_loss, options=options)
@@ -172,8 +169,7 @@ def _check_options(
     if radius is None:
         image = isinstance(moving, Tensor) and moving.dim() == 4
         radius = patch_radius(moving.shape[2:] if image else (1, 1))
-    check_count(radius, "radius", 1, "a number of pixels")
-    check_count(stride, "stride", 1, "a number of pixels")
+    check_counts(radius=radius, stride=stride)
     if blur not in _BLURS:
         raise ValueError(f"blur: expected a side of 0, 3, 5 or 7 pixels, got {blur!r}")
     if weighting not in _WEIGHTINGS:

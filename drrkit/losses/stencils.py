@@ -13,8 +13,6 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
-__all__ = ["Taps", "box", "correlate", "sobel"]
-
 Taps = tuple[float, ...]
 """The weights of a one-dimensional kernel."""
 

@@ -13,15 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from drrkit.geometry import Camera, quaternion_rotation
 from drrkit.volume import Volume
-
-if TYPE_CHECKING:
-    from drrkit.geometry import Camera
 
 
 class Grid(Protocol):
@@ -347,18 +345,7 @@ def random_soft_ellipsoids(
     return Ellipsoids(
         centers=radius * room * uniform(0.1, 1.0, count, 1) * toward,
         semi_axes=radius * axes,
-        rotations=_rotation_of(quaternion),
+        rotations=quaternion_rotation(quaternion),
         values=mu * uniform(0.25, 1.0, count),
         exponent=exponent,
     )
-
-
-def _rotation_of(quaternion: Tensor) -> Tensor:
-    """Rotation matrices [..., 3, 3] of quaternions [..., 4] (w, x, y, z) of any length."""
-    w, x, y, z = (quaternion / quaternion.norm(dim=-1, keepdim=True)).unbind(-1)
-    rows = [
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ]  # fmt: skip
-    return torch.stack(rows, dim=-1).reshape(*quaternion.shape[:-1], 3, 3)

@@ -262,20 +262,11 @@ def resized(image: Tensor, size: int) -> Tensor:
 # ---- layers
 
 
-class ChannelNorm(nn.Module):
+class ChannelNorm(nn.LayerNorm):
     """Layer normalisation over the channels of every pixel: [B, C, rows, cols] -> the same."""
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.eps = eps
-
-    def forward(self, image: Tensor) -> Tensor:
-        centred = image - image.mean(1, keepdim=True)
-        variance = centred.square().mean(1, keepdim=True)
-        weight, bias = self.weight[:, None, None], self.bias[:, None, None]
-        return weight * centred / (variance + self.eps).sqrt() + bias
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
 def normalisation(how: str, channels: int) -> nn.Module:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drrkit.geometry import assemble, so3_exp, so3_log
+from drrkit.geometry import assemble, check_numbers, quaternion_rotation, so3_exp, so3_log
 from drrkit.losses import gradient_difference
 from drrkit.projector import render
 from drrkit.similarity.networks import (
@@ -123,17 +123,6 @@ def riemannian_gradient(
     turn = so3_log((target[:, :3, :3] @ world_to_camera[:, :3, :3].mT).contiguous())
     shift = (place_of(center, target) - place_of(center, world_to_camera)) / unit_mm
     return -torch.cat((turn, shift), 1)
-
-
-def quaternion_rotation(quaternion: Tensor) -> Tensor:
-    """Rotation matrices [B, 3, 3] of quaternions [B, 4] = (w, x, y, z) of any length but 0."""
-    w, x, y, z = (quaternion / quaternion.norm(dim=-1, keepdim=True)).unbind(-1)
-    rows = (
-        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    )
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
 # ---- networks that iterate
@@ -265,8 +254,7 @@ class DMW(PoseRegressor):
         **bone: Any,
     ) -> None:
         super().__init__(**bone)
-        if not (unit_mm > 0 and step > 0):
-            raise ValueError(f"unit_mm, step: expected positive numbers, got {unit_mm!r}, {step!r}")
+        check_numbers(unit_mm=unit_mm, step=step)
         self.image, self.unit_mm, self.step = image, unit_mm, step
         parts: list[nn.Module] = [
             nn.Conv2d(2, stem, 7, stride=2, padding=3, bias=False),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, StepLR
 
-from drrkit.geometry import Camera, view_frames
+from drrkit.geometry import Camera, check_counts, check_numbers, view_frames
 from drrkit.metrics import mtre
 from drrkit.projector import project, render
 from drrkit.similarity.cdreg import CDReg, decomposition_loss
@@ -64,7 +64,8 @@ class TrainingRecipe:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
-        _check_positive(self, "batch", "steps", "validation_pairs", "rate")
+        check_numbers(rate=self.rate)
+        check_counts(batch=self.batch, steps=self.steps, validation_pairs=self.validation_pairs)
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,9 @@ class RegressorRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_positive(self, "batch", "rounds", "every", "validation_pairs", "points", "rate")
-
-
-def _check_positive(recipe: TrainingRecipe | RegressorRecipe, *names: str) -> None:
-    for name in names:
-        if not getattr(recipe, name) > 0:
-            raise ValueError(f"{name}: expected a positive number, got {getattr(recipe, name)!r}")
+        check_numbers(rate=self.rate)
+        check_counts(batch=self.batch, rounds=self.rounds, every=self.every)
+        check_counts(validation_pairs=self.validation_pairs, points=self.points)
 
 
 REGRESSOR_RECIPES: dict[str, RegressorRecipe] = {

@@ -14,8 +14,7 @@ from drrkit.training.checkpoints import (
 from drrkit.training.distributed import Processes
 from drrkit.training.engine import TrainingResult, train
 from drrkit.training.folds import Split, k_folds, split
-from drrkit.training.randomness import drawn_integer, generator
-from drrkit.training.stepping import PRECISIONS, Task
+from drrkit.training.stepping import PRECISIONS, Task, drawn_integer, generator
 
 __all__ = [
     "PRECISIONS",

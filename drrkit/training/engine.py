@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from drrkit.files import whole_file
+from drrkit.geometry import check_counts, check_numbers
 from drrkit.training.checkpoints import (
     BEST,
     LAST,
@@ -24,9 +25,8 @@ from drrkit.training.checkpoints import (
     save_checkpoint,
 )
 from drrkit.training.distributed import Processes
-from drrkit.training.logs import Logs, StepBar
-from drrkit.training.randomness import VALIDATION, seeded
-from drrkit.training.stepping import PRECISIONS, Stepper, Task
+from drrkit.training.logs import Logs
+from drrkit.training.stepping import PRECISIONS, VALIDATION, Stepper, Task, seeded
 
 MODES = ("min", "max")
 
@@ -98,7 +98,7 @@ def train(
             both.
         clip_norm: the gradient's norm is limited to this.
         seed: of all randomness, see Task.
-        progress: show a progress bar (needs tqdm).
+        progress: show a progress bar.
         accumulate: batches to average for a step. 2 processes that accumulate 3 train as 6
             processes do, and as one that accumulates 6.
         precision: "float32"; "bfloat16" or "float16" for autocast, which leaves drrkit's projector
@@ -122,10 +122,11 @@ def train(
         RuntimeError: the gradient was not finite more than max_skips times in a row, or a buffer
             of the model no longer is.
     """
-    counts = {"steps": steps, "validate_every": validate_every, "save_every": save_every}
-    _check(task, {**counts, "accumulate": accumulate, "log_every": log_every}, precision, mode)
-    if clip_norm is not None and not 0 < clip_norm < math.inf:
-        raise ValueError(f"clip_norm: expected a positive number, got {clip_norm!r}")
+    _check(task, precision, mode)
+    check_counts(steps=steps, validate_every=validate_every, save_every=save_every)
+    check_counts(accumulate=accumulate, log_every=log_every)
+    if clip_norm is not None:
+        check_numbers(clip_norm=clip_norm)
     processes = Processes.of_environment()
     device = next(task.model.parameters()).device
     settings = {
@@ -174,10 +175,13 @@ class _Run:
         self, steps: int, validate_every: int, save_every: int, log_every: int, progress: bool
     ) -> TrainingResult:
         """Trains until so many steps are done, or until interrupted."""
+        from tqdm.auto import tqdm
+
         state = self.state
         writes = self.processes.writes and state.step < steps
         logs = Logs(self.folder if writes else None, state.step)
-        bar = StepBar(progress and writes, state.step, steps)
+        shown = progress and writes
+        bar = tqdm(initial=state.step, total=steps, unit="step", desc="training", disable=not shown)
         stop = False
         try:
             with _interruptions() as interruptions:
@@ -187,7 +191,8 @@ class _Run:
                     last = state.step == steps
                     if state.step % log_every == 0 or last:
                         logs.write("training", state.step, self._logged())
-                    bar.advance(self.losses["loss"])
+                    bar.update()
+                    bar.set_postfix(loss=f"{self.losses['loss']:.4g}", refresh=False)
                     if state.step % validate_every == 0 or last:
                         self._validate()
                         logs.write("validation", state.step, state.metrics)
@@ -280,16 +285,13 @@ def _interruptions() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _check(task: Any, counts: dict[str, int], precision: str, mode: str) -> None:
+def _check(task: Any, precision: str, mode: str) -> None:
     if not isinstance(task, Task):
         raise TypeError(f"task: expected a drrkit.training.Task, got {type(task).__name__}")
     if not any(p.requires_grad for p in task.model.parameters()):
         raise ValueError("task: expected a model with parameters to train, got none")
     if len({p.device for p in task.model.parameters()}) > 1:
         raise ValueError("task: expected all parameters on one device")
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {list(PRECISIONS)}, got {precision!r}")
     if mode not in MODES:

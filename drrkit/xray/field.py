@@ -18,8 +18,6 @@ from torch.nn import functional
 
 from drrkit.xray.prepare import convex_depth
 
-__all__ = ["open_field"]
-
 _SIDE = 128  # pixels along the longer side on which a field is looked for
 _DIRECTIONS = 144
 _STEEPEST = 4  # largest change of the radius from one direction to the next, pixels

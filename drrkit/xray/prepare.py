@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drrkit.geometry import Camera
-
-__all__ = ["PreprocessedXray", "bone_is_bright", "convex_depth", "opened", "preprocess_xray"]
+from drrkit.geometry import Camera, check_counts
 
 KINDS = ("auto", "intensity", "line", "inverted")
 AUTO_LEVELS = (0.0002, 0.001, 0.005, 0.02)
@@ -408,7 +406,6 @@ def _check_options(
         raise ValueError(
             f"shutter_level: expected a share of the range, 'auto' or None, got {level!r}"
         )
-    if isinstance(border, bool) or not isinstance(border, int) or border < 0:
-        raise ValueError(f"border: expected a number of pixels, 0 or more, got {border!r}")
+    check_counts(0, border=border)
     if percentiles is not None and not 0.0 <= percentiles[0] < percentiles[1] <= 100.0:
         raise ValueError(f"percentiles: expected 0 <= low < high <= 100, got {percentiles!r}")

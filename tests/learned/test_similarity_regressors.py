@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import drrkit
 from drrkit import CArm, Stage, perturb, register, render, so3_log, view_ap, volume_center
+from drrkit.geometry import quaternion_rotation
 from drrkit.metrics import mtre
 from drrkit.phantoms import torso
 from drrkit.registration import Regressor
@@ -32,7 +33,6 @@ from drrkit.similarity import (
 from drrkit.similarity.regressors import (
     PoseInitialiser,
     place_of,
-    quaternion_rotation,
     riemannian_gradient,
     riemannian_step,
     turned_and_placed,
@@ -333,7 +333,7 @@ def test_published_recipes_are_there_for_every_kind() -> None:
     assert REGRESSOR_RECIPES["dmw"].betas[0] == 0.8 and REGRESSOR_RECIPES["dmw"].batch == 16
     assert REGRESSOR_RECIPES["initialiser"].cycle == 100
     assert REGRESSOR_RECIPES["initialiser"].sampling.moving == (0.0,) * 6
-    with pytest.raises(ValueError, match="rounds: expected a positive number"):
+    with pytest.raises(ValueError, match="rounds: expected a positive integer"):
         RegressorRecipe(REGRESSOR_RECIPES["dmw"].sampling, rounds=0)
 
 

@@ -362,7 +362,7 @@ def test_a_pixel_without_photons_is_finite() -> None:
         ({"supersample": 1.5}, ValueError, "supersample"),
         ({"scatter": 1.5}, ValueError, "scatter"),
         ({"scatter_width": 0.0}, ValueError, "scatter_width"),
-        ({"photons": 0.0}, ValueError, "photons: expected a positive number or None, got 0.0"),
+        ({"photons": 0.0}, ValueError, "photons: expected a positive number, got 0.0"),
         ({"photons_at": "tube"}, ValueError, "photons_at: .*got 'tube'"),
         ({"electronic_noise": -1.0}, ValueError, "electronic_noise"),
         ({"blur_sigma_px": math.nan}, ValueError, "blur_sigma_px"),

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from drrkit.geometry import check_counts
+
 
 def positional_encoding(x: Tensor, octaves: int) -> Tensor:
     """(x, sin 2^l pi x, cos 2^l pi x) for l < octaves: [..., D] -> [..., D (1 + 2 octaves)].
@@ -123,10 +125,7 @@ class Perceptron(nn.Module):
 
     def __init__(self, inputs: int, width: int = 64, depth: int = 4, skip: int | None = None):
         super().__init__()
-        if min(inputs, width, depth) < 1:
-            raise ValueError(
-                f"inputs, width, depth: expected positive counts, got {inputs}, {width}, {depth}"
-            )
+        check_counts(inputs=inputs, width=width, depth=depth)
         if skip is not None and not 0 < skip < depth:
             raise ValueError(f"skip: expected a layer from 1 to {depth - 1}, got {skip!r}")
         self.skip = skip

@@ -24,7 +24,7 @@ from drrkit.fields.networks.encodings import (
     positional_encoding,
     trilinear,
 )
-from drrkit.geometry import Camera, view_frames, volume_center
+from drrkit.geometry import Camera, check_counts, check_numbers, view_frames, volume_center
 from drrkit.projector import endpoints
 from drrkit.volume import Volume
 
@@ -84,14 +84,9 @@ class MNeRF(nn.Module):
             )
         step = min(grid.spacing) if step is None else step
         cell = max(grid.spacing) if cell is None else cell
-        for name, value in (("scale", scale), ("step", step), ("cell", cell)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}: expected a positive number, got {value!r}")
-        if octaves < 0 or levels < 0 or samples_at_once < 1:
-            raise ValueError(
-                "octaves, levels, samples_at_once: expected >= 0, >= 0 and >= 1, got "
-                f"{octaves}, {levels}, {samples_at_once}"
-            )
+        check_numbers(scale=scale, step=step, cell=cell)
+        check_counts(0, octaves=octaves, levels=levels)
+        check_counts(samples_at_once=samples_at_once)
         core = eroded(mask, (1, 1, 1))
         if not bool(core.any()):
             raise ValueError("mask: nothing is left of it when a border of one voxel is taken off")

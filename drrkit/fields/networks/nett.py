@@ -9,7 +9,6 @@ bit; air stays air. Source: arXiv 2308.00214, which gives the idea and the encod
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from drrkit._arguments import check_attenuation
 from drrkit.fields.networks.encodings import Perceptron, encoded_size, positional_encoding
 from drrkit.fields.scenes import GridRenderer
-from drrkit.geometry import Camera, volume_center
+from drrkit.geometry import Camera, check_counts, check_numbers, volume_center
 from drrkit.volume import Volume
 
 LOCAL_FEATURES: dict[str, int] = {"gradient": 1, "neighbourhood": 26}
@@ -68,10 +67,9 @@ class NeTT(nn.Module):
             raise ValueError(
                 f"features: expected some of {sorted(LOCAL_FEATURES)}, each once, got {features!r}"
             )
-        if not 0 < reference < math.inf:
-            raise ValueError(f"reference: expected a positive mu in 1/mm, got {reference!r}")
-        if octaves < 0 or knots < 2:
-            raise ValueError(f"octaves, knots: expected >= 0 and >= 2, got {octaves}, {knots}")
+        check_numbers(reference=reference)
+        check_counts(0, octaves=octaves)
+        check_counts(2, knots=knots)
         self.octaves, self.features = octaves, tuple(features)
         self.reference, self.knots = float(reference), knots
         inputs = encoded_size(1, octaves) + sum(LOCAL_FEATURES[name] for name in features)

@@ -25,7 +25,7 @@ from drrkit.fields.scenes import CT
 from drrkit.fields.tasks.image_objective import ImageObjective, scene_quality
 from drrkit.fields.tasks.xray_pairs import Pairs, check_subjects
 from drrkit.files import whole_file
-from drrkit.geometry import view_frames
+from drrkit.geometry import check_counts, view_frames
 from drrkit.training import Split, generator, load_checkpoint, train
 
 
@@ -79,7 +79,7 @@ class NeTTTask(_FieldTask):
         both = {p.subject for p in train} & {p.subject for p in validation}
         if both:
             raise ValueError(f"validation: subjects {sorted(both)} are trained on")
-        _check_counts(steps=steps, batch=batch, supersample=supersample)
+        check_counts(steps=steps, batch=batch, supersample=supersample)
         self.model: nn.Module = nett
         self.nett = nett
         self.train_pairs, self.validation_pairs = list(train), list(validation)
@@ -146,7 +146,7 @@ class MNeRFTask(_FieldTask):
                 )
             if train.view_fingerprints() & validation.view_fingerprints():
                 raise ValueError("validation: some of these X-rays are trained on")
-        _check_counts(steps=steps, images=images, rays=rays)
+        check_counts(steps=steps, images=images, rays=rays)
         self.model: nn.Module = field
         self.field, self.train_pairs, self.validation_pairs = field, train, validation
         self.objective = objective or ImageObjective(normalised=False)
@@ -185,12 +185,6 @@ class MNeRFTask(_FieldTask):
         corner = (torch.rand(self.images, 1, 2, generator=draw, dtype=torch.float64) * free).floor()
         patch = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
         return corner + patch, (side, side)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
 
 
 # ---- cross-validation of NeTT on patients it has not seen

@@ -12,21 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from drrkit.geometry import Camera
+from drrkit.geometry import Camera, check_numbers
 from drrkit.projector import render
 from drrkit.volume import Volume, water_attenuation
 from drrkit.xray.simulate.tables import MASS_ATTENUATION, SPECTRA
-
-__all__ = [
-    "DENSITIES",
-    "SPECTRA",
-    "MaterialVolume",
-    "Spectrum",
-    "check_material",
-    "checked_spectrum",
-    "mass_attenuation",
-    "tissue_materials",
-]
 
 Spectrum = str | float | Mapping[float, float]
 """A name of `SPECTRA`, one photon energy in keV, or {keV: relative number of photons}."""
@@ -157,8 +146,7 @@ class MaterialVolume:
             raise ValueError(f"fraction: expected shares up to 1, got {float(share.max()):g}")
         check_material("material", material)
         density = DENSITIES[material] if density is None else density
-        if not 0.0 < density < math.inf:
-            raise ValueError(f"density: expected a positive number of g/cm3, got {density!r}")
+        check_numbers(density=density)
         displaced = replace(self.densities, values=self.densities.values * (1.0 - share))
         return replace(self, densities=displaced)._with_added(material, density * share)
 
@@ -178,8 +166,7 @@ class MaterialVolume:
         """
         share = self._checked_share("fraction", fraction)
         check_material("material", material)
-        if not 0.0 <= mg_per_ml < math.inf:
-            raise ValueError(f"mg_per_ml: expected a number >= 0, got {mg_per_ml!r}")
+        check_numbers(True, mg_per_ml=mg_per_ml)
         return self._with_added(material, 1e-3 * mg_per_ml * share)
 
     def attenuation(self, energy_kev: float) -> Volume:

@@ -15,17 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from drrkit.geometry import check_numbers
 from drrkit.xray.simulate.simulation import gaussian_blur
-
-__all__ = [
-    "CdregRandomisation",
-    "DomainRandomisation",
-    "Randomisation",
-    "Range",
-    "check_interval",
-    "check_probability",
-    "randomise",
-]
 
 Range = tuple[float, float]
 FILL = 1e-12  # ranges below are those of a constant image
@@ -68,8 +59,7 @@ class DomainRandomisation:
         check_probability("probability", self.probability)
         for name, lowest in (("noise", 0.0), ("gamma", 1e-6), ("boxes", 0), ("box_side", 0.0)):
             check_interval(name, getattr(self, name), lowest)
-        if not 0.0 <= self.box_noise < math.inf:
-            raise ValueError(f"box_noise: expected a number >= 0, got {self.box_noise!r}")
+        check_numbers(True, box_noise=self.box_noise)
 
     def __call__(self, images: Tensor, seed: int | torch.Generator = 0) -> Tensor:
         """Changed images [B, 1, rows, cols]; see `randomise`."""
@@ -138,8 +128,7 @@ class CdregRandomisation:
             check_interval(name, getattr(self, name), lowest)
         if not self.smoothing or not all(0.0 < s < math.inf for s in self.smoothing):
             raise ValueError(f"smoothing: expected positive pixels, got {self.smoothing!r}")
-        if not 0.0 <= self.noise_scale < math.inf:
-            raise ValueError(f"noise_scale: expected a number >= 0, got {self.noise_scale!r}")
+        check_numbers(True, noise_scale=self.noise_scale)
         if not 0.0 < self.erased_aspect <= 1.0:
             raise ValueError(f"erased_aspect: expected 0 to 1, got {self.erased_aspect!r}")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drrkit.geometry import Camera, perturb, volume_center
+from drrkit.geometry import Camera, check_counts, check_numbers, perturb, volume_center
 from drrkit.volume import Volume
 from drrkit.xray.simulate.materials import (
     MaterialVolume,
@@ -25,16 +25,6 @@ from drrkit.xray.simulate.materials import (
     tissue_materials,
 )
 from drrkit.xray.simulate.tools import PlacedTool
-
-__all__ = [
-    "Signal",
-    "add_noise",
-    "add_scatter",
-    "beer_lambert",
-    "gaussian_blur",
-    "motion_path",
-    "simulate_xray",
-]
 
 CHUNK = 2**22  # pixels times energies held at a time
 
@@ -150,13 +140,8 @@ def motion_path(
     Raises:
         ValueError: fewer than two steps, or a negative sigma.
     """
-    if steps < 2:
-        raise ValueError(f"steps: expected 2 or more, got {steps}")
-    if rotation_sigma < 0 or translation_sigma < 0:
-        raise ValueError(
-            f"rotation_sigma, translation_sigma: expected >= 0, got {rotation_sigma} and "
-            f"{translation_sigma}"
-        )
+    check_counts(2, steps=steps)
+    check_numbers(True, rotation_sigma=rotation_sigma, translation_sigma=translation_sigma)
     poses = world_to_camera.reshape(-1, 4, 4)
     twist = torch.randn(
         len(poses), 1, 6, generator=generator, device=generator.device, dtype=torch.float64
@@ -290,8 +275,7 @@ def gaussian_blur(image: Tensor, sigma_px: float) -> Tensor:
     sigma_px is the standard deviation in pixels, above 0; the kernel reaches 3 of them. Raises
     ValueError for a sigma that is not positive and finite.
     """
-    if not 0 < sigma_px < math.inf:
-        raise ValueError(f"sigma_px: expected a positive number of pixels, got {sigma_px!r}")
+    check_numbers(sigma_px=sigma_px)
     radius = max(1, math.ceil(3.0 * sigma_px))
     offsets = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
     kernel = torch.exp(-0.5 * (offsets / sigma_px).square())
@@ -327,15 +311,12 @@ def _check_options(
     blur_sigma_px: float,
     output: str,
 ) -> None:
-    if isinstance(supersample, bool) or not isinstance(supersample, int) or supersample < 1:
-        raise ValueError(f"supersample: expected a positive integer, got {supersample!r}")
-    if photons is not None and not 0 < photons < math.inf:
-        raise ValueError(f"photons: expected a positive number or None, got {photons!r}")
+    check_counts(supersample=supersample)
+    if photons is not None:
+        check_numbers(photons=photons)
     if photons_at not in ("detector", "source"):
         raise ValueError(f"photons_at: expected 'detector' or 'source', got {photons_at!r}")
-    for name, value in (("electronic_noise", electronic_noise), ("blur_sigma_px", blur_sigma_px)):
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name}: expected a number >= 0, got {value!r}")
+    check_numbers(True, electronic_noise=electronic_noise, blur_sigma_px=blur_sigma_px)
     if output not in ("line", "intensity"):
         raise ValueError(f"output: expected 'line' or 'intensity', got {output!r}")
 
@@ -343,8 +324,7 @@ def _check_options(
 def _check_scatter(strength: float, width: float) -> None:
     if not 0.0 <= strength <= 1.0:
         raise ValueError(f"scatter: expected a strength of 0 to 1, got {strength!r}")
-    if not 0.0 < width < math.inf:
-        raise ValueError(f"scatter_width: expected a positive share of the columns, got {width!r}")
+    check_numbers(scatter_width=width)
 
 
 def _flat_poses(world_to_camera: Tensor) -> tuple[Tensor, int]:

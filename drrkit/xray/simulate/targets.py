@@ -16,8 +16,6 @@ from drrkit.xray.simulate.randomisation import Range, check_interval, check_prob
 from drrkit.xray.simulate.simulation import motion_path, simulate_xray
 from drrkit.xray.simulate.tools import PlacedTool, Tool, k_wire, random_tool_pose, rod, screw
 
-__all__ = ["TargetSynthesis"]
-
 
 @dataclass(frozen=True)
 class TargetSynthesis:

@@ -14,8 +14,6 @@ from drrkit.geometry import Camera
 from drrkit.volume import Volume
 from drrkit.xray.simulate.materials import CM_PER_MM, DENSITIES, check_material
 
-__all__ = ["PlacedTool", "Tool", "k_wire", "random_tool_pose", "rod", "screw"]
-
 
 @dataclass(frozen=True)
 class Tool:
