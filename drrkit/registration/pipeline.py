@@ -18,6 +18,7 @@ from drrkit.registration.certainty import agreement, geometric_covariance, pose_
 from drrkit.registration.lengths import field_diagonal, mean_depth, motion_units, object_diagonal
 from drrkit.registration.optimisers.optimiser import PoseEngine, PoseProblem
 from drrkit.registration.presets import resolve_stages
+from drrkit.registration.problem.formation import MEASURED, as_measured, gain_of
 from drrkit.registration.problem.inputs import (
     check_options,
     computing_place,
@@ -26,7 +27,12 @@ from drrkit.registration.problem.inputs import (
 )
 from drrkit.registration.problem.landmarks import Landmarks
 from drrkit.registration.problem.loss import StageLoss
-from drrkit.registration.problem.motion import distinct_poses, neighbours, out_of_reach
+from drrkit.registration.problem.motion import (
+    Candidates,
+    distinct_poses,
+    neighbours,
+    out_of_reach,
+)
 from drrkit.registration.problem.prior import PosePrior, PriorTerm
 from drrkit.registration.problem.rendering import SceneRenderer
 from drrkit.registration.problem.views import (
@@ -36,7 +42,14 @@ from drrkit.registration.problem.views import (
     negatives,
     within_fields,
 )
-from drrkit.registration.progress import Watcher, count_steps, run, step_bar
+from drrkit.registration.progress import (
+    Watcher,
+    count_steps,
+    run,
+    stacked,
+    stage_record,
+    step_bar,
+)
 from drrkit.registration.result import (
     DEPTH_LIMIT_MM,
     TRUSTED,
@@ -71,6 +84,9 @@ def register(
     prior: PosePrior | None = None,
     center: Tensor | None = None,
     method: str = "joseph",
+    formation: str = "auto",
+    gain: float = 1.0,
+    xray_kind: str = "line",
     seed: int = 0,
     progress: bool | Watcher = False,
 ) -> RegistrationResult:
@@ -101,6 +117,12 @@ def register(
         center: [3] world mm, the point that rotations turn about; default the volume's centre, or
             the scene's `center`. [n, 3] for n bodies.
         method: projector method, as in `render`.
+        formation: "line" compares line integrals; "intensity" what a detector shows of them, the
+            absorbed share of the beam 1 - exp(-gain L), in which metal is opaque; "auto" takes
+            intensity where a volume of the scene is mostly metal.
+        gain: of the rendered line integrals, for intensity.
+        xray_kind: what `xray` holds, for intensity: "line" integrals x, of which 1 - exp(-x) is
+            compared, or a "display", a picture in which the patient is bright, as it is.
         seed: of the starts that stages with several draw; the same seed gives the same result.
         progress: show a progress bar (needs tqdm; silently none without it); or a function that is
             called after every step with the best pose so far, [4, 4] ([n, 4, 4] for n bodies), and
@@ -115,7 +137,15 @@ def register(
             with to_mu) is one of them.
     """
     registrar = Registrar(
-        volume, camera, stages=stages, rig_to_camera=rig_to_camera, center=center, method=method
+        volume,
+        camera,
+        stages=stages,
+        rig_to_camera=rig_to_camera,
+        center=center,
+        method=method,
+        formation=formation,
+        gain=gain,
+        xray_kind=xray_kind,
     )
     return registrar(xray, init, mask=mask, prior=prior, seed=seed, progress=progress)
 
@@ -127,7 +157,8 @@ class Registrar:
     made by the first call that needs them. The volume's values must not change meanwhile.
 
     Args:
-        volume, camera, stages, rig_to_camera, center, method: as for `register`.
+        volume, camera, stages, rig_to_camera, center, method, formation, gain, xray_kind: as for
+            `register`.
 
     Raises:
         TypeError, ValueError: as `register`.
@@ -142,12 +173,18 @@ class Registrar:
         rig_to_camera: Tensor | None = None,
         center: Tensor | None = None,
         method: str = "joseph",
+        formation: str = "auto",
+        gain: float = 1.0,
+        xray_kind: str = "line",
     ) -> None:
         self.stages, self.named = resolve_stages(stages), stages
         scene = self_rendering(volume)
         self.like, self.center = computing_place(scene, center)
         self.camera, self.rig_to_camera = camera, rig_to_camera
-        self.drawn = SceneRenderer(scene, method)
+        if xray_kind not in MEASURED:
+            raise ValueError(f"xray_kind: expected one of {', '.join(MEASURED)}, got {xray_kind!r}")
+        self.xray_kind = xray_kind
+        self.drawn = SceneRenderer(scene, method, gain_of(formation, gain, scene, self.stages))
         self.diagonal = object_diagonal(scene)
 
     def __call__(
@@ -170,6 +207,8 @@ class Registrar:
         given = self.stages if stages is None else resolve_stages(stages)
         views = make_views(self.camera, xray, mask, self.rig_to_camera, self.like)
         views, found_field = within_fields(views)
+        if self.drawn.gain:
+            views = as_measured(views, self.xray_kind)
         camera = views[0].camera
         pose = start_poses(init, given, camera, self.drawn.scene).to(self.center)
         field = field_diagonal(camera, mean_depth(pose, self.center))
@@ -195,22 +234,6 @@ class Registrar:
                 stacklevel=2,
             )
         return result
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Poses [K, 4, 4] float64 and their losses [K] in the stage they come from.
-
-    [K, n, 4, 4] for n bodies.
-    """
-
-    pose: Tensor
-    loss: Tensor
-
-    @staticmethod
-    def unjudged(pose: Tensor) -> Candidates:
-        """Poses without a loss yet."""
-        return Candidates(pose, pose.new_full((pose.shape[0],), torch.inf))
 
 
 @dataclass(frozen=True)
@@ -397,7 +420,7 @@ class Registration:
         trace = torch.cat(traces) if traces else units.new_empty(0, 1)
         factor = max(1, round(max(self.views[0].camera.size) / stage.pixels))
         seconds = time.perf_counter() - began
-        visited = _stacked(path, found.pose)
+        visited = stacked(path, found.pose)
         self.history.append(
             StageRecord("search", factor, trace.cpu(), seconds, reason, "search", path=visited)
         )
@@ -457,7 +480,7 @@ class Registration:
         reason = run(engine, self.bar, path)
         self.bar.update(stage.iterations - engine.steps)
         seconds = time.perf_counter() - began
-        self.history.append(_record(engine, stage, factors[0], reason, seconds, path))
+        self.history.append(stage_record(engine, stage, factors[0], reason, seconds, path))
         if engine.steps == 0:
             return found
         if stage.keep is None:
@@ -474,24 +497,3 @@ def _best_of_each(engine: PoseEngine, starts: int) -> Candidates:
     best = loss.argmin(dim=1)
     row = torch.arange(loss.shape[0], device=loss.device)
     return Candidates(engine.best_pose.unflatten(0, (-1, starts))[row, best], loss[row, best])
-
-
-def _stacked(path: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Poses as one tensor [steps, ...] on the CPU; `like` [K, ...] says their shape."""
-    return torch.stack(list(path)).cpu() if path else like[:0].cpu()
-
-
-def _record(
-    engine: PoseEngine,
-    stage: Stage,
-    factor: int,
-    reason: str,
-    seconds: float,
-    path: Sequence[Tensor],
-) -> StageRecord:
-    trace = engine.best_loss.new_empty(0, engine.best_loss.shape[0])
-    if engine.trace:
-        trace = torch.stack(engine.trace)
-    visited = _stacked(path, engine.best_pose)
-    name = stage.optimiser.name
-    return StageRecord(stage.name, factor, trace.cpu(), seconds, reason, name, path=visited)

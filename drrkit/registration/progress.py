@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from drrkit.registration.optimisers.optimiser import PoseEngine
+from drrkit.registration.result import StageRecord
 from drrkit.registration.stages import Search, Stage
 
-__all__ = ["Watcher", "count_steps", "run", "step_bar"]
+__all__ = ["Watcher", "count_steps", "run", "stacked", "stage_record", "step_bar"]
 
 Watcher = Callable[[Tensor, float], None]
 """Is told the best pose so far ([4, 4], or [n, 4, 4] for n bodies) and its loss after every step.
@@ -97,3 +100,25 @@ def step_bar(stages: Sequence[Stage | Search], wanted: bool | Watcher) -> Any:
 
 def count_steps(stages: Sequence[Stage | Search]) -> int:
     return sum(stage.iterations for stage in stages if isinstance(stage, Stage))
+
+
+def stacked(path: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Poses as one tensor [steps, ...] on the CPU; `like` [K, ...] says their shape."""
+    return torch.stack(list(path)).cpu() if path else like[:0].cpu()
+
+
+def stage_record(
+    engine: PoseEngine,
+    stage: Stage,
+    factor: int,
+    reason: str,
+    seconds: float,
+    path: Sequence[Tensor],
+) -> StageRecord:
+    """What a stage's engine has done; `path` as from `run`."""
+    trace = engine.best_loss.new_empty(0, engine.best_loss.shape[0])
+    if engine.trace:
+        trace = torch.stack(engine.trace)
+    visited = stacked(path, engine.best_pose)
+    name = stage.optimiser.name
+    return StageRecord(stage.name, factor, trace.cpu(), seconds, reason, name, path=visited)

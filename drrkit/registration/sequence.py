@@ -25,7 +25,7 @@ __all__ = ["SequenceResult", "register_sequence"]
 _NOTHING = 0.1
 
 # Options of `register` that are the same for all frames.
-_FIXED = ("rig_to_camera", "center", "method")
+_FIXED = ("rig_to_camera", "center", "method", "formation", "gain", "xray_kind")
 
 Pipeline = str | Stage | Search | Sequence[Stage | Search]
 
@@ -93,8 +93,8 @@ def register_sequence(
         extrapolate: start from constant velocity, too.
         lost_below: share of the usual agreement, in [0, 1].
         progress: show a progress bar over frames (needs tqdm).
-        options: mask, rig_to_camera, prior, center, method, seed: as for `register`. A prior
-            without a pose of its own is about the last frame's.
+        options: mask, rig_to_camera, prior, center, method, formation, gain, xray_kind, seed: as
+            for `register`. A prior without a pose of its own is about the last frame's.
 
     Returns:
         a SequenceResult.

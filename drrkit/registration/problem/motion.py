@@ -7,6 +7,7 @@ its xi is [..., 6] or [..., 6 n] (rad, mm), the bodies one after the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from drrkit.geometry import perturb, se3_log
 
 __all__ = [
+    "Candidates",
     "distinct_poses",
     "motion_between",
     "motion_of",
@@ -21,6 +23,22 @@ __all__ = [
     "neighbours",
     "out_of_reach",
 ]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Poses [K, 4, 4] float64 and their losses [K] in the stage they come from.
+
+    [K, n, 4, 4] for n bodies.
+    """
+
+    pose: Tensor
+    loss: Tensor
+
+    @staticmethod
+    def unjudged(pose: Tensor) -> Candidates:
+        """Poses without a loss yet."""
+        return Candidates(pose, pose.new_full((pose.shape[0],), torch.inf))
 
 
 def moved_by(world_to_camera: Tensor, xi: Tensor, center: Tensor) -> Tensor:

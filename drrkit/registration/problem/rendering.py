@@ -54,10 +54,12 @@ class SceneRenderer:
     Args:
         scene: a Volume in mu, Bodies, or another scene. Its values must not change afterwards.
         method: projector method.
+        gain: of a comparison by intensity: what is rendered is 1 - exp(-gain L) of line integrals
+            L; 0 for these themselves.
     """
 
-    def __init__(self, scene: Any, method: str = DEFAULT_METHOD) -> None:
-        self.scene, self.method = scene, method
+    def __init__(self, scene: Any, method: str = DEFAULT_METHOD, gain: float = 0.0) -> None:
+        self.scene, self.method, self.gain = scene, method, gain
         self.wide_images: dict[Any, dict[int, Tensor]] = {}  # a search's, see GlobalSearch
         self._resampled: dict[Any, Any] = {}
         self._prepared: dict[Any, Any] = {}
@@ -86,7 +88,7 @@ class SceneRenderer:
         scene = self.prepared_for(similarity, voxel_mm)
         key = (id(scene), supersample, _numbers(camera))
         if key not in self._renderers:
-            self._renderers[key] = renderer(scene, camera, supersample, self.method)
+            self._renderers[key] = renderer(scene, camera, supersample, self.method, self.gain)
         return self._renderers[key]
 
     def prepared_for(self, similarity: Any, voxel_mm: float | None = None) -> Any:
@@ -102,17 +104,44 @@ class SceneRenderer:
         return self._prepared[key][0]
 
 
-def renderer(scene: Any, camera: Camera, supersample: int, method: str) -> Renderer:
+def renderer(
+    scene: Any, camera: Camera, supersample: int, method: str, gain: float = 0.0
+) -> Renderer:
     """A scene in a camera, prepared for many calls.
 
     Raises:
         ValueError: a method for a scene whose `render` has no such option.
     """
+    if gain:  # of single rays: what a pixel shows is their mean
+        fine = camera if supersample == 1 else camera.rescale(1.0 / supersample)
+        return _Absorption(renderer(scene, fine, 1, method), gain, supersample)
     if isinstance(scene, Bodies):
         return _OfBodies([renderer(one, camera, supersample, method) for one in scene.bodies])
     if callable(getattr(scene, "render", None)):
         return _OfScene(scene, camera, supersample, method)
     return _OfVolume(scene, camera, supersample, method)
+
+
+class _Absorption(Renderer):
+    """The absorbed share of the beam, 1 - exp(-gain L), averaged over pool x pool rays a pixel."""
+
+    def __init__(self, line: Renderer, gain: float, pool: int) -> None:
+        self.line, self.gain, self.pool = line, gain, pool
+
+    def __call__(self, world_to_camera: Tensor) -> Tensor:
+        return self._pooled(-torch.expm1(-self.gain * self.line(world_to_camera)))
+
+    def with_jacobian(
+        self, world_to_camera: Tensor, rig_to_camera: Tensor | None, center: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        image, jacobian = self.line.with_jacobian(world_to_camera, rig_to_camera, center)
+        absorbed = -torch.expm1(-self.gain * image)
+        jacobian = jacobian * (self.gain * (1.0 - absorbed)).unsqueeze(2)
+        columns = jacobian.shape[1:3]
+        return self._pooled(absorbed), self._pooled(jacobian.flatten(1, 2)).unflatten(1, columns)
+
+    def _pooled(self, image: Tensor) -> Tensor:
+        return image if self.pool == 1 else functional.avg_pool2d(image, self.pool)
 
 
 class _OfVolume(Renderer):
