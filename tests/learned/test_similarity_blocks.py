@@ -23,7 +23,7 @@ from drrkit.similarity.cdreg import (
     correlation,
     decomposition_loss,
 )
-from drrkit.similarity.networks import ChannelNorm, resized
+from drrkit.similarity.networks import resized
 from drrkit.similarity.regressors import ConvolutionPair
 from drrkit.similarity.sopi import (
     CascadeFusion,
@@ -163,12 +163,6 @@ def test_quadrants_of_the_local_fourier_unit_are_exchangeable_only_through_its_w
     assert local.abs().max() > 0
 
 
-def test_the_shared_encoder_makes_64_features_of_16_by_16() -> None:
-    encoder = PoolformerEncoder(3, 256, (8, 16, 32, 64, 64), 0.1).eval()
-    with torch.no_grad():
-        assert encoder(torch.randn(1, 3, 256, 256)).shape == (1, 64, 16, 16)
-
-
 def test_the_composite_encoder_makes_three_scales() -> None:
     encoder = CompositeEncoder((4, 8), (16, 24, 32))
     shapes = [tuple(f.shape) for f in encoder(torch.randn(2, 1, 64, 96))]
@@ -188,16 +182,6 @@ def test_split_attention_weighs_two_branches_with_weights_that_add_up_to_one() -
     image = torch.cat((half, half), 1)
     branch = attention.branches(image).relu()[:, :4]
     torch.testing.assert_close(attention(image), branch)
-
-
-def test_channel_norm_is_layer_norm_over_channels() -> None:
-    norm = ChannelNorm(6).double()
-    with torch.no_grad():
-        norm.weight.uniform_(0.5, 2.0)
-        norm.bias.uniform_(-1.0, 1.0)
-    image = smooth(2, 6, 3, 4)
-    wanted = nn.functional.layer_norm(image.movedim(1, -1), (6,), norm.weight, norm.bias, 1e-5)
-    torch.testing.assert_close(norm(image), wanted.movedim(-1, 1))
 
 
 def test_resized_images_keep_their_mean_or_are_interpolated() -> None:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import drrkit
-from drrkit import CArm, Stage, perturb, register, render, so3_log, view_ap, volume_center
+from drrkit import Stage, perturb, register, render, so3_log, view_ap, volume_center
 from drrkit.geometry import quaternion_rotation
 from drrkit.metrics import mtre
-from drrkit.phantoms import torso
 from drrkit.registration import Regressor
 from drrkit.similarity import (
     NETWORKS,
@@ -23,12 +19,8 @@ from drrkit.similarity import (
     PosePairs,
     PoseRegressor,
     RegressorRecipe,
-    RegressorTask,
-    TrainingPatient,
     build,
     construct,
-    load_similarity,
-    save_similarity,
 )
 from drrkit.similarity.regressors import (
     PoseInitialiser,
@@ -38,38 +30,10 @@ from drrkit.similarity.regressors import (
     turned_and_placed,
     untangled_step,
 )
-from drrkit.training import train
 from drrkit.volume import Volume
+from tests.support.small_networks import CAMERA, REGRESSORS, SIZE, ct, shaken, task_for, tiny
 
-SIZE = 32
-CAMERA = CArm(1020.0, (SIZE, SIZE), 280.0 / SIZE)
 CENTER = torch.tensor([12.0, -30.0, 45.0], dtype=torch.float64)
-TINY: dict[str, dict[str, Any]] = {
-    "deepim-small": {"image": 32},
-    "dmw-small": {"image": 32},
-    "sopi-initialiser-small": {"image": 32, "localisation": (16,)},
-}
-
-
-@pytest.fixture(scope="module")
-def ct() -> Volume:
-    return torso(10.0)
-
-
-def tiny(name: str, seed: int = 0, **changes: Any) -> PoseRegressor:
-    """A small network for images of 32 x 32."""
-    configuration = NETWORKS[name].but(**TINY[name], **changes)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return construct(configuration.kind, configuration.settings)
-
-
-def shaken(network: PoseRegressor, by: float = 0.02) -> PoseRegressor:
-    """The same with random weights instead of zeros in its last layers."""
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += by * torch.randn(parameter.shape, generator=torch.manual_seed(1))
-    return network
 
 
 def poses(count: int, seed: int = 0, spread: float = 0.6) -> Tensor:
@@ -80,17 +44,6 @@ def poses(count: int, seed: int = 0, spread: float = 0.6) -> Tensor:
     start[:3, 3] = torch.tensor([0.0, 0, 700]) - start[:3, :3] @ CENTER
     xi = torch.randn(count, 6, generator=random, dtype=torch.float64)
     return perturb(start, xi * torch.tensor([spread] * 3 + [40.0, 40.0, 80.0]), CENTER)
-
-
-def plain(ct: Volume, camera: drrkit.Camera, world_to_camera: Tensor, seed: int) -> Tensor:
-    """X-rays without noise: line integrals."""
-    return render(ct.to_mu(), camera, world_to_camera)
-
-
-def task_for(network: PoseRegressor, ct: Volume, **changes: Any) -> RegressorTask:
-    recipe = replace(REGRESSOR_RECIPES[network.kind], cycle=None, **changes)
-    patient = TrainingPatient.of("torso", ct, network)
-    return RegressorTask(network, [patient], [], CAMERA, recipe, synthesise=plain)
 
 
 def untangled_update(
@@ -190,12 +143,12 @@ def test_the_initialisers_parameters_are_found_back_from_poses() -> None:
     torch.testing.assert_close(corner[0, :3, :3], wanted)
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_updates_have_gradients_in_the_weights(name: str, ct: Volume) -> None:
+@pytest.mark.parametrize("name", REGRESSORS)
+def test_updates_have_gradients_in_the_weights(name: str) -> None:
     network = shaken(tiny(name))
-    volume = network.prepare(ct.to_mu())
-    start = view_ap(ct, 800.0).expand(3, -1, -1)
-    fixed = render(ct.to_mu(), CAMERA, poses(3))
+    volume = network.prepare(ct().to_mu())
+    start = view_ap(ct(), 800.0).expand(3, -1, -1)
+    fixed = render(ct().to_mu(), CAMERA, poses(3))
     found = network.update(render(volume, CAMERA, start), fixed, start, volume)
     assert found.shape == (3, 4, 4) and found.dtype == torch.float64
     rotation = found[:, :3, :3]
@@ -207,20 +160,20 @@ def test_updates_have_gradients_in_the_weights(name: str, ct: Volume) -> None:
 
 
 @pytest.mark.parametrize("name", ["deepim-small", "dmw-small"])
-def test_fresh_iterative_networks_leave_poses_as_they_are(name: str, ct: Volume) -> None:
+def test_fresh_iterative_networks_leave_poses_as_they_are(name: str) -> None:
     network = tiny(name)
-    volume = network.prepare(ct.to_mu())
+    volume = network.prepare(ct().to_mu())
     start = poses(2)
     moving = render(volume, CAMERA, start)
     torch.testing.assert_close(network.update(moving, moving[:1], start, volume), start)
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_pairs_of_a_batch_are_judged_independently_in_training_mode(name: str, ct: Volume) -> None:
+@pytest.mark.parametrize("name", REGRESSORS)
+def test_pairs_of_a_batch_are_judged_independently_in_training_mode(name: str) -> None:
     network = shaken(tiny(name)).train()
-    volume = network.prepare(ct.to_mu())
+    volume = network.prepare(ct().to_mu())
     start = poses(3)
-    moving, fixed = render(volume, CAMERA, start), render(ct.to_mu(), CAMERA, poses(3, seed=1))
+    moving, fixed = render(volume, CAMERA, start), render(ct().to_mu(), CAMERA, poses(3, seed=1))
     together = network.predict(moving, fixed, volume)
     alone = [network.predict(moving[i : i + 1], fixed[i : i + 1], volume) for i in range(3)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
@@ -247,7 +200,7 @@ def test_sizes_are_the_published_ones() -> None:
         (6, 128),
     ]
     assert initialiser.of_volume[-1].weight.shape[:2] == (16, 128)
-    for name in TINY:
+    for name in REGRESSORS:
         assert sum(p.numel() for p in build(name).parameters()) < 300_000
 
 
@@ -258,12 +211,12 @@ def test_the_folded_volume_has_the_size_of_the_images_features() -> None:
     assert cube.numel() == seen.numel()
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_the_loss_of_a_perfect_prediction_is_zero(name: str, ct: Volume) -> None:
+@pytest.mark.parametrize("name", REGRESSORS)
+def test_the_loss_of_a_perfect_prediction_is_zero(name: str) -> None:
     network = tiny(name)
-    volume = network.prepare(ct.to_mu())
+    volume = network.prepare(ct().to_mu())
     center = volume_center(volume)
-    start = view_ap(ct, 800.0).expand(2, -1, -1)
+    start = view_ap(ct(), 800.0).expand(2, -1, -1)
     theta = torch.tensor([[0.3, -0.2, 0.5, 0.4, -0.6, 0.2], [0.0, 0.1, -0.1, 0.9, 0.0, -0.4]])
     limits = PoseInitialiser(image=32, volume=32, localisation=(16,))
     target = limits.apply(theta.double(), start, center)
@@ -288,46 +241,6 @@ def test_the_loss_of_a_perfect_prediction_is_zero(name: str, ct: Volume) -> None
         )
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_files_bring_regressors_back(name: str, ct: Volume, tmp_path: Path) -> None:
-    network = shaken(tiny(name))
-    save_similarity(network, tmp_path / "regressor.pt")
-    found = load_similarity(tmp_path / "regressor.pt")
-    volume, start = network.prepare(ct.to_mu()), poses(2)
-    moving = render(volume, CAMERA, start)
-    wanted = network.eval().predict(moving, moving.flip(0), volume)
-    torch.testing.assert_close(found.predict(moving, moving.flip(0), volume), wanted)
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_training_resumes_bit_for_bit(name: str, ct: Volume, tmp_path: Path) -> None:
-    def trained(folder: Path, *steps: int) -> dict[str, Tensor]:
-        network = tiny(name)
-        task = task_for(network, ct, batch=2, validation_pairs=2, rounds=1)
-        for count in steps:
-            result = train(
-                task, folder, steps=count, validate_every=9, save_every=1, progress=False
-            )
-            assert set(result.metrics) == {"loss", "start_mtre", "mtre", "median_mtre"}
-        return network.state_dict()
-
-    whole, parts = trained(tmp_path / "whole", 3), trained(tmp_path / "parts", 1, 3)
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
-    fresh = tiny(name).state_dict()
-    assert any(not torch.equal(fresh[key], whole[key]) for key in whole)
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_regressors_train_under_autocast(name: str, ct: Volume) -> None:
-    network = shaken(tiny(name))
-    task = task_for(network, ct, batch=2, rounds=1)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = task.losses(0, 0, 1)["loss"]
-    loss.backward()
-    assert loss.isfinite()
-    assert all(bool(p.grad.isfinite().all()) for p in network.parameters() if p.grad is not None)
-
-
 def test_published_recipes_are_there_for_every_kind() -> None:
     assert REGRESSOR_RECIPES["deepim"].rounds == 4 and REGRESSOR_RECIPES["deepim"].rate == 1e-4
     assert REGRESSOR_RECIPES["dmw"].betas[0] == 0.8 and REGRESSOR_RECIPES["dmw"].batch == 16
@@ -335,15 +248,6 @@ def test_published_recipes_are_there_for_every_kind() -> None:
     assert REGRESSOR_RECIPES["initialiser"].sampling.moving == (0.0,) * 6
     with pytest.raises(ValueError, match="rounds: expected a positive integer"):
         RegressorRecipe(REGRESSOR_RECIPES["dmw"].sampling, rounds=0)
-
-
-def test_a_task_refuses_patients_that_are_trained_and_validated_on(ct: Volume) -> None:
-    network = tiny("dmw-small")
-    patient = TrainingPatient.of("one", ct, network)
-    with pytest.raises(ValueError, match="are trained on, too"):
-        RegressorTask(network, [patient], [patient], CAMERA)
-    with pytest.raises(ValueError, match="patients: expected at least one"):
-        RegressorTask(network, [], [patient], CAMERA)
 
 
 class Oracle(PoseRegressor):
@@ -366,52 +270,52 @@ class Oracle(PoseRegressor):
         return riemannian_step(world_to_camera, gradient, center, 100.0, self.step)
 
 
-def test_register_iterates_a_regressor_until_its_updates_are_small(ct: Volume) -> None:
-    truth = view_ap(ct, 800.0)
+def test_register_iterates_a_regressor_until_its_updates_are_small() -> None:
+    truth = view_ap(ct(), 800.0)
     start = torch.cat(
-        [perturb(truth, torch.tensor([s] * 3 + [30 * s] * 3).double(), volume_center(ct))
+        [perturb(truth, torch.tensor([s] * 3 + [30 * s] * 3).double(), volume_center(ct()))
          for s in (0.4, -0.6)]
     )  # fmt: skip
-    fixed = render(ct.to_mu(), CAMERA, truth)
+    fixed = render(ct().to_mu(), CAMERA, truth)
     oracle = Oracle(truth, 0.5)
     stage = Stage(optimiser=Regressor(oracle, final_step=0.5), iterations=40, mm=True)
-    found = register(ct.to_mu(), CAMERA, fixed, start, stages=stage)
+    found = register(ct().to_mu(), CAMERA, fixed, start, stages=stage)
     assert found.stop_reason == "converged" and 5 < oracle.calls < 20
     assert found.history[0].optimiser == "regressor"
     assert found.history[0].loss.shape == (oracle.calls, 2)
     assert float(mtre(found.all_world_to_camera, truth, torch.randn(50, 3) * 80).max()) < 1.0
     few = Stage(optimiser=Regressor(Oracle(truth, 0.5)), iterations=2)
-    found = register(ct.to_mu(), CAMERA, fixed, start[:1], stages=[few, few])
+    found = register(ct().to_mu(), CAMERA, fixed, start[:1], stages=[few, few])
     assert found.stop_reason == "iterations" and len(found.history) == 2
 
 
-def test_the_last_pose_of_a_regressor_counts_even_if_its_loss_is_higher(ct: Volume) -> None:
-    truth, elsewhere = view_ap(ct, 800.0), view_ap(ct, 700.0)
-    fixed = render(ct.to_mu(), CAMERA, truth)
+def test_the_last_pose_of_a_regressor_counts_even_if_its_loss_is_higher() -> None:
+    truth, elsewhere = view_ap(ct(), 800.0), view_ap(ct(), 700.0)
+    fixed = render(ct().to_mu(), CAMERA, truth)
     stage = Stage(optimiser=Regressor(Oracle(elsewhere, 1.0)), iterations=3)
-    found = register(ct.to_mu(), CAMERA, fixed, truth, stages=stage)
+    found = register(ct().to_mu(), CAMERA, fixed, truth, stages=stage)
     torch.testing.assert_close(found.world_to_camera, elsewhere[0])
 
 
-def test_updates_that_are_not_finite_end_a_pose_where_it_was(ct: Volume) -> None:
-    truth = view_ap(ct, 800.0)
+def test_updates_that_are_not_finite_end_a_pose_where_it_was() -> None:
+    truth = view_ap(ct(), 800.0)
     broken = Oracle(torch.full((1, 4, 4), torch.nan, dtype=torch.float64), 1.0)
     stage = Stage(optimiser=Regressor(broken), iterations=3)
-    found = register(ct.to_mu(), CAMERA, render(ct.to_mu(), CAMERA, truth), truth, stages=stage)
+    found = register(ct().to_mu(), CAMERA, render(ct().to_mu(), CAMERA, truth), truth, stages=stage)
     torch.testing.assert_close(found.world_to_camera, truth[0])
     assert broken.calls == 1
 
 
-def test_stages_and_regressors_that_do_not_fit_are_refused(ct: Volume) -> None:
+def test_stages_and_regressors_that_do_not_fit_are_refused() -> None:
     with pytest.raises(TypeError, match="network: expected one with update"):
         Regressor()
-    truth = view_ap(ct, 800.0)
-    fixed = render(ct.to_mu(), CAMERA, truth)
+    truth = view_ap(ct(), 800.0)
+    fixed = render(ct().to_mu(), CAMERA, truth)
     rig = torch.eye(4, dtype=torch.float64).expand(2, -1, -1)
     stage = Stage(optimiser=Regressor(Oracle(truth, 1.0)))
     with pytest.raises(ValueError, match="camera: expected one for a Regressor, got 2"):
         register(
-            ct.to_mu(), [CAMERA, CAMERA], [fixed, fixed], truth, stages=stage, rig_to_camera=rig
+            ct().to_mu(), [CAMERA, CAMERA], [fixed, fixed], truth, stages=stage, rig_to_camera=rig
         )
 
 
@@ -427,12 +331,12 @@ def test_stages_and_regressors_that_do_not_fit_are_refused(ct: Volume) -> None:
     ],
 )
 def test_training_on_one_phantom_makes_unseen_poses_better(
-    name: str, rate: float, loss: float, error: float, ct: Volume
+    name: str, rate: float, loss: float, error: float
 ) -> None:
     # The end of a training depends on the order of sums, and that on the threads.
     torch.set_num_threads(1)  # conftest.py restores it
     network = tiny(name).train()
-    task = task_for(network, ct, rate=rate, batch=16, rounds=1, validation_pairs=32)
+    task = task_for(network, ct(), rate=rate, batch=16, rounds=1, validation_pairs=32)
     before = task.validate()
     optimiser = task.optimiser()
     for step in range(220):

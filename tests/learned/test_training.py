@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
 
-from drrkit.training import Checkpoint, load_checkpoint, train
-from drrkit.training.checkpoints import save_checkpoint
+from drrkit.training import load_checkpoint, train
 from tests.support.commands import SUPPORT, python
 from tests.support.training_tasks import GradientMatching, Regression, weights
 
@@ -308,36 +307,6 @@ def test_without_any_sound_checkpoint_training_stops(tmp_path: Path) -> None:
         damaged(tmp_path / name, "cut off")
     with pytest.raises(ValueError, match=r"last\.pt: damaged.*previous\.pt: damaged"):
         trained(tmp_path, 12)
-
-
-def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple:
-            return (Path.touch, (tmp_path / "was here",))
-
-    torch.save({"schema": "drrkit.training", "model": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match=r"evil\.pt: expected tensors and plain values"):
-        load_checkpoint(tmp_path / "evil.pt")
-    assert not (tmp_path / "was here").exists()
-
-
-def test_files_that_are_no_checkpoints_are_named(tmp_path: Path) -> None:
-    torch.save({"weights": torch.ones(3)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt: expected a checkpoint of drrkit"):
-        load_checkpoint(tmp_path / "other.pt")
-    torch.save({"schema": "drrkit.training", "schema_version": 99}, tmp_path / "newer.pt")
-    with pytest.raises(ValueError, match=r"newer\.pt: expected schema_version 1, got 99"):
-        load_checkpoint(tmp_path / "newer.pt")
-    with pytest.raises(FileNotFoundError, match=r"no such checkpoint"):
-        load_checkpoint(tmp_path / "none.pt")
-    with pytest.raises(FileNotFoundError, match=r"no best\.pt or last\.pt"):
-        load_checkpoint(tmp_path)
-
-
-def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"content\['schedule'\]\['f'\]\[0\].*got function"):
-        save_checkpoint(Checkpoint(0, {}, schedule={"f": [lambda: 0]}), tmp_path / "last.pt")
-    assert not list(tmp_path.iterdir())
 
 
 # ---- gradients that are not finite
