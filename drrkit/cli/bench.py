@@ -9,13 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from torch import Tensor
 
 from drrkit._native import METHODS
 from drrkit.cli.command import Answer, command
-from drrkit.cli.options import Size, argument, device_option, option, read_ct
+from drrkit.cli.options import COUNT, Size, argument, device_option, option, read_ct
 from drrkit.geometry import CArm, view_carm
 from drrkit.machine import machine, versions
 from drrkit.phantoms import torso
@@ -36,10 +35,10 @@ LEAST_TURN = 0.1  # s: a turn of short calls is repeated so long
 def bench_command(
     *,
     ct: Path | None = argument(required=False),
-    views: int = option("Per call.", type=click.IntRange(1), default=1),
+    views: int = option("Per call.", type=COUNT, default=1),
     size: tuple[int, int] = option("Pixels of a view.", type=Size(), default="200x200"),
-    rounds: int = option("The methods take turns so often.", type=click.IntRange(1), default=5),
-    threads: int | None = option("On the CPU.  [default: all]", type=click.IntRange(1)),
+    rounds: int = option("The methods take turns so often.", type=COUNT, default=5),
+    threads: int | None = option("On the CPU.  [default: all]", type=COUNT),
     device: torch.device = device_option(),
 ) -> Answer:
     """Measure drrkit's methods on CT (in HU; the built-in torso if none): images and gradients.

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from drrkit import conversions as to
 from drrkit.cli.command import Answer, command
-from drrkit.cli.io import read_json, read_pose, refuse_overwriting, to_line, write_json, write_pose
+from drrkit.cli.io import (
+    read_json,
+    read_pose,
+    refuse_overwriting,
+    to_line,
+    warn,
+    write_json,
+    write_pose,
+)
 from drrkit.cli.options import POSITIVE, Numbers, Size, argument, option
 from drrkit.conversions import CameraView
 from drrkit.files import whole_file
@@ -194,7 +202,7 @@ def _read(path: Path, tool: str | None, known: dict[str, Any]) -> CameraView:
     if tool == "opencv" and path.suffix.lower() in STORAGE_SUFFIXES:
         view, distortion = read_calibration(path, known["size"], known["sdd"])
         if distortion is not None:
-            click.echo("Warning: the lens distortion is left out.", err=True)
+            warn("the lens distortion is left out")
         return view
     files = {"slicer": _from_slicer, **dict.fromkeys(("mayacam", "mayacam1"), to.read_mayacam)}
     if tool in files or (tool == "rtk" and path.suffix.lower() == ".xml"):
@@ -281,7 +289,7 @@ def _extract_deepfluoro(
     subject = read_deepfluoro_specimen(path, specimen)
     found = read_deepfluoro_xray(path, specimen, projection, bone=bone, border=border)
     for text in found.xray.warnings:
-        click.echo(f"Warning: {text}.", err=True)
+        warn(text)
     camera, pose = found.xray.camera, found.xray.world_to_camera
     assert camera is not None and pose is not None
     with whole_file(folder) as staged:

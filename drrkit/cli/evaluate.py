@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ import torch
 from drrkit.cli.command import Answer, command
 from drrkit.cli.configuration import run_record
 from drrkit.cli.io import write_json
-from drrkit.cli.options import argument, device_option, option, out_option, quiet_option, read_ct
+from drrkit.cli.options import (
+    COUNT,
+    argument,
+    device_option,
+    option,
+    out_option,
+    quiet_option,
+    read_ct,
+)
 from drrkit.cli.register import (
     INTERRUPTED,
     REGRESSOR_FILE,
@@ -75,7 +84,7 @@ def evaluate_command(
         type=SimilarityName(),
     ),
     all_stages: bool = option("--similarity is that of all stages."),
-    cases: int = option("Of every CT.", type=click.IntRange(1), default=100),
+    cases: int = option("Of every CT.", type=COUNT, default=100),
     starved: bool = option("Photon-starved X-rays."),
     shifted: bool = option("Another gamma, an uneven field, inversion."),
     device: torch.device = device_option(),
@@ -100,28 +109,26 @@ def evaluate_command(
     if rank == 0:
         described = _described(chosen, pipelines, subjects, cases)
         write_json(out / "evaluation.json", {**described, "run": run_record()})
-    wanted = {
-        (method, protocol.name, subject.name, number)
-        for method in pipelines
-        for protocol in chosen
-        for subject in subjects
-        for number in range(cases)
-    }
-    progress = (lambda row: None) if quiet else lambda row: click.echo(_line(row), err=True)
+    named = ([one.name for one in part] for part in (chosen, subjects))
+    wanted = set(product(pipelines, *named, range(cases)))
     try:
-        evaluate(pipelines, chosen, subjects, cases, out, progress=progress)
+        evaluate(pipelines, chosen, subjects, cases, out, progress=None if quiet else _tell)
     except KeyboardInterrupt:
         there = len(wanted & {row.key for row in read_rows(out)})
         text = f"Interrupted: {there} of {len(wanted)} cases are in {out}."
         click.echo(f"{text} The same command runs the others.", err=True)
         so_far = {"complete": False, "cases": there, "wanted": len(wanted)}
         return Answer({"out": str(out), **so_far}, "", INTERRUPTED)
-    rows, summaries = _summarised(out)
-    if not wanted <= {row.key for row in rows}:  # of several processes, the last one answers
+    keys, summaries = _summarised(out)
+    if not wanted <= keys:  # of several processes, the last one answers
         return None
     content = {"out": str(out), "complete": True, "cases": len(wanted), "summary": summaries}
     text = "\n".join(f"{name}: {_sentences(summary)}" for name, summary in summaries.items())
     return Answer(content, text)
+
+
+def _tell(row: Row) -> None:
+    click.echo(row.line(), err=True)
 
 
 def _subjects(paths: Sequence[Path], device: torch.device) -> list[Subject]:
@@ -132,15 +139,14 @@ def _subjects(paths: Sequence[Path], device: torch.device) -> list[Subject]:
             raise click.UsageError(f"CTS: expected files of different names, got several {name!r}.")
     if not paths:
         return [Subject.of("torso", torso(PHANTOM_MM)).to(device)]
-    return [_subject(path, name, device) for path, name in zip(paths, names, strict=True)]
-
-
-def _subject(path: Path, name: str, device: torch.device) -> Subject:
-    ct = read_ct(path)
-    try:
-        return Subject.of(name, ct).to(device)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    subjects = []
+    for path, name in zip(paths, names, strict=True):
+        ct = read_ct(path)
+        try:
+            subjects.append(Subject.of(name, ct).to(device))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return subjects
 
 
 def _registrations(
@@ -188,36 +194,23 @@ def _described(
     }
 
 
-def _summarised(folder: Path) -> tuple[list[Row], dict[str, Any]]:
-    """All rows of the folder, and their summary, which is written there.
+def _summarised(folder: Path) -> tuple[set[Any], dict[str, Any]]:
+    """The keys of all rows of the folder; a summary of every method, protocol and CT, and of all
+    CTs together, which is written there.
 
     Processes end one after the other: one that finds rows which another has added meanwhile writes
     the summary again, so that the last summary has all rows.
     """
-    rows = read_rows(folder)
-    while True:
-        summaries = _summaries(rows)
+    rows: list[Row] = []
+    summaries: dict[str, Any] = {}
+    while len(found := read_rows(folder)) != len(rows):
+        rows, groups = found, {}
+        for row in sorted(rows, key=lambda row: row.key):
+            for subject in (row.subject, "all"):
+                groups.setdefault(f"{row.method} {row.protocol} {subject}", []).append(row)
+        summaries = {name: summarise(group) for name, group in sorted(groups.items())}
         write_json(folder / "summary.json", summaries)
-        now = read_rows(folder)
-        if len(now) == len(rows):
-            return rows, summaries
-        rows = now
-
-
-def _summaries(rows: Sequence[Row]) -> dict[str, Any]:
-    """A summary of every method, protocol and CT, and of all CTs together."""
-    groups: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row.key):
-        for subject in (row.subject, "all"):
-            groups.setdefault(f"{row.method} {row.protocol} {subject}", []).append(row)
-    return {name: summarise(group) for name, group in sorted(groups.items())}
-
-
-def _line(row: Row) -> str:
-    return (
-        f"{row.method} {row.protocol} {row.subject} {row.number:3d}  mTRE {row.start_mtre:6.1f} -> "
-        f"{row.mtre:7.3f} mm  confidence {row.confidence:.3f}  {row.seconds:5.2f} s"
-    )
+    return {row.key for row in rows}, summaries
 
 
 def _sentences(summary: dict[str, Any]) -> str:

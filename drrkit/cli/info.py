@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from drrkit.cli.command import Answer, command
 from drrkit.cli.doctor import installation
-from drrkit.cli.io import camera_as_dict, read_pose, refuse_overwriting
+from drrkit.cli.io import camera_as_dict, read_pose, refuse_overwriting, warn
 from drrkit.cli.options import OutputFile, argument, option
 from drrkit.files import whole_file
 from drrkit.geometry import Camera
@@ -197,7 +197,7 @@ def _view(path: Path, volume: Volume) -> tuple[Camera, Tensor]:
         return stored.camera, stored.world_to_camera
     xray = read_xray(path)
     for text in xray.warnings:
-        click.echo(f"Warning: {path}: {text}.", err=True)
+        warn(f"{path}: {text}")
     if xray.camera is None:
         raise ValueError(
             f"{path}: expected a pose file (.json) or an X-ray that knows its geometry; this one "

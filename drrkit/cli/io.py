@@ -16,16 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import torch
 from torch import Tensor
 
 from drrkit import __version__
+from drrkit.conversions import check_rigid
 from drrkit.files import whole_file
 from drrkit.geometry import Camera
 from drrkit.xray import read_xray
 
 SCHEMA_VERSION = 1
-LAST_ROW_ROUNDING = 1e-6  # a transposed pose has millimetres there
 
 
 class PoseFile(NamedTuple):
@@ -69,7 +70,7 @@ def read_pose(path: Path) -> PoseFile:
     if version != SCHEMA_VERSION:
         raise ValueError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
     pose = _matrix(path, "world_to_camera", content["world_to_camera"], 4)
-    _check_rigid(path, pose)
+    check_rigid(f"{path}: world_to_camera", pose)
     pose[3] = pose.new_tensor((0.0, 0.0, 0.0, 1.0))  # an inverted matrix has it but for rounding
     camera = content.get("camera")
     return PoseFile(pose, None if camera is None else _camera(path, camera))
@@ -114,6 +115,11 @@ def json_text(content: dict[str, Any]) -> str:
     text = json.dumps(_finite(content), indent=2, allow_nan=False, default=os.fspath) + "\n"
     # Rows of numbers on one line each. A string cannot match: its line breaks are escaped.
     return re.sub(r"\[\n[-+\d.eE,\s]+\]", lambda row: re.sub(r"\s+", " ", row[0]), text)
+
+
+def warn(text: str) -> None:
+    """A line for people about what may be wrong; the command goes on."""
+    click.echo(f"Warning: {text}.", err=True)
 
 
 def refuse_overwriting(outputs: Sequence[Path | None], inputs: Sequence[Path | None]) -> None:
@@ -185,35 +191,17 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _matrix(path: Path, name: str, rows: Any, size: int) -> Tensor:
     """A square matrix of finite numbers, float64."""
-    square = isinstance(rows, list) and len(rows) == size
-    square = square and all(isinstance(row, list) and len(row) == size for row in rows)
-    if not square or not all(_is_number(value) for row in rows for value in row):
+    try:
+        found = torch.tensor(rows, dtype=torch.float64)
+    except (TypeError, ValueError, OverflowError):
+        found = torch.empty(0)
+    if found.shape != (size, size) or not bool(found.isfinite().all()):
         raise ValueError(
             f"{path}: {name}: expected {size} rows of {size} finite numbers, got {str(rows)[:120]}"
         )
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def _check_rigid(path: Path, pose: Tensor) -> None:
-    rotation = pose[:3, :3]
-    error = float((rotation @ rotation.T - torch.eye(3, dtype=pose.dtype)).abs().max())
-    if error > 1e-3 or float(torch.linalg.det(rotation)) < 0:
-        mirrored = float(torch.linalg.det(rotation)) < 0
-        problem = "a reflection" if error <= 1e-3 and mirrored else f"a matrix off by {error:.2g}"
-        raise ValueError(
-            f"{path}: world_to_camera: expected a rotation in the upper left 3x3, got {problem}"
-        )
-    if float((pose[3] - pose.new_tensor((0.0, 0.0, 0.0, 1.0))).abs().max()) > LAST_ROW_ROUNDING:
-        raise ValueError(
-            f"{path}: world_to_camera: expected the last row 0 0 0 1, got {pose[3].tolist()} "
-            "(is the matrix transposed?)"
-        )
+    return found
 
 
 def _camera(path: Path, entry: Any) -> Camera:
@@ -221,9 +209,8 @@ def _camera(path: Path, entry: Any) -> Camera:
         found = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
         raise ValueError(f"{path}: camera: expected an object with K, size and sdd, got {found}")
     intrinsics = _matrix(path, "camera.K", entry["K"], 3)
+    known = {name: entry[name] for name in ("sdd", "beam", "origin") if name in entry}
     try:
-        size = entry["size"]
-        beam, origin = entry.get("beam", "cone"), entry.get("origin", "user")
-        return Camera(intrinsics, tuple(size), entry["sdd"], beam, origin=origin)
+        return Camera(intrinsics, tuple(entry["size"]), **known)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: camera: {error}") from error

@@ -23,6 +23,7 @@ from click.shell_completion import CompletionItem
 from torch import Tensor
 
 from drrkit._native import METHODS
+from drrkit.cli.io import warn
 from drrkit.geometry import (
     Camera,
     CArm,
@@ -82,7 +83,7 @@ class NumberRange(_Finite, click.FloatRange):
     """A finite number in a range."""
 
 
-POSITIVE = NumberRange(0, min_open=True)
+POSITIVE, COUNT = NumberRange(0, min_open=True), click.IntRange(1)
 
 
 class Numbers(click.ParamType):
@@ -316,11 +317,7 @@ def read_ct(path: Path, *, unit: Literal["HU", "mu"] = "HU", **where: Any) -> Vo
             "Hounsfield units: leave out --unit mu"
         )
     if volume.unit == "HU" and low >= 0 and high > 500:
-        click.echo(
-            f"Warning: {path} has no value below 0, {found}: are these Hounsfield units? "
-            "Air is -1000.",
-            err=True,
-        )
+        warn(f"{path} has no value below 0, {found}: are these Hounsfield units? Air is -1000")
     return volume
 
 

@@ -12,7 +12,7 @@ import click
 import torch
 from torch import Tensor
 
-from drrkit.cli.io import PoseFile, read_mask, read_pose, refuse_overwriting, to_line
+from drrkit.cli.io import PoseFile, read_mask, read_pose, refuse_overwriting, to_line, warn
 from drrkit.cli.options import (
     VIEWS,
     CameraOptions,
@@ -79,17 +79,16 @@ class XrayOptions:
             found = f"{path}: expected one image, got a run of {len(xray.image)}"
             raise ValueError(f"{found}; --frame chooses one, and if this is the CT, it comes first")
         for text in xray.warnings:
-            click.echo(f"Warning: {path}: {text}.", err=True)
+            warn(f"{path}: {text}")
         kind = self.xray_kind or xray.kind or "line"
         if self.i0 is not None and kind != "intensity":
             raise click.UsageError("--i0 belongs to --xray-kind intensity.")
         line = to_line(path, xray.image, kind, self.i0)
         assumed = (self.xray_kind, xray.kind, self.preprocess) == (None, None, False)
         if assumed and not bone_is_bright(line):
-            click.echo(
-                f"Warning: {path}: bone looks dark, and should be bright: --xray-kind inverted "
-                "or intensity converts, --preprocess finds the polarity.",
-                err=True,
+            warn(
+                f"{path}: bone looks dark, and should be bright: --xray-kind inverted or "
+                "intensity converts, --preprocess finds the polarity"
             )
         weights = None if self.mask is None else read_mask(self.mask, line)
         if xray.mask is not None:
@@ -258,19 +257,17 @@ def xray_camera(detector: CameraOptions, stored: PoseFile | None, xray: Path, fi
             f"{size[0]}x{size[1]}"
         )
     if known is None and detector.sdd is None and not detector.parallel:
-        click.echo(
-            f"Warning: {xray}: --sdd is not given, and nothing says the source-to-detector "
-            f"distance: {camera.sdd:g} mm is assumed. A wrong one makes the depth wrong, which "
-            "neither loss nor confidence shows.",
-            err=True,
+        warn(
+            f"{xray}: --sdd is not given, and nothing says the source-to-detector distance: "
+            f"{camera.sdd:g} mm is assumed. A wrong one makes the depth wrong, which neither loss "
+            "nor confidence shows"
         )
     used = camera.pixel_spacing
     if spacing is not None and any(
         abs(a / b - 1) > 0.01 for a, b in zip(used, spacing, strict=True)
     ):
-        click.echo(
-            f"Warning: {xray} says pixels of {spacing[0]:.4g} x {spacing[1]:.4g} mm; "
-            f"{used[0]:.4g} x {used[1]:.4g} mm are used.",
-            err=True,
+        warn(
+            f"{xray} says pixels of {spacing[0]:.4g} x {spacing[1]:.4g} mm; "
+            f"{used[0]:.4g} x {used[1]:.4g} mm are used"
         )
     return camera

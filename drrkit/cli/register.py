@@ -18,7 +18,7 @@ from torch import Tensor
 
 from drrkit.cli.command import Answer, command
 from drrkit.cli.configuration import run_record
-from drrkit.cli.io import camera_as_dict, write_json
+from drrkit.cli.io import camera_as_dict, warn, write_json
 from drrkit.cli.options import (
     NumberRange,
     OutputFile,
@@ -34,11 +34,9 @@ from drrkit.geometry import volume_center
 from drrkit.registration import (
     AUTO,
     PIPELINES,
-    REASONS,
     SIMILARITIES,
     TRUSTED,
     Descent,
-    RegistrationResult,
     Search,
     Stage,
     hybrid,
@@ -46,7 +44,7 @@ from drrkit.registration import (
     motion_of,
     register,
 )
-from drrkit.report import FAR_DEG, FAR_MM, pose_overlays, save_image, shown_confidence
+from drrkit.report import ended_far, pose_overlays, save_image, shown_confidence, why_doubted
 from drrkit.volume import Volume
 
 INTERRUPTED = 130
@@ -264,8 +262,7 @@ def register_command(
         f"{result.loss:.4f}, confidence {shown_confidence(result.confidence)}, "
         f"{result.stop_reason} after {result.seconds:.1f} s"
     )
-    code = _exit_code(result, accepted, min_confidence, motion, searching)
-    return Answer({"written": str(output), **content}, text, code)
+    return Answer({"written": str(output), **content}, text, _exit_code(content, searching))
 
 
 def _motion(problem: Problem, found: Tensor) -> dict[str, Any]:
@@ -284,33 +281,22 @@ def _check_polarity(xray: Path, kind: str, found: float, negative: float) -> Non
     """Says that the X-ray's negative, registered from the same start, agrees far better."""
     if negative > found + CLEARLY:
         other = "line" if kind in ("intensity", "inverted") else "inverted or intensity"
-        click.echo(
-            f"Warning: {xray}: bone looks dark, and should be bright: the negative agrees far "
-            f"better ({negative:.2f} against {found:.2f}). Its pixels were taken for {kind}; "
-            f"--xray-kind {other} converts.",
-            err=True,
+        warn(
+            f"{xray}: bone looks dark, and should be bright: the negative agrees far better "
+            f"({negative:.2f} against {found:.2f}). Its pixels were taken for {kind}; "
+            f"--xray-kind {other} converts"
         )
 
 
-def _exit_code(
-    result: RegistrationResult,
-    accepted: bool,
-    min_confidence: float,
-    motion: dict[str, Any],
-    searched: bool,
-) -> int:
+def _exit_code(content: dict[str, Any], searched: bool) -> int:
     """The exit code; the reason for one above 0 goes to stderr."""
-    if result.stop_reason == "interrupted":
+    if content["stop_reason"] == "interrupted":
         return INTERRUPTED
-    why = [REASONS[code] for code in result.reasons]
-    if not accepted:
-        if result.confidence is None or result.confidence < min_confidence:
-            shown = shown_confidence(result.confidence)
-            why.insert(0, f"confidence {shown} is below {min_confidence:g}")
-        click.echo(f"Not accepted: {'; '.join(why)}. {_doubts(searched)}", err=True)
+    if not content["accepted"]:
+        click.echo(f"Not accepted: {why_doubted(content)}. {_doubts(searched)}", err=True)
         return 1
-    if not searched and (motion["rotation_deg"] > FAR_DEG or motion["translation_mm"] > FAR_MM):
-        click.echo("Warning: the pose ended far from its start; look at --overlay.", err=True)
+    if ended_far(content):
+        warn("the pose ended far from its start; look at --overlay")
     return 0
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from drrkit.cli.command import Answer, command
 from drrkit.cli.configuration import run_record
-from drrkit.cli.io import camera_as_dict, read_pose, refuse_overwriting, write_pose
+from drrkit.cli.io import camera_as_dict, read_pose, refuse_overwriting, warn, write_pose
 from drrkit.cli.options import (
     VIEWS,
     CameraOptions,
@@ -155,7 +155,7 @@ def render_command(
     content = how.write(posed, image)
     low, high = (float(value) for value in torch.aminmax(line))
     if high <= 0:
-        click.echo("Warning: no ray meets the CT; the image is empty.", err=True)
+        warn("no ray meets the CT; the image is empty")
     rows, cols = posed.camera.size
     pitch = " x ".join(f"{p:.4g}" for p in posed.camera.pixel_spacing)
     return Answer(

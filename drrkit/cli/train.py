@@ -15,6 +15,7 @@ import torch
 from drrkit.cli.command import Answer, LazyGroup
 from drrkit.cli.configuration import run_record
 from drrkit.cli.options import (
+    COUNT,
     POSITIVE,
     Numbers,
     device_option,
@@ -68,13 +69,13 @@ class TrainingOptions:
     out: Path = out_option(
         "Folder for checkpoints, logs and the network; a training there is resumed."
     )
-    steps: int = option("In all.", type=click.IntRange(1), default=2000)
-    validate_every: int = option(type=click.IntRange(1), default=100)
-    save_every: int = option(type=click.IntRange(1), default=100)
+    steps: int = option("In all.", type=COUNT, default=2000)
+    validate_every: int = option(type=COUNT, default=100)
+    save_every: int = option(type=COUNT, default=100)
     clip_norm: float = option("Largest norm of a gradient.", type=POSITIVE, default=10.0)
     accumulate: int = option(
         "Batches averaged for a step; the same as that many times the processes.",
-        type=click.IntRange(1),
+        type=COUNT,
         default=1,
     )
     precision: str = option(
@@ -118,17 +119,13 @@ def run_training(
     processes = Processes.of_environment()
     run = run_record()
     kept = {name: value for name, value in run["options"].items() if name not in FREE}
+    how = {name: value for name, value in vars(options).items() if name not in ("device", "quiet")}
+    folder = how.pop("out")
     result = train(
         task,
-        options.out,
-        steps=options.steps,
-        validate_every=options.validate_every,
-        save_every=options.save_every,
-        clip_norm=options.clip_norm,
-        seed=options.seed,
+        folder,
+        **how,
         progress=not options.quiet,
-        accumulate=options.accumulate,
-        precision=options.precision,
         config={"command": run["command"], "options": kept, **notes},
         about={"run": run},
     )
@@ -225,7 +222,7 @@ class SubjectOptions(ScanOptions):
     )
     phantoms: int = option(
         "Without --subjects: the number of random phantoms.",
-        type=click.IntRange(1),
+        type=COUNT,
         default=PHANTOMS,
     )
     validation: int | None = option(

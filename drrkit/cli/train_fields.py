@@ -11,7 +11,7 @@ import torch
 
 from drrkit.cli.command import Answer, command
 from drrkit.cli.io import camera_as_dict, read_pose, to_line
-from drrkit.cli.options import POSITIVE, SDD, NumberRange, option
+from drrkit.cli.options import COUNT, POSITIVE, SDD, NumberRange, option
 from drrkit.cli.train import (
     ScanOptions,
     TrainingOptions,
@@ -72,7 +72,7 @@ class PosedXrayOptions(ScanOptions):
     )
     phantoms: int = option(
         "Without --pairs: the number of random phantoms; of several the last one validates.",
-        type=click.IntRange(1),
+        type=COUNT,
         default=4,
     )
     views: int = option("Simulated X-rays of a phantom.", type=click.IntRange(2), default=133)
@@ -184,9 +184,9 @@ def nett_command(
         multiple=True,
     ),
     octaves: int = option(type=click.IntRange(0), default=5),
-    width: int = option(type=click.IntRange(1), default=64),
-    depth: int = option(type=click.IntRange(1), default=3),
-    batch: int = option("X-rays per step.", type=click.IntRange(1), default=4),
+    width: int = option(type=COUNT, default=64),
+    depth: int = option(type=COUNT, default=3),
+    batch: int = option("X-rays per step.", type=COUNT, default=4),
     compared: ObjectiveOptions,
     data: PosedXrayOptions,
     how: TrainingOptions,
@@ -217,9 +217,9 @@ def nett_command(
 def mnerf_command(
     *,
     octaves: int = option(type=click.IntRange(0), default=6),
-    width: int = option(type=click.IntRange(1), default=64),
-    depth: int = option(type=click.IntRange(1), default=4),
-    skip: int | None = option("Hidden layer that gets the position again.", type=click.IntRange(1)),
+    width: int = option(type=COUNT, default=64),
+    depth: int = option(type=COUNT, default=4),
+    skip: int | None = option("Hidden layer that gets the position again.", type=COUNT),
     levels: int = option(
         "Of learned features on nested grids: fine structure in far fewer steps.",
         type=click.IntRange(0),
@@ -229,9 +229,9 @@ def mnerf_command(
     threshold: float | None = option("Of the body, 1/mm.  [default: 0.01, half of water's]"),
     margin: float = option("mm.", type=NumberRange(0), default=5.0),
     step: float | None = option("Between samples, mm.", type=POSITIVE),
-    images: int = option("Per step.", type=click.IntRange(1), default=8),
-    rays: int = option("Per image.", type=click.IntRange(1), default=128),
-    held_out: int = option("X-rays to validate on.", type=click.IntRange(1), default=4),
+    images: int = option("Per step.", type=COUNT, default=8),
+    rays: int = option("Per image.", type=COUNT, default=128),
+    held_out: int = option("X-rays to validate on.", type=COUNT, default=4),
     compared: ObjectiveOptions,
     data: PosedXrayOptions,
     how: TrainingOptions,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from drrkit.cli.command import Answer, command
-from drrkit.cli.options import POSITIVE, SDD, SOD, OutputFile, Size, option
+from drrkit.cli.options import COUNT, POSITIVE, SDD, SOD, OutputFile, Size, option
 from drrkit.cli.register import REGRESSOR_FILE, SIMILARITY_FILE
 from drrkit.cli.train import Scan, SubjectOptions, TrainingOptions, run_training
 from drrkit.geometry import Camera, CArm
@@ -112,10 +113,6 @@ class TrainingImageOptions:
         size = self.size or (SMALL if network.endswith("-small") else PUBLISHED)
         return CArm(self.sdd, size, self.pixel_spacing or FIELD_MM / max(size))
 
-    def pixel_mm(self, camera: Camera) -> float:
-        """Width of a pixel at the patient."""
-        return float(camera.pixel_spacing[0]) * self.sod / self.sdd
-
     def how_made(self) -> dict[str, Any]:
         """The tasks' arguments that make X-rays and change them at random."""
         synthesise = SYNTHESES[self.xrays]
@@ -153,7 +150,7 @@ def similarity_command(
         type=click.Choice(["cosine", "cyclic", "constant"]),
         default="cosine",
     ),
-    batch: int = option("Image pairs per process.", type=click.IntRange(1), default=8),
+    batch: int = option("Image pairs per process.", type=COUNT, default=8),
     images: TrainingImageOptions,
     subjects: SubjectOptions,
     how: TrainingOptions,
@@ -171,19 +168,10 @@ def similarity_command(
         steps=how.steps,
         seed=how.seed,
     )
-    begun = _begin(network, images, subjects, how)
     kind = CDRegTask if NETWORKS[network].kind == "cdreg" else SimilarityTask
-    task = kind(
-        begun.model,
-        *begun.patients,
-        begun.camera,
-        SAMPLINGS[poses],
-        recipe,
-        **images.how_made(),
-    )
-    steps = {"steps": how.steps} if schedule == "cosine" else {}
-    show_batch(task, images.show)
-    return _run(begun, task, how, {**steps, **begun.split}, SIMILARITY_FILE)
+    task_of = partial(kind, sampling=SAMPLINGS[poses], recipe=recipe)
+    notes = {"steps": how.steps} if schedule == "cosine" else {}
+    return _trained(network, task_of, images, subjects, how, notes, SIMILARITY_FILE)
 
 
 @command("regressor")
@@ -195,11 +183,9 @@ def regressor_command(
         type=click.Choice(list(SAMPLINGS)),
     ),
     rate: float | None = option("Of Adam.  [default: as published]", type=POSITIVE),
-    batch: int | None = option(
-        "Image pairs per process.  [default: as published]", type=click.IntRange(1)
-    ),
+    batch: int | None = option("Image pairs per process.  [default: as published]", type=COUNT),
     rounds: int | None = option(
-        "Updates in a row that are trained.  [default: as published]", type=click.IntRange(1)
+        "Updates in a row that are trained.  [default: as published]", type=COUNT
     ),
     images: TrainingImageOptions,
     subjects: SubjectOptions,
@@ -213,33 +199,30 @@ def regressor_command(
     given = {"sampling": sampling, "rate": rate, "batch": batch, "rounds": rounds}
     given = {name: value for name, value in given.items() if value is not None}
     recipe = replace(REGRESSOR_RECIPES[NETWORKS[network].kind], seed=how.seed, **given)
-    begun = _begin(network, images, subjects, how)
-    task = RegressorTask(begun.model, *begun.patients, begun.camera, recipe, **images.how_made())
-    show_batch(task, images.show)
-    return _run(begun, task, how, begun.split, REGRESSOR_FILE)
+    task_of = partial(RegressorTask, recipe=recipe)
+    return _trained(network, task_of, images, subjects, how, {}, REGRESSOR_FILE)
 
 
-@dataclass(frozen=True)
-class Begun:
-    """What a training starts with: the network, patients to train and to validate on, the camera.
+def _trained(
+    network: str,
+    task_of: Callable[..., SimilarityTask | RegressorTask],
+    images: TrainingImageOptions,
+    subjects: SubjectOptions,
+    how: TrainingOptions,
+    notes: dict[str, Any],
+    name: str,
+) -> Answer | None:
+    """Trains a network and saves it with the scale to use it at.
 
-    scale has the width in mm of the pixels (at the patient) and voxels that the network is trained
-    with: those to use it with.
+    Args:
+        network: a name of NETWORKS.
+        task_of: makes the task of network, patients, held out, camera; keywords make X-rays.
+        images, subjects, how: the command's options.
+        notes: see `run_training`; the split of the patients is added.
+        name: of the file.
     """
-
-    model: Any
-    camera: Camera
-    patients: tuple[list[TrainingPatient], list[TrainingPatient]]
-    split: dict[str, Any]
-    scale: dict[str, float]
-
-
-def _begin(
-    network: str, images: TrainingImageOptions, subjects: SubjectOptions, how: TrainingOptions
-) -> Begun:
     model: Any = build(network, how.seed).to(how.own_device)
-    camera = images.camera(network)
-    cohort = subjects.cohort(how.seed)
+    camera, cohort = images.camera(network), subjects.cohort(how.seed)
 
     def patients(scans: Sequence[Scan]) -> list[TrainingPatient]:
         return [
@@ -254,30 +237,30 @@ def _begin(
         ]
 
     train, validation = patients(cohort.train), patients(cohort.validation)
+    notes = {**notes, "split": cohort.as_dict()}
+    # Widths of the pixels (at the patient) and voxels that the network is trained with.
     scale = {
-        "pixel_mm": images.pixel_mm(camera),
+        "pixel_mm": float(camera.pixel_spacing[0]) * images.sod / images.sdd,
         "voxel_mm": min(min(p.moving.spacing) for p in train),
     }
-    return Begun(model, camera, (train, validation), {"split": cohort.as_dict()}, scale)
+    task = task_of(model, train, validation, camera, **images.how_made())
+    if images.show is not None and Processes.of_environment().writes:
+        save_image(batch_picture(task.example()), images.show)
+
+    def save(path: Path, result: TrainingResult) -> None:
+        best = {"metrics": result.metrics, "best_step": result.best_step}
+        save_similarity(model, path, **best, **notes, **scale)
+
+    return run_training(task, model, how, notes, name, save)
 
 
-def show_batch(task: SimilarityTask | RegressorTask, path: Path | None) -> None:
-    """Writes a training batch as a picture, one row per image pair, each image on its own scale."""
-    if path is None or not Processes.of_environment().writes:
-        return
-    images = task.example()
+def batch_picture(images: Tensor) -> Tensor:
+    """A training batch [B, K, rows, cols] as one picture uint8, one row per image pair.
+
+    Each image has its own scale.
+    """
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     grey = 255 * (images - low) / (high - low).clamp_min(1e-6)
     enlarged = grey.repeat_interleave(ENLARGED, 2).repeat_interleave(ENLARGED, 3)
     rows = torch.cat(torch.cat(enlarged.unbind(1), -1).unbind(0), 0)
-    save_image(rows.round().to(torch.uint8).cpu(), path)
-
-
-def _run(
-    begun: Begun, task: Any, how: TrainingOptions, notes: dict[str, Any], name: str
-) -> Answer | None:
-    def save(path: Path, result: TrainingResult) -> None:
-        metrics = {"metrics": result.metrics, "best_step": result.best_step}
-        save_similarity(begun.model, path, **metrics, **notes, **begun.scale)
-
-    return run_training(task, begun.model, how, notes, name, save)
+    return rows.round().to(torch.uint8).cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,11 @@ from torch import Tensor
 
 from drrkit.cli.command import Answer, command, give
 from drrkit.cli.configuration import run_record
-from drrkit.cli.demo import random_offset
+from drrkit.cli.demo import phantom_scene
 from drrkit.cli.io import write_pose
-from drrkit.cli.options import PIXEL_SPACING, SDD, SIZE, SOD, OutputFile, argument, option
+from drrkit.cli.options import OutputFile, argument, option
 from drrkit.cli.problem import ProblemOptions
-from drrkit.geometry import Camera, CArm, perturb, view_ap, volume_center
-from drrkit.phantoms import torso
 from drrkit.viewer import Session
-from drrkit.xray import simulate_xray
-
-PHANTOM_MM = 3.0
 
 
 @command("view")
@@ -58,54 +54,31 @@ def view_command(
                 "--init goes with a CT and an X-ray, and --landmarks too; the phantom has its own "
                 "start."
             )
-        session, title = _of_phantom(given, output), "torso phantom"
+        scene, title = phantom_scene(seed=0), "torso phantom"
+        volume = scene.ct.to_mu().to(given.device)
+        start = given.position.pose(volume, "AP", scene.start[0])
+        camera, line, weights = scene.camera, scene.xray.to(given.device), None
     else:
-        session, title = _of_files(ct, xray, given, output), f"{ct.name}, {xray.name}"
-
-    ctx = click.get_current_context()
+        # As before a search: an unknown start is an AP view, to be moved by hand.
+        found, title = given.load(ct, xray, [output], searching=True), f"{ct.name}, {xray.name}"
+        volume, camera, line, weights, start, _ = found
+    ctx, run = click.get_current_context(), run_record()
 
     def announce(address: str) -> None:
         give(ctx, Answer({"address": address}, f"{address} (Ctrl-C ends it)"))
 
-    serve(session, port=port, title=title, browser=not no_browser, announce=announce)
+    def save(place: Path, pose: Tensor, known: dict[str, Any]) -> str:
+        write_pose(place, pose, camera, run=run, **known)
+        return str(place)
 
-
-def _of_files(ct: Path, xray: Path, given: ProblemOptions, output: Path | None) -> Session:
-    """A session of what the user gave, read as `drrkit register` does."""
-    # As before a search: an unknown start is an AP view, to be moved by hand.
-    problem = given.load(ct, xray, [output], searching=True)
-    return Session(
-        problem.volume,
-        problem.camera,
-        problem.line,
-        problem.start,
-        mask=problem.weights,
+    session = Session(
+        volume,
+        camera,
+        line,
+        start,
+        mask=weights,
         method=given.method,
-        save=_saver(output, problem.camera),
+        save=None if output is None else partial(save, output),
     )
 
-
-def _of_phantom(given: ProblemOptions, output: Path | None) -> Session:
-    """A session of the torso, its X-ray in AP and a start 10-15 degrees and 20-30 mm off."""
-    ct = torso(PHANTOM_MM)
-    camera = CArm(SDD, SIZE, PIXEL_SPACING)
-    truth = view_ap(ct, SOD)
-    xray = simulate_xray(ct, camera, truth, seed=0).to(given.device)
-    volume = ct.to_mu().to(given.device)
-    start = perturb(truth, random_offset(0), volume_center(ct))
-    start = given.position.pose(volume, "AP", start[0])
-    save = _saver(output, camera)
-    return Session(volume, camera, xray, start, method=given.method, save=save)
-
-
-def _saver(output: Path | None, camera: Camera) -> Any:
-    """Writes the pose into the file named; None where none was."""
-    if output is None:
-        return None
-    run = run_record()
-
-    def save(pose: Tensor, known: dict[str, Any]) -> str:
-        write_pose(output, pose, camera, run=run, **known)
-        return str(output)
-
-    return save
+    serve(session, port=port, title=title, browser=not no_browser, announce=announce)

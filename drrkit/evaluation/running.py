@@ -65,6 +65,14 @@ class Row:
         """Method, protocol, subject and number: what identifies a row."""
         return self.method, self.protocol, self.subject, self.number
 
+    def line(self) -> str:
+        """The row in words."""
+        return (
+            f"{self.method} {self.protocol} {self.subject} {self.number:3d}  mTRE "
+            f"{self.start_mtre:6.1f} -> {self.mtre:7.3f} mm  confidence {self.confidence:.3f}  "
+            f"{self.seconds:5.2f} s"
+        )
+
 
 def evaluate(
     methods: dict[str, Any],
@@ -73,7 +81,7 @@ def evaluate(
     cases: int,
     folder: Path,
     *,
-    progress: Callable[[Row], None] = lambda row: None,
+    progress: Callable[[Row], None] | None = None,
 ) -> list[Row]:
     """Run the cases that are this process's share and not yet in the folder; all rows there.
 
@@ -118,7 +126,8 @@ def evaluate(
                 raise KeyboardInterrupt
             rows.append(row)
             _write(own, rows)
-            progress(row)
+            if progress is not None:
+                progress(row)
     return read_rows(folder)
 
 

@@ -1,7 +1,7 @@
 """Pictures of X-rays and registrations, and pages that hold them."""
 
 from drrkit.report.convergence import registration_path
-from drrkit.report.facts import FAR_DEG, FAR_MM, shown_confidence
+from drrkit.report.facts import ended_far, shown_confidence, why_doubted
 from drrkit.report.landscapes import pose_landscape
 from drrkit.report.page import registration_page, save_page
 from drrkit.report.pictures import (
@@ -20,13 +20,12 @@ from drrkit.report.placement import edge_letters, nearest_side, placement
 from drrkit.report.scene import scene_svg
 
 __all__ = [
-    "FAR_DEG",
-    "FAR_MM",
     "IMAGE_SUFFIXES",
     "checkerboard",
     "difference",
     "edge_letters",
     "edges",
+    "ended_far",
     "line_to_absorption",
     "line_to_transmission",
     "nearest_side",
@@ -41,4 +40,5 @@ __all__ = [
     "scene_svg",
     "shown_confidence",
     "to_display",
+    "why_doubted",
 ]

@@ -32,22 +32,16 @@ AXES = (
 
 def cautions(result: dict[str, Any]) -> list[str]:
     """Why the result should be doubted, worst first; nothing where there is no reason."""
-    found = []
-    confidence, least = result.get("confidence"), result.get("min_confidence")
-    reasons = [REASONS.get(code, code) for code in result.get("reasons") or ()]
+    found, reasons = [], why_doubted(result)
     if result.get("accepted") is False:
-        if least is not None and (confidence is None or confidence < least):
-            shown = shown_confidence(confidence)
-            reasons.insert(0, f"its confidence, {shown}, is below {least:g}")
-        why = "; ".join(reasons) or "its loss is not a number"
         found.append(
-            f"This registration was not accepted: {why}. Do not rely on the pose. Compare the "
-            "edges below: is bone bright in the X-ray, is the start near, are pixel spacing and "
-            "source-to-detector distance right, does the X-ray show metal or a collimator that the "
-            "CT lacks?"
+            f"This registration was not accepted: {reasons or 'its loss is not a number'}. Do not "
+            "rely on the pose. Compare the edges below: is bone bright in the X-ray, is the start "
+            "near, are pixel spacing and source-to-detector distance right, does the X-ray show "
+            "metal or a collimator that the CT lacks?"
         )
     elif reasons:
-        found.append(f"{'; '.join(reasons).capitalize()}.")
+        found.append(f"{reasons.capitalize()}.")
     if result.get("stop_reason") == "interrupted":
         found.append("It was interrupted: the pose is the best one found before.")
     if result.get("depth_observable") is False:
@@ -57,15 +51,31 @@ def cautions(result: dict[str, Any]) -> list[str]:
             f"The X-ray does not show the depth{size} to {DEPTH_LIMIT_MM:g} mm. A second view or a "
             "prior would determine it; the other directions may still be right."
         )
-    motion = result.get("motion") or {}
-    searched = (result.get("stages") or [{}])[0].get("optimiser") == "search"
-    turn, shift = motion.get("rotation_deg", 0.0), motion.get("translation_mm", 0.0)
-    if not searched and (turn > FAR_DEG or shift > FAR_MM):
+    if ended_far(result):
+        motion = result["motion"]
         found.append(
-            f"The pose ended far from its start, {turn:.0f}° and {shift:.0f} mm, and no search "
-            "looked around it."
+            f"The pose ended far from its start, {motion['rotation_deg']:.0f}° and "
+            f"{motion['translation_mm']:.0f} mm, and no search looked around it."
         )
     return found
+
+
+def why_doubted(result: dict[str, Any]) -> str:
+    """What speaks against the result, its confidence first; "" where nothing does."""
+    confidence, least = result.get("confidence"), result.get("min_confidence")
+    reasons = [REASONS.get(code, code) for code in result.get("reasons") or ()]
+    if least is not None and (confidence is None or confidence < least):
+        reasons.insert(0, f"confidence {shown_confidence(confidence)} is below {least:g}")
+    return "; ".join(reasons)
+
+
+def ended_far(result: dict[str, Any]) -> bool:
+    """Whether the pose moved farther than a registration without a search does."""
+    if (result.get("stages") or [{}])[0].get("optimiser") == "search":
+        return False
+    motion = result.get("motion") or {}
+    turn, shift = motion.get("rotation_deg", 0.0), motion.get("translation_mm", 0.0)
+    return turn > FAR_DEG or shift > FAR_MM
 
 
 def shown_confidence(confidence: float | None) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drrkit.registration import SIMILARITIES
 from drrkit.report import edge_letters
-from drrkit.viewer.session import FARTHEST_MM, PLANES, STRATEGIES, Look, Picture, Session
+from drrkit.viewer.session import PLANES, STRATEGIES, Look, Picture, Session
 
 LARGEST_MESSAGE = 2048  # characters
 KINDS = ("xray", "drr", *PLANES)
@@ -123,13 +123,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _motion(key: str, value: Any) -> Tensor:
-    """Six numbers, degrees and mm, as xi [6] in rad and mm."""
+    """Six numbers, degrees and mm, as xi [6] in rad and mm; the session knows its bounds."""
     if not isinstance(value, list) or len(value) != 6 or not all(map(_is_number, value)):
         raise ValueError(f"{key}: expected six numbers, got {_short(value)}")
-    if max(map(abs, value[:3])) > 360 or max(map(abs, value[3:])) > FARTHEST_MM:
-        raise ValueError(
-            f"{key}: expected degrees within 360 and mm within {FARTHEST_MM:g}, got {_short(value)}"
-        )
     return torch.tensor([*map(math.radians, value[:3]), *value[3:]], dtype=torch.float64)
 
 

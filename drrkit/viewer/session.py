@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drrkit.evaluation import with_similarity
 from drrkit.geometry import Camera, perturb, volume_center
 from drrkit.projector import Projector
 from drrkit.registration import (
@@ -56,10 +57,8 @@ def strategy_stages(strategy: str, similarity: str) -> tuple[Stage | Search, ...
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
-    if strategy == "throughout":
-        return tuple(replace(stage, similarity=similarity) for stage in AUTO)
-    first = GLOBAL if strategy == "global" else AUTO
-    return (*first[:-1], replace(AUTO[-1], similarity=similarity))
+    pipeline = GLOBAL if strategy == "global" else AUTO
+    return with_similarity(pipeline, similarity, all_stages=strategy == "throughout")
 
 
 @dataclass(frozen=True)
@@ -109,14 +108,7 @@ class Slices:
         Args:
             plane: of PLANES.
             share: where, from 0 (foot, front, right) to 1 (head, back, left).
-
-        Raises:
-            ValueError: an unknown plane or a share out of bounds.
         """
-        if plane not in PLANES:
-            raise ValueError(f"plane: expected one of {', '.join(PLANES)}, got {plane!r}")
-        if not 0.0 <= share <= 1.0:
-            raise ValueError(f"share: expected a number from 0 to 1, got {share!r}")
         dim = PLANES.index(plane)  # of (z, y, x)
         number = round(share * (self._values.shape[dim] - 1))
         image = self._values.select(dim, number)
@@ -131,36 +123,47 @@ class Slices:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the page shows at one moment.
+class State:
+    """What a session is doing.
 
     Attributes:
-        version: counts the session's changes; a look of a lower version is outdated.
+        version: counts the session's changes; a state of a lower version is outdated.
         pose_version: counts the pose's changes only.
-        picture: the DRR.
-        fine: whether the DRR has all its pixels and the geometry is given, not a preview only.
-        xi: [6] the motion from the start, rad and mm, in camera axes about the volume's centre.
-        loss: of the chosen similarity on the preview's pixels; None where it cannot be computed.
+        similarity: that is shown and registered with.
         running: whether a registration is under way.
         steps: how many steps it has made.
         message: what happened last.
+    """
+
+    version: int = 0
+    pose_version: int = 0
+    similarity: str = DEFAULT_SIMILARITY
+    running: bool = False
+    steps: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look(State):
+    """What the page shows at one moment.
+
+    Attributes:
+        picture: the DRR.
+        fine: whether the DRR has all its pixels and the geometry is given, not a preview only.
+        xi: [6] the motion from the start, rad and mm, in camera axes about the volume's centre.
+        loss: of the similarity on the preview's pixels; None where it cannot be computed.
+        world_to_camera: [4][4].
         geometry: where source and detector stand, in a sentence; None in a preview.
         drawing: the same as an SVG picture; None in a preview.
     """
 
-    version: int
-    pose_version: int
     picture: Picture
     fine: bool
     xi: tuple[float, ...]
     loss: float | None
-    similarity: str
-    running: bool
-    steps: int
-    message: str
     world_to_camera: tuple[tuple[float, ...], ...]
-    geometry: str | None
-    drawing: str | None
+    geometry: str | None = None
+    drawing: str | None = None
 
 
 class Session:
@@ -215,24 +218,23 @@ class Session:
         self._fine = Projector(volume, fine.camera, method=method)
         self._lock, self._drawing = threading.RLock(), threading.Lock()
         self._listeners: list[Callable[[], None]] = []
-        self._pose, self._similarity = self.start.clone(), DEFAULT_SIMILARITY
-        self._version = self._pose_version = 0
+        self._pose, self._state = self.start.clone(), State()
         self._made: dict[Any, Any] = {}  # from the pose of version _made_at
         self._made_at = -1
         self._worker: threading.Thread | None = None
-        self._stopping, self._running, self._steps, self._message = False, False, 0, ""
+        self._stopping = False
 
     # ---- what is shown
 
     @property
     def version(self) -> int:
         """Counts the changes of everything that a look shows."""
-        return self._version
+        return self._state.version
 
     @property
     def running(self) -> bool:
         """Whether a registration is under way."""
-        return self._running
+        return self._state.running
 
     @property
     def can_save(self) -> bool:
@@ -260,33 +262,26 @@ class Session:
         """The scene now; fine: with all pixels and the drawing, not only a preview's."""
         with self._drawing:  # one at a time: two would only share the cores
             with self._lock:
-                version, pose_version, pose = self._version, self._pose_version, self._pose
-                similarity, running = self._similarity, self._running
-                steps, message = self._steps, self._message
-            once = partial(self._once, pose_version=pose_version)
+                state, pose = self._state, self._pose
+            once, similarity = partial(self._once, state.pose_version), state.similarity
             # The loss is that of the preview's pixels.
-            preview = once("preview", make=lambda: self._coarse(pose[None]))
-            loss = once(similarity, make=lambda: self._loss(similarity, preview))
+            preview = once("preview", lambda: self._coarse(pose[None]))
+            loss = once(similarity, lambda: self._loss(similarity, preview))
             if fine and self.has_preview:
-                picture = once("fine", make=lambda: Picture(to_display(self._fine(pose[None]))))
+                picture = once("fine", lambda: Picture(to_display(self._fine(pose[None]))))
             else:
-                picture = once("coarse", make=lambda: Picture(to_display(preview)))
+                picture = once("coarse", lambda: Picture(to_display(preview)))
             svg = sentence = None
             if fine:
                 svg = scene_svg(self.volume, self.camera, [self.start.cpu(), pose.cpu()])
                 sentence = placement(self.volume, self.camera, pose).sentence()
         xi = motion_of(self.start, pose[None], self.center)[0]
         return Look(
-            version=version,
-            pose_version=pose_version,
+            **vars(state),
             picture=picture,
             fine=fine,
             xi=tuple(xi.tolist()),
             loss=loss,
-            similarity=similarity,
-            running=running,
-            steps=steps,
-            message=message,
             world_to_camera=tuple(tuple(row) for row in pose.tolist()),
             geometry=sentence,
             drawing=svg,
@@ -327,8 +322,8 @@ class Session:
             )
         with self._lock:
             self._refuse_while_running()
-            self._similarity = similarity
-        self._changed()
+            self._set(similarity=similarity)
+        self._tell()
 
     def register(self, strategy: str = "auto") -> None:
         """Register from the pose as it is; returns at once, `wait` waits for the end.
@@ -337,13 +332,13 @@ class Session:
         """
         with self._lock:
             self._refuse_while_running()
-            stages = strategy_stages(strategy, self._similarity)
-            self._stopping, self._running, self._steps = False, True, 0
-            self._message = "registering"
+            stages = strategy_stages(strategy, self._state.similarity)
+            self._stopping = False
+            self._set(running=True, steps=0, message="registering")
             arguments = (stages, self._pose.clone())
             self._worker = threading.Thread(target=self._register, args=arguments, daemon=True)
             self._worker.start()
-        self._changed()
+        self._tell()
 
     def stop(self) -> None:
         """End a registration after its present step; the best pose so far stays."""
@@ -355,7 +350,7 @@ class Session:
         worker = self._worker
         if worker is not None:
             worker.join(timeout)
-        return not self._running
+        return not self.running
 
     def save(self) -> str:
         """Saves the pose and returns the file's name.
@@ -369,7 +364,8 @@ class Session:
         look = self.look(fine=False)
         pose = torch.tensor(look.world_to_camera, dtype=torch.float64)
         place = self._save(pose, {"similarity": look.similarity, "loss": look.loss})
-        self._show(f"saved {place}")
+        self._set(message=f"saved {place}")
+        self._tell()
         return place
 
     # ---- inside
@@ -380,9 +376,8 @@ class Session:
             raise ValueError(f"xi: expected a pose within {2 * FARTHEST_MM:g} mm of the source")
         with self._lock:
             self._refuse_while_running()
-            self._pose, self._message = pose, ""
-            self._pose_version += 1
-        self._changed()
+            self._set(pose, message="")
+        self._tell()
 
     def _checked(self, xi: Tensor) -> Tensor:
         xi = torch.as_tensor(xi, dtype=torch.float64, device=self.center.device)
@@ -395,22 +390,26 @@ class Session:
         return xi
 
     def _refuse_while_running(self) -> None:
-        if self._running:
+        if self.running:
             raise ValueError("a registration is running: stop it first")
 
-    def _changed(self) -> None:
+    def _set(self, pose: Tensor | None = None, **changes: Any) -> None:
+        """Changes the state, and the pose where one is given; `_tell` follows, without the lock."""
         with self._lock:
-            self._version += 1
+            version, pose_version = self._state.version + 1, self._state.pose_version
+            if pose is not None:
+                self._pose, pose_version = pose, pose_version + 1
+            counts = {"version": version, "pose_version": pose_version}
+            self._state = replace(self._state, **counts, **changes)
+
+    def _tell(self) -> None:
+        """Calls the listeners."""
+        with self._lock:
             listeners = tuple(self._listeners)
         for listener in listeners:
             listener()
 
-    def _show(self, message: str) -> None:
-        with self._lock:
-            self._message = message
-        self._changed()
-
-    def _once(self, key: Any, pose_version: int, make: Callable[[], Any]) -> Any:
+    def _once(self, pose_version: int, key: Any, make: Callable[[], Any]) -> Any:
         """The result of `make` for the pose of this version, called only once per key."""
         if self._made_at != pose_version:
             self._made, self._made_at = {}, pose_version
@@ -448,19 +447,14 @@ class Session:
             self._follow(result.world_to_camera)
         except Exception as error:
             message = f"the registration failed: {error}"
-        with self._lock:
-            self._running = False
-        self._show(message)
+        self._set(running=False, message=message)
+        self._tell()
 
     def _watch(self, world_to_camera: Tensor, loss: float) -> None:
         if self._stopping:
             raise KeyboardInterrupt
-        with self._lock:
-            self._steps += 1
-        self._follow(world_to_camera)
+        self._follow(world_to_camera, steps=self._state.steps + 1)
 
-    def _follow(self, world_to_camera: Tensor) -> None:
-        with self._lock:
-            self._pose = world_to_camera.detach().reshape(4, 4).to(self.center)
-            self._pose_version += 1
-        self._changed()
+    def _follow(self, world_to_camera: Tensor, **changes: Any) -> None:
+        self._set(world_to_camera.detach().reshape(4, 4).to(self.center), **changes)
+        self._tell()

@@ -121,5 +121,5 @@ def test_a_last_row_off_by_rounding_is_read_as_exact(
     if read:
         assert read_pose(file).world_to_camera[3].tolist() == [0.0, 0.0, 0.0, 1.0]
     else:
-        with pytest.raises(ValueError, match="0 0 0 1"):
+        with pytest.raises(ValueError, match="0, 0, 0, 1"):
             read_pose(file)

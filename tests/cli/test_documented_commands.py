@@ -54,7 +54,6 @@ def test_commands_run_in_order(page: str, hospital: Path, monkeypatch: pytest.Mo
 
     monkeypatch.chdir(hospital)
     monkeypatch.setattr("drrkit.cli.demo.torso", lambda _: small_ct())
-    monkeypatch.setattr("drrkit.cli.view.torso", lambda _: small_ct())
     monkeypatch.setattr(server, "serve", lambda session, announce, **_: announce("http://"))
     if page != "README.md":  # what the pages take up is what the README's first command leaves
         run(*shlex.split(shown_commands("README.md")[0])[1:], "-q")

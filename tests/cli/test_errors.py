@@ -107,7 +107,7 @@ RENDER_ERRORS = {
     "pose transposed": (
         ["--pose", "p.json"],
         lambda f: pose_with(f, world_to_camera=TRANSPOSED),
-        ["p.json", "0 0 0 1", "transposed"],
+        ["p.json", "0, 0, 0, 1", "transposed"],
     ),
     "pose from the future": (
         ["--pose", "p.json"],

@@ -185,7 +185,7 @@ def test_torchrun_finishes_an_interrupted_evaluation_with_the_rows_of_a_single_p
         "import os, signal, sys\n"
         "from drrkit.cli import evaluate, main\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # not in background jobs\n"
-        "evaluate._line = lambda row: os.kill(os.getpid(), signal.SIGINT)\n"
+        "evaluate._tell = lambda row: os.kill(os.getpid(), signal.SIGINT)\n"
         "main(sys.argv[1:], prog_name='drrkit')\n"
     )
     stopped = subprocess.run(

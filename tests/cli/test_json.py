@@ -107,7 +107,6 @@ def small_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(server, "serve", serve)
     monkeypatch.setattr("drrkit.cli.demo.torso", lambda _: small_ct())
-    monkeypatch.setattr("drrkit.cli.view.torso", lambda _: small_ct())
     monkeypatch.setitem(METHODS, "auto", QUICK)
 
 

@@ -170,7 +170,7 @@ def test_a_result_that_is_not_accepted_says_so_first() -> None:
         text.index(words)
         for words in (
             "not accepted",
-            "its confidence, 0.310, is below 0.5",
+            "confidence 0.310 is below 0.5",
             "was interrupted",
             "does not show the depth",
             "far from its start, 80° and 7 mm",
