@@ -17,8 +17,7 @@ Losses of intensities (unit_*) map both images to [0, 1]; the others are invaria
 none. An optimiser has the same two stages, 32 x 32 and 64 x 64 pixels, for every loss.
 
 Rows are kept in the folder --rows, one per registration, so that runs resume and add up (torchrun
-shares them among processes); tables and plots are of all rows there: --report alone makes them
-again.
+shares them among processes); the tables are of all rows there: --report alone makes them again.
 """
 
 from __future__ import annotations
@@ -26,20 +25,27 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import drrkit
-from bench.studies.loss_grid_report import write_report
+from bench.studies import study
+from bench.studies.study import percent, recorded, wilson, write_json, write_text
 from drrkit.evaluation import (
     PROTOCOLS,
     Case,
     Protocol,
+    Row,
     Subject,
     evaluate,
+    is_inverted,
+    read_rows,
     shard,
     shifted_appearance,
 )
@@ -175,3 +181,141 @@ def described() -> dict[str, object]:
             for name, both in OPTIONS.items()
         },
     }
+
+
+# ---- the report
+
+QUANTILES = (0.5, 0.75, 0.9)
+SUCCESS_MM = (2.0, 10.0)
+SMALL_ANGLE = 3.0  # degrees: a success of the publication that compares angles
+MIXED = "shift-or-inverted"
+MIXTURE = ("shift", "shift-inverted")
+ORDER = ("none", "gamma", "field", "inverted", *MIXTURE, MIXED)
+RESAMPLES = 2000
+
+Cell = tuple[str, str, str, str]
+"""Subject, shift, optimiser, loss."""
+
+
+def write_report(options: argparse.Namespace, settings: dict[str, Any]) -> str:
+    """Writes everything into --output; returns the table in Markdown.
+
+    Raises ValueError: there are no rows.
+    """
+    rows, output = options.rows, options.output
+    cells = grouped(rows)
+    if not cells:
+        raise ValueError(f"{rows}: expected files of rows in it, found none")
+    table = [numbers_of(cell, cells[cell]) for cell in sorted(cells, key=position)]
+    duels = contests(cells)
+    record = recorded(options, settings=settings, mi_against_mse=duels, cells=table)
+    write_json(output / "grid.json", record)
+    text = markdown(table, duels)
+    write_text(output / "table.md", text)
+    return text
+
+
+def grouped(rows: Path) -> dict[Cell, list[Row]]:
+    """The rows of every cell by number, those of the mixture among them."""
+    found: dict[Cell, dict[int, Row]] = defaultdict(dict)
+    for folder in sorted({file.parent for file in rows.rglob("rows.*.csv")}):
+        for row in read_rows(folder):
+            loss, optimiser = row.method.split("/")
+            found[row.subject, row.protocol, optimiser, loss][row.number] = row
+    for subject, shift, optimiser, loss in list(found):
+        plain, inverted = (found.get((subject, s, optimiser, loss), {}) for s in MIXTURE)
+        mixed = {
+            number: inverted[number] if is_inverted(number) else plain[number]
+            for number in plain.keys() & inverted.keys()
+        }
+        if shift in MIXTURE and mixed:
+            found[subject, MIXED, optimiser, loss].update(mixed)
+    return {cell: [rows[n] for n in sorted(rows)] for cell, rows in found.items()}
+
+
+def position(cell: Cell) -> tuple[Any, ...]:
+    subject, shift, optimiser, loss = cell
+    return subject, ORDER.index(shift), optimiser, loss
+
+
+def numbers_of(cell: Cell, rows: Sequence[Row]) -> dict[str, Any]:
+    """The numbers of one cell, flat."""
+    numbers: dict[str, Any] = dict(
+        zip(("subject", "shift", "optimiser", "loss"), cell, strict=True)
+    )
+    numbers["starts"] = len(rows)
+    errors = {"mtre": [row.mtre for row in rows], "angle": [row.rotation for row in rows]}
+    for name, unit in (("mtre", "mm"), ("angle", "deg")):
+        for share in QUANTILES:
+            value = float(np.quantile(errors[name], share))
+            numbers[f"{name}_q{100 * share:.0f}_{unit}"] = round(value, 3)
+    checks = [(f"below_{mm:g}_mm", errors["mtre"], mm) for mm in SUCCESS_MM]
+    checks += [(f"below_{SMALL_ANGLE:g}_deg", errors["angle"], SMALL_ANGLE)]
+    for name, values, limit in checks:
+        numbers[name] = wilson(values, limit)
+    numbers["seconds_q50"] = round(float(np.median([row.seconds for row in rows])), 3)
+    numbers["cpu_seconds_q50"] = round(float(np.median([row.cpu_seconds for row in rows])), 3)
+    return numbers
+
+
+def contests(cells: dict[Cell, list[Row]]) -> list[dict[str, Any]]:
+    """The 90 % quantiles of the angle of MI and MSE over the cases that both have.
+
+    The interval of the difference MSE - MI is that of a bootstrap over cases, 95 %.
+    """
+    found = []
+    for subject, shift, optimiser, loss in sorted(cells, key=position):
+        rival = cells.get((subject, shift, optimiser, "unit_mse"))
+        if loss != "mi" or rival is None:
+            continue
+        ours = {row.number: row.rotation for row in cells[subject, shift, optimiser, loss]}
+        theirs = {row.number: row.rotation for row in rival}
+        pairs = np.array([[ours[n], theirs[n]] for n in sorted(ours.keys() & theirs.keys())])
+        draw = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))
+        quantiles = np.quantile(pairs[draw], 0.9, axis=1)
+        low, high = np.quantile(quantiles[:, 1] - quantiles[:, 0], (0.025, 0.975))
+        mi, mse = np.quantile(pairs, 0.9, axis=0)
+        found.append(
+            {
+                "subject": subject,
+                "shift": shift,
+                "optimiser": optimiser,
+                "starts": len(pairs),
+                "mi_q90_deg": round(float(mi), 3),
+                "mse_q90_deg": round(float(mse), 3),
+                "difference_95_deg": [round(float(low), 3), round(float(high), 3)],
+                "mi_median_deg": round(float(np.median(pairs[:, 0])), 3),
+                "mse_median_deg": round(float(np.median(pairs[:, 1])), 3),
+            }
+        )
+    return found
+
+
+def markdown(table: Sequence[dict[str, Any]], duels: Sequence[dict[str, Any]]) -> str:
+    lines = ["# Losses, optimisers and appearance shifts", "", "Written by the study loss_grid."]
+    lines += ["", "## Mutual information against MSE: 90 % quantile of the angle error", ""]
+    head = ["subject", "shift", "optimiser", "starts", "MI", "MSE", "MSE - MI, 95 % interval"]
+    rows = []
+    for duel in duels:
+        low, high = duel["difference_95_deg"]
+        angles = [f"{duel['mi_q90_deg']:.2f}", f"{duel['mse_q90_deg']:.2f}"]
+        rows.append([*(duel[k] for k in head[:4]), *angles, f"{low:.2f} to {high:.2f}"])
+    lines += [*study.markdown(head, rows), "", "## All cells", ""]
+    lines += ["mTRE in mm and angles in degrees: median / 75 % / 90 %; shares with Wilson 95 %."]
+    groups: dict[tuple[str, ...], list[list[Any]]] = {}
+    for cell in table:
+        group = cell["subject"], cell["shift"], cell["optimiser"]
+        groups.setdefault(group, []).append(columns(cell))
+    head = ["loss", "starts", "mTRE", "angle", "< 2 mm", "< 10 mm", "CPU s"]
+    for group, rows in groups.items():
+        lines += ["", f"### {', '.join(group)}", "", *study.markdown(head, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def columns(cell: dict[str, Any]) -> list[Any]:
+    quantiles = [
+        " / ".join(f"{cell[f'{name}_q{q}_{unit}']:.2f}" for q in (50, 75, 90))
+        for name, unit in (("mtre", "mm"), ("angle", "deg"))
+    ]
+    rates = [percent(cell[name]) for name in ("below_2_mm", "below_10_mm")]
+    return [cell["loss"], cell["starts"], *quantiles, *rates, f"{cell['cpu_seconds_q50']:.2f}"]

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from bench.studies import learned_registration as study
-from bench.studies import learned_registration_report as report
 from bench.studies.__main__ import parse
 from drrkit.evaluation import Row
 from drrkit.training import Split, k_folds
@@ -32,17 +31,17 @@ def test_the_table_has_the_posters_numbers_of_every_method() -> None:
             row("prost + cmaes", "spine-001", number, start, 2.0 if number < 10 else 40.0),
             row("cdreg + cmaes", "spine-001", number, start, 1.0),
         ]
-    found = {name: report.numbers(errors) for name, errors in report.by_method(rows).items()}
+    found = {name: study.numbers(errors) for name, errors in study.by_method(rows).items()}
     assert list(found) == ["initial", "initial + cmaes", "prost + cmaes", "cdreg + cmaes"]
     assert found["initial"]["top"][2]["mean"] == pytest.approx(104.5)
     assert found["prost + cmaes"]["success"]["rate"] == 0.5
     assert found["prost + cmaes"]["top"][2] == {"mean": 2.0, "std": 0.0}
     # 0.75 * 20 = 15 lowest: ten of 2 mm and five of 40.
     assert found["prost + cmaes"]["top"][1]["mean"] == pytest.approx((20 + 200) / 15)
-    said = report.findings(found)
+    said = study.findings(found)
     assert any("of prost + cmaes over initial + cmaes +50.0, as published" in s for s in said)
     assert any("of cdreg + cmaes over prost + cmaes +50.0, as published" in s for s in said)
-    table = report.markdown(found, "python bench")
+    table = study.markdown(found, "python bench")
     assert "| cdreg + cmaes | 1.0±0.0 |" in table and "32.0 / 7.9 / 2.2; 61.0 %" in table
 
 
@@ -51,7 +50,7 @@ def test_the_report_is_written_as_json_and_as_a_table(
 ) -> None:
     rows = [row("initial + cmaes", "a", n, 90.0, 1.0) for n in range(4)]
     words = [str(tmp_path), "--steps", "3", "--output", str(tmp_path / "results")]
-    report.write_report(rows, parse("learned_registration", words))
+    study.write_report(rows, parse("learned_registration", words))
     record = json.loads((tmp_path / "results.json").read_text())
     assert record["options"]["steps"] == 3 and str(tmp_path) not in json.dumps(record)
     assert record["methods"]["initial + cmaes"]["success"]["rate"] == 1.0
@@ -62,8 +61,8 @@ def test_the_report_is_written_as_json_and_as_a_table(
 def test_an_ordering_that_is_not_the_published_one_is_called_so() -> None:
     rows = [row("initial + cmaes", "a", n, 90.0, 1.0) for n in range(4)]
     rows += [row("prost + cmaes", "a", n, 90.0, 90.0) for n in range(4)]
-    found = {name: report.numbers(errors) for name, errors in report.by_method(rows).items()}
-    assert any("-100.0, not as published" in said for said in report.findings(found))
+    found = {name: study.numbers(errors) for name, errors in study.by_method(rows).items()}
+    assert any("-100.0, not as published" in said for said in study.findings(found))
 
 
 def test_networks_that_were_trained_on_test_subjects_are_found_out(
