@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def _geometry(view: Path, ct: Path | None, series: str | None, scene: Path | Non
         text += f"\nwrote {scene}"
     content = {
         "sentence": found.sentence(),
-        "geometry": found.as_dict(),
+        "geometry": asdict(found),
         "world_to_camera": pose.tolist(),
         "camera": camera_as_dict(camera),
         "scene": None if scene is None else str(scene),

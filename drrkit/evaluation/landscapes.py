@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from drrkit.evaluation.protocols import Case, rad_and_mm
-from drrkit.geometry import perturb, volume_center
+from drrkit.geometry import Camera, perturb, volume_center
 from drrkit.metrics import mtre
 from drrkit.registration import (
     Similarity,
     Stage,
-    View,
     downsampling,
     extent_mm,
     make_views,
     objective,
+    pixel_at,
 )
 from drrkit.volume import Volume
 
@@ -136,20 +136,27 @@ def on_axes(offsets: Tensor) -> Tensor:
 
 def losses_at(
     volume: Volume,
-    views: Sequence[View],
+    camera: Camera,
+    xray: Tensor,
     stage: Stage,
-    factor: int,
+    depth: float,
     world_to_camera: Tensor,
+    *,
+    mask: Tensor | None = None,
     method: str = "joseph",
-) -> Tensor:
+) -> tuple[Tensor, float]:
     """A stage's losses at poses [B, 4, 4], a batch at a time: [B] float64 on the CPU.
 
-    Of a similarity with several losses per pose, [S, B], all of them.
+    Of a similarity with several losses per pose, [S, B], all of them. depth: of the patient, mm
+    from the source. Also returns the width in mm of the compared pixels at that depth.
     """
+    views = make_views(camera, xray, mask, None, volume.values)
+    stage = stage.in_mm(extent_mm(volume, camera, depth))
+    factor = downsampling(stage, camera, depth)
     measure = objective(volume, views, stage, factor, method)
     with torch.no_grad():
         parts = [measure(part) for part in world_to_camera.split(_AT_ONCE)]
-    return torch.cat(parts, -1).double().cpu()
+    return torch.cat(parts, -1).double().cpu(), factor * pixel_at(camera, depth)
 
 
 def local_minima(sweep: Tensor) -> int:
@@ -165,22 +172,17 @@ def local_minima(sweep: Tensor) -> int:
 
 def _losses(case: Case, stages: Sequence[Stage], world_to_camera: Tensor) -> Tensor:
     """Losses [S, B] float64 on the CPU of stages that differ by their similarity, at B poses."""
-    volume = case.subject.attenuation
-    like = torch.empty(0, dtype=torch.float32, device=volume.values.device)
-    views = make_views(case.camera, case.xray, None, None, like)
-    extent = extent_mm(volume, case.camera, case.protocol.sod)
-    stages = [stage.in_mm(extent) for stage in stages]
-    factor = downsampling(stages[0], case.camera, case.protocol.sod)
-    measures = [stage.measure for stage in stages]
-    together = stages[0]
+    together, measures = stages[0], [stage.measure for stage in stages]
     if len(measures) > 1:
         for stage, measure in zip(stages, measures, strict=True):
             if hasattr(measure, "prepare"):
                 raise ValueError(
                     f"similarities: expected {stage.name} alone, which prepares scenes"
                 )
-        together = replace(stages[0], similarity=partial(_stacked, measures))
-    return losses_at(volume, views, together, factor, world_to_camera).reshape(len(stages), -1)
+        together = replace(together, similarity=partial(_stacked, measures))
+    scene = case.subject.attenuation, case.camera, case.xray
+    losses, _ = losses_at(*scene, together, case.protocol.sod, world_to_camera)
+    return losses.reshape(len(stages), -1)
 
 
 def _stacked(measures: Sequence[Similarity], *images: Tensor | None) -> Tensor:

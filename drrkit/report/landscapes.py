@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drrkit.evaluation import AXES, axis_offsets, local_minima, losses_at, on_axes
 from drrkit.geometry import Camera, perturb, volume_center
-from drrkit.registration import Stage, downsampling, extent_mm, make_views, mean_depth
+from drrkit.registration import Stage, mean_depth
 from drrkit.report.charts import heat_map, line_chart
 from drrkit.volume import Volume
 
@@ -87,23 +87,19 @@ def pose_landscape(
     if len(widths) != 6:
         raise ValueError(f"widths: expected six, got {widths!r}")
     stage = Stage() if stage is None else stage
-    views = make_views(camera, xray, mask, None, volume.values)
     center = volume_center(volume)
     pose = world_to_camera.detach().reshape(1, 4, 4).to(center)
-    depth = mean_depth(pose, center)
-    stage = stage.in_mm(extent_mm(volume, camera, depth))
-    factor = downsampling(stage, camera, depth)
     offsets = axis_offsets(widths, count)
     grid = axis_offsets(widths, map_count) if map_count else offsets[:, :0]
     xi = torch.zeros(len(MAPPED), map_count, map_count, 6, dtype=torch.float64)
     for part, (first, second) in zip(xi, MAPPED, strict=True):
         part[..., first], part[..., second] = grid[first][None], grid[second][:, None]
     poses = perturb(pose, torch.cat((on_axes(offsets), xi.reshape(-1, 6))).to(center), center)
-    losses = losses_at(volume, views, stage, factor, poses, method)
+    scene, depth = (volume, camera, xray), mean_depth(pose, center)
+    losses, pixel_mm = losses_at(*scene, stage, depth, poses, mask=mask, method=method)
     maps = losses[6 * count :].reshape(-1, map_count, map_count) if map_count else losses[:0]
-    pitch = float(camera.rescale(factor).pixel_spacing[1]) * depth / float(camera.sdd)
     sweeps = losses[: 6 * count].reshape(6, count)
-    return PoseLandscape(stage.name, pitch, offsets, sweeps, grid, maps)
+    return PoseLandscape(stage.name, pixel_mm, offsets, sweeps, grid, maps)
 
 
 def landscape_charts(found: PoseLandscape) -> list[str]:

@@ -113,11 +113,7 @@ def overlay_edges(picture: Tensor, edge: Tensor, *, color: tuple[int, int, int] 
 
     Raises ValueError when the two differ in shape.
     """
-    if picture.shape != edge.shape or picture.dim() != 2:
-        raise ValueError(
-            f"edge: expected the shape of the picture, [rows, cols] = {tuple(picture.shape)}, "
-            f"got {tuple(edge.shape)}"
-        )
+    _check_same_shape("edge", picture, edge)
     colored = picture[..., None].repeat(1, 1, 3)
     colored[edge] = torch.tensor(color, dtype=torch.uint8)
     return colored
@@ -128,7 +124,7 @@ def checkerboard(first: Tensor, second: Tensor, *, fields: int = 8) -> Tensor:
 
     fields: along the shorter side. Raises ValueError when the shapes differ.
     """
-    _check_same_shape(first, second)
+    _check_same_shape("second", first, second)
     side = max(1, min(first.shape) // fields)
     row, col = (torch.arange(n) // side for n in first.shape)
     even = (row[:, None] + col[None]) % 2 == 0
@@ -140,7 +136,7 @@ def difference(first: Tensor, second: Tensor) -> Tensor:
 
     Raises ValueError when the shapes differ.
     """
-    _check_same_shape(first, second)
+    _check_same_shape("second", first, second)
     return ((first.int() - second.int()) // 2 + 128).clamp(0, 255).to(torch.uint8)
 
 
@@ -283,10 +279,10 @@ def pose_overlays(
     return torch.cat(parts[:-1], dim=1)
 
 
-def _check_same_shape(first: Tensor, second: Tensor) -> None:
+def _check_same_shape(name: str, first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape or first.dim() != 2:
         raise ValueError(
-            f"second: expected the shape of the first picture, {tuple(first.shape)}, got "
+            f"{name}: expected [rows, cols] as the picture, {tuple(first.shape)}, got "
             f"{tuple(second.shape)}"
         )
 

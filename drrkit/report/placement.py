@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -64,10 +63,6 @@ class PlacedView:
     right: str
     down: str
     beam: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """The attributes as JSON has them."""
-        return asdict(self)
 
     def sentence(self) -> str:
         """All of it in words."""

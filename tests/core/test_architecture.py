@@ -147,18 +147,18 @@ def test_one_word_means_one_thing() -> None:
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
     "": 1_100,  # the modules beside the packages
     "_native": 1_270,
-    "cli": 4_500,
+    "cli": 4_430,
     "conversions": 1_890,  # landmark files, JointTrack, no-poses refused, odd lengths of all files
-    "evaluation": 839,
+    "evaluation": 850,  # a row in words, which two studies print too
     "fields": 1_740,
     "geometry": 1_160,  # checks of counts and numbers for all packages, rotations of quaternions
     "losses": 1_625,
     "phantoms": 1_620,
     "registration": 5_850,  # fields, negatives, auto's range, cameras' sigma, formation, parts
-    "report": 1_729,
+    "report": 1_726,
     "similarity": 2_775,
     "training": 1_115,
-    "viewer": 941,
+    "viewer": 931,
     "volume": 2_840,  # with surfaces, the checks of other people's headers, and DICOM for xray too
     "xray": 3_795,
 }
