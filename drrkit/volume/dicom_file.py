@@ -30,6 +30,7 @@ PLAIN = ("CS", "DS", "IS", "UI")
 """Value representations whose bytes are the text."""
 LATER = 4096
 """Longer values are read from the file when they are asked for."""
+TISSUE_HU = (-900.0, 3071.0)
 RLE_RATIO = 64
 """Bytes that a byte of RLE can become, at most."""
 ADVICE = "decompress the file (gdcmconv --raw, dcmdjpeg), or pip install pylibjpeg[all]"
@@ -202,7 +203,8 @@ def stored_pixels(file: DicomFile) -> StoredPixels:
         raise ValueError(f"{file.source}: expected grey pixels, got colours ({kind})")
     for keyword, real in (("FloatPixelData", "f4"), ("DoubleFloatPixelData", "f8")):
         if keyword in file.dataset:
-            return StoredPixels(_plain(file, keyword, shape, np.dtype(real)), None)
+            values = _plain(file, keyword, shape, np.dtype(real))
+            return StoredPixels(values, _padding(file, values, values, keyword[:-9]))
     allocated = file.count("BitsAllocated")
     if allocated not in (8, 16, 32):
         raise ValueError(f"{file.source}: {allocated} bits per pixel (0028,0100) are not supported")
@@ -220,8 +222,15 @@ def stored_pixels(file: DicomFile) -> StoredPixels:
             f"{file.source}: {allocated} bits allocated, {bits} stored and High Bit (0028,0102) "
             f"{high:g} contradict each other"
         )
-    values = raw if coded else _shifted(file, raw, bits, shift, signed)
-    return StoredPixels(values, _padding(file, raw, values, signed))
+    values = raw
+    if not coded or file.syntax == RLE:
+        values = _shifted(file, raw, bits, shift, signed)
+    padded = _padding(file, raw, values)
+    if not shift and values is not raw:
+        left_out = values != raw
+        if bool((left_out if padded is None else left_out & ~padded).any()):
+            file.note(f"bits above the {bits} stored (0028,0101) are used: these are left out")
+    return StoredPixels(values, padded)
 
 
 COLOURS = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL")
@@ -241,34 +250,49 @@ def _shifted(file: DicomFile, raw: np.ndarray, bits: int, shift: int, signed: bo
     if not shift and low <= int(raw.min()) and int(raw.max()) < high:
         return raw
     above = allocated - bits - shift
-    values = (raw << above) >> (above + shift)
-    if not shift and bool(np.any(values != raw)) and "PixelPaddingValue" not in file.dataset:
-        file.note(
-            f"{int(np.sum(values != raw))} pixels use bits above the {bits} stored (0028,0101): "
-            "these bits are left out"
-        )
-    return values
+    return (raw << above) >> (above + shift)
 
 
 def _padding(
-    file: DicomFile, raw: np.ndarray, values: np.ndarray, signed: bool
+    file: DicomFile, raw: np.ndarray, values: np.ndarray, kind: str = ""
 ) -> np.ndarray | None:
     """Which pixels are padding: (0028,0120) Pixel Padding Value, and to (0028,0121) if there.
 
-    It is written signed or unsigned whatever the pixels are, and may need more bits than stored.
+    A limit that would make tissue of a CT padding is left out. kind is "Float" or "DoubleFloat"
+    for the fields of such pixels.
     """
-    value = file.numbers("PixelPaddingValue", 1)
+    value = file.numbers(f"{kind}PixelPaddingValue", 1)
     if value is None:
         return None
-    low, high = sorted((*value, *(file.numbers("PixelPaddingRangeLimit", 1) or value)))
-    size = 2 ** (8 * raw.dtype.itemsize)
-    limits = (-size // 2, size // 2) if signed else (0, size)
+    keyword = f"{kind}PixelPaddingRangeLimit"
+    limit = file.numbers(keyword, 1) or value
+    found = _between(raw, values, *sorted((*value, *limit)))
+    if limit != value and file.text("Modality") == "CT":
+        (slope,) = file.numbers("RescaleSlope", 1, 0) or [1.0]
+        (intercept,) = file.numbers("RescaleIntercept", 1, 0) or [0.0]
+        if is_tissue(slope * values[found] + intercept).any():
+            file.note(f"{named(keyword)}: {limit[0]:g} would make tissue padding: left out")
+            found = _between(raw, values, *value, *value)
+    return found if bool(found.any()) else None
+
+
+def _between(raw: np.ndarray, values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Which values lie between bounds, written signed or unsigned and in more bits than stored."""
     found = (values >= low) & (values <= high)
-    wrapped = [bound - size if bound >= limits[1] else bound for bound in (low, high)]
-    wrapped = [bound + size if bound < limits[0] else bound for bound in wrapped]
+    if raw.dtype.kind == "f":
+        return found
+    least, most = np.iinfo(raw.dtype).min, np.iinfo(raw.dtype).max
+    size = most - least + 1
+    wrapped = [bound - size if bound > most else bound for bound in (low, high)]
+    wrapped = [bound + size if bound < least else bound for bound in wrapped]
     if wrapped[0] <= wrapped[1]:
         found |= (raw >= wrapped[0]) & (raw <= wrapped[1])
-    return found if bool(found.any()) else None
+    return found
+
+
+def is_tissue(values: np.ndarray) -> np.ndarray:
+    """Which values in HU are those of a patient, lung and bone included."""
+    return (values > TISSUE_HU[0]) & (values <= TISSUE_HU[1])
 
 
 def _plain(
@@ -327,6 +351,7 @@ def _coded_frames(
     file: DicomFile, shape: tuple[int, int, int], dtype: np.dtype[Any]
 ) -> Iterator[np.ndarray]:
     from pydicom.encaps import generate_frames
+    from pydicom.pixels import pixel_array
 
     count, *size = shape
     with _quiet():
@@ -338,7 +363,8 @@ def _coded_frames(
         if math.prod(shape) * dtype.itemsize > RLE_RATIO * len(data):
             raise ValueError(f"{file.source}: truncated or damaged: too few bytes for {shape}")
         with _quiet():
-            pixels = np.asarray(file.dataset.pixel_array)
+            # As if all bits were stored: what the header says of them is done once, by _shifted.
+            pixels = pixel_array(file.dataset, bits_stored=8 * dtype.itemsize, raw=True)
         yield from pixels.reshape(shape)
         return
     for part in parts:

@@ -7,6 +7,7 @@ Slope and Intercept of its own, and what its header calls padding is air.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
@@ -20,6 +21,7 @@ from drrkit.volume.dicom_file import (
     DicomFile,
     StoredPixels,
     is_dicom,
+    is_tissue,
     named,
     stored_pixels,
 )
@@ -28,10 +30,16 @@ from drrkit.volume.rasters import MOST_BYTES, Raster, axes_letters
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 CT_CLASSES = (CT_IMAGE_STORAGE, f"{CT_IMAGE_STORAGE}.1", f"{CT_IMAGE_STORAGE}.2")
 """CT, Enhanced CT and Legacy Converted Enhanced CT Image Storage."""
+STANDARD_IMAGE = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.")
+CT_OR_CAPTURE = re.compile(STANDARD_IMAGE.pattern + r"[27](\.\d+)*$")
+COMPUTED = re.compile(
+    "MIP|PERF|CBF|CBV|MTT|TTP|TMAX|IODINE|Z_EFF|EFF_Z|SCREEN|MAXIMUM|MINIMUM|STD_DEV|SUBTRACT|"
+    "DIVISION|MULTIPLIC|QUANTITY"
+)
+"""Words of Image Type for maps and projections that are computed from a CT."""
 SAME_MM, ROUNDED_MM, UNEVEN = 0.01, 0.11, 0.1
 """Slices nearer than the first are one; positions may be off an even stack by the second, the
 rounding to 0.1 mm, or by the third part of a step."""
-TISSUE_HU = (-900.0, 3071.0)
 ONE_SLICE = "one slice of a series: give the folder that holds them all"
 
 
@@ -70,12 +78,18 @@ def read_series(place: Path, series: str | None, air: float, dtype: Any) -> Rast
     rows, cols = (slices[0].file.count(name) for name in ("Rows", "Columns"))
     if len(slices) * rows * cols * 8 > MOST_BYTES:
         raise ValueError(f"{place}: {len(slices)} slices of {rows} x {cols} are more than is meant")
+    for kind in dict.fromkeys(file.text("ImageType") or "" for file in files):
+        if COMPUTED.search(kind):
+            notes.append(
+                f"{named('ImageType')} is {kind}: a map or a projection computed from a CT, whose "
+                "values may be no Hounsfield units"
+            )
     reader = _Values(air, dtype, notes)
     slices = _without_doubles(place, slices, reader, notes)
     pixels = np.empty((len(slices), rows, cols), dtype)
     for k, piece in enumerate(slices):
         reader.values(piece, pixels[k])
-    reader.conclude(facts, pixels)
+    reader.conclude(facts)
     raster = _stacked(place, slices, pixels, air, notes)
     first = slices[0].file
     facts |= {
@@ -146,17 +160,22 @@ def _checked_ct(place: Path, files: list[DicomFile]) -> list[DicomFile]:
     """Raises ValueError, naming the modality, for files that hold no Hounsfield units."""
     wrong = [file for file in files if not _is_ct(file)]
     if wrong:
+        from pydicom.uid import UID
+
+        kind = f", {UID(wrong[0].sop_class).name}" if wrong[0].sop_class else ""
         raise ValueError(
             f"{wrong[0].source}: expected a CT (Modality (0008,0060) CT), got "
-            f"{wrong[0].text('Modality') or 'no modality'} "
+            f"{wrong[0].text('Modality') or 'no modality'}{kind} "
             f"({_summary(wrong)} in {place}); its values are no Hounsfield units"
         )
     return files
 
 
 def _is_ct(file: DicomFile) -> bool:
-    modality = file.text("Modality")
-    return modality == "CT" or (modality is None and file.sop_class in CT_CLASSES)
+    modality, kind = file.text("Modality"), file.sop_class
+    if STANDARD_IMAGE.match(kind) and not CT_OR_CAPTURE.match(kind):
+        return False
+    return modality == "CT" or (modality is None and kind in CT_CLASSES)
 
 
 def _summary(files: list[DicomFile]) -> str:
@@ -270,8 +289,7 @@ class _Values:
         if stored.padded is not None:
             padded = stored.padded[k]
             meant = slope * (file.number("PixelPaddingValue") or 0.0) + intercept
-            if TISSUE_HU[0] < meant <= TISSUE_HU[1]:
-                self.tissue += int(padded.sum())
+            self.tissue += int(padded.sum()) if is_tissue(np.array(meant)) else 0
             self.padded += int(padded.sum())
             values[padded] = self.air
         return values
@@ -296,7 +314,7 @@ class _Values:
         if text not in self.notes:
             self.notes.append(text)
 
-    def conclude(self, facts: dict[str, str], pixels: np.ndarray) -> None:
+    def conclude(self, facts: dict[str, str]) -> None:
         """What was found in all slices together."""
         scales = sorted(self.scales)
         one = f"value = {scales[0][0]:g} x stored + {scales[0][1]:g}"
@@ -308,8 +326,6 @@ class _Values:
                 f"padding (0028,0120) has values of tissue in {self.tissue} voxels, which are air "
                 "now"
             )
-        if float(pixels.max()) > 20_000:
-            self._note(f"values up to {pixels.max():g} HU: padding that the header does not name?")
 
 
 # ---- stacking

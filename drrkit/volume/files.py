@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 import zlib
@@ -26,6 +27,8 @@ from drrkit.volume.rasters import Raster, axes_letters, image_of, readable_error
 READ_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 WRITE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
+POSSIBLE_HU = (-1100.0, 10_000.0)
+"""What lies beyond is no tissue."""
 SAME_PLACE = 0.05
 """Voxels by which two grids' corners may differ and still count as one lattice."""
 
@@ -102,9 +105,18 @@ def inspect_volume(
     dims = raster.pixels.ndim - ("channels" in raster.facts)
     if dims < 3:
         raise ValueError(f"{source}: expected a 3D image, got {dims}D")
+    notes, pixels = list(raster.notes), raster.pixels
+    if unit == "HU":
+        pixels = _without_padding(pixels, notes)
+    spacing = raster.spacing
+    if max(spacing) > 50 or min(spacing) < 1e-3 or max(spacing) > 100 * min(spacing):
+        notes.append(
+            f"voxels of {spacing[0]:.4g} x {spacing[1]:.4g} x {spacing[2]:.4g} mm: is the unit of "
+            "length in its header right?"
+        )
     try:
         volume = Volume(
-            values=torch.from_numpy(raster.pixels).to(dtype),
+            values=torch.from_numpy(pixels).to(dtype),
             spacing=raster.spacing,
             origin=raster.origin,
             direction=torch.from_numpy(raster.direction.copy()),
@@ -113,7 +125,43 @@ def inspect_volume(
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     facts = {**raster.facts, "orientation": axes_letters(raster.direction)}
-    return InspectedVolume(volume, facts, raster.notes)
+    return InspectedVolume(volume, facts, tuple(notes))
+
+
+def _without_padding(pixels: np.ndarray, notes: list[str]) -> np.ndarray:
+    """Pixels [..., z, y, x] in HU, with padding that no header names as air.
+
+    That is a plateau at the end of the scale, of one voxel in a thousand at least, whose value no
+    patient has; above, where metal may be, it begins at an edge of the box, outside of the field.
+    """
+    while True:
+        ends = float(pixels.min()), float(pixels.max())
+        odd = [v for v in ends if math.isfinite(v) and not POSSIBLE_HU[0] <= v <= POSSIBLE_HU[1]]
+        for value in odd:
+            plateau = pixels == value
+            share = float(plateau.mean())
+            if share > max(1e-3, 15 / plateau.size) and (value < 0 or _at_an_edge(plateau)):
+                pixels = np.where(plateau, pixels.dtype.type(AIR["HU"]), pixels)
+                notes.append(
+                    f"{share:.1%} of the voxels have {value:g} HU: taken for padding that the "
+                    "header does not name: air"
+                )
+                break
+        else:
+            notes += [
+                f"values of {value:g} HU: padding that the header does not name, or signed values "
+                "declared unsigned?"
+                for value in odd
+                if not 2 * POSSIBLE_HU[0] <= value <= POSSIBLE_HU[1]
+            ]
+            return pixels
+
+
+def _at_an_edge(mask: np.ndarray) -> bool:
+    """Whether something of a mask [..., z, y, x] lies on one of the box's twelve edges."""
+    z, y, x = (slice(None, None, max(n - 1, 1)) for n in mask.shape[-3:])
+    edges = (mask[..., z, y, :], mask[..., z, :, x], mask[..., y, x])
+    return any(bool(edge.any()) for edge in edges)
 
 
 def _existing(path: PathLike) -> Path:

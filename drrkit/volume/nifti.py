@@ -77,6 +77,11 @@ def _nifti_affine(path: Path, header: Any, notes: list[str], facts: dict[str, st
             f"{path}: the voxel spacing (pixdim) in its header must be positive and finite, "
             f"got {tuple(spacing)}"
         )
+    if header["pixdim"][0] not in (1, -1):
+        notes.append(
+            f"qfac (pixdim[0]) is {header['pixdim'][0]:g}: taken as 1, as the standard says"
+        )
+        header["pixdim"][0] = 1
     forms = {}
     for form, read in (("sform", header.get_sform), ("qform", header.get_qform)):
         try:
@@ -88,9 +93,13 @@ def _nifti_affine(path: Path, header: Any, notes: list[str], facts: dict[str, st
             facts[form] = str(error)
         if code > 0 and affine is not None:
             forms[form] = np.asarray(affine, dtype=float)
-    for form, affine in forms.items():
-        if not np.isfinite(affine).all():
+    for form, affine in list(forms.items()):
+        if np.isfinite(affine).all():
+            continue
+        if form == "sform" or len(forms) == 1:
             raise ValueError(f"{path}: the {form} in its header has numbers that are not finite")
+        notes.append("the qform in its header is damaged: the sform is used")
+        del forms[form]
     code = int(header["xyzt_units"]) & 7
     unit = {0: "", 1: "m", 2: "mm", 3: "um"}.get(code)
     if unit is None:

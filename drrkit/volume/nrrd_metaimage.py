@@ -68,9 +68,10 @@ def read_nrrd(path: Path, dtype: Any) -> Raster:
     pixels = np.transpose(
         pixels, [len(sizes) - 1 - axis for axis in (*channels[::-1], *spatial[::-1])]
     )
-    if channels == [0] and pixels.shape[0] > 1:
-        facts["channels"] = f"{pixels.shape[0]} ({_kind(header, channels[0])})"
-        if "segment" in " ".join(header).lower() or _kind(header, channels[0]) == "list":
+    kind = _kind(header, channels[0]) if channels else ""
+    if len(channels) == 1 and pixels.shape[0] > 1 and (channels == [0] or "color" in kind.lower()):
+        facts["channels"] = f"{pixels.shape[0]} ({kind})"
+        if "segment" in " ".join(header).lower() or kind == "list":
             facts["layers"] = str(pixels.shape[0])
     else:
         pixels = at_most_3d(path, pixels, facts)
@@ -95,6 +96,8 @@ def _nrrd_lines(path: Path) -> tuple[list[str], int]:
         raise ValueError(f"{path}: the NRRD header is damaged: no empty line ends it")
     text = head[: end.start()] if end else head
     found = text.decode("utf-8", errors="replace").splitlines()
+    # Fields, other than keys (`key:=value`), count in small and in capital letters.
+    found = [re.sub(r"^[^#:]+:(?!=)", lambda name: name[0].lower(), line) for line in found]
     return [line for line in found if line.strip()], end.end() if end else len(head)
 
 
@@ -112,7 +115,7 @@ def _nrrd_affine(
         vectors = np.array([np.pad(v, (0, max(0, 3 - len(v))))[:3] for v in vectors], float)
         spatial = [a for a in range(len(vectors)) if np.isfinite(vectors[a]).all()]
         spatial = [a for a in spatial if len(spatial) < 4 or vectors[a].any()]
-        scale = _nrrd_unit(path, header.get("space units"), facts)
+        scale = _nrrd_unit(path, header, spatial, facts)
         if len(vectors) != dims or len(spatial) not in (2, 3):
             raise ValueError(
                 f"{path}: space directions: expected vectors of 3 numbers for 3 of {dims} axes, "
@@ -139,7 +142,7 @@ def _nrrd_affine(
     spatial = domain[-3:] if len(domain) > 3 else domain
     spacings = np.asarray(header.get("spacings", np.full(dims, np.nan)), float)
     steps = spacings[spatial] if len(spacings) == dims else np.full(len(spatial), np.nan)
-    scale = _nrrd_unit(path, header.get("units"), facts)
+    scale = _nrrd_unit(path, header, spatial, facts)
     missing = " nor how large its voxels are" if np.isnan(steps).any() else ""
     facts |= {"spacing": "not said"} if missing else {}
     notes.append(
@@ -151,16 +154,22 @@ def _nrrd_affine(
     return affine, spatial
 
 
-def _nrrd_unit(path: Path, units: Any, facts: dict[str, str]) -> float:
+def _nrrd_unit(path: Path, header: Any, spatial: list[int], facts: dict[str, str]) -> float:
     """What one unit of the file's world is in mm."""
-    words = {str(u).strip().strip('"').lower() for u in (units if units is not None else [])}
-    words -= {"", "none", "???", "s", "ms"}
-    facts["unit"] = ", ".join(sorted(words)) or "not said, taken for mm"
-    if len(words) > 1 or not words <= set(UNITS):
+    found = header.get("space units")
+    if found is None:  # these are for axes without a direction, and written beside them, too
+        units = list(header.get("units") or [])
+        found = [units[a] for a in spatial if a < len(units)]
+    words = ["" if u is None else str(u).strip().strip('"').lower() for u in found][:3]
+    words = ["" if word in ("none", "???") else word for word in words]
+    facts["unit"] = ", ".join(sorted({*words} - {""})) or "not said, taken for mm"
+    # An axis of which nothing is said has millimetres: beside another unit it has none.
+    scales = {UNITS.get(word) for word in words}
+    if None in scales or len(scales) > 1:
         raise ValueError(
-            f"{path}: space units: expected one of mm, cm, m, um for all axes, got {sorted(words)}"
+            f"{path}: space units: expected one of mm, cm, m, um for all axes, got {words}"
         )
-    return UNITS[words.pop()] if words else 1.0
+    return scales.pop() or 1.0 if scales else 1.0
 
 
 # ---- MetaImage
@@ -171,19 +180,20 @@ def read_metaimage(path: Path, dtype: Any) -> Raster:
 
     def numbers(count: int, *names: str) -> list[float] | None:
         """The numbers of the first of these fields that is there; None where none is."""
-        name = next((n for n in names if n in fields), None)
+        name = next((n for n in names if n.lower() in fields), None)
         if name is None:
             return None
+        text = fields[name.lower()]
         try:
-            found = [float(word) for word in fields[name].split()]
+            found = [float(word) for word in text.split()]
         except ValueError:
             found = []
         if len(found) != count or not all(map(math.isfinite, found)):
-            _refuse_meta(path, f"{name} = {fields[name][:60]!r}")
+            _refuse_meta(path, f"{name} = {text[:60]!r}")
         return found
 
     def flag(*names: str) -> bool:
-        value = next((fields[n] for n in names if n in fields), "False").lower()
+        value = next((fields[n.lower()] for n in names if n.lower() in fields), "False").lower()
         if value not in ("true", "false", "1", "0"):
             _refuse_meta(path, f"{names[0]} = {value[:40]!r}")
         return value in ("true", "1")
@@ -193,9 +203,9 @@ def read_metaimage(path: Path, dtype: Any) -> Raster:
         _refuse_meta(path, f"{dims} dimensions")
     sizes = tuple(int(n) for n in numbers(dims, "DimSize") or ())
     channels = int((numbers(1, "ElementNumberOfChannels") or [1])[0])
-    kind = fields.get("ElementType", "").removeprefix("MET_").removesuffix("_ARRAY")
+    kind = fields.get("elementtype", "").removeprefix("MET_").removesuffix("_ARRAY")
     if kind not in META_TYPES:
-        _refuse_meta(path, f"ElementType = {fields.get('ElementType', '')[:40]!r}")
+        _refuse_meta(path, f"ElementType = {fields.get('elementtype', '')[:40]!r}")
     big = flag("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
     stored = np.dtype((">" if big else "<") + META_TYPES[kind])
     notes: list[str] = []
@@ -213,11 +223,11 @@ def read_metaimage(path: Path, dtype: Any) -> Raster:
         facts["spacing"] = "not said"
     elif min(spacing) <= 0:
         _refuse_meta(path, f"the spacing {spacing}")
-    unit = fields.get("DistanceUnits", "").lower().replace("?", "")
+    unit = fields.get("distanceunits", "").lower().replace("?", "").strip('" ')
     if unit not in UNITS:
         raise ValueError(f"{path}: DistanceUnits: expected mm, cm, m or um, got {unit!r}")
     facts["unit"] = unit or "not said, taken for mm"
-    if any(name.startswith("ElementToIntensityFunction") for name in fields):
+    if any(name.startswith("elementtointensityfunction") for name in fields):
         notes.append("ElementToIntensityFunction is not applied: values are the stored ones")
     turn = np.eye(4)[:dims, :dims]
     matrix = numbers(dims**2, "TransformMatrix", "Orientation", "Rotation")
@@ -232,7 +242,7 @@ def read_metaimage(path: Path, dtype: Any) -> Raster:
 
 
 def _meta_fields(path: Path) -> tuple[dict[str, str], int]:
-    """The header's fields, and where in the file it ends."""
+    """The header's fields, their names in small letters, and where in the file it ends."""
     fields: dict[str, str] = {}
     with open(path, "rb") as file:
         while file.tell() < LONGEST_HEADER and (line := file.readline(LONGEST_HEADER)):
@@ -240,10 +250,10 @@ def _meta_fields(path: Path) -> tuple[dict[str, str], int]:
             key, separator, value = (part.strip() for part in text.partition("="))
             if text and (not separator or not re.fullmatch(r"[A-Za-z_][\w|:. -]{0,79}", key)):
                 _refuse_meta(path, f"the line {text[:60]!r}")
-            if key in fields:
+            if key.lower() in fields:
                 _refuse_meta(path, f"{key} twice")
-            fields[key] = value
-            if key == "ElementDataFile":
+            fields[key.lower()] = value
+            if key.lower() == "elementdatafile":
                 return fields, file.tell()
     return _refuse_meta(path, "no ElementDataFile")
 
@@ -257,14 +267,14 @@ def _meta_pixels(
     flag: Any,
 ) -> np.ndarray:
     """The flat pixels, from the file or from the one beside it."""
-    place = fields["ElementDataFile"]
+    place = fields["elementdatafile"]
     packed = flag("CompressedData")
     data = path if place.upper() == "LOCAL" else path.parent / place
     if place.upper().startswith("LIST") or "%" in place:
         _refuse_meta(path, f"ElementDataFile = {place[:40]!r} (one data file is read)")
     if not data.is_file():
         raise ValueError(f"{path}: its data file {place[:80]!r} is not there")
-    skip = fields.get("HeaderSize", "0")
+    skip = fields.get("headersize", "0")
     if not re.fullmatch(r"-1|\d{1,12}", skip):
         _refuse_meta(path, f"HeaderSize = {skip[:40]!r}")
     start = start if data == path else int(skip)
@@ -272,10 +282,10 @@ def _meta_pixels(
     expected = checked_sizes(path, sizes, stored.itemsize, there * (GZIP_RATIO if packed else 1))
     with open(data, "rb") as file:
         file.seek(start if start >= 0 else data.stat().st_size - expected)
-        content = file.read() if packed or "BinaryData" in fields else file.read(expected)
+        content = file.read() if packed or "binarydata" in fields else file.read(expected)
     if packed:
         content = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(content, expected)
-    if "BinaryData" in fields and not flag("BinaryData"):
+    if "binarydata" in fields and not flag("BinaryData"):
         try:
             content = np.array(content.split(), stored).tobytes()
         except (ValueError, OverflowError) as error:

@@ -112,11 +112,6 @@ def placed(
         left, _, right = np.linalg.svd(direction)
         direction = left @ right
         facts["axes"] = f"straightened: they were off right angles by {math.degrees(off):.2g} deg"
-    if spacing.max() > 50 or spacing.min() < 1e-3:
-        notes.append(
-            f"voxels of {spacing[0]:.4g} x {spacing[1]:.4g} x {spacing[2]:.4g} mm: is the unit of "
-            "length in its header right?"
-        )
     origin = affine[:3, 3]
     x, y, z = (float(v) for v in spacing)
     place = (float(origin[0]), float(origin[1]), float(origin[2]))

@@ -184,7 +184,7 @@ NIFTI_EDITS = {
     "NaN spacing": ([(80, "<f", math.nan)], "spacing"),
     "singular axes": ([(252, "<2h", 0, 1), (280, "<8f", 1, 0, 0, 0, 1, 0, 0, 0)], "orthonormal"),
     "NaN axes": ([(280, "<f", math.nan)], "sform .* not finite"),
-    "NaN origin": ([(268, "<f", math.nan)], "qform .* not finite"),
+    "NaN origin": ([(254, "<h", 0), (268, "<f", math.nan)], "qform .* not finite"),
     "other scales": ([(280, "<12f", -2, 0, 0, 0, 0, -2, 0, 0, 0, 0, 3, 0)], "contradicts itself"),
 }
 

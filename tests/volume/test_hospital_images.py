@@ -84,6 +84,24 @@ def test_the_qform_alone_is_used_and_neither_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "codes", "message"),
+    [
+        ({"quatern_b": 0.9, "quatern_c": 0.9, "quatern_d": 0.9}, (1, 1), "qform .* is damaged"),
+        ({"pixdim": (0, 0.7, 0.8, 2.5, 0, 0, 0, 0)}, (0, 1), "qfac .* is 0: taken as 1"),
+        ({"pixdim": (0, 0.7, 0.8, 2.5, 0, 0, 0, 0)}, (1, 1), "qfac .* is 0: taken as 1"),
+    ],
+)
+def test_what_is_damaged_beside_a_good_place_is_said(
+    tmp_path: Path, fields: dict, codes: tuple, message: str
+) -> None:
+    path = nifti(tmp_path / "a.nii", codes=codes, **fields)
+    with pytest.warns(FileWarning, match=message):
+        np.testing.assert_allclose(place_of(read_volume(path)), AFFINE, atol=1e-4)
+    with pytest.raises(ValueError, match="qform in its header"):
+        read_volume(nifti(path, codes=(0, 1), quatern_b=0.9, quatern_c=0.9, quatern_d=0.9))
+
+
+@pytest.mark.parametrize(
     ("fields", "expected"),
     [
         ({"scl_slope": 0, "scl_inter": 5}, PIXELS),
@@ -245,8 +263,21 @@ def test_space_units_are_converted(tmp_path: Path, unit: str, factor: float) -> 
     np.testing.assert_array_equal(volume.values.numpy(), PIXELS.T)
 
 
+def test_fields_in_capitals_and_units_of_axes_count(tmp_path: Path) -> None:
+    directions, origin = np.diag((0.07, 0.08, 0.25)), np.array((0.1, 0.2, 0.3))
+    fields = {"space_directions": directions, "space_origin": origin, "encoding": "raw"}
+    whole = write_nrrd(tmp_path / "a.nrrd", **fields).read_bytes()
+    for name in (b"space units", b"Space Units", b"units"):
+        capitals = whole.replace(b"kinds:", name + b': "cm" "CM" "cm"\nKinds:')
+        capitals = capitals.replace(b"space origin:", b"Space Origin:")
+        (tmp_path / "a.nrrd").write_bytes(capitals)
+        volume = read_volume(tmp_path / "a.nrrd")
+        assert volume.spacing == pytest.approx((0.7, 0.8, 2.5))
+        assert volume.origin == pytest.approx((1.0, 2.0, 3.0))
+
+
 def test_other_units_and_spaces_are_refused_or_said(tmp_path: Path) -> None:
-    for units in (["furlong"] * 3, ["mm", "mm", "cm"]):
+    for units in (["furlong"] * 3, ["mm", "mm", "cm"], ["cm", "cm", ""]):
         with pytest.raises(ValueError, match="space units: expected one of mm, cm, m, um"):
             read_volume(write_nrrd(tmp_path / "a.nrrd", space_units=units))
     with pytest.warns(FileWarning, match="does not say how the patient lies"):
@@ -381,6 +412,9 @@ def test_distance_units_are_converted(tmp_path: Path, unit: str | None, factor: 
     volume = read_volume(meta(tmp_path / "a.mha", DistanceUnits=unit, **places))
     assert volume.spacing == pytest.approx((0.7, 0.8, 2.5))
     assert volume.origin == pytest.approx((1.0, 2.0, 3.0))
+    names = {"distanceunits": unit, **{name.lower(): value for name, value in places.items()}}
+    dropped = dict.fromkeys(places)
+    assert read_volume(meta(tmp_path / "c.mha", **dropped, **names)).spacing == volume.spacing
     with pytest.raises(ValueError, match="DistanceUnits: expected mm, cm, m or um, got 'inch'"):
         read_volume(meta(tmp_path / "b.mha", DistanceUnits="inch"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from pydicom.uid import (
 )
 
 import drrkit
-from drrkit.volume import FileWarning, Volume, inspect_volume, read_volume
+from drrkit.volume import FileWarning, Volume, inspect_volume, read_volume, write_volume
 from tests.support.ct_files import (
     COLS,
     CT,
@@ -39,6 +40,9 @@ from tests.support.ct_files import (
 )
 
 pytestmark = pytest.mark.io
+
+STORAGE = "1.2.840.10008.5.1.4.1.1"
+"""What the classes of stored images begin with."""
 
 
 def check_usual(volume: Volume, values: np.ndarray | None = None) -> None:
@@ -112,8 +116,88 @@ def test_padding_with_the_value_of_tissue_is_said(tmp_path: Path) -> None:
 def test_padding_that_no_header_names_is_said(tmp_path: Path) -> None:
     pixels = stored()
     pixels[:, 0, 0] = 65535
-    with pytest.warns(FileWarning, match="values up to 64511 HU: padding"):
+    with pytest.warns(FileWarning, match="values of 64511 HU: padding"):
         read_volume(write_series(tmp_path / "ct", pixels=pixels))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "slope"),
+    [
+        (np.int16, -2000, "1"),
+        (np.int16, -32768, "1"),
+        (np.uint16, 65535, "1"),
+        (np.uint16, 63536, "1"),
+        (np.uint16, 65535, "0.25"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ".nii.gz", ".nrrd", ".mha"])
+def test_a_plateau_outside_of_the_field_is_air(
+    tmp_path: Path, dtype: type, value: int, slope: str, suffix: str
+) -> None:
+    """Padding that no header names: in DICOM, and in what was converted from it."""
+    pixels = stored().astype(dtype)
+    expected = pixels * float(slope) - 1024
+    expected[:, :2, :3] = -1000
+    pixels[:, :2, :3] = value
+    tags = {"PixelRepresentation": int(dtype is np.int16), "RescaleSlope": slope}
+    folder = write_series(tmp_path / "ct", pixels=pixels, **tags)
+    if suffix:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            usual = read_volume(folder)
+        values = torch.from_numpy(pixels * float(slope) - 1024.0).float()
+        folder = tmp_path / f"ct{suffix}"
+        write_volume(replace(usual, values=values), folder)
+    with pytest.warns(FileWarning, match="0.4% of the voxels have .* taken for padding"):
+        check_usual(read_volume(folder), expected)
+
+
+def test_metal_and_noise_are_no_padding(tmp_path: Path) -> None:
+    """Metal at the end of the scale inside of the field; single voxels that are far too low."""
+    pixels = stored().astype(np.int32)
+    pixels[:, 10:20, 10:20] = 31734  # 30710 HU, where extended scales end
+    values = pixels - 1024.0
+    with pytest.warns(FileWarning, match="values of 30710 HU"):
+        check_usual(read_volume(write_series(tmp_path / "a", pixels=pixels.astype("u2"))), values)
+    pixels = stored().astype(np.int16)
+    pixels[2, 0, 0] = -400
+    check_usual(
+        read_volume(write_series(tmp_path / "b", pixels=pixels, PixelRepresentation=1)),
+        pixels - 1024.0,
+    )
+
+
+@pytest.mark.parametrize(("value", "limit"), [(-2000, 0), (-2000, 32767), (-32768, -700)])
+def test_a_padding_range_that_covers_tissue_ends_at_its_value(
+    tmp_path: Path, value: int, limit: int
+) -> None:
+    pixels = (stored().astype(np.int32) - 1024).astype(np.int16)
+    pixels[:, :2, :3] = value
+    expected = pixels.astype(np.float64)
+    expected[:, :2, :3] = -1000
+
+    def change(data: pydicom.Dataset, k: int) -> None:
+        data.RescaleIntercept, data.PixelRepresentation = "0", 1
+        data.add_new(0x00280120, "SS", value)
+        data.add_new(0x00280121, "SS", limit)
+
+    folder = write_series(tmp_path / "ct", change, pixels=pixels)
+    with pytest.warns(FileWarning, match=rf"\(0028,0121\): {limit} would make tissue padding"):
+        check_usual(read_volume(folder), expected)
+
+
+def test_padding_of_float_pixels_is_air(tmp_path: Path) -> None:
+    pixels = stored().astype(np.float32)
+    pixels[:, :2, :3] = -3e4
+    expected = hu()
+    expected[:, :2, :3] = -1000
+
+    def change(data: pydicom.Dataset, k: int) -> None:
+        data.FloatPixelData, data.BitsAllocated = pixels[k].tobytes(), 32
+        del data.PixelData
+        data.add_new(0x00280122, "FL", -3e4)
+
+    check_usual(read_volume(write_series(tmp_path / "ct", change)), expected)
 
 
 def test_monochrome1_says_how_to_show_and_not_what_is_there(tmp_path: Path) -> None:
@@ -129,6 +213,37 @@ def test_bits_that_begin_higher_are_shifted_or_refused(tmp_path: Path) -> None:
         read_volume(write_series(tmp_path / "c", BitsStored=12, HighBit=7))
     with pytest.warns(FileWarning, match="bits above the 8 stored"):
         read_volume(write_series(tmp_path / "d", BitsStored=8, HighBit=7))
+    metal = stored()
+    metal[:, 9, 9] = 6000
+    tags = {"BitsStored": 12, "HighBit": 11, "PixelPaddingValue": 63536}
+    with pytest.warns(FileWarning, match="bits above the 12 stored"):
+        read_volume(write_series(tmp_path / "e", pixels=metal, **tags))
+
+
+def test_rle_has_the_bits_that_its_header_says(tmp_path: Path) -> None:
+    """Values shifted up as HighBit says; signed ones of 12 bits without their sign's copies."""
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels.encoders import RLELosslessEncoder
+
+    def write(name: str, pixels: np.ndarray, **tags: object) -> Path:
+        folder = write_series(tmp_path / name, pixels=pixels, **tags)
+        size = {"rows": ROWS, "columns": COLS, "samples_per_pixel": 1, "number_of_frames": 1}
+        bits = {"bits_allocated": 16, "bits_stored": 16, "pixel_representation": 0}
+        kind = {"photometric_interpretation": "MONOCHROME2", "encoding_plugin": "pydicom"}
+        for plane, path in zip(pixels, sorted(folder.iterdir()), strict=True):
+            data = pydicom.dcmread(path)
+            coded = RLELosslessEncoder.encode(plane.copy(), **size, **bits, **kind)
+            data.PixelData = encapsulate([coded])
+            data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+            data.file_meta.TransferSyntaxUID = RLELossless
+            data.save_as(path, enforce_file_format=True)
+        return folder
+
+    check_usual(read_volume(write("a", stored() << 4, BitsStored=12, HighBit=15)))
+    signed = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": 1, "RescaleIntercept": "-24"}
+    twelve = ((stored().astype(int) - 1000) & 0xFFF).astype(np.uint16)
+    with pytest.warns(FileWarning, match="bits above the 12 stored"):
+        check_usual(read_volume(write("b", twelve, **signed)))
 
 
 def test_every_slice_has_its_own_slope(tmp_path: Path) -> None:
@@ -176,6 +291,39 @@ def test_colours_are_refused(tmp_path: Path) -> None:
     tags = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
     with pytest.raises(ValueError, match=r"expected grey pixels, got colours \(RGB\)"):
         read_volume(write_series(tmp_path / "ct", pixels=pixels, **tags))
+    with pytest.raises(ValueError, match=r"got colours \(PALETTE COLOR\)"):
+        read_volume(write_series(tmp_path / "lut", PhotometricInterpretation=b"palette color"))
+
+
+@pytest.mark.parametrize("sop_class", [f"{STORAGE}.4", f"{STORAGE}.20", f"{STORAGE}.30"])
+def test_classes_that_contradict_the_modality_are_refused(tmp_path: Path, sop_class: str) -> None:
+    name = pydicom.uid.UID(sop_class).name
+    with pytest.raises(ValueError, match=rf"expected a CT .*, got CT, {name} \(CT, 5 files"):
+        read_volume(write_series(tmp_path / "ct", SOPClassUID=sop_class))
+
+
+def test_modalities_in_small_letters_and_captures_are_read(tmp_path: Path) -> None:
+    check_usual(read_volume(write_series(tmp_path / "a", Modality=b"ct")))
+    check_usual(read_volume(write_series(tmp_path / "b", SOPClassUID=f"{STORAGE}.7")))
+
+
+@pytest.mark.parametrize("kind", ["LOCALIZER", "SCOUT", "TOPOGRAM"])
+def test_localizers_by_any_name_are_no_ct(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ValueError, match="got a localizer"):
+        read_volume(write_series(tmp_path / "ct", ImageType=["ORIGINAL", "PRIMARY", kind]))
+
+
+@pytest.mark.parametrize("kind", ["AXIAL\\PERFUSION_CBF", "MIP", "AXIAL\\IODINE", "SCREEN SAVE"])
+def test_maps_and_projections_of_a_ct_are_said(tmp_path: Path, kind: str) -> None:
+    image_type = ["DERIVED", "SECONDARY", *kind.split("\\")]
+    with pytest.warns(FileWarning, match=r"\(0008,0008\) is DERIVED.*: a map or a projection"):
+        check_usual(read_volume(write_series(tmp_path / "ct", ImageType=image_type)))
+
+
+@pytest.mark.parametrize("spacing", [("0.0008", "0.0007"), ("800", "700"), ("0.008", "0.007")])
+def test_pixels_of_another_unit_are_said(tmp_path: Path, spacing: tuple[str, str]) -> None:
+    with pytest.warns(FileWarning, match=r"voxels of .* x 2.5 mm: is the unit of length"):
+        read_volume(write_series(tmp_path / "ct", PixelSpacing=list(spacing)))
 
 
 def test_slices_that_differ_are_named(tmp_path: Path) -> None:

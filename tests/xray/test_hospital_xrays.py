@@ -496,6 +496,39 @@ def test_arrays_of_colours_are_one_image_and_runs_are_runs(tmp_path: Path) -> No
     assert read_xray(tmp_path / "run.npy").image.shape == (3, 1, *SIZE)
 
 
+@pytest.mark.parametrize("axis", ["last", "last of a batch", "first of a batch"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_channels_of_an_array_are_one_image(tmp_path: Path, axis: str, channels: int) -> None:
+    pixels = np.repeat(PIXELS[..., None], channels, -1)
+    if channels in (2, 4):
+        pixels[..., -1] = 255  # opacity
+    if "batch" in axis:
+        pixels = pixels[None]
+    np.save(tmp_path / "x.npy", np.moveaxis(pixels, -1, 1) if "first" in axis else pixels)
+    image = read_xray(tmp_path / "x.npy").image
+    assert torch.equal(image[0, 0], torch.from_numpy(PIXELS.astype(np.float32)))
+    assert image.shape == (1, 1, *SIZE)
+
+
+def test_frames_at_the_end_of_an_array_are_refused_or_said(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((*SIZE, 5)))
+    with pytest.raises(ValueError, match=r"frames last\? .* of shape \(24, 32, 5\) puts them"):
+        read_xray(tmp_path / "x.npy")
+    np.save(tmp_path / "x.npy", np.zeros((100, 120, 20)))
+    assert "100 frames of 120 x 20 pixels: frames last?" in said(tmp_path / "x.npy")
+
+
+def test_an_nrrd_whose_colours_are_the_slowest_axis_is_one_image(tmp_path: Path) -> None:
+    import nrrd
+
+    pixels = np.stack([PIXELS.T] * 3, -1)  # cols, rows, colours
+    kinds = {"kinds": ["domain", "domain", "RGB-color"]}
+    nrrd.write(str(tmp_path / "x.nrrd"), pixels, kinds)
+    image = read_xray(tmp_path / "x.nrrd").image
+    assert image.shape == (1, 1, *SIZE)
+    assert torch.equal(image[0, 0], torch.from_numpy(PIXELS.astype(np.float32)))
+
+
 def test_sizes_are_checked_before_anything_is_decoded(tmp_path: Path) -> None:
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 10**6, 10**6) + bytes(9)
     (tmp_path / "x.png").write_bytes(png)

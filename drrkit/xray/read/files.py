@@ -226,11 +226,30 @@ def _read_npy(source: Path) -> Xray:
     if not isinstance(pixels, np.ndarray) or pixels.dtype.kind not in "fiub":
         kind = getattr(pixels, "dtype", type(pixels).__name__)
         raise ValueError(f"{source}: expected an array of real numbers, got {kind}")
-    notes: list[str] = []
-    if pixels.ndim >= 3 and pixels.shape[-1] in (3, 4) and min(pixels.shape[-3:-1]) > 4:
-        pixels, notes = grey(pixels)
-        notes = notes or [f"an array of {pixels.shape[:2]} grey pixels in channels that are equal"]
+    pixels, notes = _without_channels(source, pixels)
     return Xray(_checked(source, pixels), warnings=tuple(notes), facts={"format": "NumPy"})
+
+
+def _without_channels(source: Path, pixels: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """An array of channels or colours, in front of the rows or last, as grey; and remarks.
+
+    Raises ValueError for what can only be frames at the end.
+    """
+    shape = pixels.shape
+    if len(shape) == 4 and 2 <= shape[1] <= 4 and min(shape[2:]) > 4:
+        pixels = np.moveaxis(pixels, 1, -1)
+    *_, rows, cols, last = 0, 0, 0, *pixels.shape
+    if pixels.ndim < 3 or (last > 4 and 4 * last >= min(rows, cols)) or min(rows, cols) <= 4:
+        return pixels, []
+    if last == 1:
+        return pixels[..., 0], []
+    if last <= 4:
+        pixels, notes = grey(pixels)
+        return pixels, notes or [f"grey pixels {rows} x {cols} in {last} channels that are equal"]
+    advice = f"frames last? np.moveaxis(array, -1, 0) of shape {shape} puts them first"
+    if last <= 16:
+        raise ValueError(f"{source}: expected [rows, cols] or [frames, rows, cols]: {advice}")
+    return pixels, [f"{pixels.size // (cols * last)} frames of {cols} x {last} pixels: {advice}"]
 
 
 def _read_raster(source: Path) -> Xray:
