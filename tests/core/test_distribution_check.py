@@ -56,26 +56,24 @@ def test_a_whole_wheel_has_no_faults(root: Path) -> None:
     assert not list(CHECK["wheel_faults"](wheel(root, *WHOLE), root))
 
 
-@pytest.mark.parametrize("name", WHOLE[:-2])
-def test_a_file_that_a_wheel_lacks_is_named(root: Path, name: str) -> None:
-    names = [one for one in WHOLE if one != name]
-    (fault,) = CHECK["wheel_faults"](wheel(root, *names), root)
-    assert f"{name} is missing" in fault
-
-
-@pytest.mark.parametrize("name", ["tests/test_a.py", "build/lib/a.o", "drrkit/__pycache__/a.pyc"])
-def test_a_file_that_a_wheel_should_not_have_is_named(root: Path, name: str) -> None:
-    (fault,) = CHECK["wheel_faults"](wheel(root, *WHOLE, name), root)
-    assert f"{name} does not belong there" in fault
-
-
-def test_a_wheel_without_the_compiled_module_or_with_another_pythons_is_refused(
-    root: Path,
+@pytest.mark.parametrize(
+    "less, more, tag, message",
+    [
+        *(([name], [], "cp311", f"{name} is missing") for name in WHOLE[:-2]),
+        ([NATIVE, INFO], [], "cp311", "expected one compiled drrkit/_C"),
+        ([], [], "cp312", "not of the Python that the name says"),
+        *(
+            ([], [name], "cp311", f"{name} does not belong there")
+            for name in ("tests/test_a.py", "build/lib/a.o", "drrkit/__pycache__/a.pyc")
+        ),
+    ],
+)
+def test_what_a_wheel_lacks_or_should_not_have_is_named(
+    root: Path, less: list[str], more: list[str], tag: str, message: str
 ) -> None:
-    (fault,) = CHECK["wheel_faults"](wheel(root, *WHOLE[:-2]), root)
-    assert "expected one compiled drrkit/_C" in fault
-    (fault,) = CHECK["wheel_faults"](wheel(root, *WHOLE, tag="cp312"), root)
-    assert "not of the Python that the name says" in fault
+    names = [name for name in (*WHOLE, *more) if name not in less]
+    (fault,) = CHECK["wheel_faults"](wheel(root, *names, tag=tag), root)
+    assert message in fault
 
 
 def test_a_file_that_is_not_the_sources_is_named(root: Path) -> None:

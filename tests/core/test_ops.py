@@ -58,12 +58,39 @@ def check(product: Callable, op: str, *arguments: object) -> None:
     torch.library.opcheck(original, call)
 
 
+def every_call(
+    dtype: torch.dtype, kind: str, device: torch.device, spec: _ops.Spec
+) -> list[tuple[str, tuple]]:
+    """The products with arguments of every form, but for project_packed."""
+    volume, ends = values(dtype).to(device), kind == "endpoints"
+    where, along = geometry(kind).to(device), geometry(kind, seed=5).to(device)
+    rays = where.shape[1] if ends else RAYS
+    weights = images(scalar_of(dtype), rays).to(device)
+    six = randn(VIEWS, CHANNELS, 6, rays, seed=3).to(device, scalar_of(dtype))
+    return [
+        ("project", (volume, where, False, spec)),
+        ("project", (volume, where, True, spec)),
+        ("backproject", (weights, where, None, VOLUMES, spec)),
+        ("backproject", (weights, where, along, VOLUMES, spec)),
+        ("reduce", (six, weights, ends, spec)),
+        ("reduce", (six, None, ends, spec)),
+        ("tangent", (six, along, spec)),
+        ("second", (volume, where, weights, along, spec)),
+    ]
+
+
 @pytest.mark.parametrize("kind", ["frames", "endpoints"])
-@pytest.mark.parametrize("with_six", [False, True])
 @pytest.mark.parametrize("dtype", VOXELS)
-def test_project_passes_opcheck(dtype, with_six, kind, device) -> None:
-    arguments = (values(dtype).to(device), geometry(kind).to(device), with_six, spec_of())
-    check(_ops.project, "project", *arguments)
+def test_every_product_passes_opcheck(dtype, kind, device) -> None:
+    for name, arguments in every_call(dtype, kind, device, spec_of()):
+        check(getattr(_ops, name), name, *arguments)
+
+
+@pytest.mark.parametrize("beam", BEAMS)
+@pytest.mark.parametrize("method", ["siddon", "trilinear"])
+def test_every_product_of_the_other_methods_passes_opcheck(method, beam, device) -> None:
+    for name, arguments in every_call(torch.float64, "frames", device, spec_of(method, beam)):
+        check(getattr(_ops, name), name, *arguments)
 
 
 @pytest.mark.parametrize("kind", ["frames", "endpoints"])
@@ -79,94 +106,14 @@ def test_project_packed_passes_opcheck(dtype, dims, with_six, kind, device) -> N
 
 
 @pytest.mark.parametrize("kind", ["frames", "endpoints"])
-@pytest.mark.parametrize("tangent", [False, True])
-@pytest.mark.parametrize("dtype", SCALARS)
-def test_backproject_passes_opcheck(dtype, tangent, kind, device) -> None:
-    where = geometry(kind).to(device)
-    along = geometry(kind, seed=5).to(device) if tangent else None
-    rays = RAYS if kind == "frames" else where.shape[1]
-    arguments = (images(dtype, rays).to(device), where, along, VOLUMES, spec_of())
-    check(_ops.backproject, "backproject", *arguments)
-
-
-@pytest.mark.parametrize("ends", [False, True], ids=["frames", "endpoints"])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("dtype", SCALARS)
-def test_reduce_passes_opcheck(dtype, weighted, ends, device) -> None:
-    rays = randn(VIEWS, CHANNELS, 6, RAYS, seed=3).to(device, dtype)
-    weights = images(dtype, RAYS).to(device) if weighted else None
-    check(_ops.reduce, "reduce", rays, weights, ends, spec_of())
-
-
-@pytest.mark.parametrize("kind", ["frames", "endpoints"])
-@pytest.mark.parametrize("dtype", SCALARS)
-def test_tangent_passes_opcheck(dtype, kind, device) -> None:
-    along = geometry(kind, seed=5).to(device)
-    rays = RAYS if kind == "frames" else along.shape[1]
-    six = randn(VIEWS, CHANNELS, 6, rays, seed=3).to(device, dtype)
-    check(_ops.tangent, "tangent", six, along, spec_of())
-
-
-@pytest.mark.parametrize("kind", ["frames", "endpoints"])
-@pytest.mark.parametrize("dtype", VOXELS)
-def test_second_passes_opcheck(dtype, kind, device) -> None:
-    where = geometry(kind).to(device)
-    rays = RAYS if kind == "frames" else where.shape[1]
-    weights = images(scalar_of(dtype), rays).to(device)
-    arguments = (
-        values(dtype).to(device),
-        where,
-        weights,
-        geometry(kind, seed=5).to(device),
-        spec_of(),
-    )
-    check(_ops.second, "second", *arguments)
-
-
-@pytest.mark.parametrize("beam", BEAMS)
-@pytest.mark.parametrize("method", ["siddon", "trilinear"])
-def test_every_product_of_the_other_methods_passes_opcheck(method, beam, device) -> None:
-    spec = spec_of(method, beam)
-    volume, where, along = (
-        values(torch.float64).to(device),
-        geometry("frames").to(device),
-        geometry("frames").to(device),
-    )
-    weights = images(torch.float64, RAYS).to(device)
-    check(_ops.project, "project", volume, where, True, spec)
-    check(_ops.backproject, "backproject", weights, where, None, VOLUMES, spec)
-    check(_ops.backproject, "backproject", weights, where, along, VOLUMES, spec)
-    check(_ops.second, "second", volume, where, weights, along, spec)
-    six = _ops.project(volume, where, True, spec)[1]
-    check(_ops.reduce, "reduce", six, weights, False, spec)
-    check(_ops.tangent, "tangent", six, along, spec)
-
-
-@pytest.mark.parametrize("kind", ["frames", "endpoints"])
 def test_ops_read_tensors_of_any_strides(kind, device) -> None:
     def strided(t: Tensor) -> Tensor:
         return t.mT.contiguous().mT
 
-    spec = spec_of("trilinear")
-    volume, where, along = (
-        values(torch.float64).to(device),
-        geometry(kind).to(device),
-        geometry(kind, seed=5).to(device),
-    )
-    rays = RAYS if kind == "frames" else where.shape[1]
-    weights = images(torch.float64, rays).to(device)
-    six = _ops.project(volume, where, True, spec)[1]
-    products = (
-        (_ops.project, (volume, where, True, spec)),
-        (_ops.backproject, (weights, where, along, VOLUMES, spec)),
-        (_ops.second, (volume, where, weights, along, spec)),
-        (_ops.reduce, (six, weights, kind == "endpoints", spec)),
-        (_ops.tangent, (six, along, spec)),
-    )
-    for product, arguments in products:
+    for name, arguments in every_call(torch.float64, kind, device, spec_of("trilinear")):
         moved = tuple(strided(a) if isinstance(a, Tensor) else a for a in arguments)
         assert not any(a.is_contiguous() for a in moved if isinstance(a, Tensor))
-        found, expected = product(*moved), product(*arguments)
+        found, expected = (getattr(_ops, name)(*given) for given in (moved, arguments))
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 

@@ -383,24 +383,6 @@ def test_batches_and_devices_that_do_not_fit_are_refused():
         apply_map("frames", 0, *(x[: n + 1] for n, x in enumerate(frames_arguments(3))))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_maps_equal_eager_ones_forward_and_backward(backend):
-    volume, camera = make_volume(), skewed_camera()
-    pose, center, grid = some_poses(volume, 2), volume_center(volume), grid_constants(volume)
-
-    def loss(xi):
-        frames = view_frames(grid, camera, perturb(pose, xi, center), extend=True)
-        return frames.square().sum()
-
-    torch._dynamo.reset()
-    run = torch.compile(loss, fullgraph=True, backend=backend)
-    for start in (torch.zeros(2, 6, dtype=F64), random(2, 6, seed=3)):
-        leaf, same = start.clone().requires_grad_(), start.clone().requires_grad_()
-        found, expected = run(leaf), loss(same)
-        assert close(found.detach(), expected.detach())
-        assert close(torch.autograd.grad(found, leaf)[0], torch.autograd.grad(expected, same)[0])
-
-
 # ---- the raw ops
 
 

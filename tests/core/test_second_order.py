@@ -20,6 +20,7 @@ from tests.support.scenes import (
     METHODS,
     SHAPE,
     SPACING,
+    TWICE,
     every_beam,
     every_method,
     every_option,
@@ -375,34 +376,53 @@ def training_inputs(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     return values, frames, leaf(randn(3, 2, *SIZE), device)
 
 
+def pose_gradient(values: Tensor, frames: Tensor, g: Tensor, **options: Any) -> Tensor:
+    """What training differentiates once more."""
+    return grad(drrkit.project(values, frames, SIZE, **options), frames, g, create_graph=True)[0]
+
+
 @every_method
 def test_a_pose_gradient_with_a_graph_is_one_march_and_scatters_nothing(method, device) -> None:
-    values, frames, g = training_inputs(device)
     with Launches() as ran:
-        image = drrkit.project(values, frames, SIZE, **METHODS[method])
-        grad(image, frames, g, create_graph=True)
+        pose_gradient(*training_inputs(device), **METHODS[method])
     assert ran.counts == {"project+six": 1, "reduce": 1}
 
 
-@every_option
-def test_training_on_a_pose_gradient_reuses_the_rays_and_scatters_once(method, device) -> None:
-    """Gradient of a pose gradient in volume and image cotangent: neither P*, K nor a march."""
-    values, frames, g = training_inputs(device)
-    image = drrkit.project(values, frames, SIZE, **{**METHODS, **LINES}[method])
-    pose_gradient = grad(image, frames, g, create_graph=True)[0]
-    with Launches() as ran:
-        grad(pose_gradient.square().sum(), (values, g))
-    assert ran.counts == {"tangent": 1, "backproject+tangent": 1}
+BEHIND: dict[str, tuple[Callable[[Tensor, Tensor, Tensor, Tensor], Any], dict[str, int]]] = {
+    "training": (
+        lambda slope, values, frames, g: grad(slope.square().sum(), (values, g)),
+        {"tangent": 1, "backproject+tangent": 1},
+    ),
+    "backward on chosen inputs": (
+        lambda slope, values, frames, g: slope.square().sum().backward(inputs=[values, g]),
+        {"tangent": 1, "backproject+tangent": 1},
+    ),
+    "values": (
+        lambda slope, values, frames, g: grad(slope.sum(), values),
+        {"backproject+tangent": 1},
+    ),
+    "g": (lambda slope, values, frames, g: grad(slope.sum(), g), {"tangent": 1}),
+    "frames": (
+        lambda slope, values, frames, g: grad(slope.sum(), frames),
+        {"second": 1, "reduce second": 1},
+    ),
+}
+"""What is asked of a pose gradient, and the products that this takes: neither P* nor a march."""
 
 
-def test_training_with_backward_on_chosen_inputs_runs_no_curvature(device) -> None:
-    values, frames, g = training_inputs(device)
-    image = drrkit.project(values, frames, SIZE)
-    pose_gradient = grad(image, frames, g, create_graph=True)[0]
+@pytest.mark.parametrize(
+    "wanted, method",
+    [(w, m) for m in (*METHODS, *LINES) for w in BEHIND if w != "frames" or m in TWICE],
+)
+def test_a_pose_gradient_is_differentiated_by_the_products_asked_for(
+    wanted, method, device
+) -> None:
+    inputs = training_inputs(device)
+    slope = pose_gradient(*inputs, **{**METHODS, **LINES}[method])
+    ask, expected = BEHIND[wanted]
     with Launches() as ran:
-        pose_gradient.square().sum().backward(inputs=[values, g])
-    assert ran.counts == {"tangent": 1, "backproject+tangent": 1}
-    assert frames.grad is None and values.grad is not None
+        ask(slope, *inputs)
+    assert ran.counts == expected
 
 
 def test_training_a_network_before_and_behind_the_projector_runs_no_curvature(device) -> None:
@@ -413,26 +433,10 @@ def test_training_a_network_before_and_behind_the_projector_runs_no_curvature(de
     with Launches() as ran:
         image = drrkit.project(network(ct), frames, SIZE)
         loss = (image.square() * weight).sum()
-        pose_gradient = grad(loss, frames, create_graph=True)[0]
-        parameters = [weight, *network.parameters()]
-        grad(pose_gradient.square().sum(), parameters)
+        slope = grad(loss, frames, create_graph=True)[0]
+        grad(slope.square().sum(), [weight, *network.parameters()])
     expected = {"project+six": 1, "reduce": 1, "tangent": 1, "backproject": 1}
     assert ran.counts == {**expected, "backproject+tangent": 1}
-
-
-@pytest.mark.parametrize("wanted", ["values", "g", "frames"])
-def test_one_wanted_second_derivative_runs_one_product(wanted, device) -> None:
-    products = {
-        "values": {"backproject+tangent": 1},
-        "g": {"tangent": 1},
-        "frames": {"second": 1, "reduce second": 1},
-    }
-    values, frames, g = training_inputs(device)
-    image = drrkit.project(values, frames, SIZE)
-    pose_gradient = grad(image, frames, g, create_graph=True)[0]
-    with Launches() as ran:
-        grad(pose_gradient.sum(), {"values": values, "g": g, "frames": frames}[wanted])
-    assert ran.counts == products[wanted]
 
 
 def test_a_volume_gradient_with_a_graph_marches_only_for_what_is_asked(device) -> None:

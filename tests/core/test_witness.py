@@ -14,14 +14,10 @@ scan cuts the body.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +25,8 @@ import torch
 from numpy.typing import NDArray
 
 import drrkit
+from bench.projectors.peers.plastimatch import program, read_pfm
+from tests.support.rtk import rtk_joseph, rtk_module
 
 pytestmark = [
     pytest.mark.io,
@@ -142,31 +140,11 @@ def rendered(
 # RTK
 
 
-@pytest.fixture(scope="module")
-def rtk() -> Any:
-    """The RTK part of itk; its first filter takes about ten seconds to load."""
-    itk = pytest.importorskip("itk", reason="the witness itk-rtk is not installed")
-    try:
-        return itk.RTK
-    except AttributeError:
-        pytest.skip("the witness itk-rtk is not installed")
-
-
-def rtk_joseph(rtk: Any, volume: drrkit.Volume, geometry: Geometry) -> Array:
+def by_rtk(volume: drrkit.Volume, geometry: Geometry) -> Array:
     """RTK's Joseph projection, line integrals [rows, cols]."""
+    projections = rtk_module().ThreeDCircularProjectionGeometry.New()
     import itk
 
-    kind = itk.Image[itk.F, 3]
-    grid = itk.image_from_array(volume.values.to(torch.float32).numpy())
-    grid.SetOrigin([float(o) for o in volume.origin])
-    grid.SetSpacing([float(s) for s in volume.spacing])
-    grid.SetDirection(itk.matrix_from_array(volume.direction.numpy()))
-    # RTK's detector has its own millimetres: (0, 0) at the point given, axes as given.
-    detector = itk.image_from_array(np.zeros((1, *geometry.size), np.float32))
-    (row_pitch, col_pitch), (row, col) = geometry.pitch, geometry.principal_point
-    detector.SetSpacing([col_pitch, row_pitch, 1.0])
-    detector.SetOrigin([-col * col_pitch, -row * row_pitch, 0.0])
-    projections = rtk.ThreeDCircularProjectionGeometry.New()
     point, vector = itk.Point[itk.D, 3], itk.Vector[itk.D, 3]
     assert projections.AddProjection(
         point(geometry.source.tolist()),
@@ -174,44 +152,33 @@ def rtk_joseph(rtk: Any, volume: drrkit.Volume, geometry: Geometry) -> Array:
         vector(geometry.right.tolist()),
         vector(geometry.down.tolist()),
     )
-    projector = rtk.JosephForwardProjectionImageFilter[kind, kind].New()
-    projector.SetInput(0, detector)
-    projector.SetInput(1, grid)
-    projector.SetGeometry(projections)
-    projector.Update()
-    return itk.array_from_image(projector.GetOutput())[0].astype(np.float64)
+    # RTK's detector has its own millimetres: (0, 0) at the point given, axes as given.
+    (row_pitch, col_pitch), (row, col) = geometry.pitch, geometry.principal_point
+    corner = (-col * col_pitch, -row * row_pitch)
+    return rtk_joseph(volume, projections, geometry.size, geometry.pitch, corner)
 
 
+@pytest.mark.parametrize("oblique", [False, True], ids=["as stored", "oblique, left-handed"])
 @pytest.mark.parametrize("name", VIEWS)
 def test_joseph_agrees_with_rtk(
-    rtk: Any, volume: drrkit.Volume, camera: drrkit.Camera, name: str
+    volume: drrkit.Volume, camera: drrkit.Camera, name: str, oblique: bool
 ) -> None:
+    volume = tilted_and_mirrored(volume) if oblique else volume
     pose = view(name, volume)
-    witness = rtk_joseph(rtk, volume, geometry_of(camera, pose))
+    witness = by_rtk(volume, geometry_of(camera, pose))
     assert witness.max() > 5.0  # a body stands in the beam
     difference = relative_difference(rendered(volume, camera, pose, "joseph"), witness)
     assert difference <= EXPECTED <= PROMISED
 
 
-@pytest.mark.parametrize("name", VIEWS)
-def test_joseph_agrees_with_rtk_on_an_oblique_left_handed_grid(
-    rtk: Any, volume: drrkit.Volume, camera: drrkit.Camera, name: str
-) -> None:
-    volume = tilted_and_mirrored(volume)
-    pose = view(name, volume)
-    witness = rtk_joseph(rtk, volume, geometry_of(camera, pose))
-    difference = relative_difference(rendered(volume, camera, pose, "joseph"), witness)
-    assert difference <= EXPECTED <= PROMISED
-
-
 def test_the_witness_sees_a_shift_of_a_quarter_of_a_pixel(
-    rtk: Any, volume: drrkit.Volume, camera: drrkit.Camera
+    volume: drrkit.Volume, camera: drrkit.Camera
 ) -> None:
     pose = view("AP", volume)
     geometry = geometry_of(camera, pose)
     row, col = geometry.principal_point
     moved = replace(geometry, principal_point=(row, col + 0.25))
-    witness = rtk_joseph(rtk, volume, moved)
+    witness = by_rtk(volume, moved)
     assert relative_difference(rendered(volume, camera, pose, "joseph"), witness) > PROMISED
 
 
@@ -219,30 +186,11 @@ def test_the_witness_sees_a_shift_of_a_quarter_of_a_pixel(
 # plastimatch
 
 
-@pytest.fixture(scope="module")
-def plastimatch() -> str:
-    """The plastimatch program: that of the Python package, else the system's."""
-    scripts = {Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))}
-    search = os.pathsep.join([*map(str, sorted(scripts)), os.environ.get("PATH", "")])
-    program = shutil.which("plastimatch", path=search)
-    if program is None:
-        pytest.skip("the witness plastimatch is not installed")
-    return program
-
-
-def read_pfm(path: Path) -> Array:
-    """A one-channel portable float map as plastimatch writes it: top row first."""
-    kind, size, scale, pixels = path.read_bytes().split(b"\n", 3)
-    assert kind == b"Pf"
-    cols, rows = (int(n) for n in size.split())
-    order = "<f4" if float(scale) < 0 else ">f4"
-    return np.frombuffer(pixels, order).reshape(rows, cols).astype(np.float64)
-
-
-def plastimatch_exact(
-    program: str, volume: drrkit.Volume, geometry: Geometry, folder: Path
-) -> Array:
+def plastimatch_exact(volume: drrkit.Volume, geometry: Geometry, folder: Path) -> Array:
     """plastimatch's exact (Siddon) projection, line integrals [rows, cols]."""
+    executable = program()
+    if executable is None:
+        pytest.skip("the witness plastimatch is not installed")
 
     def numbers(*values: float) -> str:
         return " ".join(repr(float(v)) for v in values)
@@ -251,7 +199,7 @@ def plastimatch_exact(
     rows, cols = geometry.size
     isocenter = geometry.source + SOD * geometry.towards
     # In spite of its help text every pair is (col, row); nrm points back to the source.
-    command = [program, "drr", "-A", "cpu", "-i", "exact", "-P", "none", "-t", "pfm"]
+    command = [executable, "drr", "-A", "cpu", "-i", "exact", "-P", "none", "-t", "pfm"]
     command += ["-a", "1", "--nrm", numbers(*-geometry.towards), "--vup", numbers(*-geometry.down)]
     command += ["--sad", numbers(SOD), "--sid", numbers(geometry.sdd), "-o", numbers(*isocenter)]
     command += ["-r", f"{cols} {rows}", "-c", numbers(*geometry.principal_point[::-1])]
@@ -264,10 +212,10 @@ def plastimatch_exact(
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_siddon_agrees_with_plastimatch(
-    plastimatch: str, volume: drrkit.Volume, camera: drrkit.Camera, name: str, tmp_path: Path
+    volume: drrkit.Volume, camera: drrkit.Camera, name: str, tmp_path: Path
 ) -> None:
     pose = view(name, volume)
-    witness = plastimatch_exact(plastimatch, volume, geometry_of(camera, pose), tmp_path)
+    witness = plastimatch_exact(volume, geometry_of(camera, pose), tmp_path)
     assert witness.max() > 5.0
     difference = relative_difference(rendered(volume, camera, pose, "siddon"), witness)
     assert difference <= EXPECTED <= PROMISED

@@ -25,6 +25,7 @@ from bench.projectors.peers.nanodrr import UNUSED as UNUSED_BY_NANODRR
 from bench.projectors.peers.plastimatch import program, read_pfm
 from bench.projectors.peers.stubs import stubbed
 from drrkit import conversions
+from tests.support.rtk import rtk_joseph, rtk_module
 
 pytestmark = [
     pytest.mark.io,
@@ -69,38 +70,29 @@ def difference(image: Tensor, witness: Any) -> float:
     return float((image - witness).norm() / image.norm())
 
 
+def rtk_corner(camera: drrkit.Camera) -> tuple[float, float]:
+    """Where RTK's pixel (0, 0), whose rows run upwards, lies from the foot of the source, mm."""
+    row, col = camera.pixel_spacing
+    return (-float(camera.K[0, 2]) * col, -(camera.size[0] - 1 - float(camera.K[1, 2])) * row)
+
+
 def test_rtk_renders_the_view_of_its_nine_numbers(
     oblique: drrkit.Volume, camera: drrkit.Camera
 ) -> None:
-    itk = pytest.importorskip("itk", reason="the witness itk-rtk is not installed")
+    geometry = rtk_module().ThreeDCircularProjectionGeometry.New()
     pose = pose_of(oblique)
     center = drrkit.volume_center(oblique)
-    numbers = conversions.to_rtk(camera, pose, center)
-    geometry = itk.RTK.ThreeDCircularProjectionGeometry.New()
-    geometry.AddProjection(*(float(value) for value in numbers))
-    grid = itk.image_from_array(oblique.values.numpy())
-    grid.SetOrigin((torch.tensor(oblique.origin, dtype=torch.float64) - center).tolist())
-    grid.SetSpacing(list(oblique.spacing))
-    grid.SetDirection(itk.matrix_from_array(oblique.direction.numpy()))
-    (rows, cols), (row, col) = camera.size, camera.pixel_spacing
-    cx, cy = float(camera.K[0, 2]), float(camera.K[1, 2])
-    detector = itk.image_from_array(np.zeros((1, rows, cols), np.float32))
-    detector.SetSpacing([col, row, 1.0])
-    detector.SetOrigin([-cx * col, -(rows - 1 - cy) * row, 0.0])
-    kind = itk.Image[itk.F, 3]
-    projector = itk.RTK.JosephForwardProjectionImageFilter[kind, kind].New()
-    projector.SetInput(0, detector)
-    projector.SetInput(1, grid)
-    projector.SetGeometry(geometry)
-    projector.Update()
-    witness = itk.array_from_image(projector.GetOutput())[0, ::-1]
+    geometry.AddProjection(*(float(n) for n in conversions.to_rtk(camera, pose, center)))
+    origin = (torch.tensor(oblique.origin, dtype=torch.float64) - center).tolist()
+    corner = rtk_corner(camera)
+    witness = rtk_joseph(oblique, geometry, camera.size, camera.pixel_spacing, corner, origin)[::-1]
     assert difference(drrkit.render(oblique, camera, pose), witness) < SAME
 
 
 def test_rtk_reads_the_geometry_files_and_they_read_its(
     oblique: drrkit.Volume, camera: drrkit.Camera, tmp_path: Path
 ) -> None:
-    itk = pytest.importorskip("itk", reason="the witness itk-rtk is not installed")
+    rtk = rtk_module()
     xi = torch.zeros(3, 6, dtype=torch.float64)
     xi[:, 1] = torch.tensor([0.0, 0.4, 0.8])
     xi[:, 0], xi[:, 3] = 0.1, 5.0
@@ -108,7 +100,7 @@ def test_rtk_reads_the_geometry_files_and_they_read_its(
     view = conversions.to_rtk(camera, poses, drrkit.volume_center(oblique))
     file = tmp_path / "geometry.xml"
     conversions.write_rtk_geometry(file, view)
-    reader = itk.RTK.ThreeDCircularProjectionGeometryXMLFileReader.New()
+    reader = rtk.ThreeDCircularProjectionGeometryXMLFileReader.New()
     reader.SetFilename(str(file))
     reader.GenerateOutputInformation()
     geometry = reader.GetOutputObject()
@@ -131,16 +123,14 @@ def test_rtk_reads_the_geometry_files_and_they_read_its(
         found = torch.tensor(list(getattr(geometry, f"Get{name}")())).rad2deg()
         apart = torch.remainder(found - expected + 180.0, 360.0) - 180.0
         assert float(apart.abs().max()) < 1e-4
-    writer = itk.RTK.ThreeDCircularProjectionGeometryXMLFileWriter.New()
+    writer = rtk.ThreeDCircularProjectionGeometryXMLFileWriter.New()
     writer.SetObject(geometry)
     writer.SetFilename(str(tmp_path / "its.xml"))
     writer.WriteFile()
     again = conversions.read_rtk_geometry(tmp_path / "its.xml")
     row, col = camera.pixel_spacing
-    cx, cy = float(camera.K[0, 2]), float(camera.K[1, 2])
-    origin = (-cx * col, -(camera.size[0] - 1 - cy) * row)
     center = drrkit.volume_center(oblique)
-    found = conversions.from_rtk(again, camera.size, (col, row), origin, center)
+    found = conversions.from_rtk(again, camera.size, (col, row), rtk_corner(camera), center)
     torch.testing.assert_close(found.world_to_camera, poses, rtol=0, atol=1e-8)
 
 
