@@ -444,23 +444,25 @@ def _inside(group: Any, keyword: str) -> list[str]:
 
 
 @cache
-def _tag(keyword: str) -> tuple[Any, bool]:
-    """A field's tag, and whether its values are codes, which are written in capitals."""
+def _tag(keyword: str) -> tuple[Any, str]:
+    """A field's tag and value representation."""
     from pydicom.datadict import dictionary_VR
     from pydicom.tag import Tag
 
     tag = Tag(keyword)
-    return tag, dictionary_VR(tag) == "CS"
+    return tag, dictionary_VR(tag)
 
 
 def _texts(dataset: Any, keyword: str) -> list[str]:
     """A field's values as text, also where they are not what its representation allows."""
-    tag, code = _tag(keyword)
+    tag, kind = _tag(keyword)
     if tag not in dataset:
         return []
     raw = dataset.get_item(tag)
-    value = raw.value
-    if raw.VR not in PLAIN or not isinstance(value, bytes):
+    value, written = raw.value, raw.VR or kind
+    if isinstance(value, bytes) and written == "US" and len(value) == 2:
+        value = int.from_bytes(value, "little" if raw.is_little_endian else "big")
+    elif written not in PLAIN or not isinstance(value, bytes):
         try:
             with _quiet():
                 value = dataset[tag].value
@@ -470,7 +472,7 @@ def _texts(dataset: Any, keyword: str) -> list[str]:
         value = value.decode("latin-1").split("\\")
     several = isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue"
     words = [str(word).strip(" \0") for word in (value if several else [value])]
-    words = [word.upper() for word in words] if code else words
+    words = [word.upper() for word in words] if kind == "CS" else words
     return words if any(word not in ("", "None") for word in words) else []
 
 

@@ -281,10 +281,10 @@ class _Values:
         stored = self._last[1]
         slope, intercept = self._rescaling(file, k)
         self.scales.add((slope, intercept))
-        values[:] = stored.values[k]
-        if slope != 1.0:
-            values *= slope
-        if intercept != 0.0:
+        if slope == 1.0:
+            np.add(stored.values[k], intercept, values, dtype=values.dtype, casting="unsafe")
+        else:
+            np.multiply(stored.values[k], slope, values, dtype=values.dtype, casting="unsafe")
             values += intercept
         if stored.padded is not None:
             padded = stored.padded[k]

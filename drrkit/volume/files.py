@@ -135,7 +135,7 @@ def _without_padding(pixels: np.ndarray, notes: list[str]) -> np.ndarray:
     patient has; above, where metal may be, it begins at an edge of the box, outside of the field.
     """
     while True:
-        ends = float(pixels.min()), float(pixels.max())
+        ends = [float(end) for end in torch.aminmax(torch.from_numpy(pixels))]
         odd = [v for v in ends if math.isfinite(v) and not POSSIBLE_HU[0] <= v <= POSSIBLE_HU[1]]
         for value in odd:
             plateau = pixels == value
