@@ -99,6 +99,11 @@ class DicomFile:
         """Number of Frames, 1 where the file does not say it."""
         return self.count("NumberOfFrames", 1)
 
+    @property
+    def described_frames(self) -> int:
+        """How many frames have functional groups of their own, as enhanced objects have."""
+        return len(self._frames)
+
     def words(self, keyword: str, frame: int | None = None) -> list[str]:
         """The values of a field as text; of frame number `frame` in an enhanced object."""
         if (keyword, frame) not in self._words:
@@ -461,7 +466,7 @@ def _texts(dataset: Any, keyword: str) -> list[str]:
     raw = dataset.get_item(tag)
     value, written = raw.value, raw.VR or kind
     if isinstance(value, bytes) and written == "US" and len(value) == 2:
-        value = int.from_bytes(value, "little" if raw.is_little_endian else "big")
+        value = [int.from_bytes(value, "little" if raw.is_little_endian else "big")]
     elif written not in PLAIN or not isinstance(value, bytes):
         try:
             with _quiet():

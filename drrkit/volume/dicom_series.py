@@ -202,6 +202,11 @@ def _without_localizers(place: Path, files: list[DicomFile], notes: list[str]) -
 def _slices(file: DicomFile) -> list[Slice]:
     """The slices of a file, one per frame."""
     found = []
+    if file.frames > 1 and file.frames != file.described_frames:
+        raise ValueError(
+            f"{file.source}: Number of Frames (0028,0008) is {file.frames}, but where they lie is "
+            f"said of {file.described_frames}"
+        )
     for k in range(file.frames):
         if file.is_localizer(k):
             continue

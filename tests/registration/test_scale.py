@@ -33,12 +33,12 @@ def motion(k: float, *xi: float) -> Tensor:
 
 
 @lru_cache
-def registered(k: float, stages: str) -> RegistrationResult:
+def registered(k: float, stages: str, gain: float = 1.0) -> RegistrationResult:
     volume, camera = scaled(k)
     center = volume_center(volume)
     truth = perturb(view_ap(volume, SOD * k), motion(k, 0.1, -0.05, 0.08, 9, -7, 20), center)
     # A denser X-ray than the volume renders: not a perfect match, as none is.
-    xray = render(volume, camera, truth, supersample=3) ** 1.1
+    xray = gain * render(volume, camera, truth, supersample=3) ** 1.1
     offset = motion(k, 0.12, 0.1, -0.08, 12, -15, 30)
     return register(volume, camera, xray, perturb(truth, offset, center), stages=stages)
 
@@ -57,6 +57,14 @@ def test_a_scaled_scene_has_the_scaled_pose_and_the_same_loss(k, stages):
     assert other.extent_mm == pytest.approx(k * one.extent_mm, rel=1e-6)
     sigma = other.sigma / torch.tensor([1.0] * 3 + [k] * 3)
     torch.testing.assert_close(sigma, one.sigma, rtol=1e-2, atol=0)
+
+
+def test_the_unit_of_the_x_ray_moves_neither_pose_nor_confidence():
+    """X-rays near 1e-6 had the same pose and another confidence."""
+    found = [registered(1.0, "auto", gain) for gain in (1.0, 1e-6)]
+    torch.testing.assert_close(*(f.world_to_camera for f in found), rtol=0, atol=1e-2)
+    assert found[1].confidence == pytest.approx(found[0].confidence, abs=1e-3)
+    assert found[1].accepted == found[0].accepted
 
 
 def test_the_extent_is_that_of_the_object_or_of_the_field_whichever_is_smaller():

@@ -11,6 +11,9 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -34,6 +37,7 @@ from tests.support.ct_files import (
     dataset,
     hu,
     item,
+    set_tags,
     stored,
     write_enhanced,
     write_series,
@@ -221,13 +225,18 @@ def test_bits_that_begin_higher_are_shifted_or_refused(tmp_path: Path) -> None:
 
 
 def test_rle_has_the_bits_that_its_header_says(tmp_path: Path) -> None:
-    """Values shifted up as HighBit says; signed ones of 12 bits without their sign's copies."""
+    """Odd widths; values shifted up as HighBit says; 12 signed bits without copies of the sign."""
     from pydicom.encaps import encapsulate
     from pydicom.pixels.encoders import RLELosslessEncoder
 
     def write(name: str, pixels: np.ndarray, **tags: object) -> Path:
         folder = write_series(tmp_path / name, pixels=pixels, **tags)
-        size = {"rows": ROWS, "columns": COLS, "samples_per_pixel": 1, "number_of_frames": 1}
+        size = {
+            "rows": ROWS,
+            "columns": pixels.shape[2],
+            "samples_per_pixel": 1,
+            "number_of_frames": 1,
+        }
         bits = {"bits_allocated": 16, "bits_stored": 16, "pixel_representation": 0}
         kind = {"photometric_interpretation": "MONOCHROME2", "encoding_plugin": "pydicom"}
         for plane, path in zip(pixels, sorted(folder.iterdir()), strict=True):
@@ -239,6 +248,9 @@ def test_rle_has_the_bits_that_its_header_says(tmp_path: Path) -> None:
             data.save_as(path, enforce_file_format=True)
         return folder
 
+    odd = np.ascontiguousarray(stored()[:, :, :-1])
+    found = read_volume(write("odd", odd)).values.numpy()
+    np.testing.assert_array_equal(found, hu()[:, :, :-1])
     check_usual(read_volume(write("a", stored() << 4, BitsStored=12, HighBit=15)))
     signed = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": 1, "RescaleIntercept": "-24"}
     twelve = ((stored().astype(int) - 1000) & 0xFFF).astype(np.uint16)
@@ -445,7 +457,82 @@ def test_an_enhanced_ct_is_read_as_file_and_as_folder(tmp_path: Path) -> None:
     assert found.volume.origin == (-20.0, 30.0, -92.5)
 
 
+def test_frames_without_a_place_of_their_own_are_refused(tmp_path: Path) -> None:
+    """Before anything is counted or allocated: a classic slice that claims many frames."""
+    for frames in (5, 2_000_000_000):
+        folder = write_series(tmp_path / str(frames), NumberOfFrames=frames)
+        message = rf"000\.dcm: Number of Frames .* is {frames}, but where they lie is said of 0"
+        with pytest.raises(ValueError, match=message):
+            read_volume(folder)
+
+
+ASKED = ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Modality"]
+ASKED += ["RescaleSlope", "RescaleIntercept", "NumberOfFrames"]
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(name=st.sampled_from(ASKED), value=st.binary(max_size=20), slice_=st.integers(0, 4))
+def test_any_bytes_in_a_field_give_an_error_a_warning_or_what_they_say(
+    tmp_path_factory: pytest.TempPathFactory, name: str, value: bytes, slice_: int
+) -> None:
+    """Never a silent geometry: without numbers in the field there is an error or a warning."""
+
+    def change(data: Dataset, k: int) -> None:
+        if k == slice_:
+            set_tags(data, {name: value})
+
+    folder = write_series(tmp_path_factory.mktemp("ct") / "ct", change)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            volume = read_volume(folder)
+        except ValueError as error:
+            assert str(folder) in str(error)
+            return
+    usual = np.array_equal(volume.values.numpy(), hu()) and volume.origin == ORIGIN
+    if not usual and not any(chr(byte).isdigit() for byte in value):
+        assert any(issubclass(w.category, FileWarning) for w in told)
+
+
 # ---- places
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    turn=arrays(float, 3, elements=st.floats(-3, 3)),
+    spacing=st.tuples(*[st.floats(0.1, 5)] * 3),
+    origin=st.tuples(*[st.floats(-900, 900)] * 3),
+    kind=st.sampled_from(["DICOM", "MetaImage"]),
+)
+def test_for_random_headers_the_place_is_simpleitks(
+    tmp_path_factory: pytest.TempPathFactory,
+    turn: np.ndarray,
+    spacing: tuple,
+    origin: tuple,
+    kind: str,
+) -> None:
+    import SimpleITK as sitk
+
+    folder = tmp_path_factory.mktemp("ct") / "ct"
+    axes = drrkit.geometry.so3_exp(torch.from_numpy(turn)[None])[0].numpy()
+    if kind == "DICOM":
+        places = np.array(origin) + spacing[2] * np.arange(SLICES)[:, None] * axes[:, 2]
+        pitch = [f"{spacing[1]:.8g}", f"{spacing[0]:.8g}"]
+        write_series(folder, places=places, axes=axes[:, :2].T.ravel(), PixelSpacing=pitch)
+        image = sitk.ReadImage([str(path) for path in sorted(folder.iterdir())])
+    else:
+        folder = folder.with_suffix(".mha")
+        image = sitk.GetImageFromArray(hu().astype(np.int16))
+        image.SetSpacing(spacing)
+        image.SetOrigin(origin)
+        image.SetDirection(axes.ravel().tolist())
+        sitk.WriteImage(image, str(folder))
+    volume = read_volume(folder)
+    np.testing.assert_array_equal(volume.values.numpy(), hu())
+    for index in ((0, 0, 0), (COLS - 1, 0, SLICES - 1), (3, ROWS - 1, 2)):
+        there = volume.index_to_world(torch.tensor(index, dtype=torch.float64))
+        expected = image.TransformIndexToPhysicalPoint(index)
+        np.testing.assert_allclose(there.numpy(), expected, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize(
