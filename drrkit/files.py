@@ -33,7 +33,7 @@ def existing_file(path: PathLike) -> Path:
 
 
 def fingerprint(path: PathLike) -> dict[str, str | int]:
-    """What tells a file, or a folder of files, from every other: its path, bytes and sha256.
+    """What identifies a file, or a folder of files: its path, bytes and sha256.
 
     A folder's SHA-256 is that of its files' names and SHA-256, in the order of their names.
 

@@ -170,7 +170,7 @@ def render(
 
     volume           in mu (1/mm): Volume.to_mu() converts Hounsfield units
     world_to_camera  [4, 4] or [B, 4, 4], world mm (LPS) to camera mm
-    supersample      average n x n rays a pixel, as real pixels are areas; n = 1 is the centre's ray
+    supersample      average n x n rays per pixel, as real pixels are areas; n = 1: the centre's ray
     extend           rays go on behind the detector until they leave the volume (see view_frames)
     method, step, derivative, anchor  as for `project`
 
@@ -311,10 +311,10 @@ class Projector(nn.Module):
         self._follow()
 
     def prepare(self) -> Projector:
-        """Prepare the values again as they are now, whatever is known about them; returns self.
+        """Prepare the values again as they are now, even if no change was counted; returns self.
 
-        Calls do this by themselves where torch counted a change. Memory is filled again in place,
-        so that CUDA graphs that were captured before render the new values.
+        A call does this by itself where torch counted a change. The memory is filled again in
+        place, so that CUDA graphs that were captured before render the new values.
         """
         self._pack.renew(self.values)
         return self
@@ -381,7 +381,7 @@ class Projector(nn.Module):
 
 
 def _fine_rays(camera: Camera, n: int, device: torch.device) -> Tensor:
-    """pixel_rays of n x n rays a pixel, [1, 4, 3] or one a camera: steps shrink, pixel (0, 0)
+    """pixel_rays of n x n rays per pixel, [1, 4, 3] or one per camera: steps shrink, pixel (0, 0)
     moves back to the first of them."""
     rays = camera.pixel_rays().to(device)
     rays = rays if rays.dim() == 3 else rays.unsqueeze(0)
@@ -451,7 +451,7 @@ def endpoints(frames: Tensor, pixels: Tensor, beam: str) -> Tensor:
         )
     if pixels.device != frames.device:
         raise ValueError(f"pixels: expected device {frames.device}, got {pixels.device}")
-    # (row, col) times the steps (v, u): one small matrix product a view.
+    # (row, col) times the steps (v, u): one small matrix product per view.
     offset = pixels.to(torch.float64) @ frames[:, 2:].flip(1)
     source, target = frames[:, 0:1], frames[:, 1:2]
     source = source + (offset if beam == "parallel" else torch.zeros_like(offset))

@@ -1,4 +1,9 @@
-"""How Python meets the kernels: raw ops, autograd Functions, prepared volumes, maps of poses."""
+"""How Python calls the kernels of csrc; private, the public functions are in drrkit.projector.
+
+ops: the raw ops with fake kernels. products: the six products as autograd Functions. pose_maps: the
+maps from pose to frame likewise. functions: the form of a Function that each mode of torch needs.
+pack: what a Projector prepares from a constant volume.
+"""
 
 from drrkit._native.functions import call
 from drrkit._native.ops import BEAMS, METHODS, VOXELS, Spec, map_flags

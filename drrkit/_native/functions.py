@@ -1,4 +1,4 @@
-"""How drrkit's autograd Functions meet torch: which form to apply, what to save, what is asked for.
+"""How drrkit's autograd Functions fit into torch: which form to apply, what to save and compute.
 
 Dynamo refuses a Function with a jvp, functorch wants forward and setup_context apart, and plain
 eager mode is four times faster when they are one. So `complete` makes three forms of a Function,
@@ -41,8 +41,8 @@ def complete(function: Any, jvp: Callable, vmap: Callable) -> None:
     function.undivided = type(name + "Undivided", (function.eager,), one_piece)
 
 
-# What vjp returns is there compiled on its own if the graph broke inside of vjp, and gives zeros,
-# with anyone's code.
+# Before 2.12, if the graph breaks inside vjp, the function that vjp returns is compiled on its own
+# and returns zeros; this affects every autograd Function, not only drrkit's.
 LOSES_GRADIENTS = torch.__version__ < TorchVersion("2.12")
 
 
@@ -64,12 +64,12 @@ def _eagerly(function: Any, *args: Any):
 
 
 def call(function: Any, *args: Any):
-    """Apply a Function in the form that the surrounding transforms can digest, if any watches."""
+    """Apply a Function in the form that the surrounding transforms support, if there are any."""
     transformed = torch._C._are_functorch_transforms_active()
     if torch.compiler.is_compiling():
         return _eagerly(function, *args) if transformed else function.apply(*args)
     if transformed:
-        # Dynamo's callback is set in all that compiled code calls, what dynamo gave up on included.
+        # Dynamo's callback is set in all that compiled code calls, also where dynamo gave up.
         if LOSES_GRADIENTS and torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
             _refuse_lost_gradients()
         return function.eager.apply(*args)
@@ -77,7 +77,7 @@ def call(function: Any, *args: Any):
 
 
 def _followed(args: tuple) -> bool:
-    """Whether autograd has an interest in what comes of these arguments."""
+    """Whether autograd or forward mode follows what is computed from these arguments."""
     if forward_ad._current_level >= 0:
         return True
     if torch.is_grad_enabled():
@@ -119,6 +119,6 @@ def asked(ctx: Any) -> tuple[bool, ...]:
 
 
 def total(*terms: Tensor | None) -> Tensor | None:
-    """Sum of what is there."""
+    """Sum of the terms that are not None."""
     present = [term for term in terms if term is not None]
     return sum(present[1:], present[0]) if present else None

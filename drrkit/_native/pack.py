@@ -1,15 +1,16 @@
-"""Prepared volumes: what a Projector makes from values that do not change, so that calls are fast.
+"""Prepared volumes: what a Projector derives once from values that do not change.
 
-On CUDA, for Joseph's method: layered 2D textures, one set for each dominant axis (a layer a plane,
-one bilinear fetch a plane, zero outside the volume), for images; a copy with x slowest, for images
-with derivatives, which stay exact. Everywhere: which bricks of 8 x 8 x 8 cells are empty, and the
-box that holds all that is not zero, so that marches need not go there (csrc/packed/empty_space.h).
+On CUDA, for Joseph's method: layered 2D textures for images, one set for each dominant axis (one
+layer per plane, one bilinear fetch per plane, zero outside the volume), and a copy with x slowest
+for images with derivatives, which stay exact. On both devices: which bricks of 8 x 8 x 8 cells are
+empty, and the box that holds every voxel that is not zero, so that marches skip the rest
+(csrc/packed/empty_space.h).
 
-All of it lives in objects of csrc (drrkit._C.PackedVolume, CudaPackedVolume) that a `Pack` owns and
-a handle, an integer, names. An op gets the values and a handle, and uses what the handle names only
-if it was made from that memory in that version: a handle can be late, dead or another process's,
-and the image is still that of the values. The address says enough because the memory that something
-was made from is kept alive with it.
+All of it lives in objects of csrc (drrkit._C.PackedVolume, CudaPackedVolume), owned by a `Pack` and
+named by a handle, an integer. An op gets the values and a handle, and uses what the handle names
+only if that was made from this memory in this version: a handle may be stale, freed or another
+process's, and the image is still that of the values. An address identifies the values because the
+memory that something was made from is kept alive with it.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ class _OnCuda:
         self.native = _C.CudaPackedVolume(device, shape, voxel, texel, bricks)
 
     def fill(self, values: Tensor, version: int) -> None:
-        """Once more, in place: a CUDA graph that reads it sees what is filled in."""
+        """Fill again in place: a CUDA graph that reads this memory sees the new values."""
         volumes = values.reshape(_shape(values))
         stream = _stream(values.device)
         least, largest = torch.aminmax(volumes.flatten(2), dim=2)
@@ -308,21 +309,21 @@ class Pack:
         return self.handle
 
     def follow(self, values: Tensor) -> None:
-        """Prepare new values, or old ones on another device, as far as that can be done there."""
+        """Prepare new values, or moved ones on their new device, if it can hold them."""
         if self.prepared is None or not self.prepared.is_of(values):
             self.clear()
         if self.kind == "auto" or _is_cuda(values):
             self.prepare(values)
 
     def renew(self, values: Tensor) -> None:
-        """Prepare `values` whatever is known about them."""
+        """Prepare `values` again, even if no change was counted."""
         self._refused = None
         if self.prepared is not None:
             self.prepared.version = -1
         self.prepare(values)
 
     def clear(self) -> None:
-        """Let go what there is."""
+        """Drop what is prepared."""
         self.prepared, self.handle, self._refused = None, 0, None
 
     def _attempt(self, values: Tensor) -> Exception | None:

@@ -169,18 +169,9 @@ class GeometryVjp(_Product):
         values, geometry, g, six = ctx.saved_tensors
         if d_geometry is None:
             return None, None, None, None, None
-        on_values, on_geometry, on_g, *_ = asked(ctx)
-        return (
-            call(TangentAdjoint, g, geometry, d_geometry, values.shape[0], ctx.spec).to(
-                values.dtype
-            )
-            if on_values
-            else None,
-            call(Second, values, geometry, g, d_geometry, ctx.spec) if on_geometry else None,
-            call(Tangent, values, geometry, d_geometry, six, ctx.spec) if on_g else None,
-            None,
-            None,
-        )
+        wanted = asked(ctx)
+        along = call(Tangent, values, geometry, d_geometry, six, ctx.spec) if wanted[2] else None
+        return *_on_both(wanted, values, geometry, g, d_geometry, ctx.spec), along, None, None
 
 
 def _geometry_vjp_jvp(ctx, d_values, d_geometry, d_g, *_):
@@ -210,18 +201,21 @@ class Tangent(_Product):
         values, geometry, d_geometry, six = ctx.saved_tensors
         if h is None:
             return None, None, None, None, None
-        on_values, on_geometry, on_tangent, *_ = asked(ctx)
-        return (
-            call(TangentAdjoint, h, geometry, d_geometry, values.shape[0], ctx.spec).to(
-                values.dtype
-            )
-            if on_values
-            else None,
-            call(Second, values, geometry, h, d_geometry, ctx.spec) if on_geometry else None,
-            call(GeometryVjp, values, geometry, h, six, ctx.spec) if on_tangent else None,
-            None,
-            None,
-        )
+        wanted = asked(ctx)
+        back = call(GeometryVjp, values, geometry, h, six, ctx.spec) if wanted[2] else None
+        return *_on_both(wanted, values, geometry, h, d_geometry, ctx.spec), back, None, None
+
+
+def _on_both(
+    wanted: tuple[bool, ...], values: Tensor, geometry: Tensor, g: Tensor, along: Tensor, spec: Spec
+) -> tuple[Tensor | None, Tensor | None]:
+    """Cotangents of values and geometry in <g, T(values, geometry, along)>, where wanted."""
+    adjoint = second = None
+    if wanted[0]:
+        adjoint = call(TangentAdjoint, g, geometry, along, values.shape[0], spec).to(values.dtype)
+    if wanted[1]:
+        second = call(Second, values, geometry, g, along, spec)
+    return adjoint, second
 
 
 class TangentAdjoint(_Product):

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from drrkit.fields.networks.mnerf import MNeRF
-from drrkit.fields.networks.nett import NeTT
+from drrkit.fields.mnerf import MNeRF
+from drrkit.fields.nett import NeTT
 from drrkit.files import PathLike
 from drrkit.training import load_tensors, save_tensors
 from drrkit.volume import Volume
@@ -26,7 +26,7 @@ def save_field(field: NeTT | MNeRF, path: PathLike) -> None:
         raise TypeError(f"field: expected a NeTT or MNeRF, got {type(field).__name__}")
     content: dict[str, Any] = {
         "kind": type(field).__name__,
-        "settings": field.settings,
+        "settings": {name: getattr(field, name) for name in field.SETTINGS},
         "state": {name: value.detach().cpu() for name, value in field.state_dict().items()},
     }
     if isinstance(field, MNeRF):

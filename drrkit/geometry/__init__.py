@@ -4,6 +4,10 @@ World: patient LPS in mm (x = left, y = posterior, z = superior). Camera: OpenCV
 at its origin, +z towards the detector, x to the right (columns), y down (rows); pixel centres at
 integer (row, col). `world_to_camera` is the 4x4 extrinsic matrix for column vectors. A view of a
 voxel grid is a frame [4, 3] in the grid's index coordinates, in the order (x, y, z).
+
+camera: intrinsics, where points are seen. frames: pose and camera to frame. views: named poses.
+se3: exponential, logarithm, perturbed poses. pnp: poses from points. checks: of arguments, those of
+counts and numbers for all packages.
 """
 
 from drrkit.geometry.camera import ORIGINS, Camera, CameraSigma, CArm, project_points

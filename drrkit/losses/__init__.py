@@ -16,6 +16,9 @@ Large batches are compared a few views at a time, and the backward pass repeats 
 of keeping its intermediate results: hundreds of candidate poses need the memory of their images and
 a few more. All losses are twice differentiable in the images wherever their formula is; the
 docstrings say what is held constant (intensity ranges, focal weights).
+
+intensity, correlation, patches, information: the losses. arguments: checks and masks of all.
+batches: groups of views. stencils: boxes, Gaussians, Sobel.
 """
 
 from drrkit.losses.correlation import gradient_difference, gradient_ncc, local_ncc, ncc

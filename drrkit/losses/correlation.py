@@ -10,14 +10,13 @@ from torch.nn import functional
 
 from drrkit.geometry import check_counts, check_numbers
 from drrkit.losses.arguments import (
-    NO_WEIGHT,
     at_unit_scale,
     check_pair,
     mean,
     shares,
 )
 from drrkit.losses.batches import by_views
-from drrkit.losses.stencils import box, sobel
+from drrkit.losses.stencils import Taps, box, local_means, local_moments, sobel
 
 # A variance below this, or below the rounding error of the image's own magnitude, counts as none.
 # Of images whose largest magnitude is about 1, which all are here.
@@ -80,8 +79,9 @@ def local_ncc(
     share = shares(mask)
     total = None if mask is None else box(mask, patch)
     fixed, floor = _centred(at_unit_scale(fixed, share), share)
-    parts = (fixed, *_local_moments(fixed, floor, mask, total, patch), mask, share, total)
-    compare = partial(_local_loss, patch=patch)
+    centre, variance = local_moments(fixed, mask, total, (1.0,) * patch)
+    parts = (fixed, centre, variance.clamp_min(0.0) + floor, mask, share, total)
+    compare = partial(_local_loss, taps=(1.0,) * patch)
     return by_views(compare, moving, *parts, numbers=moving[:1].numel())
 
 
@@ -169,22 +169,6 @@ def _centred(image: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor]:
     return image, 1e-6 * variance + _TINY_VARIANCE
 
 
-def _local_mean(image: Tensor, mask: Tensor | None, total: Tensor | None, patch: int) -> Tensor:
-    """Mean of every patch under the mask, whose sum over the patch is `total`."""
-    if mask is None or total is None:
-        return box(image, patch) / patch**2
-    return box(mask * image, patch) / total.clamp_min(NO_WEIGHT)
-
-
-def _local_moments(
-    image: Tensor, floor: Tensor, mask: Tensor | None, total: Tensor | None, patch: int
-) -> tuple[Tensor, Tensor]:
-    """Mean and variance of every patch of a centred image; the variance is never zero."""
-    centre = _local_mean(image, mask, total, patch)
-    variance = _local_mean(image.square(), mask, total, patch) - centre.square()
-    return centre, variance.clamp_min(0.0) + floor
-
-
 def _local_loss(
     moving: Tensor,
     fixed: Tensor,
@@ -194,11 +178,12 @@ def _local_loss(
     share: Tensor | None,
     total: Tensor | None,
     *,
-    patch: int,
+    taps: Taps,
 ) -> Tensor:
     moving, floor = _centred(at_unit_scale(moving, share), share)
-    moving_mean, moving_variance = _local_moments(moving, floor, mask, total, patch)
-    covariance = _local_mean(moving * fixed, mask, total, patch) - moving_mean * fixed_mean
+    moving_mean, moving_variance = local_moments(moving, mask, total, taps)
+    moving_variance = moving_variance.clamp_min(0.0) + floor
+    covariance = local_means(moving * fixed, mask, total, taps) - moving_mean * fixed_mean
     similarity = covariance / torch.sqrt(moving_variance * fixed_variance)
     return 1.0 - mean(similarity, shares(total)).mean(dim=1)
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from drrkit.geometry import check_counts, check_numbers
 from drrkit.losses.arguments import (
-    NO_WEIGHT,
     check_pair,
     intensity_range,
     mean,
@@ -18,7 +17,7 @@ from drrkit.losses.arguments import (
     unit,
 )
 from drrkit.losses.batches import by_views
-from drrkit.losses.stencils import Taps, correlate
+from drrkit.losses.stencils import Taps, correlate, local_means, local_moments
 
 
 def mse(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -104,7 +103,7 @@ def ssim(
     total = None if mask is None else correlate(mask, taps, taps)
     # Subtracting one level from both images keeps mean(x^2) - mean(x)^2 accurate in float32.
     level = mean(fixed.detach(), shares(mask)).mean(dim=1)[:, None, None, None]
-    parts = (fixed, level, *_moments(fixed - level, mask, total, taps))
+    parts = (fixed, level, *local_moments(fixed - level, mask, total, taps))
     compare = partial(_structure_loss, taps=taps)
     constants = ((k1 * extent) ** 2, (k2 * extent) ** 2)
     return by_views(compare, moving, *parts, *constants, mask, total, numbers=moving[:1].numel())
@@ -203,21 +202,6 @@ def _gaussian(window: int, sigma: float) -> Taps:
     return tuple(weight / sum(weights) for weight in weights)
 
 
-def _local(image: Tensor, mask: Tensor | None, total: Tensor | None, taps: Taps) -> Tensor:
-    """Mean of every window under the mask, whose mean over the window is `total`."""
-    if mask is None or total is None:
-        return correlate(image, taps, taps)
-    return correlate(mask * image, taps, taps) / total.clamp_min(NO_WEIGHT)
-
-
-def _moments(
-    image: Tensor, mask: Tensor | None, total: Tensor | None, taps: Taps
-) -> tuple[Tensor, Tensor]:
-    """Mean and variance of every window."""
-    centre = _local(image, mask, total, taps)
-    return centre, _local(image.square(), mask, total, taps) - centre.square()
-
-
 def _structure_loss(
     moving: Tensor,
     fixed: Tensor,
@@ -232,8 +216,8 @@ def _structure_loss(
     taps: Taps,
 ) -> Tensor:
     moving = moving - level
-    moving_mean, moving_variance = _moments(moving, mask, total, taps)
-    covariance = _local(moving * (fixed - level), mask, total, taps) - moving_mean * fixed_mean
+    moving_mean, moving_variance = local_moments(moving, mask, total, taps)
+    covariance = local_means(moving * (fixed - level), mask, total, taps) - moving_mean * fixed_mean
     moving_mean, fixed_mean = moving_mean + level, fixed_mean + level
     luminance = (2.0 * moving_mean * fixed_mean + c1) / (
         moving_mean.square() + fixed_mean.square() + c1
@@ -253,7 +237,7 @@ def _spectral_loss(
 ) -> Tensor:
     difference = moving - fixed if root is None else (moving - fixed) * root
     rows, cols = (side // patch_factor for side in difference.shape[2:])
-    # [b, C, down, rows, across, cols] -> one spectrum a patch.
+    # [b, C, down, rows, across, cols] -> one spectrum per patch.
     patches = difference.unflatten(2, (-1, rows)).unflatten(4, (-1, cols)).transpose(3, 4)
     spectrum = torch.fft.rfft2(patches, norm="ortho")
     power = spectrum.real.square() + spectrum.imag.square()

@@ -120,7 +120,7 @@ def patch_gradient_ncc(
     Grupp et al., IEEE Trans. Biomed. Eng. 67, 2020.
 
     Args:
-        radius: the patches have 2 radius + 1 pixels a side. None: 41 / 1436 of the image's longer
+        radius: the patches are 2 radius + 1 pixels wide. None: 41 / 1436 of the image's longer
             side, which is the library's rule for its 1536-pixel detector at any resolution.
         stride: step from patch to patch along rows and columns.
         blur: side of the Gaussian in pixels, 5, 3 or 7; 0 for none.

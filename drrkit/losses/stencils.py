@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
+from drrkit.losses.arguments import NO_WEIGHT
+
 Taps = tuple[float, ...]
 """The weights of a one-dimensional kernel."""
 
@@ -39,6 +41,25 @@ def box(image: Tensor, side: int) -> Tensor:
     """Sums over all squares of side x side pixels inside the image."""
     ones = (1.0,) * side
     return correlate(image, ones, ones)
+
+
+def local_means(image: Tensor, mask: Tensor | None, total: Tensor | None, taps: Taps) -> Tensor:
+    """Mean over every window inside the image, weighted by taps x taps and by the mask.
+
+    total: correlate(mask, taps, taps), the weight of every window; None without a mask.
+    """
+    if mask is None or total is None:
+        found, whole = correlate(image, taps, taps), sum(taps) ** 2
+        return found / whole if len(set(taps)) == 1 else found  # others sum to one
+    return correlate(mask * image, taps, taps) / total.clamp_min(NO_WEIGHT)
+
+
+def local_moments(
+    image: Tensor, mask: Tensor | None, total: Tensor | None, taps: Taps
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of every window; arguments as for `local_means`."""
+    centre = local_means(image, mask, total, taps)
+    return centre, local_means(image.square(), mask, total, taps) - centre.square()
 
 
 def sobel(image: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,10 @@
 it wherever a Stage takes a similarity. `SimilarityTask` is what `drrkit.training.train` trains.
 Pose regressors, which the learned similarities are compared with, are built and kept alike;
 `RegressorTask` trains them, and Stage(optimiser=Regressor(...)) uses them.
+
+networks: interfaces, and layers that several networks share. prost, cdreg, sopi, regressors: the
+published networks. storage: networks by name and in files. objectives: the losses of gradients.
+poses, patients: what training draws. tasks: one batch of training, recipes.
 """
 
 from drrkit.similarity.networks import BoneNetwork, LearnedSimilarity, PosePairs, PoseRegressor

@@ -396,9 +396,7 @@ class InvertibleNetwork(nn.Module):
 
     def __init__(self, channels: int, steps: int = 3) -> None:
         super().__init__()
-        self.steps = nn.ModuleList(CouplingStep(channels) for _ in range(steps))
+        self.steps = nn.Sequential(*(CouplingStep(channels) for _ in range(steps)))
 
     def forward(self, image: Tensor) -> Tensor:
-        for step in self.steps:
-            image = step(image)
-        return image
+        return self.steps(image)

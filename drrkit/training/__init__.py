@@ -2,6 +2,9 @@
 
 The loop knows no network: it minimises what a Task defines, on one processor or on the GPUs of many
 machines (torchrun), and can be killed at any moment.
+
+engine: the loop. stepping: the Task, one step, its random numbers. checkpoints: files of tensors.
+logs: CSV and TensorBoard. distributed: several processes. folds: splits of subjects.
 """
 
 from drrkit.training.checkpoints import (

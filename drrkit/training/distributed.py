@@ -62,9 +62,9 @@ class Processes:
         return device
 
     def connect(self, device: torch.device) -> None:
-        """Sees to a process group (NCCL between GPUs, gloo between CPUs), where there are several.
+        """Joins a process group (NCCL between GPUs, gloo between CPUs) if there are several.
 
-        It stays: one that is there already, from a training before, is used.
+        A group that an earlier training has left is used again.
         """
         if self.world > 1 and not dist.is_initialized():
             if device.type == "cuda":
@@ -73,10 +73,10 @@ class Processes:
             dist.init_process_group(backend, timeout=PATIENCE)
 
     def leave(self) -> None:
-        """Ends a process of several, with exit code 0 and when all are here; alone, does nothing.
+        """Waits for the other processes and exits with code 0; does nothing in a single process.
 
-        The last line of a script under torchrun: gloo's threads abort a process now and then whose
-        interpreter is being finalised, which this one's is not.
+        The last line of a script under torchrun. Python is not finalised, because gloo's threads
+        sometimes abort a process while that happens.
         """
         if self.world > 1:
             if dist.is_initialized():
@@ -95,7 +95,7 @@ class Processes:
         return (total / self.world).tolist()
 
     def from_writer(self, value: Any) -> Any:
-        """What the writing process has, in all of them; it is pickled."""
+        """The value that the writing process has, sent to all of them (pickled)."""
         if self.world == 1:
             return value
         box = [value]

@@ -1,4 +1,8 @@
-"""X-ray images: real ones from files; simulated ones, from plain to realistic."""
+"""X-ray images: real ones from files; simulated ones, from plain to realistic.
+
+read/: files of X-rays and their cameras. prepare: polarity, logarithm, shutters, scale and crop of
+a real X-ray. field: its open field. simulate/: X-rays of a CT.
+"""
 
 from drrkit.xray.field import open_field
 from drrkit.xray.prepare import PreprocessedXray, bone_is_bright, preprocess_xray

@@ -36,10 +36,8 @@ _DEEPEST = 12  # pixels: no rim begins farther inside
 _BEYOND, _LASTING = 10, 0.06  # so far outside the rim, pixels, so much of the rise is left
 _CONVEX = 0.92  # share of its convex hull that a field fills, tools in front of it aside
 _WORTH, _WORTH_CUT = 0.96, 0.9  # mean worth of a rim, whole and cut by the image's border
-_SMALLEST, _CUT = (
-    0.13,
-    0.3,
-)  # share of the image, inside it and cut by its border: a lung fills less
+# Least shares of the image, of a field inside it and of one cut by its border: a lung fills less.
+_SMALLEST, _CUT = 0.13, 0.3
 
 
 class _Outline(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import drrkit
 from drrkit import fields
-from drrkit.fields.networks.mnerf import samples_in_mask
+from drrkit.fields.mnerf import samples_in_mask
 from drrkit.registration import Levenberg
 from drrkit.volume import Volume
 from tests.support.volumes import oblique

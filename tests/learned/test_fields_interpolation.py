@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import drrkit
 from drrkit import fields
-from drrkit.fields.networks.encodings import FeatureGrids, corners_and_weights, trilinear
+from drrkit.fields.encodings import FeatureGrids, corners_and_weights, trilinear
 from drrkit.training import train
 from drrkit.volume import Volume
 

@@ -1,7 +1,7 @@
 """Small whole files of every format that is read, and what damage to them may lead to.
 
 Run as a program it reads damaged files, so that a crash of native code is seen as one:
-python damaged_files.py FOLDER reads the names on stdin and prints a line an answer.
+python damaged_files.py FOLDER reads the names on stdin and prints one line per answer.
 """
 
 from __future__ import annotations

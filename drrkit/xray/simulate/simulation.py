@@ -72,7 +72,7 @@ def simulate_xray(
             integrals but no multiple of any of them; "intensity": the share of an unattenuated
             pixel's, 1 in air. A pixel without photons counts as half of one in the logarithm.
         seed: of the noise. An integer draws it on the CPU: one image on every device. B integers,
-            one per view: a view's noise is then the same in whatever batch it is. A generator
+            one per view: a view's noise then does not depend on its batch. A generator
             draws on its own device and is advanced.
         method: projector method, as in `render`.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera
+from drrkit.projector import endpoints
 from drrkit.volume import Volume
 from drrkit.xray.simulate.materials import CM_PER_MM, DENSITIES, check_material
 
@@ -188,12 +189,8 @@ def _rays(camera: Camera, tool_to_camera: Tensor) -> tuple[Tensor, Tensor]:
     """Starts and unit directions of the pixels' rays in tool coordinates, [B, rows * cols, 3]."""
     frame = camera.pixel_rays().to(tool_to_camera.device)
     frame = frame if frame.dim() == 3 else frame[None]
-    rows, cols = camera.size
-    i = torch.arange(rows, dtype=torch.float64, device=frame.device)[:, None, None]
-    j = torch.arange(cols, dtype=torch.float64, device=frame.device)[None, :, None]
-    offset = (j * frame[:, 2, None, None] + i * frame[:, 3, None, None]).flatten(1, 2)
-    end = frame[:, 1, None] + offset
-    start = frame[:, 0, None] + (offset if camera.beam == "parallel" else 0.0 * offset)
+    rows, cols = (torch.arange(n, dtype=torch.float64, device=frame.device) for n in camera.size)
+    start, end = endpoints(frame, torch.cartesian_prod(rows, cols), camera.beam).unbind(2)
     rotation, shift = tool_to_camera[:, :3, :3], tool_to_camera[:, None, :3, 3]
     start, end = (start - shift) @ rotation, (end - shift) @ rotation
     return start, torch.nn.functional.normalize(end - start, dim=-1)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from drrkit._arguments import check_attenuation
-from drrkit.fields.networks.encodings import Perceptron, encoded_size, positional_encoding
+from drrkit.fields.encodings import Perceptron, encoded_size, positional_encoding
 from drrkit.fields.scenes import GridRenderer
 from drrkit.geometry import Camera, check_counts, check_numbers, volume_center
 from drrkit.volume import Volume
@@ -51,6 +51,8 @@ class NeTT(nn.Module):
         ValueError: an unknown feature, or a number that makes no sense.
     """
 
+    SETTINGS = ("octaves", "width", "depth", "features", "reference", "knots")
+
     def __init__(
         self,
         *,
@@ -70,20 +72,12 @@ class NeTT(nn.Module):
         check_numbers(reference=reference)
         check_counts(0, octaves=octaves)
         check_counts(2, knots=knots)
-        self.octaves, self.features = octaves, tuple(features)
-        self.reference, self.knots = float(reference), knots
+        self.octaves, self.width, self.depth = octaves, width, depth
+        self.features, self.reference, self.knots = tuple(features), float(reference), knots
         inputs = encoded_size(1, octaves) + sum(LOCAL_FEATURES[name] for name in features)
         self.network = Perceptron(inputs, width, depth)
         nn.init.zeros_(self.network.last.weight)
         nn.init.zeros_(self.network.last.bias)
-        self.settings: dict[str, Any] = {
-            "octaves": octaves,
-            "width": width,
-            "depth": depth,
-            "features": list(features),
-            "reference": float(reference),
-            "knots": knots,
-        }
 
     def forward(self, volume: Volume) -> Volume:
         """The tuned volume in mu; gradients flow to the network and to the volume's values.

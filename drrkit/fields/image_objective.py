@@ -10,7 +10,7 @@ from torch import Tensor
 
 from drrkit import losses
 from drrkit.fields.scenes import FORMATIONS, Scene, absorption
-from drrkit.fields.tasks.xray_pairs import Pairs
+from drrkit.fields.xray_pairs import Pairs
 
 IMAGE_LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": losses.mse,

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from drrkit.fields.networks.mnerf import MNeRF
-from drrkit.fields.networks.nett import NeTT, TunedCT
+from drrkit.fields.image_objective import ImageObjective, scene_quality
+from drrkit.fields.mnerf import MNeRF
+from drrkit.fields.nett import NeTT, TunedCT
 from drrkit.fields.scenes import CT
-from drrkit.fields.tasks.image_objective import ImageObjective, scene_quality
-from drrkit.fields.tasks.xray_pairs import Pairs, check_subjects
+from drrkit.fields.xray_pairs import Pairs, check_subjects
 from drrkit.files import whole_file
 from drrkit.geometry import check_counts, view_frames
 from drrkit.training import Split, generator, load_checkpoint, train

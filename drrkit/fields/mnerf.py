@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from drrkit.fields.masks import body_mask, dilated, eroded
-from drrkit.fields.networks.encodings import (
+from drrkit.fields.encodings import (
     FeatureGrids,
     Perceptron,
     encoded_size,
     positional_encoding,
     trilinear,
 )
+from drrkit.fields.masks import body_mask, dilated, eroded
 from drrkit.geometry import Camera, check_counts, check_numbers, view_frames, volume_center
 from drrkit.projector import endpoints
 from drrkit.volume import Volume
@@ -54,6 +54,10 @@ class MNeRF(nn.Module):
             hold anything after erosion by a voxel, or a number makes no sense.
     """
 
+    SETTINGS = (
+        *("octaves", "width", "depth", "skip", "levels", "cell", "scale", "step"),
+        "samples_at_once",
+    )
     mask: Tensor
     core: Tensor
     occupied: Tensor
@@ -94,23 +98,13 @@ class MNeRF(nn.Module):
         self.register_buffer("core", core)
         self.register_buffer("occupied", dilated(mask, (1, 1, 1)))
         self.spacing, self.origin, self.direction = grid.spacing, grid.origin, grid.direction
-        self.octaves, self.scale, self.step = octaves, float(scale), float(step)
-        self.samples_at_once = samples_at_once
+        self.octaves, self.width, self.depth, self.skip = octaves, width, depth, skip
+        self.levels, self.cell = levels, float(cell)
+        self.scale, self.step, self.samples_at_once = float(scale), float(step), samples_at_once
         self.features = FeatureGrids(shape, grid.spacing, cell, levels) if levels else None
         inputs = encoded_size(3, octaves) + (self.features.size if self.features else 0)
         self.network = Perceptron(inputs, width, depth, skip)
         nn.init.constant_(self.network.last.bias, _ONE)
-        self.settings: dict[str, Any] = {
-            "octaves": octaves,
-            "width": width,
-            "depth": depth,
-            "skip": skip,
-            "levels": levels,
-            "cell": float(cell),
-            "scale": float(scale),
-            "step": float(step),
-            "samples_at_once": samples_at_once,
-        }
 
     @staticmethod
     def inside(

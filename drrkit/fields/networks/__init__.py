@@ -1,1 +1,0 @@
-"""Neural scenes: NeTT, mNeRF and what they are made of."""

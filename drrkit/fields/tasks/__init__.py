@@ -1,1 +1,0 @@
-"""Training neural scenes from X-rays with known poses."""
