@@ -32,8 +32,8 @@ def relative(found: np.ndarray, truth: np.ndarray, physical: bool = True) -> flo
 def differences(
     operation: str, found: np.ndarray, own: np.ndarray, physical: bool
 ) -> dict[str, float]:
-    """Of an result to drrkit's, by name: of images, of gradients in rotation and translation
-    (over all views), of gradients in voxels (as means over blocks)."""
+    """Differences of a result from drrkit's, by name: of images, of gradients in rotation and
+    translation (over all views), of gradients in voxels (as means over blocks)."""
     if operation == "forward":
         return {"image": relative(found, own, physical)}
     if operation == "pose":
@@ -45,7 +45,7 @@ def differences(
 
 
 class Reference:
-    """The fine reference of single views, computed once a view and size, on some of the rows."""
+    """The fine reference of single views, computed once per view and size, on some of the rows."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, int], np.ndarray] = {}

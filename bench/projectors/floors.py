@@ -87,7 +87,7 @@ class Floors:
         """Bytes and loads of a workload and the least seconds they take; None for "double".
 
         integral  drrkit's method
-        texel     bytes a voxel where images come from textures, as those of packed volumes on CUDA
+        texel     bytes per voxel where images come from textures: packed volumes on CUDA
         """
         if work.operation == "double":
             return None

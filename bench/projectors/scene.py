@@ -33,7 +33,7 @@ SYNTHETIC_SHAPE = (133, 512, 512)
 SYNTHETIC_SPACING = 2.5
 """mm at which the phantom is painted before it is interpolated to SYNTHETIC_SHAPE."""
 SAMPLES_PER_VOXEL = 500 / 512
-"""Samples a ray of sampling tools per voxel of the longest axis: 500 for the chest CT."""
+"""Samples per ray of sampling tools, per voxel of the longest axis: 500 for the chest CT."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Scene:
 
     @property
     def samples(self) -> int:
-        """Samples a ray for tools that are told a number: a step of one voxel."""
+        """Samples per ray for tools that take a number of samples: steps of one voxel."""
         return max(2, round(SAMPLES_PER_VOXEL * max(self.volume.shape_xyz)))
 
     def camera(self, size: int) -> Camera:

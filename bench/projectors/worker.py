@@ -180,7 +180,7 @@ def _comparable(operation: str, answer: np.ndarray) -> np.ndarray:
 
 
 def serve(session: ToolProcess, requests: Any, answers: Any) -> None:
-    """One answer a request; {"cannot"} and {"error"} are answers, too."""
+    """Gives one answer per request; {"cannot"} and {"error"} are answers, too."""
     for line in requests:
         request = json.loads(line)
         action: Callable[..., dict[str, Any]] = getattr(session, request.pop("do"))

@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
-from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import torch
@@ -22,7 +19,7 @@ from torch import Tensor
 
 import drrkit
 from bench.projectors.timing import peak_bytes
-from bench.studies.study import json_file, recorded, write_json
+from bench.studies.study import in_turns, json_file, recorded, write_json
 from drrkit import losses
 
 THREADS = 2
@@ -84,10 +81,10 @@ def costs(name: str, moving: Tensor, fixed: Tensor, options: argparse.Namespace)
 
     found: dict[str, Any] = {"moving_bytes": moving.numel() * moving.element_size()}
     for label, work in (("value", value), ("gradient", gradient)):
-        wall, process = timed(work, options.rounds)
+        times = in_turns({label: work}, options.rounds, unit="ms")[label]
         found[label] = {
-            "wall_ms": 1e3 * wall / moving.shape[0],
-            "process_ms": 1e3 * process / moving.shape[0],
+            "wall_ms": times["wall_median_ms"] / moving.shape[0],
+            "process_ms": times["cpu_min_ms"] / moving.shape[0],
             "peak_bytes": peak_bytes(work, moving.device),
         }
     return found
@@ -97,18 +94,6 @@ def synchronized(result: Tensor) -> Tensor:
     if result.device.type == "cuda":
         torch.cuda.synchronize()
     return result
-
-
-def timed(work: Callable[[], Tensor], rounds: int) -> tuple[float, float]:
-    """Median wall and least process seconds of a call."""
-    work()
-    wall, process = [], []
-    for _ in range(rounds):
-        begin = time.perf_counter(), time.process_time()
-        work()
-        wall.append(time.perf_counter() - begin[0])
-        process.append(time.process_time() - begin[1])
-    return median(wall), min(process)
 
 
 def line(row: dict[str, Any]) -> str:

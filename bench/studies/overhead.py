@@ -9,8 +9,6 @@ launches alone, as nothing waits for the device.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +19,7 @@ from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import drrkit
-from bench.studies.study import json_file, recorded, write_json
+from bench.studies.study import in_turns, json_file, recorded, write_json
 
 CALLS = 20  # a sample is the mean over so many calls: clocks tick in microseconds
 WARM_UP = 3  # rounds
@@ -60,29 +58,9 @@ def run(options: argparse.Namespace) -> None:
 def timed(
     calls: dict[str, Callable[[], Any]], options: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
-    """Microseconds per call; the calls take turns, so that a disturbance does not hit one alone."""
-    wall: dict[str, list[float]] = {name: [] for name in calls}
-    processor: dict[str, list[float]] = {name: [] for name in calls}
-    for index in range(options.rounds + WARM_UP):
-        for name, call in calls.items():
-            begin, begin_processor = time.perf_counter(), time.process_time()
-            for _ in range(CALLS):
-                call()
-            seconds = time.perf_counter() - begin, time.process_time() - begin_processor
-            if index >= WARM_UP:
-                wall[name].append(seconds[0] / CALLS * 1e6)
-                processor[name].append(seconds[1] / CALLS * 1e6)
-            if options.device == "cuda":
-                torch.cuda.synchronize()
-    return {
-        name: {
-            "wall_min_us": min(wall[name]),
-            "wall_median_us": statistics.median(wall[name]),
-            "cpu_min_us": min(processor[name]),
-            "cpu_median_us": statistics.median(processor[name]),
-        }
-        for name in calls
-    }
+    """Microseconds per call; nothing waits for a GPU within a sample."""
+    wait = torch.cuda.synchronize if options.device == "cuda" else lambda: None
+    return in_turns(calls, options.rounds, unit="us", warm_up=WARM_UP, repeat=CALLS, between=wait)
 
 
 def ops_of(call: Callable[[], Any]) -> dict[str, Any]:

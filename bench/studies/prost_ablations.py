@@ -53,7 +53,7 @@ from drrkit.similarity import (
     save_similarity,
     simulated,
 )
-from drrkit.training import generator, load_checkpoint, train
+from drrkit.training import generator
 from drrkit.xray import TargetSynthesis, randomise
 
 BASELINE = NETWORKS[small.NETWORK]
@@ -188,21 +188,8 @@ def trained(name: str, options: argparse.Namespace) -> None:
         network = construct(run.network.kind, run.network.settings)
     steps = options.steps * (REGRESSOR_STEPS if isinstance(network, PoseRegressor) else 1)
     task, watch, mode = task_of(run, network, steps, options)
-    result = train(
-        task,
-        work / "ablations" / name,
-        steps=steps,
-        validate_every=100,
-        save_every=25,
-        clip_norm=10.0,
-        config={"name": name, "steps": steps, "batch": task.recipe.batch},
-        watch=watch,
-        mode=mode,
-        progress=False,
-    )
-    if result.interrupted:
-        raise SystemExit(f"{name}: interrupted at step {result.step}")
-    network.load_state_dict(load_checkpoint(result.best).model)
+    config = {"name": name, "steps": steps, "batch": task.recipe.batch}
+    result = small.best_of(task, work / "ablations" / name, steps, config, watch, mode)
     save_similarity(network, work / "ablations" / f"{name}.pt", step=result.best_step)
     facts = {
         "steps": result.step,

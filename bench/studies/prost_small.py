@@ -66,7 +66,7 @@ from drrkit.similarity import (
     save_similarity,
     simulated,
 )
-from drrkit.training import generator, load_checkpoint, train
+from drrkit.training import TrainingResult, generator, load_checkpoint, train
 
 WORK = Path("build/prost_small")
 NETWORK = "prost-small"
@@ -179,21 +179,8 @@ def trained(name: str, options: argparse.Namespace) -> None:
         SAMPLING,
         recipe,
     )
-    result = train(
-        task,
-        work / name,
-        steps=options.steps,
-        validate_every=100,
-        save_every=25,
-        clip_norm=10.0,
-        config={**asdict(recipe), "network": kind},
-        watch="cosine",
-        mode="max",
-        progress=False,
-    )
-    if result.interrupted:
-        raise SystemExit(f"{name}: interrupted at step {result.step}")
-    network.load_state_dict(load_checkpoint(result.best).model)
+    config = {**asdict(recipe), "network": kind}
+    result = best_of(task, work / name, options.steps, config, "cosine", "max")
     notes = {
         "network": kind,
         "objective": objective,
@@ -207,6 +194,28 @@ def trained(name: str, options: argparse.Namespace) -> None:
     facts |= {"test": tested_gradients(network, work)}
     write_json(work / f"{name}.json", facts)
     print(json.dumps(facts, indent=2))
+
+
+def best_of(
+    task: Any, folder: Path, steps: int, config: dict[str, Any], watch: str, mode: str
+) -> TrainingResult:
+    """Trains a task's network, or goes on with it, and gives it its best validated weights."""
+    result = train(
+        task,
+        folder,
+        steps=steps,
+        validate_every=100,
+        save_every=25,
+        clip_norm=10.0,
+        config=config,
+        watch=watch,
+        mode=mode,
+        progress=False,
+    )
+    if result.interrupted:
+        raise SystemExit(f"{folder.name}: interrupted at step {result.step}")
+    task.model.load_state_dict(load_checkpoint(result.best).model)
+    return result
 
 
 def tested_gradients(network: LearnedSimilarity, work: Path) -> dict[str, float]:

@@ -7,17 +7,15 @@ that both meet the same machine. Wall and processor seconds: the least and the m
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bench.studies.study import json_file, recorded, write_json
+from bench.studies.study import in_turns, json_file, recorded, write_json
 from drrkit.volume import Volume, read_volume, write_volume
 
 
@@ -46,11 +44,7 @@ def measured(folder: Path, values: np.ndarray, rounds: int) -> dict[str, dict[st
     readers = {"drrkit": _by_drrkit, "SimpleITK": _by_simpleitk}
     for name, read in readers.items():  # imports and the file cache, too
         assert np.array_equal(read(folder), values), name
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
-    for _ in range(rounds):
-        for name, read in readers.items():
-            times[name].append(_seconds(read, folder))
-    return {name: _summary(taken) for name, taken in times.items()}
+    return in_turns({name: partial(read, folder) for name, read in readers.items()}, rounds)
 
 
 def _by_drrkit(folder: Path) -> np.ndarray:
@@ -63,19 +57,3 @@ def _by_simpleitk(folder: Path) -> np.ndarray:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     return sitk.GetArrayFromImage(sitk.Cast(reader.Execute(), sitk.sitkFloat32))
-
-
-def _seconds(read: Callable[[Path], np.ndarray], folder: Path) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    read(folder)
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def _summary(taken: list[tuple[float, float]]) -> dict[str, float]:
-    wall, cpu = zip(*taken, strict=True)
-    return {
-        "wall_min_s": min(wall),
-        "wall_median_s": statistics.median(wall),
-        "cpu_min_s": min(cpu),
-        "cpu_median_s": statistics.median(cpu),
-    }

@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -111,6 +113,41 @@ def percent(rate: dict[str, Any], digits: int = 0) -> str:
     return (
         f"{100 * rate['rate']:.{digits}f} % ({100 * rate['low']:.0f} to {100 * rate['high']:.0f})"
     )
+
+
+def in_turns(
+    calls: dict[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    unit: str = "s",
+    warm_up: int = 1,
+    repeat: int = 1,
+    between: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, float]]:
+    """Times per call: least and median of the wall and of this process's processor time.
+
+    Other programs disturb processor time less. The calls take turns, so that a disturbance does not
+    hit one alone; a sample is the mean over `repeat` calls. unit: "s", "ms" or "us".
+    """
+    scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit] / repeat
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for index in range(rounds + warm_up):
+        for name, call in calls.items():
+            begin = time.perf_counter(), time.process_time()
+            for _ in range(repeat):
+                call()
+            end = time.perf_counter(), time.process_time()
+            if index >= warm_up:
+                taken[name].append(((end[0] - begin[0]) * scale, (end[1] - begin[1]) * scale))
+            between()
+    return {
+        name: {
+            f"{clock}_{which}_{unit}": of(values)
+            for clock, values in zip(("wall", "cpu"), zip(*samples, strict=True), strict=True)
+            for which, of in (("min", min), ("median", median))
+        }
+        for name, samples in taken.items()
+    }
 
 
 def ct_option(add: Any) -> None:

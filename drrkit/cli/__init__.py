@@ -23,8 +23,8 @@ __all__ = ["main"]
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 NO_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "bad alloc", "aten::new_empty")
-"""Words of torch's and SimpleITK's errors that are not of Python's kind; the last ones are in the
-error of the kernels when torch has no memory for their results."""
+"""Words in errors of torch and SimpleITK that mean too little memory but are no MemoryError. The
+last is in the kernels' error when torch cannot allocate their result."""
 
 
 class Commands(LazyGroup):
@@ -92,7 +92,7 @@ def _warnings_as_lines() -> Iterator[None]:
 
 
 def _failure(error: Exception) -> Failure | None:
-    """The error as a sentence; None for one that is neither the user's nor the machine's."""
+    """The error as a sentence; None for an unexpected one, which is a bug."""
     text = str(error) or type(error).__name__
     if _is_out_of_memory(error):
         reason = text.strip().splitlines()[0]

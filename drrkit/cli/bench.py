@@ -35,10 +35,10 @@ LEAST_TURN = 0.1  # s: a turn of short calls is repeated so long
 def bench_command(
     *,
     ct: Path | None = argument(required=False),
-    views: int = option("Per call.", type=COUNT, default=1),
+    views: int = option("Views per call.", type=COUNT, default=1),
     size: tuple[int, int] = option("Pixels of a view.", type=Size(), default="200x200"),
-    rounds: int = option("The methods take turns so often.", type=COUNT, default=5),
-    threads: int | None = option("On the CPU.  [default: all]", type=COUNT),
+    rounds: int = option("Rounds in which the methods take turns.", type=COUNT, default=5),
+    threads: int | None = option("CPU threads.  [default: all]", type=COUNT),
     device: torch.device = device_option(),
 ) -> Answer:
     """Measure drrkit's methods on CT (in HU; the built-in torso if none): images and gradients.

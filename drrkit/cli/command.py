@@ -48,7 +48,7 @@ class Failure(click.ClickException):
     def __init__(self, message: str, code: int, kind: str) -> None:
         super().__init__(message)
         self.kind = kind
-        # click reads it from the object, whatever its annotation says.
+        # click reads it from the object, although it is annotated as a class variable.
         self.exit_code = code  # ty: ignore[invalid-attribute-access]
 
     def show(self, file: Any = None) -> None:
@@ -58,14 +58,14 @@ class Failure(click.ClickException):
 
 @dataclass
 class Stdout:
-    """Where the one document goes; `given` once it is there."""
+    """Destination of the JSON document; `given` once it has been printed."""
 
     stream: TextIO
     as_json: bool
     given: bool = False
 
     def fail(self, error: click.ClickException) -> None:
-        """Shows an error on stderr, and prints it as the document if there is none yet."""
+        """Shows an error on stderr and, where no document was printed yet, prints it as one."""
         error.show()
         if not self.as_json or self.given:
             return
@@ -80,7 +80,7 @@ class Stdout:
 def stdout_for(arguments: Sequence[str]) -> Iterator[Stdout]:
     """The stdout of a command line; with --json everything else that is printed goes to stderr.
 
-    The line need not parse: an error in it is a document, too.
+    The command line need not be valid: an error in it is printed as a document, too.
     """
     words = list(arguments)
     words = words[: words.index("--")] if "--" in words else words
@@ -91,9 +91,9 @@ def stdout_for(arguments: Sequence[str]) -> Iterator[Stdout]:
 
 
 def give(ctx: click.Context, answer: Answer) -> None:
-    """Prints the answer of a command; the document holds the run, too, so that it can be repeated.
+    """Prints the answer of a command; the document includes the run, so that it can be repeated.
 
-    A command that goes on afterwards calls it; the others return their answer.
+    Only a command that continues after its answer calls this; the others return their answer.
     """
     out = ctx.find_object(Stdout) or Stdout(sys.stdout, as_json=False)
     if out.as_json:
@@ -138,7 +138,7 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., Answer | None
 
 
 class _Unloaded(click.Command):
-    """Stands for a command in lists: help and completion need its name and summary only."""
+    """Placeholder of a command that is not loaded: help and completion need name and summary."""
 
     def __init__(self, name: str, source: str, summary: str) -> None:
         super().__init__(name, short_help=summary)

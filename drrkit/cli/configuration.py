@@ -29,12 +29,7 @@ UNRECORDED = ("as_json", "config", "help", "film")
 
 def name_of(ctx: click.Context) -> str:
     """The command of a context as it is called, without the program: "train similarity"."""
-    names: list[str] = []
-    at: click.Context | None = ctx
-    while at is not None and at.parent is not None:
-        names.insert(0, str(at.info_name))
-        at = at.parent
-    return " ".join(names)
+    return ctx.command_path.removeprefix(ctx.find_root().command_path).strip()
 
 
 def run_record(ctx: click.Context | None = None) -> dict[str, Any]:
@@ -155,7 +150,7 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 
 def _value(place: str, param: click.Parameter, value: Any) -> Any:
-    """A value as words of a command line would give it."""
+    """A configuration's value as the words that a command line would have."""
     if isinstance(param, click.Option) and param.is_flag:
         if not isinstance(value, bool):
             raise ValueError(f"{place}: expected true or false, got {value!r}.")
@@ -181,7 +176,7 @@ def _word(place: str, value: Any) -> str:
 
 
 def _plain(param: click.Parameter, value: Any) -> Any:
-    """One value for JSON, from which `_value` makes the words it came from."""
+    """A parameter's value for JSON; `_value` converts it back to words."""
     plain = getattr(param.type, "plain", None)
     if plain is not None and value is not None:
         return plain(value)

@@ -46,7 +46,7 @@ OPTIONS = {
     "sod": "--sod",
     "pixel_spacing": "--pixel-spacing",
 }
-"""What besides the file a converter may need, by the names of its arguments."""
+"""Options for what a converter may need besides the file, by the names of its arguments."""
 
 
 def _to_rtk(camera: Camera, world_to_camera: Tensor, isocenter: Any = None) -> dict[str, Any]:
@@ -142,15 +142,17 @@ def convert_command(
     ),
     ct: Path | None = option("The CT, for tools whose world is the volume's."),
     size: tuple[int, int] | None = option(
-        "Of the image, where the format does not hold it.", type=Size()
+        "Size of the image, where the format does not hold it.", type=Size()
     ),
     pixel_spacing: tuple[float, ...] | None = option(
         type=Numbers("MM[,MM]", (1, 2), positive=True)
     ),
     sdd: float | None = option("Source to detector, mm.", type=POSITIVE),
     sod: float | None = option("Source to isocentre, mm.", type=POSITIVE),
-    specimen: str | None = option("Of DeepFluoro's file, such as 17-1882."),
-    projection: int | None = option("Its number, from 0.", type=click.IntRange(0)),
+    specimen: str | None = option("Specimen of DeepFluoro's file, such as 17-1882."),
+    projection: int | None = option(
+        "Number of the specimen's X-ray, from 0.", type=click.IntRange(0)
+    ),
     bone: str = option(type=click.Choice(DEEPFLUORO_BONES), default="pelvis"),
     border: int = option(
         "Pixels of DeepFluoro's images cut off all around.", type=click.IntRange(0), default=50

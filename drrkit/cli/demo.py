@@ -76,7 +76,7 @@ def demo_command(
     out: Path = out_option(
         "Folder for the pictures and files; made if missing.", default=Path("demo_out")
     ),
-    seed: int = seed_option("Of start and noise."),
+    seed: int = seed_option("Seed of start and noise."),
     device: torch.device = device_option(),
     quiet: bool = quiet_option(),
 ) -> Answer:
@@ -100,29 +100,29 @@ def demo_command(
         return found
     pose = torch.tensor(found.content["world_to_camera"], dtype=torch.float64)
     before, after = _errors(start[0], truth[0], ct), _errors(pose, truth[0], ct)
-    errors = {"before": before, "after": after}
     succeeded = after.mtre_mm < SUCCESS_MM
     if not succeeded:
         click.echo(f"The registration failed: mTRE is not below {SUCCESS_MM:g} mm.", err=True)
     program = _program()
-    report = f"{program} report {out / 'found.json'} -o {out / 'report.html'}"
-    by_hand = f"{program} register {' '.join(words)} -o {out / 'result.json'}"
     content = {
         "out": str(out),
         "succeeded": succeeded,
         "before": before._asdict(),
         "after": after._asdict(),
         "seconds": found.content["seconds"],
-        "report": report,
-        "by_hand": by_hand,
+        "report": f"{program} report {out / 'found.json'} -o {out / 'report.html'}",
+        "by_hand": f"{program} register {' '.join(words)} -o {out / 'result.json'}",
     }
-    rows = (f"{name:8}{e[0]:10.2f}{e[1]:14.2f}{e[2]:16.2f}" for name, e in errors.items())
+    rows = (
+        f"{name:8}{e[0]:10.2f}{e[1]:14.2f}{e[2]:16.2f}"
+        for name, e in (("before", before), ("after", after))
+    )
     lines = [
         f"{'':8}{'mTRE mm':>10}{'rotation deg':>14}{'translation mm':>16}",
         *rows,
         f"registered in {content['seconds']:.1f} s; look at {out / 'overlay.png'}",
-        f"next, a report: {report}",
-        f"the same by hand: {by_hand}",
+        f"next, a report: {content['report']}",
+        f"the same by hand: {content['by_hand']}",
     ]
     return Answer(content, "\n".join(lines), 0 if succeeded else 1)
 

@@ -14,7 +14,7 @@ from torch.torch_version import TorchVersion
 
 from drrkit.cli.command import Answer, command
 from drrkit.geometry import CArm, view_carm, view_frames
-from drrkit.machine import versions
+from drrkit.machine import available_cores, versions
 from drrkit.projector import backproject, project
 from drrkit.volume import Volume
 
@@ -111,7 +111,10 @@ def examine() -> Iterator[Finding]:
 
 
 def _build(record: dict[str, Any]) -> Finding:
-    """One binary serves every torch from the oldest on, of the CUDA major that it has."""
+    """Whether drrkit's build fits this torch.
+
+    One binary serves every torch from the oldest supported one on that has its CUDA major version.
+    """
     here, cuda = torch.__version__, record.get("cuda")
     text = f"built with torch {record.get('torch') or 'unknown'}, running on {here}"
     oldest = record.get("oldest_torch")  # what setup.py read in pyproject.toml
@@ -166,19 +169,14 @@ def _known_answers(device: torch.device) -> str:
 
 
 def _threads() -> Finding:
-    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    threads, cores, load = torch.get_num_threads(), available_cores(), os.getloadavg()[0]
     if threads > cores:
-        return Finding(
-            "threads",
-            "warning",
-            f"torch uses {threads} threads on {cores} cores: torch.set_num_threads({cores})",
-        )
-    load = os.getloadavg()[0]
-    if load > 1.5 * cores:
-        return Finding(
-            "threads",
-            "warning",
+        text = f"torch uses {threads} threads on {cores} cores: torch.set_num_threads({cores})"
+    elif load > 1.5 * cores:
+        text = (
             f"{threads} threads, but {load:.0f} busy processes on {cores} cores: small problems "
-            "slow down most; fewer threads help",
+            "slow down most; fewer threads help"
         )
-    return Finding("threads", "ok", f"{threads} on {cores} cores")
+    else:
+        return Finding("threads", "ok", f"{threads} on {cores} cores")
+    return Finding("threads", "warning", text)

@@ -62,31 +62,32 @@ def evaluate_command(
     cts: tuple[Path, ...] = argument(nargs=-1),
     out: Path = out_option("Folder for the results; an evaluation found there is resumed."),
     protocols: tuple[str, ...] = option(
-        "How far off starts are; may be repeated.",
+        "How starts are drawn; may be repeated.",
         "--protocol",
         multiple=True,
         default=("narrow",),
         type=click.Choice(list(PROTOCOLS)),
     ),
     methods: tuple[str, ...] = option(
-        "What is evaluated; may be repeated.",
+        "Pipeline to evaluate; may be repeated.",
         "--registration",
         multiple=True,
         default=("global",),
         type=click.Choice(list(METHODS)),
     ),
     similarities: tuple[str | Path, ...] = option(
-        "Of the last stage, instead of its own: any loss of drrkit.losses, mi, nmi, mattes_mi, or "
-        "unit_NAME, which maps both images to [0, 1] first. The file of a trained similarity: its "
-        "descent, CMA-ES and Levenberg-Marquardt, instead of --registration. May be repeated.",
+        "Similarity of the last stage instead of its own: a loss of drrkit.losses, mi, nmi, "
+        "mattes_mi, or unit_NAME, which maps both images to [0, 1] first. With the file of a "
+        "trained similarity: its descent, CMA-ES and Levenberg-Marquardt, instead of "
+        "--registration. May be repeated.",
         "--similarity",
         multiple=True,
         type=SimilarityName(),
     ),
-    all_stages: bool = option("--similarity is that of all stages."),
-    cases: int = option("Of every CT.", type=COUNT, default=100),
+    all_stages: bool = option("Use --similarity in all stages."),
+    cases: int = option("Cases of every CT.", type=COUNT, default=100),
     starved: bool = option("Photon-starved X-rays."),
-    shifted: bool = option("Another gamma, an uneven field, inversion."),
+    shifted: bool = option("X-rays with another gamma, an uneven field, inversion."),
     device: torch.device = device_option(),
     quiet: bool = quiet_option(),
 ) -> Answer | None:

@@ -46,7 +46,7 @@ VIEWS = {
     "RIGHT-LATERAL": view_right_lateral,
 }
 
-# ---- types: each turns a word into a value or says what it expected
+# ---- parameter types: they convert a word, or fail and name what was expected
 
 
 class Size(click.ParamType):
@@ -177,7 +177,7 @@ class Device(click.ParamType):
 def completions(names: Iterable[str], incomplete: str, files: bool = False) -> list[CompletionItem]:
     """What a shell proposes for a word: the names that begin like it, and files.
 
-    Files come first: bash discards earlier proposals when it is told to propose files.
+    Files come first: bash drops the proposals before them.
     """
     found = [CompletionItem(n) for n in names if n.lower().startswith(incomplete.lower())]
     return [CompletionItem(incomplete, type="file")] * files + found
@@ -418,11 +418,11 @@ class PoseOptions:
         "Turn of an AP or PA view about the patient, LAO +.", type=NumberRange(-360, 360)
     )
     secondary: float | None = option(
-        "Then about the tilted transverse axis, CRA +.", type=NumberRange(-360, 360)
+        "Turn about the tilted transverse axis after that, CRA +.", type=NumberRange(-360, 360)
     )
     sod: float | None = option(f"Source to the CT's centre, mm.  [default: {SOD:g}]")
     xi: tuple[float, ...] | None = option(
-        "Then move the patient: rotation vector in degrees about the CT's centre, and mm; camera "
+        "Move the patient from there: rotation vector in degrees about the CT's centre, mm; camera "
         "axes.",
         type=Numbers("RX,RY,RZ,X,Y,Z", (6,)),
     )

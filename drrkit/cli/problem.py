@@ -116,18 +116,12 @@ class XrayOptions:
 
 
 class Problem(NamedTuple):
-    """A registration to be done: the volume in mu, the X-ray's camera, and a start [1, 4, 4].
-
-    line and weights are the X-ray's line integrals and pixel weights (or None), [1, 1, rows, cols];
-    kind is what its pixels were taken for.
-    """
+    """A registration to be done: the volume in mu, an X-ray, its camera, and a start [1, 4, 4]."""
 
     volume: Volume
     camera: Camera
-    line: Tensor
-    weights: Tensor | None
+    xray: XrayInput
     start: Tensor
-    kind: str
 
 
 @dataclass(frozen=True)
@@ -179,7 +173,7 @@ class ProblemOptions:
         found = self.xray.prepared(found, camera)
         volume = self.ct.load(ct, self.device)
         start = self._start(volume, camera, found, view, stored)
-        return Problem(volume, camera, found.line, found.weights, start, found.kind)
+        return Problem(volume, camera, found, start)
 
     def _start(
         self, volume: Volume, camera: Camera, xray: XrayInput, view: str, stored: PoseFile | None

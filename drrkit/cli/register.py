@@ -114,17 +114,15 @@ def _trained_center(stages: Sequence[Stage | Search], scene: Volume) -> Tensor |
 
 def plain_stages(stages: Sequence[Stage | Search]) -> list[dict[str, Any]]:
     """Stages for JSON, networks by their names."""
-    return [_plain_stage(stage) for stage in stages]
-
-
-def _plain_stage(stage: Stage | Search) -> dict[str, Any]:
-    plain = {**vars(stage), "similarity": stage.name}
-    if isinstance(stage, Stage):
-        settings = vars(stage.optimiser)
-        plain["optimiser"] = {"name": stage.optimiser.name, **settings}
-        if "network" in settings:
-            plain["optimiser"]["network"] = type(settings["network"]).__name__
-    return plain
+    found = []
+    for stage in stages:
+        found.append({**vars(stage), "similarity": stage.name})
+        if isinstance(stage, Stage):
+            settings = vars(stage.optimiser)
+            if "network" in settings:
+                settings = {**settings, "network": type(settings["network"]).__name__}
+            found[-1]["optimiser"] = {"name": stage.optimiser.name, **settings}
+    return found
 
 
 class Stages(click.ParamType):
@@ -201,7 +199,7 @@ def register_command(
         type=NumberRange(0, 1),
         default=TRUSTED,
     ),
-    seed: int = seed_option("Of the starts that stages draw; the same gives the same result."),
+    seed: int = seed_option("Seed of the starts that stages draw."),
     quiet: bool = quiet_option(),
 ) -> Answer:
     """Find the pose of CT in XRAY: DICOM, .npy, .png, .tif, NIfTI, NRRD or MetaImage.
@@ -222,17 +220,17 @@ def register_command(
         problem.camera,
         init=problem.start,
         stages=stages,
-        mask=problem.weights,
+        mask=problem.xray.weights,
         center=_trained_center(stages, problem.volume) if isinstance(similarity, Path) else None,
         method=given.method,
         seed=seed,
     )
-    result = run(problem.line, progress=not quiet)
+    result = run(problem.xray.line, progress=not quiet)
     # A search looks for negatives itself.
     doubtful = not (searching or is_accepted(result.agreement, result.loss, result.reasons))
     if doubtful and result.stop_reason != "interrupted":
-        negative = run(-problem.line)
-        _check_polarity(xray, problem.kind, result.agreement, negative.agreement)
+        negative = run(-problem.xray.line)
+        _check_polarity(xray, problem.xray.kind, result.agreement, negative.agreement)
     if "field" in result.inferred and not quiet:
         click.echo("The open field was found in the X-ray; --mask gives another.", err=True)
     accepted = is_accepted(result.confidence, result.loss, result.reasons, min_confidence)
@@ -254,7 +252,7 @@ def register_command(
     if overlay is not None:
         poses = [problem.start[0], result.world_to_camera]
         drawn = pose_overlays(
-            problem.volume, problem.camera, problem.line, poses, method=given.method
+            problem.volume, problem.camera, problem.xray.line, poses, method=given.method
         )
         save_image(drawn, overlay)
     text = (

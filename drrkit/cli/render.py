@@ -129,7 +129,7 @@ def render_command(
     ct: Path = argument(),
     how: ImageOptions,
     supersample: int = option("N x N rays per pixel.", type=click.IntRange(1, 16), default=1),
-    step: float | None = option("Of trilinear samples, mm.  [default: half a voxel]"),
+    step: float | None = option("Distance of trilinear samples, mm.  [default: half a voxel]"),
     display: str | None = option(
         "PNG only: line integrals, 1 - exp(-I) or exp(-I) (bone dark).  [default: line]",
         type=click.Choice(list(CONVERSIONS)),

@@ -57,17 +57,21 @@ class ModelOptions:
     )
     supersample: int = option("N x N rays per pixel.", type=click.IntRange(1, 16), default=1)
     photons: float = option(
-        "Per pixel; 0 for an image without noise.", type=NumberRange(0, 1e12), default=2e4
+        "Photons per pixel; 0 for an image without noise.", type=NumberRange(0, 1e12), default=2e4
     )
     photons_at: Literal["detector", "source"] = option(
-        "Where: on average over the image, or before the patient.", default="detector"
+        "Where --photons are counted: mean over the image, or before the patient.",
+        default="detector",
     )
     electronic_noise: float = option(
-        "Standard deviation, photons.", type=NumberRange(0), default=0.0
+        "Electronic noise, standard deviation in photons.", type=NumberRange(0), default=0.0
     )
     scatter: float = option("Strength of scattered radiation.", type=NumberRange(0, 1), default=0.1)
-    blur: float = option(
-        "Of the detector: standard deviation in pixels.", type=NumberRange(0, 100), default=0.5
+    blur_sigma_px: float = option(
+        "Detector blur, standard deviation in pixels.",
+        "--blur",
+        type=NumberRange(0, 100),
+        default=0.5,
     )
     tools: tuple[str, ...] = option(
         "Metal at a random place near the CT's centre; may be given several times.",
@@ -80,14 +84,14 @@ class ModelOptions:
         type=click.Choice([name for name, density in DENSITIES.items() if density > 4]),
     )
     motion: tuple[float, float] | None = option(
-        "Of the patient during the exposure: standard deviations of a random one.",
+        "Random motion of the patient during the exposure, standard deviations.",
         type=Numbers("DEG,MM", (2,)),
     )
     randomise: str | None = option(
-        "Then change the image as in the training of these similarities.",
+        "Randomise the image as in the training of these similarities.",
         type=click.Choice(RANDOMISATIONS),
     )
-    seed: int = seed_option("Of noise, tools, motion and randomisation.")
+    seed: int = seed_option("Seed of noise, tools, motion and randomisation.")
 
     def image(self, ct: Volume, camera: Camera, pose: Tensor, method: str) -> Tensor:
         """The X-ray [1, 1, rows, cols], on the scale of line integrals unless randomised."""
@@ -100,21 +104,11 @@ class ModelOptions:
             degrees, millimetres = self.motion
             path = {"rotation_sigma": degrees * torch.pi / 180, "translation_sigma": millimetres}
             pose = motion_path(pose, ct, generator, **path, steps=9)
-        image = simulate_xray(
-            tissue_materials(ct, metal=self.metal),
-            camera,
-            pose,
-            spectrum=self.spectrum,
-            tools=placed,
-            supersample=self.supersample,
-            scatter=self.scatter,
-            photons=self.photons or None,
-            photons_at=self.photons_at,
-            electronic_noise=self.electronic_noise,
-            blur_sigma_px=self.blur,
-            seed=generator,
-            method=method,
-        )
+        names = ("spectrum", "supersample", "scatter", "photons_at", "electronic_noise")
+        settings = {name: getattr(self, name) for name in (*names, "blur_sigma_px")}
+        settings |= {"photons": self.photons or None, "tools": placed, "seed": generator}
+        materials = tissue_materials(ct, metal=self.metal)
+        image = simulate_xray(materials, camera, pose, method=method, **settings)
         if self.randomise is None:
             return image
         return randomise(image, self.randomise, seed=generator)

@@ -69,21 +69,21 @@ class TrainingOptions:
     out: Path = out_option(
         "Folder for checkpoints, logs and the network; a training there is resumed."
     )
-    steps: int = option("In all.", type=COUNT, default=2000)
-    validate_every: int = option(type=COUNT, default=100)
-    save_every: int = option(type=COUNT, default=100)
+    steps: int = option("Training steps in all.", type=COUNT, default=2000)
+    validate_every: int = option("Steps between validations.", type=COUNT, default=100)
+    save_every: int = option("Steps between checkpoints.", type=COUNT, default=100)
     clip_norm: float = option("Largest norm of a gradient.", type=POSITIVE, default=10.0)
     accumulate: int = option(
-        "Batches averaged for a step; the same as that many times the processes.",
+        "Batches averaged per step; the same as that many times the processes.",
         type=COUNT,
         default=1,
     )
     precision: str = option(
-        "Of the network; the projector's is float32.",
+        "Precision of the network; the projector's is float32.",
         type=click.Choice(list(PRECISIONS)),
         default="float32",
     )
-    seed: int = seed_option("Of everything.")
+    seed: int = seed_option("Seed of weights, patients, poses and noise.")
     device: torch.device = device_option()
     quiet: bool = quiet_option()
 
@@ -186,8 +186,12 @@ class ScanOptions:
     voxel_mm: float | None = option(
         "Resample CTs to cubes of this size.  [default: their own]", type=POSITIVE
     )
-    anatomy: str = option("Of the phantoms.", type=click.Choice(list(FIELD_MM)), default="pelvis")
-    voxels: int = option("Of a phantom, along each side.", type=click.IntRange(8, 512), default=48)
+    anatomy: str = option(
+        "Anatomy of the phantoms.", type=click.Choice(list(FIELD_MM)), default="pelvis"
+    )
+    voxels: int = option(
+        "Voxels of a phantom along each side.", type=click.IntRange(8, 512), default=48
+    )
 
     def phantom(self, number: int) -> Volume:
         """A random phantom in HU."""
@@ -221,7 +225,7 @@ class SubjectOptions(ScanOptions):
         "Labels of the bones that are projected.", type=Numbers("N,N,...", kind=int)
     )
     phantoms: int = option(
-        "Without --subjects: the number of random phantoms.",
+        "Number of random phantoms without --subjects.",
         type=COUNT,
         default=PHANTOMS,
     )
@@ -230,10 +234,10 @@ class SubjectOptions(ScanOptions):
         type=click.IntRange(0),
     )
     folds: int | None = option(
-        "K-fold: the number of parts that patients are split into; that of --fold is left out.",
+        "Split patients into so many parts and leave out that of --fold (cross-validation).",
         type=click.IntRange(2),
     )
-    fold: int = option("From 0.", type=click.IntRange(0), default=0)
+    fold: int = option("The part left out, from 0.", type=click.IntRange(0), default=0)
 
     def cohort(self, seed: int) -> Cohort:
         """All scans, split by patient; the same for the same scans and seed.

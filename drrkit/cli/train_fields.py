@@ -60,7 +60,7 @@ class PosedXrayOptions(ScanOptions):
         metavar="CT FOLDER",
     )
     validate_on: tuple[tuple[str, str], ...] = option(
-        "The same, of other subjects than those trained on.",
+        "Like --pairs, of subjects to validate on.",
         type=(FILE, FOLDER),
         multiple=True,
         metavar="CT FOLDER",
@@ -71,13 +71,13 @@ class PosedXrayOptions(ScanOptions):
         default="line",
     )
     phantoms: int = option(
-        "Without --pairs: the number of random phantoms; of several the last one validates.",
+        "Number of random phantoms without --pairs; of several the last is validated on.",
         type=COUNT,
         default=4,
     )
     views: int = option("Simulated X-rays of a phantom.", type=click.IntRange(2), default=133)
     pixels: int = option(
-        "Of a simulated X-ray, along each side.", type=click.IntRange(8), default=128
+        "Pixels of a simulated X-ray along each side.", type=click.IntRange(8), default=128
     )
 
     def load(self, seed: int, device: torch.device) -> tuple[list[Pairs], list[Pairs]]:
@@ -162,7 +162,7 @@ def _beside(pose: Path) -> Path:
 class ObjectiveOptions(ImageObjective):
     """How images are compared."""
 
-    loss: str = option(type=click.Choice(list(IMAGE_LOSSES)), default="mse")
+    loss: str = option("Loss of the images.", type=click.Choice(list(IMAGE_LOSSES)), default="mse")
     formation: str = option(
         "rc: X-rays are like line integrals; vr: like 1 - exp(-I).",
         type=click.Choice(list(FORMATIONS)),
@@ -171,8 +171,8 @@ class ObjectiveOptions(ImageObjective):
     normalised: bool = option(
         "Compare images mapped to [0, 1], or as they are.", "--normalised/--absolute", default=True
     )
-    rate: float = option(type=POSITIVE, default=5e-3)
-    final_rate: float = option(type=POSITIVE, default=5e-4)
+    rate: float = option("Learning rate at the start.", type=POSITIVE, default=5e-3)
+    final_rate: float = option("Learning rate at the end.", type=POSITIVE, default=5e-4)
 
 
 @command("nett")
@@ -183,9 +183,9 @@ def nett_command(
         type=click.Choice(list(LOCAL_FEATURES)),
         multiple=True,
     ),
-    octaves: int = option(type=click.IntRange(0), default=5),
-    width: int = option(type=COUNT, default=64),
-    depth: int = option(type=COUNT, default=3),
+    octaves: int = option("Octaves of the positional encoding.", type=click.IntRange(0), default=5),
+    width: int = option("Neurons per layer.", type=COUNT, default=64),
+    depth: int = option("Hidden layers.", type=COUNT, default=3),
     batch: int = option("X-rays per step.", type=COUNT, default=4),
     compared: ObjectiveOptions,
     data: PosedXrayOptions,
@@ -213,24 +213,33 @@ def nett_command(
     return run_training(task, nett, how, notes, "nett.pt", lambda path, _: save_field(nett, path))
 
 
+@dataclass(frozen=True)
+class FieldOptions:
+    """The network of a neural field, and the distance of its samples."""
+
+    octaves: int = option("Octaves of the positional encoding.", type=click.IntRange(0), default=6)
+    width: int = option("Neurons per layer.", type=COUNT, default=64)
+    depth: int = option("Hidden layers.", type=COUNT, default=4)
+    skip: int | None = option("Hidden layer that gets the position again.", type=COUNT)
+    levels: int = option(
+        "Levels of learned features on nested grids: fine structure in far fewer steps.",
+        type=click.IntRange(0),
+        default=0,
+    )
+    cell: float | None = option("Cell size of the finest level, mm.", type=POSITIVE)
+    step: float | None = option("Distance between samples, mm.", type=POSITIVE)
+
+
 @command("mnerf")
 def mnerf_command(
     *,
-    octaves: int = option(type=click.IntRange(0), default=6),
-    width: int = option(type=COUNT, default=64),
-    depth: int = option(type=COUNT, default=4),
-    skip: int | None = option("Hidden layer that gets the position again.", type=COUNT),
-    levels: int = option(
-        "Of learned features on nested grids: fine structure in far fewer steps.",
-        type=click.IntRange(0),
-        default=0,
+    shape: FieldOptions,
+    threshold: float | None = option(
+        "Threshold of the body, 1/mm.  [default: 0.01, half of water's]"
     ),
-    cell: float | None = option("Of the finest level, mm.", type=POSITIVE),
-    threshold: float | None = option("Of the body, 1/mm.  [default: 0.01, half of water's]"),
-    margin: float = option("mm.", type=NumberRange(0), default=5.0),
-    step: float | None = option("Between samples, mm.", type=POSITIVE),
-    images: int = option("Per step.", type=COUNT, default=8),
-    rays: int = option("Per image.", type=COUNT, default=128),
+    margin: float = option("Margin about the body, mm.", type=NumberRange(0), default=5.0),
+    images: int = option("X-rays per step.", type=COUNT, default=8),
+    rays: int = option("Rays per X-ray.", type=COUNT, default=128),
     held_out: int = option("X-rays to validate on.", type=COUNT, default=4),
     compared: ObjectiveOptions,
     data: PosedXrayOptions,
@@ -246,18 +255,7 @@ def mnerf_command(
     (xrays, *_), _ = data.load(how.seed, how.own_device)
     train, validation = xrays.held_out(held_out, how.seed)
     torch.manual_seed(how.seed)
-    field = MNeRF.inside(
-        train.volume,
-        threshold,
-        margin,
-        octaves=octaves,
-        width=width,
-        depth=depth,
-        skip=skip,
-        levels=levels,
-        cell=cell,
-        step=step,
-    )
+    field = MNeRF.inside(train.volume, threshold, margin, **vars(shape))
     task = MNeRFTask(
         field,
         train,

@@ -139,14 +139,16 @@ def _network_option(family: type, default: str) -> Any:
 def similarity_command(
     *,
     network: str = _network_option(LearnedSimilarity, "prost-small"),
-    objective: str = option(type=click.Choice(OBJECTIVES), default="direction"),
+    objective: str = option(
+        "What is trained for.", type=click.Choice(OBJECTIVES), default="direction"
+    ),
     poses: str = option(
         "How training draws poses.", type=click.Choice(list(SAMPLINGS)), default="uniform"
     ),
-    optimiser: str = option(type=click.Choice(["adam", "sgd"]), default="adam"),
-    rate: float = option(type=POSITIVE, default=1e-3),
+    optimiser: str = option("Optimiser.", type=click.Choice(["adam", "sgd"]), default="adam"),
+    rate: float = option("Learning rate.", type=POSITIVE, default=1e-3),
     schedule: str = option(
-        "Of the rate; a training with cosine cannot be prolonged.",
+        "Schedule of the learning rate; a training with cosine cannot be prolonged.",
         type=click.Choice(["cosine", "cyclic", "constant"]),
         default="cosine",
     ),
@@ -182,10 +184,10 @@ def regressor_command(
         "How training draws poses.  [default: as published for the network]",
         type=click.Choice(list(SAMPLINGS)),
     ),
-    rate: float | None = option("Of Adam.  [default: as published]", type=POSITIVE),
+    rate: float | None = option("Learning rate of Adam.  [default: as published]", type=POSITIVE),
     batch: int | None = option("Image pairs per process.  [default: as published]", type=COUNT),
     rounds: int | None = option(
-        "Updates in a row that are trained.  [default: as published]", type=COUNT
+        "Consecutive updates that are trained.  [default: as published]", type=COUNT
     ),
     images: TrainingImageOptions,
     subjects: SubjectOptions,

@@ -30,11 +30,11 @@ def view_command(
         type=OutputFile(".json"),
     ),
     port: int = option(
-        "Of the page, on this machine only.  [default: one that is free]",
+        "Port of the page, on this machine only.  [default: a free one]",
         type=click.IntRange(0, 65535),
         default=0,
     ),
-    no_browser: bool = option("Only print the address, open no browser."),
+    no_browser: bool = option("Print the address only; open no browser."),
     given: ProblemOptions,
 ) -> None:
     """Show CT and XRAY on a page in the browser; without them a phantom and its X-ray.
@@ -61,7 +61,8 @@ def view_command(
     else:
         # As before a search: an unknown start is an AP view, to be moved by hand.
         found, title = given.load(ct, xray, [output], searching=True), f"{ct.name}, {xray.name}"
-        volume, camera, line, weights, start, _ = found
+        volume, camera, seen, start = found
+        line, weights = seen.line, seen.weights
     ctx, run = click.get_current_context(), run_record()
 
     def announce(address: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,29 +61,9 @@ class Landscape:
         return float(torch.corrcoef(torch.stack((self.distances, self.losses)))[0, 1])
 
 
-def landscape(
-    case: Case,
-    stage: Stage,
-    *,
-    widths: Sequence[float] = WIDTHS,
-    count: int = 61,
-    poses: int = 300,
-    seed: int = 0,
-) -> Landscape:
-    """Sweep a stage's loss, at its resolution, about the truth of a case.
-
-    Args:
-        widths: of the sweeps to each side of the truth, degrees and mm; the random poses are
-            uniform within them.
-        count: poses per sweep; odd, so that the truth is one of them.
-        poses: random poses.
-        seed: of those.
-
-    Raises:
-        ValueError: count is even or below 3, poses below 2, or widths are not six.
-    """
-    given = [stage.similarity]
-    return landscapes_of(case, given, stage, widths=widths, count=count, poses=poses, seed=seed)[0]
+def landscape(case: Case, stage: Stage, **sweeps: Any) -> Landscape:
+    """Sweep a stage's loss, at its resolution, about the truth of a case; see `landscapes_of`."""
+    return landscapes_of(case, [stage.similarity], stage, **sweeps)[0]
 
 
 def landscapes_of(
@@ -97,8 +78,16 @@ def landscapes_of(
 ) -> list[Landscape]:
     """The same for several similarities in place of the stage's, every pose rendered once.
 
+    Args:
+        widths: of the sweeps to each side of the truth, degrees and mm; the random poses are
+            uniform within them.
+        count: poses per sweep; odd, so that the truth is one of them.
+        poses: random poses.
+        seed: of those.
+
     Raises:
-        ValueError: as `landscape`; a similarity prepares its own scene and is not alone.
+        ValueError: count is even or below 3, poses below 2, or widths are not six; a similarity
+            prepares its own scene and is not alone.
     """
     if count < 3 or count % 2 == 0:
         raise ValueError(f"count: expected an odd number of at least 3, got {count!r}")

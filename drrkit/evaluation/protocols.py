@@ -1,9 +1,8 @@
 """Protocols: which poses are registered from which starts, and what the X-ray looks like.
 
-Every case is drawn from a seed, so that a protocol's name, a subject's name and a number are one
-case everywhere, and no two of them share a pose or a start. The X-ray never has the moving image's
-own settings: it is rendered from the CT with a spectrum and beam hardening, area pixels, photon
-noise and blur.
+Every case is drawn from a seed: a protocol's name, a subject's name and a number identify a case,
+and no two cases share a pose or a start. X-rays are not rendered like the moving images: they have
+a spectrum with beam hardening, area pixels, photon noise and blur.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ Method = Callable[[Case], RegistrationResult]
 
 @dataclass(frozen=True)
 class Row:
-    """One case: what was run, how far off it began and ended. mm and degrees.
+    """One case: what was run, the errors of its start and of its result. mm and degrees.
 
     rotation_x ... translation_z are the components of the error: the rotation vector from the true
     to the found rotation and the shift of the volume's centre, both along the camera's axes, z in
@@ -83,7 +83,7 @@ def evaluate(
     *,
     progress: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Run the cases that are this process's share and not yet in the folder; all rows there.
+    """Run this process's share of the cases, leaving out those in the folder; return all rows.
 
     Under torchrun every process takes every WORLD_SIZE-th case, with all methods, and writes a file
     of its own, whole after every row, so that an interrupted evaluation resumes where it stopped.

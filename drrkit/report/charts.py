@@ -1,4 +1,4 @@
-"""Charts of the page: matplotlib's SVG, its colours left to the page's style sheet."""
+"""Tables and charts of the page: matplotlib's SVG, its colours left to the style sheet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,6 +17,25 @@ COLOURS = {"#010203": "--ink", "#010204": "--quiet", "#010205": "--line", "#0102
 
 INK, QUIET, LINE, ACCENT = COLOURS
 PIXELS_PER_INCH = 72  # of an SVG
+
+
+class Markup(str):
+    """HTML, which is not to be escaped."""
+
+
+def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
+    """Rows whose first cell names them, as HTML; cells are text unless they are Markup."""
+
+    def cells(row: Sequence[str]) -> list[str]:
+        return [cell if isinstance(cell, Markup) else html.escape(cell) for cell in row]
+
+    top = "".join(f'<th scope="col">{cell}</th>' for cell in cells(head))
+    body = "".join(
+        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
+        for name, *rest in map(cells, rows)
+    )
+    caption = f"<thead><tr>{top}</tr></thead>" if head else ""
+    return f'<div class="wide"><table>{caption}<tbody>{body}</tbody></table></div>'
 
 
 def can_draw() -> bool:
@@ -82,19 +101,14 @@ def heat_map(
     """A map of two axes with a colour bar as an SVG element; a cross marks (0, 0).
 
     Args:
-        values: [Y, X] finite.
+        values: [Y, X].
         x, y: where its columns and rows lie, ascending, at equal distances.
         title, x_label, y_label, value_label: words, with units.
         size: (width, height) in CSS pixels.
 
     Raises:
         ImportError: matplotlib is missing.
-        ValueError: the shape is not that of x and y, or a value is not finite.
     """
-    if values.shape != (len(y), len(x)) or not bool(values.isfinite().all()):
-        raise ValueError(
-            f"values: expected finite numbers [{len(y)}, {len(x)}], got {tuple(values.shape)}"
-        )
     figure, plot = _figure(title, x_label, y_label, size)
     # Rows and columns lie in the middle of their cells.
     across, up = ((v[-1] - v[0]) / (len(v) - 1) / 2 for v in (x, y))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drrkit.metrics import mtre
-from drrkit.report.charts import can_draw, line_chart
+from drrkit.report.charts import Markup, can_draw, line_chart, table
 from drrkit.volume import Volume
 
 COLUMNS = ("similarity", "optimiser", "downsample", "steps", "seconds", "stop_reason")
@@ -97,7 +96,6 @@ def convergence(volume: Volume, result: dict[str, Any]) -> str:
 def _stages(stages: list[dict[str, Any]]) -> str:
     """One row per stage, with a bar as long as its share of the time."""
     columns = [name for name in COLUMNS if any(name in stage for stage in stages)]
-    head = "".join(f'<th scope="col">{name.replace("_", " ")}</th>' for name in columns)
     total = sum(stage.get("seconds") or 0.0 for stage in stages)
     rows = []
     for number, stage in enumerate(stages, 1):
@@ -107,13 +105,9 @@ def _stages(stages: list[dict[str, Any]]) -> str:
         texts = (f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells)
         share = (stage.get("seconds") or 0.0) / (total or 1.0)
         bar = f'<span class="share" style="width: {6 * share:.2f}rem"></span> {100 * share:.0f} %'
-        cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
-        rows.append(f'<tr><th scope="row">{number}</th>{cells}<td>{bar}</td></tr>')
-    return (
-        f'<div class="wide"><table><thead><tr><th scope="col">stage</th>{head}'
-        f'<th scope="col">share of the time</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
-        "</div>"
-    )
+        rows.append([str(number), *texts, Markup(bar)])
+    head = (name.replace("_", " ") for name in columns)
+    return table(rows, ("stage", *head, "share of the time"))
 
 
 def _path_chart(volume: Volume, result: dict[str, Any]) -> list[str]:

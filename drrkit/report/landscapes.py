@@ -19,7 +19,8 @@ WIDTHS = (10.0, 10.0, 10.0, 20.0, 20.0, 60.0)
 """To each side of the pose: degrees about x, y, z, mm along them."""
 
 MAPPED = ((0, 4), (1, 3), (2, 5))
-"""Axes that maps are made of: a tilt looks like a shift down, a swing like one to the side."""
+"""Pairs of axes with maps. The first two look alike in an X-ray: a turn about the image's
+horizontal and a shift down, a turn about its vertical and a shift to the side."""
 
 UNITS = ("degrees",) * 3 + ("mm",) * 3
 SCALES = (180 / math.pi,) * 3 + (1.0,) * 3

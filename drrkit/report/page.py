@@ -6,7 +6,7 @@ import base64
 import html
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from drrkit.files import whole_file
 from drrkit.geometry import Camera, volume_center
 from drrkit.report import facts
+from drrkit.report.charts import table
 from drrkit.report.convergence import bone_like_points, convergence
 from drrkit.report.landscapes import SCALES, PoseLandscape, landscape_charts
 from drrkit.report.pictures import (
@@ -109,19 +110,6 @@ def save_page(page: str, path: str | os.PathLike[str]) -> None:
     """Writes a page; the file appears whole or not at all. Raises OSError when it cannot."""
     with whole_file(path) as staged:
         staged.write_text(page, encoding="utf-8")
-
-
-def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
-    """Rows whose first cell names them, as HTML; all cells are text."""
-    top = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th>'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-        + "</tr>"
-        for name, *cells in rows
-    )
-    caption = f"<thead><tr>{top}</tr></thead>" if head else ""
-    return f'<div class="wide"><table>{caption}<tbody>{body}</tbody></table></div>'
 
 
 # ---- what came out

@@ -63,7 +63,7 @@ def to_display(
     if len(window) != 2 or not 0 <= window[0] < window[1] <= 100:
         raise ValueError(f"window: expected percentiles 0 <= low < high <= 100, got {window!r}")
     black, white = np.percentile(numbers, window)
-    # A window that opens on nothing (a few bright pixels on a flat field) falls back to the range.
+    # Percentiles may coincide (a few bright pixels on a flat field): then the whole range.
     if white <= black:
         black, white = numbers.min(), numbers.max()
     grey = np.clip((numbers - black) / max(white - black, np.finfo(float).tiny), 0, 1)

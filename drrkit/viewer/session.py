@@ -260,7 +260,7 @@ class Session:
 
     def look(self, fine: bool = True) -> Look:
         """The scene now; fine: with all pixels and the drawing, not only a preview's."""
-        with self._drawing:  # one at a time: two would only share the cores
+        with self._drawing:  # one at a time: two would only compete for the cores
             with self._lock:
                 state, pose = self._state, self._pose
             once, similarity = partial(self._once, state.pose_version), state.similarity

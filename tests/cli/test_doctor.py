@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 import drrkit
 from drrkit.cli import doctor
-from tests.support.commands import run
+from tests.support.commands import run, succeed
 
 CPU = {"torch": "2.13.0+cpu", "oldest_torch": "2.10", "cuda": None}
 CUDA13 = {**CPU, "torch": "2.15.0+cu132", "cuda": "13.2"}
@@ -40,13 +42,22 @@ def test_a_build_is_judged_by_torch_and_by_cudas_major_version(
     assert finding.state == state and words in finding.text
 
 
-def test_a_kernel_that_gives_nan_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_installation_is_healthy() -> None:
+    told = json.loads(succeed("doctor", "--json").output)
+    assert told["healthy"] is True
+    states = {finding["name"]: finding["state"] for finding in told["findings"]}
+    assert states["kernels on cpu"] == "ok" and "problem" not in states.values()
+    assert {"build", "matplotlib", "threads"} <= set(states)
+    assert "kernels on cpu" in succeed("doctor").output
+
+
+@pytest.mark.parametrize("name, factor", [("project", 1.1), ("backproject", math.nan)])
+def test_a_kernel_that_is_wrong_is_a_problem(
+    name: str, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No comparison with NaN is true: a check must not be passed by that."""
-
-    def broken(*arguments: Any, **options: Any) -> torch.Tensor:
-        return drrkit.backproject(*arguments, **options) * float("nan")
-
-    monkeypatch.setattr("drrkit.cli.doctor.backproject", broken)
+    right = getattr(drrkit, name)
+    monkeypatch.setattr(f"drrkit.cli.doctor.{name}", lambda *a, **k: right(*a, **k) * factor)
     result = run("doctor")
     assert result.exit_code == 1 and "problem  kernels on cpu" in result.output
 

@@ -84,47 +84,22 @@ RENDER_ERRORS = {
         lambda f: (f / "p.json").write_text('{"pose": 1}'),
         ["p.json", "world_to_camera", "pose"],
     ),
-    "pose of 3 rows": (
-        ["--pose", "p.json"],
-        lambda f: pose_with(f, world_to_camera=TRANSPOSED[:3]),
-        ["p.json", "world_to_camera", "4 rows"],
-    ),
-    "pose with NaN": (
-        ["--pose", "p.json"],
-        lambda f: pose_with(f, world_to_camera=[[math.nan] * 4] * 4),
-        ["p.json", "world_to_camera", "finite"],
-    ),
-    "pose that reflects": (
-        ["--pose", "p.json"],
-        lambda f: pose_with(f, world_to_camera=REFLECTION),
-        ["p.json", "rotation", "reflection"],
-    ),
-    "pose that shears": (
-        ["--pose", "p.json"],
-        lambda f: pose_with(f, world_to_camera=SHEAR),
-        ["p.json", "rotation", "off by 0.2"],
-    ),
-    "pose transposed": (
-        ["--pose", "p.json"],
-        lambda f: pose_with(f, world_to_camera=TRANSPOSED),
-        ["p.json", "0, 0, 0, 1", "transposed"],
-    ),
-    "pose from the future": (
-        ["--pose", "p.json"],
-        lambda f: pose_with(f, schema_version=99),
-        ["p.json", "schema_version 1", "99"],
-    ),
-    "pose with half a camera": (
-        ["--pose", "p.json"], lambda f: pose_with(f, camera={"sdd": 3}), ["camera", "K, size"],
-    ),
-    "pose with a bad camera": (
-        ["--pose", "p.json"],
-        lambda f: pose_with(
-            f, camera={"K": [[1, 0, 0], [0, -1, 0], [0, 0, 1]], "size": [4, 4], "sdd": 9}
-        ),
-        ["p.json", "camera", "fy > 0"],
-    ),
 }  # fmt: skip
+
+
+UPSIDE_DOWN = {"K": [[1, 0, 0], [0, -1, 0], [0, 0, 1]], "size": [4, 4], "sdd": 9}
+POSE_ERRORS = {
+    "of 3 rows": ({"world_to_camera": TRANSPOSED[:3]}, ["world_to_camera", "4 rows"]),
+    "NaN": ({"world_to_camera": [[math.nan] * 4] * 4}, ["world_to_camera", "finite"]),
+    "words": ({"world_to_camera": [["a"] * 4] * 4}, ["world_to_camera", "finite"]),
+    "reflects": ({"world_to_camera": REFLECTION}, ["rotation", "reflection"]),
+    "shears": ({"world_to_camera": SHEAR}, ["rotation", "off by 0.2"]),
+    "transposed": ({"world_to_camera": TRANSPOSED}, ["0, 0, 0, 1", "transposed"]),
+    "from the future": ({"schema_version": 99}, ["schema_version 1", "99"]),
+    "half a camera": ({"camera": {"sdd": 3}}, ["camera", "K, size"]),
+    "a bad camera": ({"camera": UPSIDE_DOWN}, ["camera", "fy > 0"]),
+}
+"""What makes a pose file mean nothing, and words of the message."""
 
 
 @pytest.fixture
@@ -160,6 +135,14 @@ def test_render_refuses_with_a_sentence_and_writes_nothing(folder: Path, case: s
 
 
 @pytest.mark.io
+@pytest.mark.parametrize("case", POSE_ERRORS)
+def test_a_pose_file_that_means_nothing_is_refused(folder: Path, case: str) -> None:
+    changes, words = POSE_ERRORS[case]
+    pose_with(folder, **changes)
+    refused(folder, ["render", "ct.nii.gz", "-o", "a.png", "--pose", "p.json"], ["p.json", *words])
+
+
+@pytest.mark.io
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -176,22 +159,6 @@ def test_a_ct_that_is_none_is_refused(folder: Path, name: str, words: list[str])
     refused(
         folder, ["register", name, "xray.npy", "--init", "start.json", "-o", "r.json", "-q"], words
     )
-
-
-def save(pixels: np.ndarray, name: str, is_vector: bool = False) -> None:
-    import SimpleITK
-
-    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(pixels, isVector=is_vector), name)
-
-
-def cut_png(folder: Path) -> None:
-    save(np.arange(48 * 64, dtype=np.uint8).reshape(48, 64), "whole.png")
-    truncated(folder / "whole.png", folder / "cut.png")
-
-
-def cut_nifti(folder: Path) -> None:
-    save(np.load("xray.npy"), "whole.nii.gz")
-    truncated(folder / "whole.nii.gz", folder / "x.nii.gz")
 
 
 def cut_npy(folder: Path) -> None:
@@ -220,8 +187,6 @@ REGISTER_ERRORS = {
         ["o.npy", "not a NumPy array"],
     ),
     "truncated array": ("cut.npy", [], cut_npy, ["cut.npy", "truncated"]),
-    "truncated PNG": ("cut.png", [], cut_png, ["cut.png", "truncated"]),
-    "truncated NIfTI": ("x.nii.gz", [], cut_nifti, ["x.nii.gz", "truncated"]),
     "no PNG": (
         "t.png", [], lambda f: (f / "t.png").write_text("text"), ["t.png", "not an image"],
     ),

@@ -14,19 +14,13 @@ import pytest
 import torch
 
 import drrkit
-from drrkit import Stage
 from drrkit.evaluation import METHODS, PROTOCOLS, Row, evaluate, read_rows, with_similarity
 from drrkit.evaluation.protocols import Subject
 from drrkit.phantoms import torso
-from drrkit.registration import GLOBAL, Levenberg, RegistrationResult, Search
-from tests.support.commands import run, succeed
+from drrkit.registration import GLOBAL, RegistrationResult, Search
+from tests.support.commands import QUICK, run, succeed
 
 pytestmark = pytest.mark.io  # target points need SimpleITK
-
-QUICK = (
-    Stage("ncc", pixel=14.0, optimiser=Levenberg(20.0), iterations=5, mm=True),
-    Stage("ncc", pixel=7.0, optimiser=Levenberg(20.0), iterations=5, mm=True),
-)
 
 
 def patient(folder: Path, name: str = "patient.nii.gz") -> Path:

@@ -17,15 +17,9 @@ from drrkit.cli import main
 from drrkit.cli.configuration import recorded_options
 from drrkit.cli.io import read_pose, write_pose
 from drrkit.evaluation import METHODS
-from drrkit.registration import Levenberg
-from tests.support.commands import CAMERA, python, run, small_camera, small_ct, write_data
+from tests.support.commands import CAMERA, QUICK, python, run, small_camera, small_ct, write_data
 
 pytestmark = pytest.mark.io
-
-QUICK = (
-    drrkit.Stage("ncc", pixel=14.0, optimiser=Levenberg(20.0), iterations=3, mm=True),
-    drrkit.Stage("ncc", pixel=7.0, optimiser=Levenberg(20.0), iterations=3, mm=True),
-)
 
 
 def leaves(command: click.Command, ctx: click.Context, way: str = "") -> Iterator[str]:
@@ -99,7 +93,7 @@ def words(verb: str, data: Path, out: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def small_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Phantoms of fewer voxels, fewer iterations; a page that nobody opens."""
+    """Phantoms of fewer voxels, fewer iterations; a page that is not opened."""
     from drrkit.viewer import server
 
     def serve(session: object, announce: Callable[[str], None], **_: object) -> None:
@@ -126,7 +120,7 @@ def test_every_command_has_a_call_here() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_help_names_the_options_that_all_commands_have(verb: str) -> None:
     shown = run(*verb.split(), "--help")
-    assert shown.exit_code == 0
+    assert shown.exit_code == 0 and f" {verb} " in shown.output.splitlines()[0]
     assert "--json" in shown.output and "--config FILE" in shown.output
 
 
@@ -152,18 +146,13 @@ def test_every_command_answers_with_one_document_that_repeats_it(
 
 def parsed(verb: str, arguments: list[str]) -> click.Context:
     """The context of a command that is not run."""
-    command: click.Command = main
     ctx = click.Context(main, info_name="drrkit", **main.context_settings)
-    *groups, last = verb.split()
-    for name in groups:
-        assert isinstance(command, click.Group)
-        _, found, _ = command.resolve_command(ctx, [name])
+    for name in verb.split():
+        assert isinstance(ctx.command, click.Group)
+        _, found, _ = ctx.command.resolve_command(ctx, [name])
         assert found is not None
-        command, ctx = found, click.Context(found, ctx, name)
-    assert isinstance(command, click.Group)
-    _, found, _ = command.resolve_command(ctx, [last])
-    assert found is not None
-    return found.make_context(last, arguments, ctx)
+        ctx = click.Context(found, ctx, name)
+    return ctx.command.make_context(ctx.info_name, arguments, ctx.parent)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -34,15 +34,6 @@ def test_float_formats_hold_the_line_integrals_that_render_returns(
 
 
 @pytest.mark.io
-def test_a_tiff_carries_the_pixel_spacing(data: Path, tmp_path: Path) -> None:
-    import SimpleITK
-
-    succeed("render", data / "ct.nii.gz", *CAMERA, "-o", tmp_path / "a.tif")
-    image = SimpleITK.ReadImage(str(tmp_path / "a.tif"))
-    assert image.GetSpacing() == pytest.approx((5.5, 6.0))
-
-
-@pytest.mark.io
 @pytest.mark.parametrize("name", ["AP", "PA", "LEFT-LATERAL", "right-lateral"])
 def test_named_views_are_the_library_s(
     data: Path, tmp_path: Path, ct: drrkit.Volume, camera: drrkit.Camera, name: str

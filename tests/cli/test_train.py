@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import drrkit
+from drrkit.cli.options import collected, parameters
 from drrkit.cli.train import SubjectOptions
 from drrkit.similarity import load_similarity
 from drrkit.training import load_checkpoint
@@ -143,20 +145,10 @@ def cts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(**given: Any) -> SubjectOptions:
-    defaults = {
-        "subjects": (),
-        "subject_pattern": None,
-        "labels": None,
-        "select": None,
-        "voxel_mm": None,
-        "phantoms": 20,
-        "anatomy": "pelvis",
-        "voxels": 10,
-        "validation": None,
-        "folds": None,
-        "fold": 0,
-    }
-    return SubjectOptions(**{**defaults, **given})
+    """The options of twenty small phantoms, changed."""
+    command = click.Command("train", params=parameters(SubjectOptions))
+    usual = collected(SubjectOptions, command.make_context("train", []).params)
+    return replace(usual, **{"phantoms": 20, "voxels": 10, **given})
 
 
 LABELLED = {"labels": "_bones", "select": (2,)}
@@ -183,7 +175,7 @@ def test_scans_of_one_patient_stay_together(cts: Path) -> None:
     assert {s.labels.name for s in cohort.train if s.labels} <= {p.name for p in cts.iterdir()}
 
 
-def test_folds_of_the_command_test_everybody_once(cts: Path) -> None:
+def test_folds_of_the_command_test_every_patient_once(cts: Path) -> None:
     cohorts = [options(folds=4, fold=fold, validation=1).cohort(0) for fold in range(4)]
     assert sorted(s.name for c in cohorts for s in c.test) == sorted(
         f"pelvis-{n}" for n in range(20)

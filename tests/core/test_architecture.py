@@ -147,15 +147,15 @@ def test_one_word_means_one_thing() -> None:
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
     "": 1_100,  # the modules beside the packages
     "_native": 1_270,
-    "cli": 4_430,
+    "cli": 4_415,
     "conversions": 1_890,  # landmark files, JointTrack, no-poses refused, odd lengths of all files
-    "evaluation": 850,  # a row in words, which two studies print too
+    "evaluation": 838,
     "fields": 1_727,
     "geometry": 1_160,  # checks of counts and numbers for all packages, rotations of quaternions
     "losses": 1_615,
     "phantoms": 1_622,  # its files in a line each
     "registration": 5_850,  # fields, negatives, auto's range, cameras' sigma, formation, parts
-    "report": 1_726,
+    "report": 1_723,
     "similarity": 2_773,
     "training": 1_102,
     "viewer": 931,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,29 +11,13 @@ import drrkit
 from drrkit.report import edge_letters, edges, registration_path
 from drrkit.report.convergence import bone_like_points, distances
 from drrkit.report.pictures import Screen
-from tests.support.commands import run, small_camera, small_ct
-
-
-@functools.cache
-def registered() -> tuple[Any, ...]:
-    """A registration from 5 degrees off: volume, X-ray, truth, result."""
-    ct, camera = small_ct(), small_camera()
-    truth = drrkit.view_ap(ct, 800.0)
-    xray = drrkit.simulate_xray(ct, camera, truth, photons=None)
-    xi = torch.tensor([[0.06, -0.05, 0.08, 8.0, -6.0, 10.0]], dtype=torch.float64)
-    start = drrkit.perturb(truth, xi, drrkit.volume_center(ct))
-    volume = ct.to_mu()
-    told: list[torch.Tensor] = []
-    found = drrkit.register(volume, camera, xray, start, progress=lambda p, _: told.append(p))
-    result = {**found.as_dict(), "initial_world_to_camera": start[0].tolist()}
-    return volume, xray, truth, result, told
-
+from tests.support.commands import run, small_ct, small_result, small_scene
 
 # ---- the path
 
 
 def test_the_path_is_what_a_watcher_was_told_after_the_start() -> None:
-    *_, result, told = registered()
+    result, told = small_result()
     path = registration_path(result)
     assert path[0].stage == 0 and path[0].loss is None
     assert path[0].world_to_camera.tolist() == result["initial_world_to_camera"]
@@ -48,7 +30,7 @@ def test_the_path_is_what_a_watcher_was_told_after_the_start() -> None:
 
 
 def test_the_path_ends_nearer_to_the_truth_and_at_the_result() -> None:
-    volume, _, truth, result, _ = registered()
+    (volume, _, _, truth, _), (result, _) = small_scene(), small_result()
     path, points = registration_path(result), bone_like_points(volume)
     errors = distances(path, truth, points)
     expected = drrkit.metrics.mtre(path[0].world_to_camera, truth[0], points)
@@ -67,7 +49,7 @@ def test_targets_lie_where_the_volume_attenuates_most() -> None:
 
 
 def test_a_result_without_its_steps_says_so() -> None:
-    *_, result, _ = registered()
+    result, _ = small_result()
     old = {**result, "stages": [{"similarity": "ncc", "best_loss": [0.1]}]}
     with pytest.raises(ValueError, match="expected the poses of its steps"):
         registration_path(old)
@@ -92,8 +74,8 @@ def test_a_screen_shows_the_same_detector_in_other_pixels(rows: int, factor: flo
 
 
 def test_what_is_rendered_takes_the_grey_scale_of_the_x_ray() -> None:
-    volume, xray, truth, _, _ = registered()
-    screen = Screen.of(small_camera(), 40.0 - 0.0 * xray + 3.0 * xray)
+    volume, camera, xray, truth, _ = small_scene()
+    screen = Screen.of(camera, 40.0 - 0.0 * xray + 3.0 * xray)
     drr = screen.rendered(volume, truth)
     off = (screen.matched(drr).double() - screen.picture.double()).abs()
     assert float(off.mean()) < 6.0

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-import drrkit
 from drrkit.report import registration_page, save_page
 from drrkit.report.landscapes import pose_landscape
 from tests.support.browser import browser
-from tests.support.commands import small_camera, small_ct
+from tests.support.commands import small_result, small_scene
 
 pytestmark = [pytest.mark.slow, pytest.mark.io]
 
@@ -26,16 +24,9 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    ct, camera = small_ct(), small_camera()
-    truth = drrkit.view_ap(ct, 800.0)
-    xray = drrkit.simulate_xray(ct, camera, truth, photons=None)
-    xi = torch.tensor([[0.03, -0.02, 0.04, 4.0, -3.0, 5.0]], dtype=torch.float64)
-    start = drrkit.perturb(truth, xi, drrkit.volume_center(ct))
-    volume = ct.to_mu()
-    found = drrkit.register(volume, camera, xray, start)
+    volume, camera, xray, truth, _ = small_scene()
     result = {
-        **found.as_dict(),
-        "initial_world_to_camera": start[0].tolist(),
+        **small_result()[0],
         "accepted": False,
         "files": {
             "ct": {"path": "/a/long/path/" * 9, "bytes": 1, "sha256": "0123456789abcdef" * 4}

@@ -25,7 +25,7 @@ import drrkit
 from drrkit.registration import SIMILARITIES
 from drrkit.viewer import PLANES, Picture, Session, protocol
 from drrkit.viewer.server import MOST_CONNECTIONS, STATIC, application
-from tests.support.commands import ROOT, python, run
+from tests.support.commands import ROOT, run
 
 TOKEN, PORT = "a-secret-of-some-length", 8123
 ORIGIN = f"http://127.0.0.1:{PORT}"
@@ -107,7 +107,7 @@ def test_the_page_and_its_files_are_served_under_the_secret_address(client: Test
     assert page.headers["x-content-type-options"] == "nosniff"
 
 
-def test_the_page_asks_nobody_else_for_anything() -> None:
+def test_the_page_needs_no_other_server() -> None:
     for file in STATIC.iterdir():
         text = file.read_text()
         assert "http://" not in text and "https://" not in text and "//cdn" not in text, file
@@ -428,15 +428,6 @@ def test_a_frame_says_what_it_is() -> None:
 
 
 # ---- the command
-
-
-def test_the_command_loads_no_web_package_before_it_needs_one() -> None:
-    code = (
-        "import sys, drrkit, drrkit.cli, drrkit.viewer;"
-        "print(sorted({'starlette', 'uvicorn', 'websockets'} & set(sys.modules)))"
-    )
-    process = python("-c", code)
-    assert process.stdout.strip() == "[]", process.stderr
 
 
 def test_the_command_refuses_what_makes_no_sense(tmp_path: Path) -> None:

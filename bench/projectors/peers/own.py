@@ -90,6 +90,6 @@ class Drrkit(TorchPeer):
 
 
 def texel_bytes(method: str) -> int | None:
-    """Bytes a voxel of the textures that a method reads on CUDA, None for plain values."""
+    """Bytes per voxel of the textures that a method reads on CUDA, None for plain values."""
     kind = (PACKS | CUDA_PACKS).get(method)
     return None if kind is None else TEXEL_BYTES[kind]

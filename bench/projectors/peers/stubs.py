@@ -39,7 +39,7 @@ class _Missing:
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Asked last: answers for the packages that nobody else has found."""
+    """Comes last: finds the packages that no other finder has."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
