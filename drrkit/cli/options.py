@@ -23,7 +23,6 @@ from click.shell_completion import CompletionItem
 from torch import Tensor
 
 from drrkit._native import METHODS
-from drrkit.cli.io import warn
 from drrkit.geometry import (
     Camera,
     CArm,
@@ -316,8 +315,6 @@ def read_ct(path: Path, *, unit: Literal["HU", "mu"] = "HU", **where: Any) -> Vo
             f"{path}: expected attenuation in 1/mm (water about 0.02), {found}, which look like "
             "Hounsfield units: leave out --unit mu"
         )
-    if volume.unit == "HU" and low >= 0 and high > 500:
-        warn(f"{path} has no value below 0, {found}: are these Hounsfield units? Air is -1000")
     return volume
 
 

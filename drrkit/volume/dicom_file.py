@@ -316,6 +316,8 @@ def _plain(
             f"{file.source}: truncated or damaged: {len(data)} of the {expected} bytes that its "
             f"header promises ({shape[0]} x {shape[1]} x {shape[2]} pixels)"
         )
+    if len(data) > expected + 1:  # an even number of bytes is usual
+        file.note(f"more pixels than the header says, {shape[1]} x {shape[2]}: they are left out")
     _, little = file.dataset.original_encoding
     if little is False and dtype.itemsize == 1 and getattr(element, "VR", "") == "OW":
         data = np.frombuffer(data, ">u2").astype("<u2").tobytes()

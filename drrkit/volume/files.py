@@ -108,6 +108,14 @@ def inspect_volume(
     notes, pixels = list(raster.notes), raster.pixels
     if unit == "HU":
         pixels = _without_padding(pixels, notes)
+        low, high = (float(end) for end in torch.aminmax(torch.from_numpy(pixels)))
+        if pixels.ndim == 4 and len(pixels) in (3, 4) and 0 <= low <= 1 < high <= 255:
+            raise ValueError(f"{source}: expected a single-channel image, got colours")
+        if 0 <= low < high or 0 < max(-low, high) <= 10:
+            notes.append(
+                f"values from {low:g} to {high:g}, though air has -1000 HU: is this attenuation "
+                '(unit="mu"), or another scale, or is the intercept missing?'
+            )
     spacing = raster.spacing
     if max(spacing) > 50 or min(spacing) < 1e-3 or max(spacing) > 100 * min(spacing):
         notes.append(

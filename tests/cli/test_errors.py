@@ -293,7 +293,7 @@ def test_unsigned_values_are_warned_about_as_no_hounsfield_units(
 ) -> None:
     drrkit.write_volume(replace(ct, values=ct.values + 1024), tmp_path / "u.nii.gz")
     result = succeed("render", tmp_path / "u.nii.gz", *CAMERA, "-o", tmp_path / "a.npy")
-    assert "Air is -1000" in result.output
+    assert "air has -1000 HU" in result.output
 
 
 @pytest.mark.io

@@ -465,6 +465,22 @@ def test_metaimages_as_text_and_beside_their_header(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_volume(path).values.numpy(), PIXELS.T)
 
 
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_colours_are_no_ct_and_other_scales_are_said(tmp_path: Path, suffix: str) -> None:
+    import SimpleITK as sitk
+
+    path = tmp_path / f"a{suffix}"
+    colours = np.stack((PIXELS.T, PIXELS.T, 2 * PIXELS.T), -1).astype(np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(colours, isVector=True), str(path))
+    with pytest.raises(ValueError, match="expected a single-channel image, got colours"):
+        read_volume(path)
+    assert read_volume(path, unit="mu").values.shape[0] == 3
+    for values in (PIXELS.T / 5000, PIXELS.T / 60 - 1):
+        sitk.WriteImage(sitk.GetImageFromArray(values.astype(np.float32)), str(path))
+        with pytest.warns(FileWarning, match=r'is this attenuation \(unit="mu"\), or another sc'):
+            read_volume(path)
+
+
 # ---- label maps on the lattice of the volume
 
 

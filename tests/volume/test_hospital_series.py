@@ -338,6 +338,25 @@ def test_pixels_of_another_unit_are_said(tmp_path: Path, spacing: tuple[str, str
         read_volume(write_series(tmp_path / "ct", PixelSpacing=list(spacing)))
 
 
+def test_what_does_not_fit_together_is_said(tmp_path: Path) -> None:
+    def frames(data: Dataset, k: int) -> None:
+        data.FrameOfReferenceUID = f"1.2.{k // 3}"
+
+    def twice(data: Dataset, k: int) -> None:
+        data.PixelData *= 2
+
+    def unscaled(data: Dataset, k: int) -> None:
+        data.RescaleIntercept = "0"
+
+    for change, message, values in (
+        (frames, r"Frame of Reference UID \(0020,0052\): 2 different ones", hu()),
+        (twice, "more pixels than the header says, 36 x 40", hu()),
+        (unscaled, "values from 0 to 1999, though air has -1000 HU", hu() + 1024),
+    ):
+        with pytest.warns(FileWarning, match=message):
+            check_usual(read_volume(write_series(tmp_path / change.__name__, change)), values)
+
+
 def test_slices_that_differ_are_named(tmp_path: Path) -> None:
     def spacing(data: pydicom.Dataset, k: int) -> None:
         if k >= 3:

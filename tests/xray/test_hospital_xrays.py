@@ -211,6 +211,36 @@ def test_each_frame_has_its_own_slope(tmp_path: Path, slope: float, kind: str | 
     assert any("negative in some frames" in text for text in xray.warnings) == (kind is None)
 
 
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        (
+            {"ShutterLeftVerticalEdge": 30, "ShutterRightVerticalEdge": 3},
+            "shutters or collimators leave nothing",
+        ),
+        (
+            {"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [12, 16]},
+            "a circular shutter without centre or radius is not masked",
+        ),
+        ({"PositionerPrimaryAngle": "400"}, r"\(0018,1510\): expected degrees, got \[400.0\]"),
+        ({"PixelData": 2 * PIXELS.tobytes()}, "more pixels than the header says, 24 x 32"),
+    ],
+)
+def test_what_cannot_be_meant_is_left_out_and_said(
+    tmp_path: Path, tags: dict, message: str
+) -> None:
+    file = write_dicom(tmp_path / "x.dcm", PIXELS, **carm_tags(ShutterShape="RECTANGULAR") | tags)
+    xray = read_xray(file, orient=False)
+    assert re.search(message, "; ".join(xray.warnings)) and xray.mask is None
+    np.testing.assert_array_equal(xray.image[0, 0].numpy(), PIXELS)
+    assert (xray.primary_deg is None) == ("PositionerPrimaryAngle" in tags)
+
+
+def test_a_foot_of_the_source_far_from_the_image_is_said(tmp_path: Path) -> None:
+    file = write_dicom(tmp_path / "x.dcm", PIXELS, **carm_tags())
+    assert "column 1555, row 11.5, far from the image" in said(file, principal_point=(1555, 11.5))
+
+
 def test_a_magnification_below_one_is_unknown(tmp_path: Path) -> None:
     tags = {"DistanceSourceToPatient": None, "EstimatedRadiographicMagnificationFactor": "0.8"}
     xray = read_xray(write_dicom(tmp_path / "x.dcm", PIXELS, **carm_tags(**tags)))

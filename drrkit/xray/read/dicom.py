@@ -304,6 +304,9 @@ def _angles(file: DicomFile, keyword: str, frames: int) -> Tensor | None:
     if any(angle is None for angle in own):
         return None
     angles = torch.tensor([angle[0] for angle in own if angle is not None], dtype=torch.float64)
+    if bool((angles.abs() > 360).any()):
+        file.note(f"{named(keyword)}: expected degrees, got {angles.tolist()}; taken as unknown")
+        return None
     steps = file.numbers(f"{keyword}Increment")
     if steps is not None and len(steps) == frames:
         return angles + torch.tensor(steps, dtype=torch.float64)
@@ -451,11 +454,15 @@ def _shutter(file: DicomFile, size: tuple[int, int]) -> Tensor | None:
             radius = file.positive(f"RadiusOfCircular{kind}")
             if center and radius:
                 inside &= (row - center[0]) ** 2 + (col - center[1]) ** 2 <= radius**2
+            else:
+                file.note(f"a circular {kind.lower()} without centre or radius is not masked")
         if "POLYGONAL" in shapes:
             corners = file.numbers(f"VerticesOfThePolygonal{kind}")
             if corners and len(corners) >= 6 and len(corners) % 2 == 0:
                 inside &= _polygon(torch.tensor(corners, dtype=torch.float64), row, col)
-    return None if bool(inside.all()) else inside.float()[None, None]
+    if not bool(inside.any()):
+        file.note("shutters or collimators leave nothing of the image: nothing is masked")
+    return inside.float()[None, None] if 0 < int(inside.sum()) < inside.numel() else None
 
 
 def _polygon(corners: Tensor, row: Tensor, col: Tensor) -> Tensor:

@@ -140,6 +140,13 @@ def read_xray(
         found = _with(found, camera=camera, pixel_spacing=spacing)
     sdd = sdd if found.camera is None else float(found.camera.sdd)
     odd = odd_lengths(sdd, found.sod, found.pixel_spacing, size)
+    if found.camera is not None:
+        foot = found.camera.K[:2, 2].tolist()
+        if any(not -2 * n <= x <= 3 * n for x, n in zip(foot, (cols, rows), strict=True)):
+            odd.append(
+                f"the foot of the source lies at column {foot[0]:.6g}, row {foot[1]:.6g}, far from "
+                f"the image of {rows} x {cols} pixels: is it that of another image?"
+            )
     return _with(found, warnings=(*found.warnings, *odd))
 
 
