@@ -34,7 +34,7 @@ from drrkit.geometry import (
     view_right_lateral,
     volume_center,
 )
-from drrkit.volume import Volume, read_volume
+from drrkit.volume import UNITS_MM, Volume, read_mesh, read_volume
 
 SDD, SOD, ENERGY_KEV = 1020.0, 800.0, 70.0
 SIZE, PIXEL_SPACING = (256, 256), (1.4, 1.4)
@@ -44,6 +44,8 @@ VIEWS = {
     "LEFT-LATERAL": view_left_lateral,
     "RIGHT-LATERAL": view_right_lateral,
 }
+
+MESHES = (".stl", ".ply", ".obj")
 
 # ---- parameter types: they convert a word, or fail and name what was expected
 
@@ -331,6 +333,15 @@ class CTOptions:
         "Labels to keep; all else becomes air.", type=Numbers("N,N,...", kind=int)
     )
     series: str | None = option("Series of a DICOM folder that holds several.", metavar="UID")
+    mu: float = option(
+        f"Attenuation of a surface ({', '.join(MESHES)}), which may stand for CT, 1/mm.",
+        type=POSITIVE,
+        default=0.3,
+    )
+    mesh_unit: str | None = option(
+        f"Unit of the surface's coordinates: {', '.join(UNITS_MM)}.  [default: mm]",
+        type=click.Choice(list(UNITS_MM)),
+    )
 
     def load(self, path: Path, device: torch.device) -> Volume:
         """The CT in mu on the device.
@@ -352,6 +363,12 @@ class CTOptions:
         """The CT in its own unit, with the selected labels; raises as `load`."""
         if (self.labels is None) != (self.select is None):
             raise click.UsageError("--labels and --select belong together: give both or none.")
+        if path.suffix.lower() in MESHES:
+            volume = read_mesh(path, self.mu, units=self.mesh_unit)
+            pairs = zip(volume.shape_xyz, volume.spacing, strict=True)
+            size = " x ".join(f"{(count - 2) * step:.3g}" for count, step in pairs)
+            click.echo(f"{path.name}: a surface of {size} mm", err=True)
+            return volume
         volume = read_ct(path, unit=self.unit, labels=self.labels, series=self.series)
         return volume if self.select is None else volume.select(self.select)
 

@@ -20,6 +20,7 @@ from drrkit.cli.command import Answer, command
 from drrkit.cli.configuration import run_record
 from drrkit.cli.io import camera_as_dict, warn, write_json
 from drrkit.cli.options import (
+    POSITIVE,
     NumberRange,
     OutputFile,
     argument,
@@ -33,6 +34,8 @@ from drrkit.files import fingerprint
 from drrkit.geometry import volume_center
 from drrkit.registration import (
     AUTO,
+    FORMATIONS,
+    PART,
     PIPELINES,
     SIMILARITIES,
     TRUSTED,
@@ -41,6 +44,7 @@ from drrkit.registration import (
     Stage,
     hybrid,
     is_accepted,
+    is_implant,
     motion_of,
     register,
 )
@@ -126,7 +130,7 @@ def plain_stages(stages: Sequence[Stage | Search]) -> list[dict[str, Any]]:
 
 
 class Stages(click.ParamType):
-    """auto, global, or SIMILARITY:DOWNSAMPLE[:STEPS] separated by commas: stages."""
+    """auto, global, part, or SIMILARITY:DOWNSAMPLE[:STEPS] separated by commas: stages."""
 
     name = "STAGES"
 
@@ -142,8 +146,8 @@ class Stages(click.ParamType):
             return tuple(self._stage(word) for word in value.split(","))
         except (TypeError, ValueError) as error:
             self.fail(
-                "expected auto, global, or SIMILARITY:DOWNSAMPLE[:STEPS] separated by commas, such "
-                f"as ncc:4,gradient_ncc:1, got {value!r} ({error}).",
+                "expected auto, global, part, or SIMILARITY:DOWNSAMPLE[:STEPS] separated by "
+                f"commas, such as ncc:4,gradient_ncc:1, got {value!r} ({error}).",
                 param,
                 ctx,
             )
@@ -190,9 +194,21 @@ def register_command(
     ),
     stages: tuple[Stage | Search, ...] = option(
         "auto: coarse to fine from a start nearby. global: search all around the start first. "
+        "part: CT is a part of what the X-ray shows (auto of a metal surface). "
         "SIMILARITY:DOWNSAMPLE[:STEPS],...: your own.",
         type=Stages(),
         default="auto",
+    ),
+    formation: str = option(
+        "Compare line integrals, or 1 - exp(-gain L), in which metal is opaque; auto: intensity "
+        "for metal.",
+        type=click.Choice(FORMATIONS),
+        default="auto",
+    ),
+    gain: float = option(
+        "Of rendered line integrals, for intensity.",
+        type=POSITIVE,
+        default=1.0,
     ),
     min_confidence: float = option(
         "Confidence below which the result is not accepted (exit code 1).",
@@ -214,6 +230,8 @@ def register_command(
         stages = similarity_stages(similarity, given.device, stages)
     searching = isinstance(stages[0], Search)
     problem = given.load(ct, xray, [output, overlay], searching)
+    if stages is AUTO and is_implant(problem.volume):
+        stages = PART
     run = partial(
         register,
         problem.volume,
@@ -223,6 +241,9 @@ def register_command(
         mask=problem.xray.weights,
         center=_trained_center(stages, problem.volume) if isinstance(similarity, Path) else None,
         method=given.method,
+        formation=formation,
+        gain=gain,
+        xray_kind="display" if problem.xray.kind in ("display", "inverted") else "line",
         seed=seed,
     )
     result = run(problem.xray.line, progress=not quiet)

@@ -17,8 +17,9 @@ from drrkit.registration.optimisers import (
     TrustRegion,
 )
 from drrkit.registration.pipeline import Registrar, register
-from drrkit.registration.presets import AUTO, FOLLOW, GLOBAL, PIPELINES, hybrid
+from drrkit.registration.presets import AUTO, FOLLOW, GLOBAL, PART, PIPELINES, hybrid
 from drrkit.registration.problem.bodies import Bodies
+from drrkit.registration.problem.formation import FORMATIONS, is_implant
 from drrkit.registration.problem.landmarks import LandmarkPose, Landmarks
 from drrkit.registration.problem.loss import objective
 from drrkit.registration.problem.motion import motion_of
@@ -41,8 +42,10 @@ __all__ = [
     "AUTO",
     "DEPTH_LIMIT_MM",
     "FOLLOW",
+    "FORMATIONS",
     "GLOBAL",
     "OPTIMISERS",
+    "PART",
     "PIPELINES",
     "REASONS",
     "SIMILARITIES",
@@ -73,6 +76,7 @@ __all__ = [
     "extent_mm",
     "hybrid",
     "is_accepted",
+    "is_implant",
     "make_views",
     "mean_depth",
     "motion_of",

@@ -17,8 +17,8 @@ from drrkit.geometry import Camera
 from drrkit.registration.certainty import agreement, geometric_covariance, pose_covariance
 from drrkit.registration.lengths import field_diagonal, mean_depth, motion_units, object_diagonal
 from drrkit.registration.optimisers.optimiser import PoseEngine, PoseProblem
-from drrkit.registration.presets import resolve_stages
-from drrkit.registration.problem.formation import MEASURED, as_measured, gain_of
+from drrkit.registration.presets import PART, PART_MARGIN, resolve_stages
+from drrkit.registration.problem.formation import as_measured, gain_of, is_implant
 from drrkit.registration.problem.inputs import (
     check_options,
     computing_place,
@@ -33,6 +33,7 @@ from drrkit.registration.problem.motion import (
     neighbours,
     out_of_reach,
 )
+from drrkit.registration.problem.part import around
 from drrkit.registration.problem.prior import PosePrior, PriorTerm
 from drrkit.registration.problem.rendering import SceneRenderer
 from drrkit.registration.problem.views import (
@@ -107,8 +108,10 @@ def register(
         init: [4, 4] or [K, 4, 4] world_to_camera to start from (of the first camera); Landmarks,
             whose pose it is then; for n bodies [n, 4, 4] or [K, n, 4, 4], or [4, 4] for all. May be
             None where the first stage is a Search: it is then about an AP view of the volume.
-        stages: "auto" (coarse to fine, from a start nearby), "global" (a search comes first, about
-            a start that may be far off), or Stages of your own; the first may be a Search.
+        stages: "auto" (coarse to fine, from a start nearby; "part" where all volumes are mostly
+            metal), "global" (a search comes first, about a start that may be far off), "part" (the
+            volume is a part of what the X-ray shows, such as one bone: only its surroundings at
+            the start are looked at), or Stages of your own; the first may be a Search.
         mask: float weights of the X-ray's shape; 0 leaves a pixel out, and exp(-xray) weighs pixels
             by their photons where those are few. A list for several cameras.
         rig_to_camera: [V, 4, 4] for several cameras: the fixed maps from the first camera's
@@ -177,14 +180,15 @@ class Registrar:
         gain: float = 1.0,
         xray_kind: str = "line",
     ) -> None:
-        self.stages, self.named = resolve_stages(stages), stages
         scene = self_rendering(volume)
+        if stages == "auto" and is_implant(scene):
+            stages = "part"
+        self.stages, self.named = resolve_stages(stages), stages
         self.like, self.center = computing_place(scene, center)
         self.camera, self.rig_to_camera = camera, rig_to_camera
-        if xray_kind not in MEASURED:
-            raise ValueError(f"xray_kind: expected one of {', '.join(MEASURED)}, got {xray_kind!r}")
         self.xray_kind = xray_kind
-        self.drawn = SceneRenderer(scene, method, gain_of(formation, gain, scene, self.stages))
+        self.gain = gain_of(scene, self.stages, formation, gain, xray_kind)
+        self.drawn = SceneRenderer(scene, method, self.gain)
         self.diagonal = object_diagonal(scene)
 
     def __call__(
@@ -207,19 +211,22 @@ class Registrar:
         given = self.stages if stages is None else resolve_stages(stages)
         views = make_views(self.camera, xray, mask, self.rig_to_camera, self.like)
         views, found_field = within_fields(views)
-        if self.drawn.gain:
+        if self.gain:
             views = as_measured(views, self.xray_kind)
         camera = views[0].camera
         pose = start_poses(init, given, camera, self.drawn.scene).to(self.center)
-        field = field_diagonal(camera, mean_depth(pose, self.center))
-        extent = min(field, self.diagonal)
+        depth = mean_depth(pose, self.center)
+        extent = min(field_diagonal(camera, depth), self.diagonal)
+        if given is PART:
+            views = around(views, self.drawn, pose, depth, PART_MARGIN * extent)
         resolved = [stage.in_mm(extent) for stage in given]
         bar = step_bar(resolved, progress)
         term = None if prior is None else prior.term(pose, self.center)
         generator = torch.Generator().manual_seed(seed)
         try:
             work = Registration(self.drawn, views, self.center, generator, bar, term)
-            work.hypotheses = isinstance(self.named if stages is None else stages, str)
+            named = self.named if stages is None else stages
+            work.hypotheses = isinstance(named, str) and given is not PART
             work.extent = extent
             work.inferred = ("field",) if found_field else ()
             found = work.until_trusted(resolved, Candidates.unjudged(pose))
@@ -484,16 +491,8 @@ class Registration:
         if engine.steps == 0:
             return found
         if stage.keep is None:
-            return _best_of_each(engine, stage.starts)
+            return Candidates.best_of_each(engine.best_pose, engine.best_loss, stage.starts)
         chosen = distinct_poses(
             engine.best_pose, engine.best_loss, self.center, units, stage.apart, stage.keep
         )
         return Candidates(engine.best_pose[chosen], engine.best_loss[chosen])
-
-
-def _best_of_each(engine: PoseEngine, starts: int) -> Candidates:
-    """The best pose [K, ...] and loss [K] among the optimisations that belong to each pose."""
-    loss = engine.best_loss.reshape(-1, starts)
-    best = loss.argmin(dim=1)
-    row = torch.arange(loss.shape[0], device=loss.device)
-    return Candidates(engine.best_pose.unflatten(0, (-1, starts))[row, best], loss[row, best])

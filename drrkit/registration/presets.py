@@ -10,7 +10,16 @@ from drrkit.registration.optimisers import CmaEs, Descent, Directions, Levenberg
 from drrkit.registration.similarities import Similarity
 from drrkit.registration.stages import Search, Stage
 
-__all__ = ["AUTO", "FOLLOW", "GLOBAL", "PIPELINES", "hybrid", "resolve_stages"]
+__all__ = [
+    "AUTO",
+    "FOLLOW",
+    "GLOBAL",
+    "PART",
+    "PART_MARGIN",
+    "PIPELINES",
+    "hybrid",
+    "resolve_stages",
+]
 
 _VOXEL = 1 / 75  # of coarse stages
 
@@ -95,7 +104,42 @@ GLOBAL: tuple[Stage | Search, ...] = (
 FOLLOW: tuple[Stage, ...] = (replace(_GRADIENT[0], apart=1e-6), _GRADIENT[1])
 """From a start within a few degrees and about a centimetre: what a frame's predecessor gives."""
 
-PIPELINES: dict[str, tuple[Stage | Search, ...]] = {"auto": AUTO, "global": GLOBAL}
+PART: tuple[Stage, ...] = (
+    Stage(
+        "gradient_ncc",
+        pixel=1 / 30,
+        optimiser=Levenberg(0.1, final_step=1e-3),
+        supersample=2,
+        iterations=20,
+        starts=48,
+        spread=(0.35, 0.12),
+        halve_every=4,
+        keep=5,
+        apart=1 / 30,
+    ),
+    Stage(
+        "gradient_ncc",
+        pixel=1 / 80,
+        optimiser=Levenberg(1 / 30, final_step=1 / 3000),
+        supersample=2,
+        iterations=15,
+        keep=2,
+        apart=1 / 30,
+    ),
+    Stage(
+        "gradient_ncc",
+        pixel=1 / 160,
+        optimiser=Levenberg(1 / 60, final_step=1 / 30000),
+        iterations=20,
+    ),
+)
+"""For a volume that is a part of what the X-ray shows. Nothing but derivatives is compared, in the
+surroundings of the object at its start: intensities would follow the neighbours."""
+
+PART_MARGIN = 1 / 6
+"""Of those surroundings, a share of the object's extent: the range of starts."""
+
+PIPELINES: dict[str, tuple[Stage | Search, ...]] = {"auto": AUTO, "global": GLOBAL, "part": PART}
 """Names that `register` accepts for stages."""
 
 # Of learned similarities whose notes do not say, mm.

@@ -11,12 +11,13 @@ from drrkit.volume.files import (
     read_volume,
     write_volume,
 )
-from drrkit.volume.mesh import mesh_volume, read_mesh
+from drrkit.volume.mesh import UNITS_MM, mesh_volume, read_mesh
 from drrkit.volume.rasters import readable_errors
 
 __all__ = [
     "BODY_THRESHOLD",
     "READ_SUFFIXES",
+    "UNITS_MM",
     "WATER_MU_PER_MM",
     "DicomFile",
     "FileWarning",

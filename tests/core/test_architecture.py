@@ -147,7 +147,7 @@ def test_one_word_means_one_thing() -> None:
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
     "": 1_100,  # the modules beside the packages
     "_native": 1_270,
-    "cli": 4_415,
+    "cli": 4_460,  # with surfaces in the place of the CT
     "conversions": 1_890,  # landmark files, JointTrack, no-poses refused, odd lengths of all files
     "evaluation": 838,
     "fields": 1_727,

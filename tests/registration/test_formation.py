@@ -13,7 +13,7 @@ from torch.nn import functional
 from drrkit import CArm, Stage, Volume, perturb, register, render, view_ap
 from drrkit.geometry import volume_center
 from drrkit.registration import Bodies, Levenberg, Regressor
-from drrkit.registration.problem.formation import as_measured, gain_of, is_metal
+from drrkit.registration.problem.formation import as_measured, gain_of, is_implant, is_metal
 from drrkit.registration.problem.loss import StageLoss
 from drrkit.registration.problem.rendering import SceneRenderer, renderer
 from drrkit.registration.problem.views import make_views
@@ -89,15 +89,20 @@ def test_a_gain_is_a_denser_scene() -> None:
     torch.testing.assert_close(renderer(implant(), CAMERA, 1, "joseph", 2.0)(pose()), denser)
 
 
+def gain(scene, formation: str, value: float, stages) -> float:
+    return gain_of(scene, stages, formation, value, "line")
+
+
 def test_metal_chooses_intensity_and_bone_does_not() -> None:
     assert is_metal(implant()) and not is_metal(implant(0.12))
     assert is_metal(Bodies([implant(0.05), implant(0.4)]))
+    assert is_implant(implant()) and not is_implant(Bodies([implant(0.05), implant(0.4)]))
     specks = torch.zeros(9, 9, 9, dtype=torch.float64)
     specks[4:7, 4:7, 4:7], specks[4, 4, 4] = 0.05, 0.5
     assert not is_metal(Volume(specks, (1.0, 1.0, 1.0), unit="mu"))  # a screw in a patient
-    assert gain_of("auto", 2.0, implant(), STAGES) == 2.0
-    assert gain_of("line", 2.0, implant(), STAGES) == gain_of("auto", 2.0, object(), STAGES) == 0.0
-    assert gain_of("intensity", 2.0, implant(0.05), STAGES) == 2.0
+    assert gain(implant(), "auto", 2.0, STAGES) == 2.0
+    assert gain(implant(), "line", 2.0, STAGES) == gain(object(), "auto", 2.0, STAGES) == 0.0
+    assert gain(implant(0.05), "intensity", 2.0, STAGES) == 2.0
 
 
 def test_a_saturated_xray_is_met_by_intensity_and_missed_by_line_integrals() -> None:
@@ -143,6 +148,6 @@ def test_what_cannot_be_compared_by_intensity_is_refused() -> None:
             return None
 
     for stage in (Stage(Trained()), Stage(optimiser=Regressor(Trained()))):
-        assert gain_of("auto", 1.0, implant(), [stage]) == 0.0
+        assert gain(implant(), "auto", 1.0, [stage]) == 0.0
         with pytest.raises(ValueError, match="formation: expected 'line' for the trained network"):
-            gain_of("intensity", 1.0, implant(), [stage])
+            gain(implant(), "intensity", 1.0, [stage])

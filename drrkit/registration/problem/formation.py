@@ -19,7 +19,15 @@ from drrkit.registration.problem.views import View
 from drrkit.registration.stages import Search, Stage
 from drrkit.volume import Volume
 
-__all__ = ["FORMATIONS", "MEASURED", "METAL", "as_measured", "gain_of", "is_metal"]
+__all__ = [
+    "FORMATIONS",
+    "MEASURED",
+    "METAL",
+    "as_measured",
+    "gain_of",
+    "is_implant",
+    "is_metal",
+]
 
 FORMATIONS = ("auto", "line", "intensity")
 MEASURED = ("line", "display")
@@ -38,25 +46,38 @@ _LARGEST_LINE = 30.0
 
 def is_metal(scene: Any) -> bool:
     """Whether one of the scene's volumes is mostly metal."""
-    for body in getattr(scene, "bodies", (scene,)):
-        if isinstance(body, Volume):
-            values = body.values.detach()
-            total = float(values.double().sum())
-            dense = float(torch.where(values > METAL, values, 0.0).double().sum())
-            if total > 0.0 and dense >= _SHARE * total:
-                return True
-    return False
+    return any(map(_mostly_metal, getattr(scene, "bodies", (scene,))))
 
 
-def gain_of(formation: str, gain: float, scene: Any, stages: Sequence[Stage | Search]) -> float:
+def is_implant(scene: Any) -> bool:
+    """Whether all of the scene's volumes are mostly metal."""
+    return all(map(_mostly_metal, getattr(scene, "bodies", (scene,))))
+
+
+def _mostly_metal(body: Any) -> bool:
+    if not isinstance(body, Volume) or body.unit != "mu":
+        return False
+    values = body.values.detach()
+    total = float(values.double().sum())
+    dense = float(torch.where(values > METAL, values, 0.0).double().sum())
+    return total > 0.0 and dense >= _SHARE * total
+
+
+def gain_of(
+    scene: Any, stages: Sequence[Stage | Search], formation: str, gain: float, xray_kind: str
+) -> float:
     """The gain of a comparison by intensity, 0 for one of line integrals.
 
     Raises:
         TypeError, ValueError: an argument is not what `register` describes, or a trained network,
             which knows line integrals, is to compare intensities.
     """
-    if formation not in FORMATIONS:
-        raise ValueError(f"formation: expected one of {', '.join(FORMATIONS)}, got {formation!r}")
+    for name, value, known in (
+        ("formation", formation, FORMATIONS),
+        ("xray_kind", xray_kind, MEASURED),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
     number = isinstance(gain, (int, float)) and not isinstance(gain, bool)
     if not number or not 0.0 < gain < math.inf:
         raise ValueError(f"gain: expected a positive number, got {gain!r}")

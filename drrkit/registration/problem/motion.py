@@ -40,6 +40,13 @@ class Candidates:
         """Poses without a loss yet."""
         return Candidates(pose, pose.new_full((pose.shape[0],), torch.inf))
 
+    @staticmethod
+    def best_of_each(pose: Tensor, loss: Tensor, starts: int) -> Candidates:
+        """The best of every `starts` poses [K * starts, ...] that follow one another."""
+        lowest, best = loss.reshape(-1, starts).min(1)
+        row = torch.arange(len(best), device=loss.device)
+        return Candidates(pose.unflatten(0, (-1, starts))[row, best], lowest)
+
 
 def moved_by(world_to_camera: Tensor, xi: Tensor, center: Tensor) -> Tensor:
     """`perturb` for poses [B, 4, 4], xi [B, 6] and also for [B, n, 4, 4], [B, 6 n]."""
