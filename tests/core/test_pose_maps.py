@@ -241,19 +241,6 @@ def test_derivatives_of_perturb_in_the_twist_are_those_of_the_power_series(angle
 
 
 @every_map
-def test_gradcheck_and_gradgradcheck_pass_in_every_mode(name, flags):
-    function, _, arguments = map_of(name, (False, *flags[1:]) if flags else flags)
-    # Lengths of order one: finite differences of hundreds of mm would lose the digits.
-    leaves = [(x / x.abs().max()).requires_grad_() for x in arguments]
-    assert gradcheck(
-        function, leaves, check_forward_ad=True, check_batched_grad=True, fast_mode=True
-    )
-    assert gradgradcheck(
-        function, leaves, check_fwd_over_rev=True, check_batched_grad=True, fast_mode=True
-    )
-
-
-@every_map
 def test_create_graph_gives_the_second_derivatives_of_the_formula(name, flags):
     function, formula, arguments = map_of(name, flags)
 

@@ -16,14 +16,6 @@ Failure = TOOL["Failure"]
 ATTRIBUTES = 'tests="12" failures="1" errors="2" skipped="3"'
 
 
-@pytest.mark.parametrize(
-    "torch, expected",
-    [("2.10.0", "torch==2.10.0"), ("/x/torch-2.10.0.whl", "/x/torch-2.10.0.whl")],
-)
-def test_a_number_is_a_version_and_all_else_is_pips(torch: str, expected: str) -> None:
-    assert TOOL["requirement"](torch) == expected
-
-
 def test_errors_count_as_failures(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     report.write_text(f"<testsuites><testsuite {ATTRIBUTES} /></testsuites>")
@@ -58,14 +50,6 @@ def test_no_checkout_can_be_found_from_a_command(
     monkeypatch.setenv("PYTHONPATH", str(SCRIPT.parents[1]))
     code = "import os; print(os.environ.get('PYTHONPATH'))"
     assert TOOL["run"](tmp_path / "log", sys.executable, "-c", code, cwd=tmp_path) == "None\n"
-
-
-def test_pytest_is_told_to_run_the_quick_tests_unless_told_otherwise() -> None:
-    few = ["a.whl", "--torch", "2.10.0", "2.15.0"]
-    options = TOOL["parse"](few)
-    assert options.torch == ["2.10.0", "2.15.0"] and options.tests == ["-m", "not slow"]
-    told = TOOL["parse"]([*few, "--tests", "tests/core/test_ops.py -k 'a or b'"])
-    assert told.tests == ["tests/core/test_ops.py", "-k", "a or b"]
 
 
 def test_a_wheel_without_its_sdist_is_refused(tmp_path: Path) -> None:
