@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera, quaternion_rotation
-from drrkit.volume import Volume
+from drrkit.volume import Volume, water_attenuation
+
+WATER_MU = water_attenuation()
 
 
 class Grid(Protocol):
@@ -298,7 +300,7 @@ _SHEPP_LOGAN = (
 
 
 def shepp_logan_3d(
-    size_mm: float = 200.0, soft: bool = False, *, high_contrast: bool = False, mu: float = 0.01929
+    size_mm: float = 200.0, soft: bool = False, *, high_contrast: bool = False, mu: float = WATER_MU
 ) -> Ellipsoids:
     """The 3D Shepp-Logan head phantom of Kak and Slaney (1988), p. 102.
 

@@ -14,9 +14,6 @@ from torch.nn import functional
 from drrkit.geometry import Camera, volume_center
 from drrkit.volume import Volume, water_attenuation
 
-CT_ENERGY_KEV = 70.0
-"""The energy at which a scene's mu is read back as Hounsfield units: Volume.to_mu's default."""
-
 EMPHASIS_HU = -130.0
 """mu above this many HU is what remains of bone in a moving volume (the conversion of ProST's and
 SOPI's published code)."""
@@ -60,7 +57,7 @@ class BoneNetwork(nn.Module):
         selects bone better than the threshold where there is one: pass scene.select(bones).
 
         Args:
-            scene: a Volume in mu at CT_ENERGY_KEV, of one channel.
+            scene: a Volume in mu at to_mu's default energy, of one channel.
 
         Raises:
             TypeError: not a Volume.
@@ -75,7 +72,7 @@ class BoneNetwork(nn.Module):
         if scene.values.dim() == 4 and scene.values.shape[0] != 1:
             raise ValueError(f"scene: expected one channel, got {tuple(scene.values.shape)}")
         values = scene.values.reshape(scene.values.shape[-3:])
-        water = water_attenuation(CT_ENERGY_KEV)
+        water = water_attenuation()
         bone = (values - water * (1.0 + EMPHASIS_HU / 1000.0)).clamp_min(0.0)
         if self.threshold_hu is not None:
             bone = bone * (values >= water * (1.0 + self.threshold_hu / 1000.0))
@@ -319,7 +316,7 @@ class VolumeExpansion(nn.Module):
         repeated = values.expand(self.count, *values.shape)
         if not self.layers:
             return repeated.contiguous()
-        water = water_attenuation(CT_ENERGY_KEV)
+        water = water_attenuation()
         features = values[None, None] / water
         for layer in self.layers:
             # Not in place: the sum below and second derivatives read these tensors.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from drrkit.geometry import Camera, GridConstants, grid_constants, project_points, view_ap
 from drrkit.projector import render
-from drrkit.similarity.networks import CT_ENERGY_KEV, BoneNetwork
+from drrkit.similarity.networks import BoneNetwork
 from drrkit.similarity.poses import PoseChart, PoseSampling
 from drrkit.training import drawn_integer, generator
 from drrkit.volume import Volume
@@ -83,7 +83,7 @@ class TrainingPatient(NamedTuple):
         Raises:
             ValueError: no voxel of the moving volume is bone.
         """
-        scene = (ct if bones is None else ct.select(bones)).to_mu(CT_ENERGY_KEV)
+        scene = (ct if bones is None else ct.select(bones)).to_mu()
         moving = network.moving(scene)
         if center is None:
             try:

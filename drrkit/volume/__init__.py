@@ -1,7 +1,7 @@
 """CT volumes: values with their place in the patient, unit and labels; reading and writing."""
 
 from drrkit.files import FileWarning
-from drrkit.volume.attenuation import WATER_MU_PER_MM, water_attenuation
+from drrkit.volume.attenuation import CT_ENERGY_KEV, WATER_MU_PER_MM, water_attenuation
 from drrkit.volume.data import BODY_THRESHOLD, Volume
 from drrkit.volume.dicom_file import DicomFile, coded_size, is_dicom, named, stored_pixels
 from drrkit.volume.files import (
@@ -16,6 +16,7 @@ from drrkit.volume.rasters import readable_errors
 
 __all__ = [
     "BODY_THRESHOLD",
+    "CT_ENERGY_KEV",
     "READ_SUFFIXES",
     "UNITS_MM",
     "WATER_MU_PER_MM",

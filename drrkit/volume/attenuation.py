@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+CT_ENERGY_KEV = 70.0
+"""Effective energy of a CT: what mu is computed for unless another energy is asked for."""
+
 WATER_MU_PER_MM: dict[float, float] = {
     40.0: 0.02683,
     50.0: 0.02269,
@@ -16,7 +19,7 @@ WATER_MU_PER_MM: dict[float, float] = {
 """Total linear attenuation of liquid water [1/mm] by photon energy [keV] (xraylib 4.3, NIST)."""
 
 
-def water_attenuation(energy_kev: float = 70.0) -> float:
+def water_attenuation(energy_kev: float = CT_ENERGY_KEV) -> float:
     """Linear attenuation coefficient of water.
 
     Between the energies of ``WATER_MU_PER_MM`` the logarithm of mu is interpolated linearly in

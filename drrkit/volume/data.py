@@ -14,7 +14,7 @@ from torch import Tensor
 
 from drrkit._native import VOXELS
 from drrkit.volume import resampling
-from drrkit.volume.attenuation import water_attenuation
+from drrkit.volume.attenuation import CT_ENERGY_KEV, water_attenuation
 
 Unit = Literal["HU", "mu"]
 
@@ -111,7 +111,7 @@ class Volume:
         labels = None if self.labels is None else self.labels.to(device=device)
         return replace(self, values=values, labels=labels)
 
-    def to_mu(self, energy_kev: float = 70.0, clamp: bool = True) -> Volume:
+    def to_mu(self, energy_kev: float = CT_ENERGY_KEV, clamp: bool = True) -> Volume:
         """Linear attenuation mu = mu_water(E) (1 + HU / 1000) in 1/mm, the definition of HU.
 
         Args:

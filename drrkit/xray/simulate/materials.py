@@ -14,7 +14,7 @@ from torch import Tensor
 
 from drrkit.geometry import Camera, check_numbers
 from drrkit.projector import render
-from drrkit.volume import Volume, water_attenuation
+from drrkit.volume import CT_ENERGY_KEV, Volume, water_attenuation
 from drrkit.xray.simulate.tables import MASS_ATTENUATION, SPECTRA
 
 Spectrum = str | float | Mapping[float, float]
@@ -36,9 +36,6 @@ DENSITIES: dict[str, float] = {
     "iodine": 4.93,
 }
 """Density of each material in bulk [g/cm3]; bone is cortical bone."""
-
-CT_ENERGY_KEV = 70.0
-"""Effective energy of the CT: there, water and bone together reproduce the volume's own mu."""
 
 WATER_LIMIT_HU = 100.0
 """Up to here a voxel is water of another density; above, bone takes a growing share of it."""
@@ -230,8 +227,8 @@ def tissue_materials(volume: Volume, *, metal: str | None = None) -> MaterialVol
         raise ValueError(f"volume: expected one channel, got shape {tuple(volume.values.shape)}")
     dtype = torch.promote_types(volume.values.dtype, torch.float32)
     hu = volume.values.reshape(volume.values.shape[-3:]).to(dtype)
-    mu = replace(volume, values=hu, labels=None).to_mu(CT_ENERGY_KEV)
-    limit = (1.0 + WATER_LIMIT_HU / 1000.0) * water_attenuation(CT_ENERGY_KEV)
+    mu = replace(volume, values=hu, labels=None).to_mu()
+    limit = (1.0 + WATER_LIMIT_HU / 1000.0) * water_attenuation()
     water, bone = (CM_PER_MM * float(mass_attenuation(m, CT_ENERGY_KEV)) for m in ("water", "bone"))
     full = bone * DENSITIES["bone"]
     share = ((mu.values - limit) / (full - limit)).clamp_min(0.0)
