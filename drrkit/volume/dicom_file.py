@@ -96,8 +96,12 @@ class DicomFile:
 
     @property
     def frames(self) -> int:
-        """Number of Frames, 1 where the file does not say it."""
-        return self.count("NumberOfFrames", 1)
+        """Number of Frames, 1 where the file does not say it, or nothing that can be."""
+        found = self.number("NumberOfFrames")
+        if found is not None and (found < 1 or found != int(found)):
+            self.note(f"{named('NumberOfFrames')}: expected a whole number > 0, got {found:g}")
+            return 1
+        return int(found or 1)
 
     @property
     def described_frames(self) -> int:
@@ -130,6 +134,10 @@ class DicomFile:
         except ValueError as error:
             self.note(f"{str(error).removeprefix(f'{self.source}: ')}; taken as unknown")
             return None
+
+    def kinds(self, keyword: str) -> int:
+        """How many different values a field has in the frames of an enhanced object."""
+        return len({self.text(keyword, k) for k in range(self.described_frames)} - {None})
 
     def number(self, keyword: str) -> float | None:
         """A finite number; None, with a note, where the field holds something else."""

@@ -84,9 +84,10 @@ def read_series(place: Path, series: str | None, air: float, dtype: Any) -> Rast
                 f"{named('ImageType')} is {kind}: a map or a projection computed from a CT, whose "
                 "values may be no Hounsfield units"
             )
-    frames = {file.text("FrameOfReferenceUID") for file in files} - {None}
-    if len(frames) > 1:
-        notes.append(f"{named('FrameOfReferenceUID')}: {len(frames)} different ones: did it move?")
+    for keyword in ("FrameOfReferenceUID", "ConvolutionKernel", "KVP"):
+        count = len({file.text(keyword) for file in files} - {None})
+        if count > 1:
+            notes.append(f"{named(keyword)}: {count} different ones: several scans in one series?")
     reader = _Values(air, dtype, notes)
     slices = _without_doubles(place, slices, reader, notes)
     pixels = np.empty((len(slices), rows, cols), dtype)

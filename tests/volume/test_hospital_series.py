@@ -342,6 +342,12 @@ def test_what_does_not_fit_together_is_said(tmp_path: Path) -> None:
     def frames(data: Dataset, k: int) -> None:
         data.FrameOfReferenceUID = f"1.2.{k // 3}"
 
+    def kernels(data: Dataset, k: int) -> None:
+        data.ConvolutionKernel = ("B30f", "B70f")[k % 2]
+
+    def none(data: Dataset, k: int) -> None:
+        data.NumberOfFrames = 0
+
     def twice(data: Dataset, k: int) -> None:
         data.PixelData *= 2
 
@@ -350,6 +356,8 @@ def test_what_does_not_fit_together_is_said(tmp_path: Path) -> None:
 
     for change, message, values in (
         (frames, r"Frame of Reference UID \(0020,0052\): 2 different ones", hu()),
+        (kernels, r"Convolution Kernel \(0018,1210\): 2 different ones: several scans", hu()),
+        (none, r"Number of Frames \(0028,0008\): expected a whole number > 0, got 0", hu()),
         (twice, "more pixels than the header says, 36 x 40", hu()),
         (unscaled, "values from 0 to 1999, though air has -1000 HU", hu() + 1024),
     ):

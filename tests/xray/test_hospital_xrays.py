@@ -223,6 +223,9 @@ def test_each_frame_has_its_own_slope(tmp_path: Path, slope: float, kind: str | 
             "a circular shutter without centre or radius is not masked",
         ),
         ({"PositionerPrimaryAngle": "400"}, r"\(0018,1510\): expected degrees, got \[400.0\]"),
+        ({"NumberOfFrames": "0"}, r"\(0028,0008\): expected a whole number > 0, got 0"),
+        ({"PixelAspectRatio": ["2", "1"]}, r"\(0028,0034\) is 2:1, not that of the pixel spacing"),
+        (OFF_CENTRE | {"FieldOfViewRotation": "45"}, "expected quarter turns, got 45 degrees"),
         ({"PixelData": 2 * PIXELS.tobytes()}, "more pixels than the header says, 24 x 32"),
     ],
 )
@@ -234,6 +237,29 @@ def test_what_cannot_be_meant_is_left_out_and_said(
     assert re.search(message, "; ".join(xray.warnings)) and xray.mask is None
     np.testing.assert_array_equal(xray.image[0, 0].numpy(), PIXELS)
     assert (xray.primary_deg is None) == ("PositionerPrimaryAngle" in tags)
+
+
+def test_geometry_that_changes_within_a_run_is_said(tmp_path: Path) -> None:
+    frames = [
+        item(XRayGeometrySequence=[item(DistanceSourceToDetector=s, DistanceSourceToIsocenter=800)])
+        for s in (1000.0, 1100.0)
+    ]
+    tags = carm_tags(PerFrameFunctionalGroupsSequence=frames, DistanceSourceToDetector=None)
+    file = write_dicom(tmp_path / "x.dcm", np.stack((PIXELS, PIXELS)), **tags)
+    assert float(read_xray(file).camera.sdd) == 1000.0
+    assert "(0018,1110) differs from frame to frame" in said(file)
+    assert "(0018,9402)" not in said(file)
+
+
+def test_a_pitch_of_one_that_nobody_measured_is_said(tmp_path: Path) -> None:
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(PIXELS)
+    sitk.WriteImage(image, str(tmp_path / "x.mha"))
+    assert "pixels of 1 x 1 mm, which programs write" in said(tmp_path / "x.mha")
+    image.SetSpacing((2.0, 3.0))
+    sitk.WriteImage(image, str(tmp_path / "y.mha"))
+    assert said(tmp_path / "y.mha") == "" and read_xray(tmp_path / "y.mha").pixel_spacing == (3, 2)
 
 
 def test_a_foot_of_the_source_far_from_the_image_is_said(tmp_path: Path) -> None:

@@ -94,8 +94,7 @@ def read_dicom_xray(source: Path, given: Mapping[str, Any]) -> DicomXray:
         primary = _angles(file, "PositionerPrimaryAngle", frames)
         secondary = _angles(file, "PositionerSecondaryAngle", frames)
         flip = _flip(file, primary, secondary, warnings)
-    if "ModalityLUTSequence" in file.dataset:
-        warnings.append("the Modality LUT (0028,3000) is not applied: pixels are the stored ones")
+    _say_contradictions(file, what, spacing, warnings)
     mask = _shutter(file, size)
     shut = mask is not None
     if padded is not None:
@@ -126,6 +125,23 @@ def read_dicom_xray(source: Path, given: Mapping[str, Any]) -> DicomXray:
         tuple(dict.fromkeys((*file.notes, *warnings))),
         facts,
     )
+
+
+def _say_contradictions(
+    file: DicomFile, distance: str, spacing: tuple[float, float] | None, warnings: list[str]
+) -> None:
+    """What the file says beside what was taken."""
+    for name in (distance, "ImagerPixelSpacing", "DistanceSourceToIsocenter"):
+        if file.kinds(name) > 1:
+            warnings.append(f"{named(name)} differs from frame to frame: the first is taken")
+    ratio = _pair(file, "PixelAspectRatio")
+    if spacing and ratio and abs(spacing[0] * ratio[1] / (spacing[1] * ratio[0]) - 1) > 0.01:
+        warnings.append(
+            f"{named('PixelAspectRatio')} is {ratio[0]:g}:{ratio[1]:g}, not that of the pixel "
+            f"spacing {spacing[0]:g}, {spacing[1]:g} mm"
+        )
+    if "ModalityLUTSequence" in file.dataset:
+        warnings.append("the Modality LUT (0028,3000) is not applied: pixels are the stored ones")
 
 
 def _check_modality(file: DicomFile, modality: str | None) -> None:
@@ -277,7 +293,10 @@ def _principal_point(
     if origin is None or active is None or element is None:
         return None
     start = file.numbers("DetectorActiveOrigin", 2) or [0.0, 0.0]
-    turn = int((file.numbers("FieldOfViewRotation", 1) or [0.0])[0]) % 360
+    turn = (file.number("FieldOfViewRotation") or 0.0) % 360
+    if turn % 90 != 0:
+        file.note(f"{named('FieldOfViewRotation')}: expected quarter turns, got {turn:g} degrees")
+        return None
     rows, cols = size if turn in (0, 180) else size[::-1]
     pitch = spacing if turn in (0, 180) else spacing[::-1]
     offset = []
@@ -286,7 +305,7 @@ def _principal_point(
         field = origin[axis] * element[axis] + count * pitch[axis] / 2
         offset.append((middle - field) / pitch[axis])
     down, right = offset  # in pixels of the field of view as it lies on the detector
-    for _ in range(turn // 90):  # a turn by 90 degrees clockwise: down becomes left
+    for _ in range(int(turn) // 90):  # a turn by 90 degrees clockwise: down becomes left
         down, right = right, -down
     if (file.text("FieldOfViewHorizontalFlip") or "NO") == "YES":
         right = -right

@@ -267,6 +267,8 @@ def _read_raster(source: Path) -> Xray:
         notes = (*notes, *more)
     known = "spacing" not in raster.facts
     spacing = (raster.spacing[1], raster.spacing[0]) if known else None
+    if spacing == (1.0, 1.0):
+        notes = (*notes, "pixels of 1 x 1 mm, which programs write where they know nothing better")
     # How a picture lies in a patient is no matter.
     notes = tuple(note for note in notes if " lies" not in note and "sform" not in note)
     return Xray(
