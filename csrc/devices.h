@@ -11,6 +11,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <atomic>
+#include <vector>
 
 #include "cpu/kernels.h"
 #include "packed/handles.h"
@@ -42,20 +43,25 @@ template <class Range> void deal_ranges(int64_t total, int64_t grain, const Rang
 }
 
 struct Cpu {
-  // Every sum is already made in a fixed order.
-  static constexpr bool kNeedsFixedPoint = false;
+  // Every sum is already made in a fixed order, and volumes are zeroed as they are summed.
+  static constexpr bool kNeedsFixedPoint = false, kNeedsZeros = false;
   static int64_t workspace(const BackprojectParams&, bool) { return 0; }
 
   explicit Cpu(const Tensor&) {}
 
   void project(const ProjectParams& p, const PackedPtr&) const {
-    deal_ranges(cpu::panels(p.scene), 1, [&](int64_t b, int64_t e) { cpu::project(p, b, e); });
+    deal_panels(p.scene, [&](int64_t b, int64_t e) { cpu::project(p, b, e); });
   }
   void second(const SecondParams& p) const {
-    deal_ranges(cpu::panels(p.scene), 1, [&](int64_t b, int64_t e) { cpu::second(p, b, e); });
+    deal_panels(p.scene, [&](int64_t b, int64_t e) { cpu::second(p, b, e); });
   }
   // Slabs of planes, a few for each thread: each voxel is summed in one order by one thread.
-  void backproject(const BackprojectParams& p) const {
+  void backproject(const BackprojectParams& params) const {
+    const Scene& scene = params.scene;
+    std::vector<uint8_t> touched(scene.n_volumes * scene.n_channels * scene.grid.nz *
+                                 scene.grid.ny);
+    BackprojectParams p = params;
+    p.touched = touched.data();
     const int64_t threads = torch::stable::get_num_threads(), nz = p.scene.grid.nz;
     const int64_t slabs = threads == 1 ? 1 : minimum<int64_t>(nz, 2 * threads);
     deal(p.scene.n_volumes * slabs, [&](int64_t i) {
@@ -86,12 +92,20 @@ struct Cpu {
   template <class Map> void map(const MapParams& p) const {
     deal_ranges(p.n_views, 256, [&](int64_t b, int64_t e) { cpu::map_poses<Map>(p, b, e); });
   }
+
+ private:
+  // A thread takes one panel of several views, which read much the same voxels, where that leaves
+  // enough for the others.
+  template <class Range> static void deal_panels(const Scene& scene, const Range& range) {
+    const int64_t panels = cpu::panels(scene), shares = 16 * torch::stable::get_num_threads();
+    deal_ranges(panels, maximum<int64_t>(1, minimum(panels / shares, scene.n_views)), range);
+  }
 };
 
 #if defined(DRRKIT_CUDA)
 // Guards the tensor's device and launches on torch's current stream.
 struct Cuda {
-  static constexpr bool kNeedsFixedPoint = true;  // atomics come in any order
+  static constexpr bool kNeedsFixedPoint = true, kNeedsZeros = true;  // atomics, in any order
   static int64_t workspace(const BackprojectParams& p, bool fixed_order) {
     return cuda::gather_workspace(p, fixed_order);
   }

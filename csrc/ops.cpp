@@ -185,8 +185,9 @@ Tensor backproject(const Tensor& images_, const Tensor& geometry_, Optional tang
   check_scalar(images, scalar_of(p.scene.voxel), "images");
   p.tangent = views_of(tangent, size, plan.flags);
   if (!tangent_) p.tangent.geometry = nullptr;
-  Tensor values =
-      torch::stable::new_zeros(images, {shape[0], shape[1], shape[2], shape[3], shape[4]});
+  const bool zeros = Device::kNeedsZeros || images.numel() == 0;
+  Tensor values = zeros ? torch::stable::new_zeros(images, {shape.data(), shape.size()})
+                        : torch::stable::new_empty(images, {shape.data(), shape.size()});
   p.images = images.const_data_ptr();
   p.values = values.mutable_data_ptr();
   Tensor fixed, peak, workspace;

@@ -56,7 +56,7 @@ struct ProjectParams {
   EmptySpace empty;
 };
 
-// P*, or with a tangent T*. Adds into `values`, which the caller has zeroed.
+// P*, or with a tangent T*. The GPU adds into `values`, which the caller has zeroed.
 struct BackprojectParams {
   Scene scene;
   Views tangent;       // geometry null: no tangent
@@ -69,6 +69,8 @@ struct BackprojectParams {
   // to 64 bytes. With less it takes fewer views at a time. Null otherwise.
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;
+  // On the CPU: [N, C, nz, ny] zeroed. Rows of voxels that hold sums; others may hold anything.
+  uint8_t* touched = nullptr;
 };
 
 // K: a cotangent of the rays' end points for each ray, channels summed.

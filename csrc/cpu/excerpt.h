@@ -138,12 +138,12 @@ DRR_HD void read_run(S* to, const Channel& channel, int k, int a, int b, int n) 
   for (int i = high; i < n; ++i) to[i] = 0;
 }
 
-// Whether runs of whole multiples of kStack numbers from inside the box stay inside the channel, in
-// the type that is wanted: then they are copied without a look.
-template <class S> DRR_HD bool copies_blindly(const Channel& channel, const Box& box, int width) {
+// Whether runs of whole multiples of kStack numbers from inside the box stay inside the channel:
+// then they are copied without a look.
+DRR_HD bool copies_blindly(const Channel& channel, const Box& box, int width) {
   const int64_t end = (box.k1 - 1) * channel.stride_m + box.b1 * channel.stride_b +
                       box.a0 * channel.stride_a + width;
-  return stores(channel.voxel, S()) && channel.contains(box) && end <= channel.voxels;
+  return channel.contains(box) && end <= channel.voxels;
 }
 
 template <class S> DRR_HD Sixteen<S> read_stack(const S* from) {
@@ -152,10 +152,57 @@ template <class S> DRR_HD Sixteen<S> read_stack(const S* from) {
   __builtin_memcpy(&v, from, sizeof v);
   return v;
 }
+DRR_HD Sixteen<float> read_stack(const BFloat16* from) {
+  const auto halves = read_stack(reinterpret_cast<const uint16_t*>(from));
+  return reinterpret_cast<Sixteen<float>>(__builtin_convertvector(halves, Sixteen<uint32_t>) << 16);
+}
+// N floats are a vector of the instruction set: with AVX-512 one instruction converts them.
+template <int N> DRR_HD Sixteen<float> read_stack(const Half* from) {
+  const auto halves = read_stack(reinterpret_cast<const uint16_t*>(from));
+#if defined(DRR_X86_VARIANTS)
+  if constexpr (N == 16) {
+    Sixteen<float> value;
+    asm("vcvtph2ps %1, %0" : "=v"(value) : "v"(halves));
+    return value;
+  }
+#endif
+  using Words = Sixteen<uint32_t>;
+  const Words bits = __builtin_convertvector(halves, Words), magnitude = bits & 0x7fffu;
+  // Subnormal numbers as multiples of 2^-24: no subnormal float comes up, which may count as zero.
+  const Words below = reinterpret_cast<Words>(
+      __builtin_convertvector(reinterpret_cast<Sixteen<int>>(magnitude), Sixteen<float>) *
+      5.9604644775390625e-8f);
+  const Words normal = (magnitude << 13) + 0x38000000u, beyond = magnitude << 13 | 0x7f800000u;
+  const Words value = magnitude < 0x400u    ? below
+                      : magnitude < 0x7c00u ? normal
+                                            : beyond;  // infinite or not a number
+  return reinterpret_cast<Sixteen<float>>(value | (bits & 0x8000u) << 16);
+}
 
-template <class S> DRR_HD void copy_stacks(S* to, const S* from, int n) {
+// The stack that begins at number `at` of a channel.
+template <int N, class S> DRR_HD Sixteen<S> read_stack(const Channel& channel, int64_t at) {
+  switch (channel.voxel) {
+    case VoxelType::kFloat16:
+      return __builtin_convertvector(read_stack<N>(static_cast<const Half*>(channel.values) + at),
+                                     Sixteen<S>);
+    case VoxelType::kBFloat16:
+      return __builtin_convertvector(read_stack(static_cast<const BFloat16*>(channel.values) + at),
+                                     Sixteen<S>);
+    default: return read_stack(static_cast<const S*>(channel.values) + at);
+  }
+}
+
+// Asks for what lies behind the stack that begins there: the tile's next one.
+template <class S> DRR_HD void prefetch_next(const Channel& channel, int64_t at) {
+  const int64_t width = stores(channel.voxel, S()) ? sizeof(S) : 2;
+  __builtin_prefetch(static_cast<const unsigned char*>(channel.values) + (at + kStack) * width, 0,
+                     2);
+}
+
+template <int N, class S>
+DRR_HD void copy_stacks(S* to, const Channel& channel, int64_t at, int n) {
   for (int i = 0; i < n; i += kStack) {
-    const Sixteen<S> v = read_stack(from + i);
+    const Sixteen<S> v = read_stack<N, S>(channel, at + i);
     __builtin_memcpy(to + i, &v, sizeof v);
     asm volatile("" : : : "memory");  // else the loop becomes a call of memcpy
   }
@@ -166,20 +213,19 @@ template <class S> DRR_HD void copy_stacks(S* to, const S* from, int n) {
 //
 // Copies the box, contiguous along a. None where it does not fit. Runs are copied in whole stacks;
 // the next row overwrites what is too much.
-template <class S>
+template <int N, class S>
 DRR_HD Excerpt<S> copy_rows(S* room, int64_t capacity, const Channel& channel, const Box& box) {
   const int width = box.size_a() | 1, height = box.size_b();
   const int copied = (box.size_a() + kStack - 1) / kStack * kStack;
   const int64_t plane = static_cast<int64_t>(width) * height;
   if (plane * (box.k1 - box.k0) + kStack > capacity) return Excerpt<S>::none();
-  const bool blindly = channel.stride_a == 1 && copies_blindly<S>(channel, box, copied);
+  const bool blindly = channel.stride_a == 1 && copies_blindly(channel, box, copied);
   S* to = room;
   for (int k = box.k0; k < box.k1; ++k) {
-    const S* from = static_cast<const S*>(channel.values) + k * channel.stride_m + box.a0 +
-                    box.b0 * channel.stride_b;
+    int64_t from = k * channel.stride_m + box.a0 + box.b0 * channel.stride_b;
     for (int b = box.b0; b <= box.b1; ++b, to += width, from += channel.stride_b) {
       if (blindly) {
-        copy_stacks(to, from, copied);
+        copy_stacks<N>(to, channel, from, copied);
       } else {
         read_run<true>(to, channel, k, box.a0, b, box.size_a());
       }
@@ -189,21 +235,20 @@ DRR_HD Excerpt<S> copy_rows(S* room, int64_t capacity, const Channel& channel, c
 }
 
 // For planes across the contiguous axis: copies columns of a stack's planes.
-template <class S>
+template <int N, class S>
 DRR_HD Excerpt<S> copy_columns(S* room, int64_t capacity, const Channel& channel, const Box& box) {
   const int width = box.size_a(), height = box.size_b(), row = kStack + 1;
   if (static_cast<int64_t>(width) * height * row > capacity) return Excerpt<S>::none();
   const int first = box.k0 / kStack * kStack;  // whole stacks: the runs have a constant length
-  const bool blindly = stores(channel.voxel, S()) && channel.contains(box) &&
-                       channel.stride_m == 1 && first + kStack <= channel.size_m;
+  const bool blindly =
+      channel.contains(box) && channel.stride_m == 1 && first + kStack <= channel.size_m;
   S* to = room;
   for (int b = box.b0; b <= box.b1; ++b) {
-    const S* from = static_cast<const S*>(channel.values) + first + box.a0 * channel.stride_a +
-                    b * channel.stride_b;
+    int64_t from = first + box.a0 * channel.stride_a + b * channel.stride_b;
     for (int a = box.a0; a <= box.a1; ++a, to += row, from += channel.stride_a) {
       if (blindly) {
-        __builtin_prefetch(from + kStack, 0, 2);  // the tile's next stack
-        copy_stacks(to, from, kStack);
+        prefetch_next<S>(channel, from);
+        copy_stacks<N>(to, channel, from, kStack);
       } else {
         read_run<false>(to, channel, first, a, b, kStack);
       }
@@ -223,27 +268,26 @@ template <class S> DRR_HD void interleave(S* to, Sixteen<S> low, Sixteen<S> high
 }
 
 // The same with each voxel beside its neighbour along a, so that lanes can load both at once.
-template <class S>
+template <int N, class S>
 DRR_HD Excerpt<S> copy_pairs(S* room, int64_t capacity, const Channel& channel, const Box& box) {
   const int pairs = box.size_a() - 1, height = box.size_b(), row = 2 * kStack + 2;
   if (static_cast<int64_t>(pairs) * height * row > capacity) return Excerpt<S>::none();
   const int first = box.k0 / kStack * kStack;  // whole stacks: the runs have a constant length
-  const bool blindly = stores(channel.voxel, S()) && channel.contains(box) &&
-                       channel.stride_m == 1 && first + kStack <= channel.size_m;
+  const bool blindly =
+      channel.contains(box) && channel.stride_m == 1 && first + kStack <= channel.size_m;
   S* to = room;
   for (int b = box.b0; b <= box.b1; ++b) {
     if (blindly) {
-      const S* from = static_cast<const S*>(channel.values) + first + box.a0 * channel.stride_a +
-                      b * channel.stride_b;
-      Sixteen<S> low = read_stack(from);
+      int64_t from = first + box.a0 * channel.stride_a + b * channel.stride_b;
+      Sixteen<S> low = read_stack<N, S>(channel, from);
       for (int a = 0; a < pairs; ++a, to += row) {
-        __builtin_prefetch(from + kStack, 0, 2);  // the tile's next stack
+        prefetch_next<S>(channel, from);
         from += channel.stride_a;
-        const Sixteen<S> high = read_stack(from);
+        const Sixteen<S> high = read_stack<N, S>(channel, from);
         interleave<S>(to, low, high);
         low = high;
       }
-      __builtin_prefetch(from + kStack, 0, 2);
+      prefetch_next<S>(channel, from);
       continue;
     }
     S ends[2][kStack];

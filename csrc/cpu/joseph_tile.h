@@ -47,8 +47,8 @@ template <class S, int N> struct JosephTile : PlaneTile<Joseph<S>, S, N> {
   }
 
   DRR_HD static Excerpt<S> copy(S* room, int64_t capacity, const Channel& channel, const Box& box) {
-    return channel.stride_a == 1 ? copy_rows(room, capacity, channel, box)
-                                 : copy_pairs(room, capacity, channel, box);
+    return channel.stride_a == 1 ? copy_rows<N>(room, capacity, channel, box)
+                                 : copy_pairs<N>(room, capacity, channel, box);
   }
   template <int kOrder>
   DRR_HD void gather(const Excerpt<S>& excerpt, const Box& box, const Span<V>& part,

@@ -7,14 +7,14 @@
 namespace drrkit {
 namespace cpu {
 
-// Rays are dealt out in panels of pixels (panel.h), numbered view * panels per view + panel.
+// Rays are dealt out in panels of pixels (panel.h), numbered panel * views + view.
 int64_t panels(const Scene& scene);
 void project(const ProjectParams& params, int64_t panel_begin, int64_t panel_end);
 void second(const SecondParams& params, int64_t panel_begin, int64_t panel_end);
 
-// All rays of one volume's views, writing only the planes of the slab: slabs can run at the same
-// time, and each voxel is summed by one thread in the order of the rays, whatever the number of
-// threads.
+// All rays of one volume's views, writing only the planes of the slab, all of them: slabs can run
+// at the same time, and each voxel is summed by one thread in the order of the rays, whatever the
+// number of threads.
 void backproject(const BackprojectParams& params, int64_t volume, Slab slab);
 
 // What one integrator offers on one instruction set; defined in march.h, instantiated by

@@ -55,7 +55,8 @@ DRR_HD const void* values_of(const Scene& scene, const void* values, int64_t vie
   return static_cast<const unsigned char*>(values) + index * scene.grid.voxels() * width;
 }
 
-// Panels are numbered view * panels per view + panel.
+// Panels are numbered panel * views + view: views of much the same direction find in the cache what
+// the one before them read.
 template <template <class, int> class Tile, class S, int N, bool kSix>
 void project_panels(const ProjectParams& params, int64_t begin, int64_t end) {
   const Scene& scene = params.scene;
@@ -64,8 +65,8 @@ void project_panels(const ProjectParams& params, int64_t begin, int64_t end) {
   March march(scene, panels, room(March::bytes(panels)));
   const int64_t n = scene.views.n_rays;
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t view = i / panels.a_view();
-    march.set_up(panels, view, i % panels.a_view());
+    const int64_t view = i % scene.n_views;
+    march.set_up(panels, view, i / scene.n_views);
     for (int64_t c = 0; c < scene.n_channels; ++c) {
       const int64_t row = view * scene.n_channels + c;
       march.gather(values_of(scene, params.values, view, c), params.empty, scene.volume_of(view));
@@ -84,8 +85,8 @@ void second_panels(const SecondParams& params, int64_t begin, int64_t end) {
   March march(scene, panels, room(March::bytes(panels)));
   const int64_t n = scene.views.n_rays;
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t view = i / panels.a_view();
-    march.set_up(panels, view, i % panels.a_view());
+    const int64_t view = i % scene.n_views;
+    march.set_up(panels, view, i / scene.n_views);
     for (int64_t c = 0; c < scene.n_channels; ++c) {
       march.gather(values_of(scene, params.values, view, c), EmptySpace{}, 0);
       march.finish(
@@ -102,15 +103,23 @@ void backproject_panels(const BackprojectParams& params, int64_t volume, Slab sl
   using Scatter = PanelScatter<Tile, S, N, kTangent>;
   Scatter scatter(params, slab, panels, room(Scatter::bytes(panels)));
   const int64_t per_volume = scene.n_views / scene.n_volumes, channels = scene.n_channels;
-  for (int64_t view = volume * per_volume; view < (volume + 1) * per_volume; ++view)
-    for (int64_t panel = 0; panel < panels.a_view(); ++panel) {
+  const int64_t rows = scene.grid.nz * scene.grid.ny;
+  for (int64_t panel = 0; panel < panels.a_view(); ++panel)
+    for (int64_t view = volume * per_volume; view < (volume + 1) * per_volume; ++view) {
       if (scatter.misses_slab(panels, view, panel)) continue;
       scatter.set_up(panels, view, panel);
       for (int64_t c = 0; c < channels; ++c)
         scatter.scatter(
             static_cast<const S*>(params.images) + (view * channels + c) * scene.views.n_rays,
-            static_cast<S*>(params.values) + (volume * channels + c) * scene.grid.voxels());
+            static_cast<S*>(params.values) + (volume * channels + c) * scene.grid.voxels(),
+            params.touched + (volume * channels + c) * rows);
     }
+  for (int64_t row = volume * channels * rows; row < (volume + 1) * channels * rows; ++row) {
+    const int64_t z = row % rows / scene.grid.ny;
+    if (z >= slab.begin && z < slab.end && !params.touched[row])
+      __builtin_memset(static_cast<S*>(params.values) + row * scene.grid.nx, 0,
+                       scene.grid.nx * sizeof(S));
+  }
 }
 
 template <template <class> class March, template <class, int> class Tile, Level kLevel>

@@ -59,7 +59,7 @@ template <template <class, int> class TileOf, class S, int N, bool kTangent> str
 
   // Tiles that share a tally.
   struct Group {
-    static constexpr int kMost = 16;
+    static constexpr int kMost = 48;
     const OneWork* works[kMost];
     Span<V> parts[kMost];
     Box boxes[kMost];
@@ -72,7 +72,8 @@ template <template <class, int> class TileOf, class S, int N, bool kTangent> str
   Works panel;
   Slab slab;
   int64_t view;
-  S* values;  // of the channel
+  S* values;         // of the channel
+  uint8_t* touched;  // see BackprojectParams
 
   DRR_HD static size_t bytes(const Panels& p) { return Works::bytes(p, Sums::kNumbers); }
   DRR_HD PanelScatter(const BackprojectParams& its_params, Slab its_slab, const Panels& p,
@@ -128,8 +129,9 @@ template <template <class, int> class TileOf, class S, int N, bool kTangent> str
   }
 
   // Adds what the image of one channel brings.
-  DRR_HD void scatter(const S* image, S* volume) {
+  DRR_HD void scatter(const S* image, S* volume, uint8_t* its_touched) {
     values = volume;
+    touched = its_touched;
     for (int i = 0; i < panel.n_works; ++i) panel.works[i].aim(image);
     for (int axis = 0; axis < 3; ++axis) {
       int first, end;
@@ -166,7 +168,7 @@ template <template <class, int> class TileOf, class S, int N, bool kTangent> str
       const Box box = work.tile.box(part, k0, k1);
       if (box.empty()) continue;
       if (!pays(box, channel)) {
-        scatter_rays(work, part);
+        scatter_rays(work, channel, part, k0, k1);
         continue;
       }
       const Box both = group.n > 0 ? around(group.box, box) : box;
@@ -183,8 +185,8 @@ template <template <class, int> class TileOf, class S, int N, bool kTangent> str
     if (group.n > 0) add(group, channel);
   }
 
-  DRR_HD void add(const Group& group, const Channel& channel) {
-    Box box = group.box;
+  // The part of a box that is in the grid and the slab.
+  DRR_HD Box inside_of(const Box& box, const Channel& channel) const {
     Box inside = {maximum(box.k0, 0), minimum(box.k1, channel.size_m),
                   maximum(box.a0, 0), minimum(box.a1, channel.size_a - 1),
                   maximum(box.b0, 0), minimum(box.b1, channel.size_b - 1)};
@@ -196,9 +198,37 @@ template <template <class, int> class TileOf, class S, int N, bool kTangent> str
       inside.b0 = maximum(inside.b0, low);
       inside.b1 = minimum(inside.b1, high - 1);
     }
+    return inside;
+  }
+
+  // Zeroes the rows of voxels that nothing was added to yet. Asks for the others: they come while
+  // the tally is filled.
+  DRR_HD void prepare(const Channel& channel, const Box& part) const {
+    constexpr int kLine = 64 / sizeof(S);
+    int lo[3], hi[3];
+    lo[channel.m] = part.k0, hi[channel.m] = part.k1 - 1;
+    lo[channel.a] = part.a0, hi[channel.a] = part.a1;
+    lo[channel.b] = part.b0, hi[channel.b] = part.b1;
+    const Grid& grid = params.scene.grid;
+    for (int z = lo[2]; z <= hi[2]; ++z)
+      for (int y = lo[1]; y <= hi[1]; ++y) {
+        const int64_t row = z * grid.ny + y;
+        S* from = values + row * grid.nx;
+        if (touched[row]) {
+          for (int x = lo[0]; x <= hi[0]; x += kLine) __builtin_prefetch(from + x, 1, 2);
+          __builtin_prefetch(from + hi[0], 1, 2);
+        } else {
+          touched[row] = 1;
+          __builtin_memset(from, 0, grid.nx * sizeof(S));
+        }
+      }
+  }
+
+  DRR_HD void add(const Group& group, const Channel& channel) {
+    const Box inside = inside_of(group.box, channel);
     if (inside.k0 >= inside.k1 || inside.empty() || inside.b1 < inside.b0) return;
-    Sums::prefetch(values, channel, inside, channel.stride_a == 1);
-    const Sums sums = Sums::zeros(panel.numbers, box, channel.stride_a == 1);
+    prepare(channel, inside);
+    const Sums sums = Sums::zeros(panel.numbers, group.box, channel.stride_a == 1);
     for (int i = 0; i < group.n; ++i)
       group.works[i]->tile.template scatter<kTangent>(sums, group.boxes[i], group.parts[i],
                                                       inside.k0, inside.k1, group.works[i]->scaled);
@@ -207,7 +237,8 @@ template <template <class, int> class TileOf, class S, int N, bool kTangent> str
   }
 
   // One ray after the other, straight into the volume.
-  DRR_HD void scatter_rays(const OneWork& work, const Span<V>& part) {
+  DRR_HD void scatter_rays(const OneWork& work, const Channel& channel, const Span<V>& part, int k0,
+                           int k1) {
     const int64_t plane = params.scene.grid.nx * params.scene.grid.ny;
     SlabSink<S> sink = {values, slab.begin * plane, slab.end * plane, 0};
     for (int lane = 0; lane < N; ++lane) {
@@ -216,6 +247,11 @@ template <template <class, int> class TileOf, class S, int N, bool kTangent> str
       march.samples = march.samples.part(work.tile.sample(part.begin[lane], lane),
                                          work.tile.sample(part.end[lane], lane));
       sink.cotangent = work.cotangents[lane];
+      // One voxel more: single numbers may round a position otherwise than vectors.
+      const Box box = work.tile.box(Span<V>::only(part, lane), k0, k1);
+      prepare(channel,
+              inside_of({box.k0 - 1, box.k1 + 1, box.a0 - 1, box.a1 + 1, box.b0 - 1, box.b1 + 1},
+                        channel));
       march.template scatter<kTangent>(
           kTangent ? params.tangent.ray(view, work.pixels[lane]) : Ray{{0, 0, 0}, {0, 0, 0}}, 0, 1,
           sink);

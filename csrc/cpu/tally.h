@@ -1,5 +1,5 @@
-// What the tiles of a panel add to the volume in one stack of planes: summed close together in the
-// nearest cache, then added to the volume by whole vectors.
+// What the tiles of a panel add to the volume in one stack of planes: summed close together in a
+// near cache, then added to the volume by whole vectors.
 #pragma once
 
 #include "excerpt.h"
@@ -7,7 +7,8 @@
 namespace drrkit {
 namespace cpu {
 
-constexpr int64_t kTallyBytes = 32768;
+// Of a core's second cache. Smaller ones make tiles that overlap add to the same voxels in turn.
+constexpr int64_t kTallyBytes = 262144;
 
 // Sums for the voxels of a box. With pairs, place (k, a, b) holds what goes to the voxel and what
 // goes to its neighbour a + 1: a ray adds both at once, and no two additions overlap in part, which
@@ -46,21 +47,6 @@ template <class S, int N, bool kPairs> struct Tally {
   }
 
   DRR_HD S* plane(int k) const { return data + (k - first) * k_step; }
-
-  // Asks for the voxels of `part` ahead of `add_to`: they come while the tally is filled.
-  DRR_HD static void prefetch(const S* volume, const Channel& channel, const Box& part, bool rows) {
-    constexpr int kLine = 64 / sizeof(S);
-    const int length = rows ? part.size_a() : part.k1 - part.k0;
-    const int others = rows ? part.k1 - part.k0 : part.size_a();
-    const int64_t step = rows ? channel.stride_m : channel.stride_a;
-    const S* from = volume + part.k0 * channel.stride_m + part.a0 * channel.stride_a;
-    for (int b = part.b0; b <= part.b1; ++b)
-      for (int j = 0; j < others; ++j) {
-        const S* run = from + b * channel.stride_b + j * step;
-        for (int i = 0; i < length; i += kLine) __builtin_prefetch(run + i, 1, 3);
-        __builtin_prefetch(run + length - 1, 1, 3);
-      }
-  }
 
   // Adds all of it to the voxels of `part`, a part of the box inside the volume. Everything before
   // `end` may be written.

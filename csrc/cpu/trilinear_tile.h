@@ -94,7 +94,7 @@ template <class S, int N> struct TrilinearTile {
   }
 
   DRR_HD static Excerpt<S> copy(S* room, int64_t capacity, const Channel& channel, const Box& box) {
-    return copy_rows(room, capacity, channel, box);
+    return copy_rows<N>(room, capacity, channel, box);
   }
   // See PlaneTile.
   DRR_HD static bool prefers_copy(const Channel&, const Box& box, int axis) {

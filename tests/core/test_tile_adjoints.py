@@ -113,6 +113,21 @@ def test_bits_do_not_depend_on_threads(scene, method, dtype) -> None:
 
 
 @every_method
+@every_scene
+@pytest.mark.parametrize("threads", [1, 3])
+def test_nothing_of_what_was_in_memory_before_comes_out(scene, method, threads) -> None:
+    torch.set_num_threads(threads)
+    frames, shape = frames_of(scene)[1:3], (2, *SHAPE)
+    y = rand(2, 1, *SIZE, seed=53)
+    found = []
+    for before in (torch.nan, 7.0):
+        spoilt = torch.full(shape, before, dtype=y.dtype)  # the next tensor's memory
+        del spoilt
+        found.append(drrkit.backproject(y, frames, (2, 1, *SHAPE), **options_of(method)))
+    assert found[0].isfinite().all() and torch.equal(*found)
+
+
+@every_method
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(3, 1, 40), (40, 3, 1), (1, 40, 3), (17, 16, 15), (1, 1, 1)])
 def test_thin_volumes_get_their_adjoint(shape, axis, method, device) -> None:
