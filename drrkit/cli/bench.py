@@ -49,7 +49,9 @@ def bench_command(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        name, volume = ct.name if ct else "torso phantom", _volume(ct, device)
+        name = ct.name if ct else "torso phantom"
+        found = torso(PHANTOM_MM) if ct is None else read_ct(ct)
+        volume = replace(found, labels=None).to_mu().to(device)
         calls = _calls(volume, views, size)
         seconds = _measured(calls, rounds, device)
         here = machine(device)
@@ -72,12 +74,6 @@ def bench_command(
     xyz = "x".join(map(str, volume.shape_xyz))
     head = f"{here['cpu']}, {hardware}; {name}, {xyz} voxels; {views} x {size[0]}x{size[1]} pixels"
     return Answer(content, "\n".join([head, *_table(rows)]))
-
-
-def _volume(ct: Path | None, device: torch.device) -> Volume:
-    """In 1/mm."""
-    found = torso(PHANTOM_MM) if ct is None else read_ct(ct)
-    return replace(found, labels=None).to_mu().to(device)
 
 
 def _calls(

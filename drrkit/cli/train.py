@@ -250,7 +250,8 @@ class SubjectOptions(ScanOptions):
             raise click.UsageError("--labels and --select belong together: give both or none.")
         if self.folds is not None and self.fold >= self.folds:
             raise click.UsageError(f"--fold: expected 0 to {self.folds - 1}, got {self.fold}.")
-        scans = self._found() if self.subjects else self._phantoms()
+        phantoms = (f"{self.anatomy}-{number}" for number in range(self.phantoms))
+        scans = self._found() if self.subjects else [Scan(name, name) for name in phantoms]
         names = [scan.subject for scan in scans]
         different = len(set(names))
         validation = self.validation
@@ -276,10 +277,6 @@ class SubjectOptions(ScanOptions):
     def bones(self) -> tuple[int, ...] | None:
         """Labels that are projected; None: by the network's threshold."""
         return self.select if self.subjects else (ANATOMY_LABELS["bone"],)
-
-    def _phantoms(self) -> list[Scan]:
-        names = [f"{self.anatomy}-{number}" for number in range(self.phantoms)]
-        return [Scan(name, name) for name in names]
 
     def _found(self) -> list[Scan]:
         files = sorted({path for word in self.subjects for path in self._volumes(word)})

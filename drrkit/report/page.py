@@ -80,7 +80,10 @@ def registration_page(
     poses = [found] if start is None else [torch.tensor(start, dtype=torch.float64), found]
     parts = [
         _header(result),
-        *(_caution(words) for words in (*facts.cautions(result), *notes)),
+        *(
+            f'<p class="caution" role="note">{html.escape(words)}</p>'
+            for words in (*facts.cautions(result), *notes)
+        ),
         _cards(result),
         "<h2>Images</h2>",
         _images(volume, camera, xray, poses, method),
@@ -140,10 +143,6 @@ def _versions(result: dict[str, Any]) -> dict[str, str]:
     """Of drrkit and the packages it used."""
     found = (result.get("run") or {}).get("versions") or result.get("versions") or {}
     return {name: str(value) for name, value in found.items() if value is not None}
-
-
-def _caution(words: str) -> str:
-    return f'<p class="caution" role="note">{html.escape(words)}</p>'
 
 
 def _cards(result: dict[str, Any]) -> str:

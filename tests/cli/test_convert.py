@@ -107,7 +107,7 @@ def test_views_of_other_tools_that_are_no_rotation_are_refused(place: Path, suff
             text = "\n".join(f"{name}: {value}" for name, value in content.items())
         (place / f"wrong{suffix}").write_text(text)
         back = ("--from", "opencv", "-o", place / "never.json", "--size", "20x24", "--sdd", 1020)
-        code, text = run(place / f"wrong{suffix}", *back)
+        code, text = convert(place / f"wrong{suffix}", *back)
         assert code != 0 and "R: expected a rotation" in text and f"off by {off}" in text
     assert not (place / "never.json").exists()
 

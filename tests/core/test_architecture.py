@@ -147,7 +147,7 @@ def test_one_word_means_one_thing() -> None:
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
     "": 1_100,  # the modules beside the packages
     "_native": 1_270,
-    "cli": 4_460,  # with surfaces in the place of the CT
+    "cli": 4_439,  # with surfaces in the place of the CT
     "conversions": 1_890,  # landmark files, JointTrack, no-poses refused, odd lengths of all files
     "evaluation": 838,
     "fields": 1_727,
@@ -155,7 +155,7 @@ BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the 
     "losses": 1_615,
     "phantoms": 1_624,  # its files in a line each
     "registration": 5_850,  # fields, negatives, auto's range, cameras' sigma, formation, parts
-    "report": 1_723,
+    "report": 1_722,
     "similarity": 2_770,
     "training": 1_102,
     "viewer": 931,
