@@ -3,6 +3,9 @@
 Each pair `to_X` and `from_X` is exact both ways. Every `from_X` returns a CameraView: the camera,
 the poses [B, 4, 4] float64 in patient LPS, and the dimensions along which the other tool's image
 is flipped to become drrkit's.
+
+pinhole, tomography, rtk, carm: tools by kind. vectors, angles: what they share. transforms,
+fluoroscopy, landmark_files: files of other programs.
 """
 
 from drrkit.conversions.angles import euler_to_matrix, lps_from_ras, matrix_to_euler

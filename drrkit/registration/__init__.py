@@ -2,6 +2,12 @@
 
 A stage says what to minimise, at which resolution and with which optimiser; a pipeline is stages in
 order, the result of one starting the next; everything works on a batch of poses.
+
+pipeline: register(). stages, presets: what pipelines are made of. problem/: X-rays, cameras,
+bodies, starts and the loss. search/: without a start. optimisers/: from a start. similarities,
+lengths: what is compared and measured by. result, certainty: what comes out and how sure it is.
+sequence: frames of a moving patient. intrinsics: focal length and principal point. progress: bars
+and Ctrl-C.
 """
 
 from drrkit.registration.intrinsics import CalibrationResult, refine_intrinsics

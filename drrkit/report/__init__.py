@@ -1,4 +1,8 @@
-"""Pictures of X-rays and registrations, and pages that hold them."""
+"""Pictures of X-rays and registrations, and pages that hold them.
+
+pictures: display conversions, overlays, image files. scene: a view as a drawing. page: the HTML
+page of a result, made of facts, placement, charts, convergence and landscapes.
+"""
 
 from drrkit.report.convergence import registration_path
 from drrkit.report.facts import ended_far, shown_confidence, why_doubted

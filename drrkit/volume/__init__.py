@@ -1,4 +1,9 @@
-"""CT volumes: values with their place in the patient, unit and labels; reading and writing."""
+"""CT volumes: values with their place in the patient, unit and labels; reading and writing.
+
+data: the Volume. files: read_volume, write_volume. nifti, nrrd_metaimage, dicom_series, dicom_file,
+dicom_writing, mesh: one format each; rasters: what all of them are checked for. resampling: other
+grids. attenuation: of water.
+"""
 
 from drrkit.files import FileWarning
 from drrkit.volume.attenuation import CT_ENERGY_KEV, WATER_MU_PER_MM, water_attenuation
