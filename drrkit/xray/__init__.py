@@ -18,12 +18,11 @@ from drrkit.xray.read.deepfluoro import (
 from drrkit.xray.read.files import (
     DICOM_SUFFIXES,
     RASTER_SUFFIXES,
-    XRAY_KINDS,
-    Xray,
     read_xray,
 )
 from drrkit.xray.read.opencv_storage import STORAGE_SUFFIXES
 from drrkit.xray.read.pictures import PICTURE_SUFFIXES
+from drrkit.xray.read.xray import XRAY_KINDS, Xray
 from drrkit.xray.simulate.materials import (
     DENSITIES,
     SPECTRA,

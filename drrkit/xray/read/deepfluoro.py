@@ -22,7 +22,7 @@ from drrkit.files import PathLike, existing_file
 from drrkit.geometry import Camera
 from drrkit.volume import Volume
 from drrkit.xray.read.dicom import flipped_camera
-from drrkit.xray.read.files import Xray
+from drrkit.xray.read.xray import Xray
 
 __all__ = [
     "DEEPFLUORO_BONES",

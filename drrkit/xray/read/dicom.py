@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from torch import Tensor
 from drrkit.geometry import Camera, CArm
 from drrkit.volume import DicomFile, named, readable_errors, stored_pixels
 from drrkit.xray.read.pictures import grey
+from drrkit.xray.read.xray import Kind, Xray, xray_image
 
-__all__ = ["DicomXray", "flipped_camera", "read_dicom_xray"]
+__all__ = ["flipped_camera", "read_dicom_xray"]
 
 MODALITIES = ("XA", "RF", "DX", "CR", "RG", "PX", "IO", "RTIMAGE")
 MOSTLY = 0.9
@@ -38,30 +39,12 @@ _LETTERS = {
 """Patient Orientation's letters in LPS."""
 
 
-class DicomXray(NamedTuple):
-    """What a DICOM file holds; fields as drrkit.xray.Xray's, the image as it is stored."""
-
-    pixels: np.ndarray
-    """[frames, rows, cols], with slope and intercept applied."""
-    kind: Literal["line", "intensity", "display", "inverted"] | None
-    camera: Camera | None
-    """With sdd and pixel spacing as given or as the file says."""
-    pixel_spacing: tuple[float, float] | None
-    mask: Tensor | None
-    primary_deg: Tensor | None
-    secondary_deg: Tensor | None
-    sod: float | None
-    flip: tuple[int, ...]
-    """What turns the stored image into the one seen from the source."""
-    warnings: tuple[str, ...]
-    facts: dict[str, str]
-
-
-def read_dicom_xray(source: Path, given: Mapping[str, Any]) -> DicomXray:
+def read_dicom_xray(source: Path, given: Mapping[str, Any], orient: bool) -> Xray:
     """Pixels, kind, camera, angles and mask of a DICOM X-ray.
 
-    given  of "sdd", "pixel_spacing" (row, col) and "principal_point", what the caller knows: taken
-           in place of what the file says, which is not asked for; all else follows from them
+    given   of "sdd", "pixel_spacing" (row, col) and "principal_point", what the caller knows: taken
+            in place of what the file says, which is not asked for; all else follows from them
+    orient  whether to mirror the image so that it is seen from the source
 
     Optional fields that mean nothing are unknown, with a warning. Raises ValueError for
     a file of another modality and pixels that cannot be read.
@@ -112,18 +95,23 @@ def read_dicom_xray(source: Path, given: Mapping[str, Any]) -> DicomXray:
     if sdd is not None and spacing is not None:
         origin = "header" if given.keys().isdisjoint(("sdd", "pixel_spacing")) else "user"
         camera = CArm(sdd, size, spacing, principal_point, origin=origin)
-    return DicomXray(
-        pixels,
-        _kind(file, modality),
+    image, kind = xray_image(source, pixels), _kind(file, modality)
+    facts["image"] = "as stored" if not orient else "kept"
+    if orient and flip:
+        facts["image"] = "mirrored to be seen from the source"
+        image, mask = image.flip(flip), None if mask is None else mask.flip(flip)
+        camera = None if camera is None else flipped_camera(camera, flip)
+    return Xray(
+        image,
+        kind,
         camera,
         spacing,
         mask,
-        primary,
-        secondary,
-        sod,
-        flip,
-        tuple(dict.fromkeys((*file.notes, *warnings))),
-        facts,
+        primary_deg=primary,
+        secondary_deg=secondary,
+        sod=sod,
+        warnings=tuple(dict.fromkeys((*file.notes, *warnings))),
+        facts=facts,
     )
 
 
@@ -425,9 +413,7 @@ def _flip(
     return (*((-2,) if rows < 0 else ()), *((-1,) if cols < 0 else ()))
 
 
-def _kind(
-    file: DicomFile, modality: str | None
-) -> Literal["line", "intensity", "display", "inverted"] | None:
+def _kind(file: DicomFile, modality: str | None) -> Kind | None:
     """What larger values mean, after slope and intercept."""
     falling = set((_of_frames(file, "RescaleSlope") < 0).ravel().tolist())
     if len(falling) == 2:

@@ -1,87 +1,29 @@
-"""Real X-rays from files: pixels, and all the geometry that came with them."""
+"""Reading X-rays: from any kind of file, with what the caller or a calibration says of them."""
 
 from __future__ import annotations
 
 import os
-import warnings
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from drrkit.conversions import CameraView, from_dicom_angles, odd_lengths
-from drrkit.files import FileWarning, existing_file
-from drrkit.geometry import Camera, CArm, checked_positive
+from drrkit.conversions import CameraView, odd_lengths
+from drrkit.files import existing_file
+from drrkit.geometry import CArm, checked_positive
 from drrkit.volume import READ_SUFFIXES, is_dicom, read_image
 from drrkit.xray.read.calibration import read_calibration
-from drrkit.xray.read.dicom import flipped_camera, read_dicom_xray
+from drrkit.xray.read.dicom import read_dicom_xray
 from drrkit.xray.read.distortion import undistorted
 from drrkit.xray.read.pictures import PICTURE_SUFFIXES, grey, read_picture
+from drrkit.xray.read.xray import Xray, xray_image
 
-__all__ = ["XRAY_KINDS", "Xray", "read_xray"]
+__all__ = ["read_xray"]
 
 RASTER_SUFFIXES = READ_SUFFIXES
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-
-Kind = Literal["line", "intensity", "display", "inverted"]
-XRAY_KINDS: tuple[Kind, ...] = ("line", "intensity", "display", "inverted")
-"""What pixels mean: line integrals; proportional to photons; a picture with bone bright; a picture
-with bone dark."""
-
-
-@dataclass(frozen=True, eq=False)
-class Xray:
-    """X-ray images of one source and detector, as seen from the source.
-
-    Attributes:
-        image: [F, 1, rows, cols] float32, one a frame; what its numbers mean is `kind`.
-        kind: "line", "intensity", "display" or "inverted"; None where the file does not say.
-        camera: with the size of the image; None where sdd or pixel spacing are not known.
-        pixel_spacing: (row, col) mm at the detector, None where not known.
-        mask: [1, 1, rows, cols] float32, 0 behind the collimator; None where there is none.
-        world_to_camera: [4, 4] or [F, 4, 4], where the file holds a calibrated pose.
-        primary_deg: [F] positioner primary angle, LAO positive; None where not known.
-        secondary_deg: [F] positioner secondary angle, CRA positive.
-        sod: source-to-isocentre distance, mm.
-        warnings: what was assumed because the file does not say it, or says it wrongly.
-        facts: what else the file says, in words, by name.
-    """
-
-    image: Tensor
-    kind: Kind | None = None
-    camera: Camera | None = None
-    pixel_spacing: tuple[float, float] | None = None
-    mask: Tensor | None = None
-    world_to_camera: Tensor | None = None
-    primary_deg: Tensor | None = None
-    secondary_deg: Tensor | None = None
-    sod: float | None = None
-    warnings: tuple[str, ...] = field(default=())
-    facts: dict[str, str] = field(default_factory=dict)
-
-    def start(self, volume: Any, sod: float | None = None) -> Tensor:
-        """Where a registration may start: poses [F, 4, 4] float64.
-
-        The calibrated pose if there is one, else the C-arm at the file's angles with the volume's
-        centre at the isocentre; sod (mm) in place of what the file says. Raises ValueError when
-        the file says neither.
-        """
-        if self.world_to_camera is not None:
-            return self.world_to_camera.reshape(-1, 4, 4)
-        sod = self.sod if sod is None else sod
-        if self.primary_deg is None or self.secondary_deg is None or sod is None:
-            angles = self.primary_deg is None or self.secondary_deg is None
-            raise ValueError(
-                "the X-ray's file does not say where the C-arm stood: it has no "
-                + ("positioner angles" if angles else "source-to-isocentre distance; give sod=")
-            )
-        sdd = None if self.camera is None else float(self.camera.sdd)
-        for text in odd_lengths(sdd, sod) if sod != self.sod else ():
-            warnings.warn(text, FileWarning, stacklevel=2)
-        return from_dicom_angles(self.primary_deg, self.secondary_deg, sod, volume)
 
 
 def read_xray(
@@ -117,12 +59,12 @@ def read_xray(
     if name.endswith(".npy"):
         found = _read_npy(source)
     elif name.endswith(DICOM_SUFFIXES) or is_dicom(source):
-        found = _read_dicom(source, orient, given)
+        found = read_dicom_xray(source, given, orient)
     elif name.endswith(RASTER_SUFFIXES):
         found = _read_raster(source)
     elif name.endswith(PICTURE_SUFFIXES):
         picture = read_picture(source)
-        image = _checked(source, picture.pixels)
+        image = xray_image(source, picture.pixels)
         found = Xray(image, warnings=picture.notes, facts={"format": picture.format})
     else:
         suffixes = ".npy, " + ", ".join(DICOM_SUFFIXES + PICTURE_SUFFIXES + RASTER_SUFFIXES)
@@ -137,7 +79,7 @@ def read_xray(
         sdd = sdd if found.camera is None else float(found.camera.sdd)
         placed = sdd is not None and spacing is not None
         camera = CArm(sdd, size, spacing, principal_point) if placed else None
-        found = _with(found, camera=camera, pixel_spacing=spacing)
+        found = replace(found, camera=camera, pixel_spacing=spacing)
     sdd = sdd if found.camera is None else float(found.camera.sdd)
     odd = odd_lengths(sdd, found.sod, found.pixel_spacing, size)
     if found.camera is not None:
@@ -147,7 +89,7 @@ def read_xray(
                 f"the foot of the source lies at column {foot[0]:.6g}, row {foot[1]:.6g}, far from "
                 f"the image of {rows} x {cols} pixels: is it that of another image?"
             )
-    return _with(found, warnings=(*found.warnings, *odd))
+    return replace(found, warnings=(*found.warnings, *odd))
 
 
 def _calibrated(xray: Xray, view: CameraView, distortion: Tensor | None) -> Xray:
@@ -166,7 +108,7 @@ def _calibrated(xray: Xray, view: CameraView, distortion: Tensor | None) -> Xray
             "mask": seen if partly else mask,
             "warnings": (*xray.warnings, told),
         }
-    return _with(
+    return replace(
         xray,
         camera=view.camera,
         world_to_camera=view.world_to_camera,
@@ -178,10 +120,6 @@ def _calibrated(xray: Xray, view: CameraView, distortion: Tensor | None) -> Xray
 def _pair(spacing: float | tuple[float, float]) -> tuple[float, float]:
     row, col = spacing if isinstance(spacing, (tuple, list)) else (spacing, spacing)
     return checked_positive("pixel_spacing", row), checked_positive("pixel_spacing", col)
-
-
-def _with(xray: Xray, **changes: Any) -> Xray:
-    return Xray(**{**vars(xray), **changes})
 
 
 def _chosen(xray: Xray, frames: int | slice | None, source: Path) -> Xray:
@@ -204,21 +142,7 @@ def _chosen(xray: Xray, frames: int | slice | None, source: Path) -> Xray:
             ("secondary_deg", xray.secondary_deg),
         )
     }
-    return _with(xray, image=xray.image[kept], **angles)
-
-
-def _checked(source: Path, pixels: np.ndarray) -> Tensor:
-    """[F, 1, rows, cols] float32 of an array [rows, cols], [F, rows, cols] or with ones more."""
-    if pixels.ndim == 2:
-        pixels = pixels[None]
-    frames = pixels.reshape(-1, *pixels.shape[-2:]) if pixels.ndim > 2 and pixels.size else pixels
-    if pixels.ndim < 2 or pixels.size == 0:
-        raise ValueError(f"{source}: expected images of rows x cols, got shape {pixels.shape}")
-    image = torch.from_numpy(np.ascontiguousarray(frames[:, None]).astype(np.float32))
-    bad = int((~torch.isfinite(image)).sum())
-    if bad:
-        raise ValueError(f"{source}: expected finite pixels, got {bad} that are not")
-    return image
+    return replace(xray, image=xray.image[kept], **angles)
 
 
 def _read_npy(source: Path) -> Xray:
@@ -234,7 +158,7 @@ def _read_npy(source: Path) -> Xray:
         kind = getattr(pixels, "dtype", type(pixels).__name__)
         raise ValueError(f"{source}: expected an array of real numbers, got {kind}")
     pixels, notes = _without_channels(source, pixels)
-    return Xray(_checked(source, pixels), warnings=tuple(notes), facts={"format": "NumPy"})
+    return Xray(xray_image(source, pixels), warnings=tuple(notes), facts={"format": "NumPy"})
 
 
 def _without_channels(source: Path, pixels: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -272,28 +196,5 @@ def _read_raster(source: Path) -> Xray:
     # How a picture lies in a patient is no matter.
     notes = tuple(note for note in notes if " lies" not in note and "sform" not in note)
     return Xray(
-        _checked(source, pixels), pixel_spacing=spacing, warnings=notes, facts=dict(raster.facts)
-    )
-
-
-def _read_dicom(source: Path, orient: bool, given: dict[str, Any]) -> Xray:
-    found = read_dicom_xray(source, given)
-    dims = list(found.flip) if orient else []
-    image, mask, camera = _checked(source, found.pixels), found.mask, found.camera
-    if dims:
-        image, mask = image.flip(dims), None if mask is None else mask.flip(dims)
-        camera = None if camera is None else flipped_camera(camera, found.flip)
-    told = "as stored" if not orient else "mirrored to be seen from the source" if dims else "kept"
-    return Xray(
-        image,
-        found.kind,
-        camera,
-        found.pixel_spacing,
-        mask,
-        None,
-        found.primary_deg,
-        found.secondary_deg,
-        found.sod,
-        found.warnings,
-        {**found.facts, "image": told},
+        xray_image(source, pixels), pixel_spacing=spacing, warnings=notes, facts=dict(raster.facts)
     )
