@@ -30,6 +30,7 @@ from drrkit.registration.problem.landmarks import LandmarkPose, Landmarks
 from drrkit.registration.problem.loss import objective
 from drrkit.registration.problem.motion import motion_of
 from drrkit.registration.problem.prior import PosePrior
+from drrkit.registration.problem.scan import ScanScene
 from drrkit.registration.problem.views import View, downsampling, make_views, rig_of
 from drrkit.registration.result import (
     DEPTH_LIMIT_MM,
@@ -70,6 +71,7 @@ __all__ = [
     "RegistrationResult",
     "Regressor",
     "RunnerUp",
+    "ScanScene",
     "Search",
     "SequenceResult",
     "Share",

@@ -20,6 +20,7 @@ from drrkit.xray.read.files import (
     RASTER_SUFFIXES,
     read_xray,
 )
+from drrkit.xray.read.localizer import Localizer, read_localizer
 from drrkit.xray.read.opencv_storage import STORAGE_SUFFIXES
 from drrkit.xray.read.pictures import PICTURE_SUFFIXES
 from drrkit.xray.read.xray import XRAY_KINDS, Xray
@@ -62,6 +63,7 @@ __all__ = [
     "DeepfluoroSpecimen",
     "DeepfluoroXray",
     "DomainRandomisation",
+    "Localizer",
     "MaterialVolume",
     "PlacedTool",
     "PreprocessedXray",
@@ -87,6 +89,7 @@ __all__ = [
     "read_calibration",
     "read_deepfluoro_specimen",
     "read_deepfluoro_xray",
+    "read_localizer",
     "read_xray",
     "rod",
     "screw",

@@ -144,7 +144,8 @@ def _check_modality(file: DicomFile, modality: str | None) -> None:
     advice = ""
     if modality == "CT":
         advice = (
-            ": a localizer, whose rays are a fan that moves along with the table"
+            ": a localizer, whose rays are a fan that moves along with the table: "
+            "drrkit.xray.read_localizer reads it"
             if file.is_localizer()
             else ": a slice of a CT, whose folder read_volume reads"
         )
