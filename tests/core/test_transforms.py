@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -251,25 +251,32 @@ def test_vmap_of_grad_equals_the_oracle_slice_by_slice(argument, dims, device) -
     assert equal(found, torch.stack(expected))
 
 
+ALONG = randn(VIEWS, 4, 3)
+
+
+def backprojected(values: Tensor, frames: Tensor, **options: Any) -> Tensor:
+    images = values.flatten()[: VIEWS * SIZE[0] * SIZE[1]].reshape(VIEWS, 1, *SIZE)
+    return drrkit.backproject(images, frames, (2, 1, *SMALL), **options)
+
+
+def pushed(values: Tensor, frames: Tensor, **options: Any) -> Tensor:
+    along = (ALONG.to(frames.device),)
+    return F.jvp(lambda f: drrkit.project(values, f, SIZE, **options), (frames,), along)[1]
+
+
+def curved(values: Tensor, frames: Tensor, **options: Any) -> Tensor:
+    return F.hessian(lambda f: (drrkit.project(values, f, SIZE, **options) ** 3).sum())(frames)
+
+
 @pytest.mark.parametrize("dims", [(0, None), (None, 0), (0, 0), (2, 1)], ids=str)
+@pytest.mark.parametrize("function", [backprojected, pushed, curved])
 @twice_differentiable
-def test_vmap_of_hessian_equals_hessian_slice_by_slice(method, dims, device) -> None:
+def test_vmap_of_the_other_products_equals_them_slice_by_slice(
+    method, function, dims, device
+) -> None:
     arguments, slices = mapped_scene(dims, device)
-    curvature = F.hessian(energy(projection(drrkit.project, method)), 1)
-    found = torch.vmap(curvature, dims)(*arguments)
-    assert equal(found, torch.stack([curvature(*one) for one in slices]).cpu())
-
-
-@pytest.mark.parametrize("dims", [(0, None), (None, 0), (0, 0)], ids=str)
-def test_vmap_of_jvp_equals_jvp_slice_by_slice(dims, device) -> None:
-    arguments, slices = mapped_scene(dims, device)
-    image, along = projection(drrkit.project), randn(VIEWS, 4, 3).to(device)
-
-    def push(values: Tensor, frames: Tensor) -> Tensor:
-        return F.jvp(lambda f: image(values, f), (frames,), (along,))[1]
-
-    expected = torch.stack([push(*one) for one in slices])
-    assert equal(torch.vmap(push, dims)(*arguments), expected.cpu())
+    run = partial(function, **options_of(method))
+    assert equal(torch.vmap(run, dims)(*arguments), torch.stack([run(*s) for s in slices]).cpu())
 
 
 def test_nested_vmap_equals_the_oracle(device) -> None:
@@ -286,25 +293,6 @@ def test_nested_vmap_equals_the_oracle(device) -> None:
     found = torch.vmap(torch.vmap(gradient, (None, 0)), (0, None))(volumes, poses)
     one = gradient(volumes[1], poses[2])
     assert all(equal(a[1, 2], b.cpu()) for a, b in zip(found, one, strict=True))
-
-
-@pytest.mark.parametrize("dims", [(0, None), (None, 0), (0, 0), (1, 2)], ids=str)
-def test_vmap_of_backproject_equals_backproject_slice_by_slice(dims, device) -> None:
-    images = torch.stack([randn(VIEWS, 1, *SIZE, seed=i) for i in range(3)]).to(device)
-    poses = torch.stack([small_frames(VIEWS) + 0.1 * i for i in range(3)]).to(device)
-
-    def volume(g: Tensor, where: Tensor) -> Tensor:
-        return drrkit.backproject(g, where, (2, 1, *SMALL))
-
-    slices = [
-        volume(images[0 if dims[0] is None else i], poses[0 if dims[1] is None else i])
-        for i in range(3)
-    ]
-    arguments = [
-        many[0] if d is None else many.movedim(0, d)
-        for many, d in zip((images, poses), dims, strict=True)
-    ]
-    assert equal(torch.vmap(volume, dims)(*arguments), torch.stack(slices).cpu())
 
 
 BIG = (24, 24, 24)
