@@ -38,7 +38,7 @@ from drrkit.registration import (
     PART,
     PIPELINES,
     SIMILARITIES,
-    TRUSTED,
+    SURE,
     Descent,
     Search,
     Stage,
@@ -211,9 +211,10 @@ def register_command(
         default=1.0,
     ),
     min_confidence: float = option(
-        "Confidence below which the result is not accepted (exit code 1).",
+        "Probability of less than 10 mm of error below which the result is not accepted (exit "
+        "code 1).",
         type=NumberRange(0, 1),
-        default=TRUSTED,
+        default=SURE,
     ),
     seed: int = seed_option("Seed of the starts that stages draw."),
     quiet: bool = quiet_option(),
@@ -248,13 +249,14 @@ def register_command(
     )
     result = run(problem.xray.line, progress=not quiet)
     # A search looks for negatives itself.
-    doubtful = not (searching or is_accepted(result.agreement, result.loss, result.reasons))
+    doubtful = not (searching or result.accepted)
     if doubtful and result.stop_reason != "interrupted":
         negative = run(-problem.xray.line)
         _check_polarity(xray, problem.xray.kind, result.agreement, negative.agreement)
     if "field" in result.inferred and not quiet:
         click.echo("The open field was found in the X-ray; --mask gives another.", err=True)
-    accepted = is_accepted(result.confidence, result.loss, result.reasons, min_confidence)
+    sure = result.confidence_10mm
+    accepted = is_accepted(sure, result.loss, result.reasons, min_confidence)
     motion = _motion(problem, result.world_to_camera)
     content = {
         "schema": "drrkit.registration",

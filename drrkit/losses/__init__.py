@@ -29,7 +29,7 @@ from drrkit.losses.information import (
 )
 from drrkit.losses.intensity import focal_frequency, l1, mse, soft_dice, ssim, ssim_dice_l1
 from drrkit.losses.patches import patch_gradient_ncc, patch_radius
-from drrkit.losses.stencils import sobel
+from drrkit.losses.stencils import box, sobel
 
 LOSSES = {
     loss.__name__: loss
@@ -54,6 +54,7 @@ LOSSES = {
 
 __all__ = [
     "LOSSES",
+    "box",
     "focal_frequency",
     "gradient_difference",
     "gradient_ncc",

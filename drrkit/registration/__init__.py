@@ -35,6 +35,7 @@ from drrkit.registration.problem.views import View, downsampling, make_views, ri
 from drrkit.registration.result import (
     DEPTH_LIMIT_MM,
     REASONS,
+    SURE,
     TRUSTED,
     RegistrationResult,
     RunnerUp,
@@ -56,6 +57,7 @@ __all__ = [
     "PIPELINES",
     "REASONS",
     "SIMILARITIES",
+    "SURE",
     "TRUSTED",
     "Bodies",
     "CalibrationResult",

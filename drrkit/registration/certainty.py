@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drrkit import losses
-from drrkit.registration.problem.loss import Linearised
+from drrkit.registration.problem.loss import Linearised, StageLoss
 from drrkit.registration.problem.rendering import SceneRenderer
 from drrkit.registration.problem.views import View, blurred
+from drrkit.registration.similarities import SIMILARITIES, has_curvature
 
-__all__ = ["UNSEEN_MM", "agreement", "dispersion", "geometric_covariance", "pose_covariance"]
+__all__ = [
+    "UNSEEN_MM",
+    "Agreement",
+    "agreement",
+    "covariances",
+    "dispersion",
+    "geometric_covariance",
+    "pose_covariance",
+    "probability",
+]
 
-# Pixels along the X-ray's longer side: fine enough to tell poses apart, coarse enough that photon
-# noise hardly lowers the correlation. A share of the X-ray and not of the patient at the pose: a
-# wrong pose near the source would choose pixels so coarse that nothing much is left to differ.
-_PIXELS = 64
+# Pixels along the X-ray's longer side: fine enough to tell neighbouring optima apart. A share of
+# the X-ray and not of the patient at the pose: a wrong pose near the source would choose pixels so
+# coarse that nothing much is left to differ.
+_PIXELS = 128
 
-# Standard deviation of the blur and half the side of a patch, in these.
-_BLUR, _RADIUS = 2.75, 8
+# By the error's limit in mm: slope of the log-odds, z at even odds in whole images, and how much
+# more that is for each halving of the number of pixels.
+_CALIBRATED = {2.0: (8.4, 0.598, 0.082), 10.0: (11.0, 0.484, 0.041)}
+
+# Correlations count as no closer to 1 than this.
+_HIGHEST = 0.9999
+
+# Fewer pixels than these are no evidence.
+_FEWEST = 500
 
 # Residuals may depend on each other within square blocks: this many along the longer side, none
 # smaller than so many pixels.
@@ -37,34 +56,61 @@ _UNSEEN = 1e-9
 _MATCHED = 1e-3
 
 
-def agreement(drawn: SceneRenderer, views: Sequence[View], world_to_camera: Tensor) -> float:
-    """How well the X-rays' patches agree with the scene at one pose [1, 4, 4], 0 to 1.
+@dataclass(frozen=True)
+class Agreement:
+    """How well images agree, 0 to 1, and on how many pixels, of at most 128 x 128, that was seen.
 
-    The mean over patches of the correlation of image derivatives (`patch_gradient_ncc`), on about
-    64 pixels along an X-ray's longer side, after a blur by 2.75 of them, in patches of 17 x 17; of
-    several views the mean. In patches, because one outline that is matched well would outweigh
-    everything else in a correlation of whole images.
+    Of several views the mean, and the sum.
+    """
+
+    value: float
+    pixels: int
+
+
+def agreement(drawn: SceneRenderer, views: Sequence[View], world_to_camera: Tensor) -> Agreement:
+    """How well the X-rays' patches agree with the scene at one pose [1, 4, 4].
+
+    One minus `weighted_patch_gradient_ncc`, with which "auto" ends, on about 128 pixels along an
+    X-ray's longer side, after a blur by one of them; of several views the mean. In patches, because
+    one outline that is matched well would outweigh everything else in a correlation of whole
+    images; weighed by the rendering's structure, because a patch of air agrees with nothing.
     """
     with torch.no_grad():
         found = [_agreement(drawn, view, world_to_camera) for view in views]
-    return min(max(sum(found) / len(found), 0.0), 1.0)
+    mean = sum(value for value, _ in found) / len(found)
+    return Agreement(min(max(mean, 0.0), 1.0), sum(pixels for _, pixels in found))
 
 
-def _agreement(drawn: SceneRenderer, view: View, world_to_camera: Tensor) -> float:
+def _agreement(drawn: SceneRenderer, view: View, world_to_camera: Tensor) -> tuple[float, int]:
     longer, shorter = max(view.camera.size), min(view.camera.size)
-    factor = min(max(1, round(longer / _PIXELS)), shorter)
-    share = longer / factor / _PIXELS
-    seen = view.downsampled(factor).blurred(_BLUR * share)
+    seen = view.downsampled(min(max(1, round(longer / _PIXELS)), shorter)).blurred(1.0)
+    seen = drawn.cut.left_out(seen, world_to_camera)
     moving = drawn.renderer(seen.camera)(seen.pose(world_to_camera))
-    moving = blurred(moving.sum(dim=1, keepdim=True), seen.mask, _BLUR * share)
-    radius = max(1, min(round(_RADIUS * share), (shorter // factor - 3) // 2))
+    moving = blurred(moving.sum(dim=1, keepdim=True), seen.mask, 1.0)
     mask = seen.mask
     if mask is not None:  # a derivative next to what is left out is none of the patient's
         mask = -functional.max_pool2d(-mask, 3, stride=1, padding=1)
-    loss = losses.patch_gradient_ncc(
-        moving, seen.xray, mask, radius=radius, stride=2, blur=0, masked_statistics=True
-    )
-    return 1.0 - float(loss)
+    loss = SIMILARITIES["weighted_patch_gradient_ncc"](moving, seen.xray, mask)
+    inside = torch.ones_like(seen.xray) if mask is None else mask
+    inside = inside > 0
+    flat = any(float(image[inside].std()) == 0.0 for image in (moving, seen.xray))
+    return 1.0 - float(loss), 0 if flat or not inside.any() else int(inside.sum())
+
+
+def probability(found: Agreement, limit_mm: float) -> float | None:
+    """That a pose which agrees like this is off by less than 2 or 10 mm in the image plane.
+
+    Logistic regressions on Fisher's z of the agreement over ends of "auto" and "global" on the
+    gauntlet's choosing seeds, in whole images, behind masks and at fewer pixels, which agree more
+    by chance: `python -m bench.studies.gauntlet.calibration` makes them from the rows in
+    bench/results/gauntlet/calibration.csv. None where there are too few pixels.
+    """
+    if found.pixels < _FEWEST:
+        return None
+    slope, middle, per_halving = _CALIBRATED[limit_mm]
+    halvings = max(0.0, math.log2(_PIXELS**2 / found.pixels))
+    z = math.atanh(min(found.value, _HIGHEST))
+    return 1.0 / (1.0 + math.exp(-slope * (z - middle - per_halving * halvings)))
 
 
 def pose_covariance(
@@ -103,6 +149,28 @@ def pose_covariance(
     inverse = (vectors * inverse) @ vectors.mT
     unseen = vectors[:, ~seen]
     return (inverse @ spread @ inverse + UNSEEN_MM**2 * unseen @ unseen.mT) * both
+
+
+def covariances(
+    loss: StageLoss | None, views: Sequence[View], pose: Tensor, units: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The covariance at a pose [1, ...] in a stage's loss, and the cameras' part of it.
+
+    None where the stage has no Jacobian, or its similarity no curvature.
+    """
+    if (
+        loss is None
+        or loss.center is None
+        or not loss.stage.optimiser.has_jacobian
+        or not has_curvature(loss.stage.measure)
+    ):
+        return None, None
+    parts = list(loss.linearise(pose))
+    prior: tuple[Any, ...] = ()
+    if loss.prior is not None:
+        prior = (loss.prior.expand(pose)[2][0], 1.0 - loss.prior.weight)
+    geometric = geometric_covariance(parts, views, pose, loss.center, units, *prior)
+    return pose_covariance(parts, units, *prior) + geometric, geometric
 
 
 def geometric_covariance(

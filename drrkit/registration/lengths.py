@@ -17,6 +17,7 @@ from drrkit.geometry import Camera
 from drrkit.volume import Volume
 
 __all__ = [
+    "DENSE",
     "Share",
     "check_spread",
     "extent_mm",
@@ -25,6 +26,7 @@ __all__ = [
     "mean_depth",
     "motion_units",
     "object_diagonal",
+    "object_faces",
     "pixel_at",
     "positive_lengths",
     "spread_in_mm",
@@ -32,7 +34,7 @@ __all__ = [
 ]
 
 # Voxels above this share of the largest attenuation belong to the object.
-_OBJECT = 0.05
+DENSE = 0.05
 
 # Depths are at least this, mm: a pose may be behind the source.
 _NEAREST = 1e-3
@@ -75,25 +77,53 @@ def field_diagonal(camera: Camera, depth: float) -> float:
 def object_diagonal(scene: Any) -> float:
     """Of the box of a scene's dense voxels, mm; infinite where nothing is known about it."""
     bodies = getattr(scene, "bodies", (scene,))
-    return max(
-        _box_diagonal(one) if isinstance(one, Volume) else getattr(one, "extent_mm", math.inf)
-        for one in bodies
-    )
+    found = []
+    for one in bodies:
+        if isinstance(one, Volume):
+            box = _dense_box(one)
+            sides = (
+                spacing * (high - low)
+                for spacing, (low, high) in zip(one.spacing, box, strict=True)
+            )
+            found.append(math.hypot(*sides))
+        else:
+            found.append(getattr(one, "extent_mm", math.inf))
+    return max(found)
 
 
-def _box_diagonal(volume: Volume) -> float:
+def object_faces(scene: Any) -> list[Tensor | None]:
+    """Of every body the centres [6, 3] (world mm) of the faces of its dense voxels' box.
+
+    None where nothing is known about it.
+    """
+    bodies = getattr(scene, "bodies", (scene,))
+    return [_face_centres(one) if isinstance(one, Volume) else None for one in bodies]
+
+
+def _face_centres(volume: Volume) -> Tensor | None:
+    box = torch.tensor(_dense_box(volume), dtype=torch.float64) - 0.5  # [3, 2]
+    if not bool(box.isfinite().all()):
+        return None
+    middle = box.mean(1).expand(6, 3).clone()
+    for axis in range(3):
+        middle[2 * axis : 2 * axis + 2, axis] = box[axis]
+    return volume.index_to_world(middle)
+
+
+def _dense_box(volume: Volume) -> list[tuple[float, float]]:
+    """First index of dense voxels and the one behind the last, along x, y, z; or infinite."""
     values = volume.values.detach()
     while values.dim() > 3:
         values = values.amax(0)
-    filled = values > _OBJECT * values.max()
-    squared = 0.0
-    for axis, spacing in zip((2, 1, 0), volume.spacing, strict=True):
+    filled = values > DENSE * values.max()
+    box = []
+    for axis in (2, 1, 0):
         others = [other for other in range(3) if other != axis]
         places = filled.amax(others).nonzero()
         if len(places) == 0:
-            return math.inf
-        squared += (spacing * float(places[-1] - places[0] + 1)) ** 2
-    return math.sqrt(squared)
+            return [(-math.inf, math.inf)] * 3
+        box.append((float(places[0]), float(places[-1]) + 1.0))
+    return box
 
 
 def pixel_at(camera: Camera, depth: float) -> float:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera
-from drrkit.registration.certainty import agreement, geometric_covariance, pose_covariance
-from drrkit.registration.lengths import field_diagonal, mean_depth, motion_units, object_diagonal
+from drrkit.registration.certainty import agreement, covariances, probability
+from drrkit.registration.doubts import left_range, mirrored, out_of_room
+from drrkit.registration.lengths import (
+    field_diagonal,
+    mean_depth,
+    motion_units,
+    object_diagonal,
+    object_faces,
+)
 from drrkit.registration.optimisers.optimiser import PoseEngine, PoseProblem
-from drrkit.registration.presets import PART, PART_MARGIN, resolve_stages
+from drrkit.registration.presets import FOLLOW, PART, PART_MARGIN
 from drrkit.registration.problem.formation import as_measured, gain_of, is_implant
 from drrkit.registration.problem.inputs import (
     check_options,
@@ -27,12 +34,7 @@ from drrkit.registration.problem.inputs import (
 )
 from drrkit.registration.problem.landmarks import Landmarks
 from drrkit.registration.problem.loss import StageLoss
-from drrkit.registration.problem.motion import (
-    Candidates,
-    distinct_poses,
-    neighbours,
-    out_of_reach,
-)
+from drrkit.registration.problem.motion import Candidates, distinct_poses, neighbours
 from drrkit.registration.problem.part import around
 from drrkit.registration.problem.prior import PosePrior, PriorTerm
 from drrkit.registration.problem.rendering import SceneRenderer
@@ -60,17 +62,13 @@ from drrkit.registration.result import (
     is_accepted,
 )
 from drrkit.registration.search.search import GlobalSearch, matched
-from drrkit.registration.similarities import has_curvature
 from drrkit.registration.stages import Search, Stage
+from drrkit.registration.trials import Attempt, Searched, Trial, trials_of
 
 __all__ = ["Registrar", "register"]
 
-# A negative counts where the last stage's loss is below this: the gauntlet's right ends have at
-# most 0.43, with one exception, those beyond 10 mm at least 0.57.
-_FITTING = 0.5
-
-# Farther turns than this, and shifts farther than the object's extent, are not what "auto" is for.
-_FARTHEST_RAD = math.radians(60.0)
+# A mirrored image that agrees this much less, or better, leaves open which of the two it is.
+_AS_WELL = 0.01
 
 
 def register(
@@ -183,13 +181,14 @@ class Registrar:
         scene = self_rendering(volume)
         if stages == "auto" and is_implant(scene):
             stages = "part"
-        self.stages, self.named = resolve_stages(stages), stages
+        self.trials = trials_of(stages)
+        used = [stage for trial in self.trials for stage in trial.stages]
         self.like, self.center = computing_place(scene, center)
         self.camera, self.rig_to_camera = camera, rig_to_camera
         self.xray_kind = xray_kind
-        self.gain = gain_of(scene, self.stages, formation, gain, xray_kind)
-        self.drawn = SceneRenderer(scene, method, self.gain)
-        self.diagonal = object_diagonal(scene)
+        self.gain = gain_of(scene, used, formation, gain, xray_kind)
+        self.drawn = SceneRenderer(scene, method, self.gain, self.trials[0].stages is PART)
+        self.diagonal, self.faces = object_diagonal(scene), object_faces(scene)
 
     def __call__(
         self,
@@ -208,31 +207,29 @@ class Registrar:
         """
         began = time.perf_counter()
         check_options(prior, seed, progress)
-        given = self.stages if stages is None else resolve_stages(stages)
+        trials = self.trials if stages is None else trials_of(stages)
         views = make_views(self.camera, xray, mask, self.rig_to_camera, self.like)
-        views, found_field = within_fields(views)
         if self.gain:
             views = as_measured(views, self.xray_kind)
         camera = views[0].camera
-        pose = start_poses(init, given, camera, self.drawn.scene).to(self.center)
-        depth = mean_depth(pose, self.center)
+        pose = start_poses(init, trials[0].stages, camera, self.drawn.scene).to(self.center)
+        depth, found_field = mean_depth(pose, self.center), False
         extent = min(field_diagonal(camera, depth), self.diagonal)
-        if given is PART:
+        if trials[0].stages is PART:
+            views, found_field = within_fields(views)
             views = around(views, self.drawn, pose, depth, PART_MARGIN * extent)
-        resolved = [stage.in_mm(extent) for stage in given]
-        bar = step_bar(resolved, progress)
+        trials = [trial.in_mm(extent) for trial in trials]
+        bar = step_bar(trials[0].stages, progress)
         term = None if prior is None else prior.term(pose, self.center)
         generator = torch.Generator().manual_seed(seed)
         try:
-            work = Registration(self.drawn, views, self.center, generator, bar, term)
-            named = self.named if stages is None else stages
-            work.hypotheses = isinstance(named, str) and given is not PART
-            work.extent = extent
-            work.inferred = ("field",) if found_field else ()
-            found = work.until_trusted(resolved, Candidates.unjudged(pose))
+            work = Registration(self.drawn, views, self.center, extent, generator, bar, term)
+            work.inferred = ["field"] if found_field else []
+            found = work.until_trusted(trials, Candidates.unjudged(pose))
+            work.doubt(found, pose, trials[0], self.faces)
         finally:
             bar.close()
-        result = work.result(found, resolved[-1], extent, began)
+        result = work.result(found, began)
         if result.depth_observable is False and result.sigma is not None:
             warnings.warn(
                 "depth is not observable: standard deviation "
@@ -243,26 +240,6 @@ class Registrar:
         return result
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """What one run through the stages came to."""
-
-    found: Candidates
-    agreement: float
-    views: Sequence[View]  # negated where the search found the X-ray to be a negative
-    history: list[StageRecord]
-    loss: StageLoss | None  # the last stage's
-
-    @property
-    def best(self) -> Tensor:
-        """The pose of lowest loss, [1, 4, 4]."""
-        return self.found.pose[int(self.found.loss.argmin())][None]
-
-    @property
-    def interrupted(self) -> bool:
-        return self.history[-1].stop_reason == "interrupted"
-
-
 class Registration:
     """One registration: `until_trusted` runs the stages, `result` says what came of it."""
 
@@ -271,11 +248,12 @@ class Registration:
         drawn: SceneRenderer,
         views: Sequence[View],
         center: Tensor,
+        extent: float,
         generator: torch.Generator,
         bar: Any,
         prior: PriorTerm | None = None,
     ) -> None:
-        self.drawn, self.center, self.prior = drawn, center, prior
+        self.drawn, self.center, self.extent, self.prior = drawn, center, extent, prior
         self.bodies = center.numel() // 3
         self.views = self.given_views = views
         self.generator, self.bar = generator, bar
@@ -283,78 +261,100 @@ class Registration:
         self.loss: StageLoss | None = None
         self.engine: PoseEngine | None = None  # the last, for a stage that goes on with it
         self.rejected: list[Attempt] = []
-        self.inferred: tuple[str, ...] = ()
-        self.hypotheses = self.told_negative = self.left_range = False
-        self.extent = math.inf  # of the object, mm
+        self.inverted = False
+        self.searched: dict[Any, Searched] = {}
+        self.inferred: list[str] = []  # before any trial
+        self.doubts: list[str] = []
+        self.mirror: RunnerUp | None = None
 
-    def until_trusted(self, stages: Sequence[Stage | Search], start: Candidates) -> Attempt:
-        """What the stages make of the poses.
+    @cached_property
+    def fields(self) -> tuple[list[View], bool]:
+        """The views within their open fields, and whether one was found."""
+        return within_fields(self.given_views)
 
-        Where their outcome is not trusted, they are tried on the negative X-ray, which counts if
-        it is trusted. Where they begin with a search, they begin again with a denser one then; the
-        better outcome counts.
+    def until_trusted(self, trials: Sequence[Trial], start: Candidates) -> Attempt:
+        """The best of what the trials make of the poses, up to the first that is trusted.
+
+        The best is the one that agrees best. A negative counts only where it is trusted and within
+        reach: nothing but a match may turn the images that were given.
         """
-        attempt, first = self.through(stages, start), stages[0]
-        if self._may_be_negative(stages) and not self._is_trusted(attempt):
-            self.bar.add(count_steps(stages))
-            other = self.through(stages, start, negative=True)
-            fits = float(other.found.loss.min()) < _FITTING
-            if self._is_trusted(other) and fits and not self._left_range(start, other):
-                attempt, other = other, attempt
-            self.rejected.append(other)
-        if not isinstance(first, Search):
-            self.left_range = self.hypotheses and self._left_range(start, attempt)
-            return attempt
-        for _ in range(first.repeats):
-            if attempt.agreement >= first.trusted or attempt.interrupted:
+        best: Attempt | None = None
+        for number, trial in enumerate(trials):
+            if number > 0:
+                self.bar.add(count_steps(trial.stages))
+            attempt = self.through(trial, start)
+            trusted = attempt.agreement >= trial.trusted
+            if best is None or (trusted if trial.negative else attempt.agreement > best.agreement):
+                best, attempt = attempt, best
+            if attempt is not None:
+                self.rejected.append(attempt)
+            if best.interrupted or best.agreement >= trial.trusted:
                 break
-            first = first.denser()
-            self.bar.add(count_steps(stages))
-            other = self.through((first, *stages[1:]), start)
-            if other.agreement > attempt.agreement:
-                attempt, other = other, attempt
-            self.rejected.append(other)
-        return attempt
+        assert best is not None  # there is at least one trial
+        return best
 
-    def _left_range(self, start: Candidates, attempt: Attempt) -> bool:
-        """Whether the best pose is farther from every start than stages without a search reach."""
-        return out_of_reach(start.pose, attempt.best, self.center, _FARTHEST_RAD, self.extent)
+    def doubt(
+        self, attempt: Attempt, starts: Tensor, trial: Trial, faces: Sequence[Tensor | None]
+    ) -> None:
+        """Note what speaks against the pose though its image agrees; `trial` was the first."""
+        if out_of_room(faces, attempt.views, attempt.best):
+            self.doubts.append("out_of_room")
+        if not trial.named or attempt.interrupted:
+            return
+        field = field_diagonal(self.given_views[0].camera, mean_depth(starts, self.center))
+        if not isinstance(trial.stages[0], Search) and left_range(
+            starts, attempt.best, self.center, field
+        ):
+            self.doubts.append("left_range")
+        if self.bodies == 1 and attempt.agreement >= TRUSTED:
+            self._check_mirrored(attempt, [stage.in_mm(self.extent) for stage in FOLLOW[:1]])
 
-    def _may_be_negative(self, stages: Sequence[Stage | Search]) -> bool:
-        """Whether nobody said how the X-ray is, and the stages' outcomes can be told apart."""
-        first = stages[0]
-        return self.hypotheses and not (isinstance(first, Search) and first.inverted is not False)
+    def _check_mirrored(self, attempt: Attempt, stages: Sequence[Stage]) -> None:
+        """Whether the mirrored X-ray agrees as well, about where a symmetric patient would be.
 
-    @staticmethod
-    def _is_trusted(attempt: Attempt) -> bool:
-        return attempt.agreement >= TRUSTED or attempt.interrupted
+        A detector or a file that shows the image from behind gives no other sign.
+        """
+        views, pose = mirrored(attempt.views, attempt.best, self.center)
+        kept = self.views, self.history, self.loss, self.engine, self.bar
+        self.views, self.history, self.bar = views, [], step_bar((), False)
+        found = Candidates.unjudged(pose)
+        depth = mean_depth(pose, self.center)
+        for stage in stages:
+            found = self._improve(stage, found, self._units(depth).to(pose), depth)
+        best = found.pose[int(found.loss.argmin())]
+        agreed = agreement(self.drawn, views, best[None])
+        self.views, self.history, self.loss, self.engine, self.bar = kept
+        if agreed.value > attempt.agreement - _AS_WELL:
+            self.doubts.append("handedness")
+            self.mirror = RunnerUp(best, float(found.loss.min()), agreed.value, mirrored=True)
 
-    def result(
-        self, attempt: Attempt, stage: Stage | Search, extent: float, began: float
-    ) -> RegistrationResult:
-        """Everything about the attempt that counts; `stage` is the last one."""
+    def result(self, attempt: Attempt, began: float) -> RegistrationResult:
+        """Everything about the attempt that counts."""
         interrupted = any(one.interrupted for one in (attempt, *self.rejected))
         reasons = []
         if any(view.camera.origin == "assumed" for view in self.views):
             reasons.append("depth_assumed")
-        if self.left_range:
-            reasons.append("left_range")
+        reasons += self.doubts
         if interrupted:
             reasons.append("interrupted")
         loss = float(attempt.found.loss.min())
-        negative = attempt.views is not self.given_views and not self.told_negative
-        covariance, geometric = self._covariances(attempt)
+        sure = probability(attempt.agreed, 10.0)
+        reasons += [] if sure is not None else ["little_evidence"]
+        units = self._units(mean_depth(attempt.best, self.center)).to(attempt.best)
+        covariance, geometric = covariances(attempt.loss, attempt.views, attempt.best, units)
         return RegistrationResult(
             world_to_camera=attempt.best[0],
             loss=loss,
-            accepted=is_accepted(attempt.agreement, loss, reasons),
-            confidence=attempt.agreement,
+            accepted=is_accepted(sure, loss, reasons),
+            confidence=probability(attempt.agreed, 2.0),
+            confidence_10mm=sure,
             agreement=attempt.agreement,
+            compared_pixels=attempt.agreed.pixels,
             reasons=tuple(reasons),
-            runner_up=self._runner_up(attempt, stage),
+            runner_up=self.mirror or self._runner_up(attempt),
             covariance=covariance,
             geometric_covariance=geometric,
-            inferred=(*self.inferred, *(("negative",) if negative else ())),
+            inferred=attempt.inferred,
             history=[
                 record if record in attempt.history else replace(record, counted=False)
                 for record in self.history
@@ -363,20 +363,25 @@ class Registration:
             stop_reason="interrupted" if interrupted else attempt.history[-1].stop_reason,
             all_world_to_camera=attempt.found.pose,
             all_loss=attempt.found.loss,
-            extent_mm=extent,
+            extent_mm=self.extent,
         )
 
-    def through(
-        self, stages: Sequence[Stage | Search], found: Candidates, negative: bool = False
-    ) -> Attempt:
-        """What the stages make of the poses; after an interruption the best up to then."""
-        depth, before = mean_depth(found.pose, self.center), len(self.history)
-        self.views, self.loss = negatives(self.given_views) if negative else self.given_views, None
+    def through(self, trial: Trial, found: Candidates) -> Attempt:
+        """What a trial makes of the poses; after an interruption the best up to then."""
+        stages, before = trial.stages, len(self.history)
+        depth = mean_depth(found.pose, self.center)
+        views, inferred = self.given_views, list(self.inferred)
+        if trial.field and self.fields[1]:
+            views, inferred = self.fields[0], ["field"]
+        if trial.negative:
+            inferred.append("negative")
+        self.views, self.loss = negatives(views) if trial.negative else views, None
         for number, stage in enumerate(stages, 1):
             self.bar.set_description(f"stage {number}/{len(stages)} {stage.name}")
             units = self._units(depth).to(found.pose)
             if isinstance(stage, Search):
                 found = self._search(stage, found, units)
+                inferred += ["negative"] if self.inverted and not stage.inverted else []
                 depth = mean_depth(found.pose[:1], self.center)
             else:
                 found = self._improve(stage, found, units, depth)
@@ -384,43 +389,42 @@ class Registration:
                 break
         best = found.pose[int(found.loss.argmin())][None]
         agreed = agreement(self.drawn, self.views, best)
-        return Attempt(found, agreed, self.views, self.history[before:], self.loss)
+        history = self.history[before:]
+        return Attempt(
+            found, agreed, self.views, tuple(inferred), history, self.loss, stages[-1].apart
+        )
 
     def _units(self, depth: float) -> Tensor:
         return motion_units(self.given_views[0].camera, depth, self.bodies)
 
-    def _covariances(self, attempt: Attempt) -> tuple[Tensor | None, Tensor | None]:
-        """Of the pose found, where the last stage has a Jacobian; and the cameras' part of it."""
-        loss, pose = attempt.loss, attempt.best
-        if (
-            loss is None
-            or not loss.stage.optimiser.has_jacobian
-            or not has_curvature(loss.stage.measure)
-        ):
-            return None, None
-        units = self._units(mean_depth(pose, self.center)).to(pose)
-        parts = list(loss.linearise(pose))
-        prior: tuple[Any, ...] = ()
-        if self.prior is not None:
-            prior = (self.prior.expand(pose)[2][0], 1.0 - self.prior.weight)
-        geometric = geometric_covariance(parts, attempt.views, pose, self.center, units, *prior)
-        return pose_covariance(parts, units, *prior) + geometric, geometric
-
-    def _runner_up(self, attempt: Attempt, stage: Stage | Search) -> RunnerUp | None:
+    def _runner_up(self, attempt: Attempt) -> RunnerUp | None:
         """The best candidate of the last stage that differs from the best."""
         found = attempt.found
         units = self._units(mean_depth(attempt.best, self.center)).to(found.pose)
-        order = distinct_poses(found.pose, found.loss, self.center, units, stage.apart, 2)
+        order = distinct_poses(found.pose, found.loss, self.center, units, attempt.apart, 2)
         if len(order) < 2:
             return None
         pose, loss = found.pose[order[1]], float(found.loss[order[1]])
-        return RunnerUp(pose, loss, agreement(self.drawn, attempt.views, pose[None]))
+        return RunnerUp(pose, loss, agreement(self.drawn, attempt.views, pose[None]).value)
 
     def _search(self, stage: Search, found: Candidates, units: Tensor) -> Candidates:
-        """The candidates of a search about every pose; from here on the views are no negatives."""
+        """The candidates of a search about every pose; from here on the views are no negatives.
+
+        What an earlier trial searched is not searched again.
+        """
+        key = (stage, *self.views)
+        if key not in self.searched:
+            self.searched[key] = self._searched(stage, found, units)
+        known = self.searched[key]
+        self.history.append(known.record)
+        self.views, self.inverted = known.views, known.inverted
+        return known.found
+
+    def _searched(self, stage: Search, found: Candidates, units: Tensor) -> Searched:
         began = time.perf_counter()
+        views, inverted = self.views, bool(stage.inverted)
         if stage.inverted:
-            self.views, self.told_negative = negatives(self.given_views), stage.inverted
+            self.views = negatives(views)
         path: list[Tensor] = []
         searches, reason = self._searches(stage, found, units, path)
         traces = [torch.stack(search.trace) for search in searches]
@@ -428,16 +432,13 @@ class Registration:
         factor = max(1, round(max(self.views[0].camera.size) / stage.pixels))
         seconds = time.perf_counter() - began
         visited = stacked(path, found.pose)
-        self.history.append(
-            StageRecord("search", factor, trace.cpu(), seconds, reason, "search", path=visited)
-        )
+        record = StageRecord("search", factor, trace.cpu(), seconds, reason, "search", path=visited)
         if not searches:
-            return found
-        pose, loss, inverted = matched(searches)
-        if inverted:
-            self.views = negatives(self.given_views)
+            return Searched(found, record, self.views, inverted)
+        pose, loss, dark = matched(searches)
         chosen = distinct_poses(pose, loss, self.center, units, stage.apart, stage.keep)
-        return Candidates(pose[chosen], loss[chosen])
+        best = Candidates(pose[chosen], loss[chosen])
+        return Searched(best, record, negatives(views) if dark else self.views, dark or inverted)
 
     def _searches(
         self, stage: Search, found: Candidates, units: Tensor, path: list[Tensor]
@@ -468,7 +469,8 @@ class Registration:
         began = time.perf_counter()
         factors = downsamplings(stage, self.views, depth)
         cloud = neighbours(found.pose, stage.starts, stage.spread, self.center, self.generator)
-        loss = StageLoss(self.drawn, self.views, stage, factors, self.center, self.prior)
+        alone = cloud if len(cloud) == 1 else None
+        loss = StageLoss(self.drawn, self.views, stage, factors, self.center, self.prior, alone)
         problem = PoseProblem(
             center=self.center,
             units=units,

@@ -142,6 +142,7 @@ PART_MARGIN = 1 / 6
 PIPELINES: dict[str, tuple[Stage | Search, ...]] = {"auto": AUTO, "global": GLOBAL, "part": PART}
 """Names that `register` accepts for stages."""
 
+
 # Of learned similarities whose notes do not say, mm.
 PIXEL_MM = 3.5
 PATIENCE = 15  # steps after which they halve, as published

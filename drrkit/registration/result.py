@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = [
     "DEPTH_LIMIT_MM",
     "REASONS",
+    "SURE",
     "TRUSTED",
     "RegistrationResult",
     "RunnerUp",
@@ -26,15 +27,15 @@ DEPTH_LIMIT_MM = 10.0
 """A depth of a larger standard deviation counts as one that the images do not show; in proportion
 less for objects below 300 mm."""
 
-TRUSTED = 0.7
-"""Confidence below which a registration is not trusted.
+TRUSTED = 0.65
+"""Agreement from which on a registration is trusted, and tries nothing else."""
 
-In simulated X-rays all of 110 wrong ends have less, up to 0.618, and all of 258 right ones more,
-from 0.776 on: bench/results/registration, whose ends.csv has every one of them (`patches`).
-"""
+SURE = 0.99
+"""Probability of less than 10 mm of error from which on a registration is accepted."""
 
 REASONS = {
     "left_range": "the pose is farther from its start than this pipeline is good for",
+    "out_of_room": "the volume would reach behind the source or through the detector",
     "handedness": "the mirrored image agrees nearly as well",
     "little_evidence": "too little of the X-ray has structure to compare",
     "depth_assumed": "the source-to-detector distance was assumed, and the depth depends on it",
@@ -46,7 +47,7 @@ _BLOCKING = REASONS.keys() - {"depth_assumed"}
 
 
 def is_accepted(
-    confidence: float | None, loss: float, reasons: Sequence[str], least: float = TRUSTED
+    confidence: float | None, loss: float, reasons: Sequence[str], least: float = SURE
 ) -> bool:
     """Whether to rely on a result: confidence of at least `least` and no reason that forbids it."""
     if confidence is None or not math.isfinite(loss):
@@ -82,11 +83,15 @@ class StageRecord:
 
 @dataclass(frozen=True, eq=False)
 class RunnerUp:
-    """The best other candidate: world_to_camera [4, 4], its loss and its agreement."""
+    """The best other candidate: world_to_camera [4, 4], its loss and its agreement.
+
+    mirrored: it is the pose of the mirrored X-ray.
+    """
 
     world_to_camera: Tensor
     loss: float
     agreement: float
+    mirrored: bool = False
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -97,16 +102,17 @@ class RegistrationResult:
         world_to_camera: [4, 4] float64, the pose of lowest loss in the last stage; [n, 4, 4] for
             Bodies.
         loss: its loss there, with the prior where there is one.
-        accepted: whether to rely on it: `is_accepted` of the confidence and the reasons.
-        confidence: None where there is too little evidence, which is not accepted either; otherwise
-            the agreement, until a calibrated probability of an error below 2 mm takes its place.
-        confidence_10mm: the same for 10 mm; None until it is calibrated.
+        accepted: whether to rely on it: `is_accepted` of confidence_10mm and the reasons.
+        confidence: probability that the error is below 2 mm in the image plane at the object (for
+            objects below 300 mm in proportion), as it was among registrations of the gauntlet's
+            choosing seeds (docs/registration.md) that agreed as well as this one. It is of
+            the image plane: what the images do not show of the depth is in `covariance`.
+        confidence_10mm: the same for 10 mm.
         agreement: 0 to 1, how well the X-ray agrees with the volume rendered at `world_to_camera`:
-            the mean correlation of derivatives in patches a quarter of the X-ray wide, on 64 pixels
-            along it and blurred, so that noise hardly counts; the mean over the views of several
-            cameras. Not a probability. In simulated X-rays 0.7 separates right ends from wrong
-            ones; in X-rays that show more than the volume does, compare it between registrations of
-            the same kind.
+            one minus the weighted patch gradient NCC with which "auto" ends, on 128 pixels along
+            the X-ray; the mean over the views of several cameras.
+        compared_pixels: of at most 128 x 128 per view, those that it was computed on: the mask's,
+            without rays that pass a face at which the volume was cut off.
         reasons: codes of REASONS that speak against the result.
         runner_up: the best pose that differs from this one, where the last stage had several.
         covariance: [6, 6] float64 of xi (rad, mm) about the volume's centre, in camera axes, from
@@ -131,6 +137,7 @@ class RegistrationResult:
     accepted: bool
     confidence: float | None
     agreement: float
+    compared_pixels: int = 128 * 128
     covariance: Tensor | None
     history: list[StageRecord] = field(repr=False)
     seconds: float
@@ -173,6 +180,7 @@ class RegistrationResult:
             "confidence": self.confidence,
             "confidence_10mm": self.confidence_10mm,
             "agreement": self.agreement,
+            "compared_pixels": self.compared_pixels,
             "reasons": list(self.reasons),
             "runner_up": None
             if self.runner_up is None
@@ -180,6 +188,7 @@ class RegistrationResult:
                 "world_to_camera": self.runner_up.world_to_camera.tolist(),
                 "loss": self.runner_up.loss,
                 "agreement": self.runner_up.agreement,
+                "mirrored": self.runner_up.mirrored,
             },
             "covariance": None if self.covariance is None else self.covariance.tolist(),
             "geometric_covariance": None

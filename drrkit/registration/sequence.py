@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -108,9 +109,10 @@ def register_sequence(
         raise TypeError(f"progress: expected True or False, got {type(progress).__name__}")
     if not 0 <= lost_below <= 1:
         raise ValueError(f"lost_below: expected a number in [0, 1], got {lost_below!r}")
-    pipelines = [resolve_stages(stages) for stages in (first, follow, *recover)]
+    pipelines = [first, follow, *recover]
+    searching = [isinstance(resolve_stages(stages)[0], Search) for stages in pipelines]
     if isinstance(volume, Bodies):  # no search finds several poses
-        pipelines[2:] = [p for p in pipelines[2:] if not isinstance(p[0], Search)]
+        pipelines[2:] = itertools.compress(pipelines[2:], [not one for one in searching[2:]])
     fixed = {name: options.pop(name) for name in _FIXED if name in options}
     registrar = Registrar(volume, camera, stages=pipelines[0], **fixed)
     track = _Track(registrar, options, extrapolate, lost_below)
@@ -147,7 +149,7 @@ class _Track:
         self.attempts: list[int] = []
         self.lost: list[bool] = []
 
-    def add(self, frame: Any, init: Any, pipelines: Sequence[Sequence[Stage | Search]]) -> None:
+    def add(self, frame: Any, init: Any, pipelines: Sequence[Pipeline]) -> None:
         """Register a frame by the first of the pipelines that it is not lost with."""
         start = self._starts() if init is None else init
         best = None
@@ -166,9 +168,7 @@ class _Track:
         self.attempts.append(attempt)
         self.lost.append(lost)
 
-    def _register(
-        self, frame: Any, start: Any, stages: Sequence[Stage | Search]
-    ) -> RegistrationResult:
+    def _register(self, frame: Any, start: Any, stages: Pipeline) -> RegistrationResult:
         options = self.options
         prior = options.get("prior")
         last = self._last()

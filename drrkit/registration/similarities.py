@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from drrkit import losses
-from drrkit.losses import patch_radius, sobel
+from drrkit.losses import box, patch_radius, sobel
 
 __all__ = [
     "SIMILARITIES",
@@ -200,26 +200,22 @@ def _by_patches(image: Tensor, jacobian: Tensor, weight: Tensor, side: int) -> T
     """The mean matrix of the correlations in all patches of side x side pixels that fit."""
     image = image - image.mean((-1, -2), keepdim=True)  # keeps E[m^2] - E[m]^2 accurate
     weight = weight.unsqueeze(2)
-    total = _local_mean(weight, side)
+    total = box(weight, side)
     safe = total.clamp_min(1e-12)
-    mean = _local_mean(weight * image, side) / safe
-    mean_jacobian = _local_mean(weight * jacobian, side) / safe
-    variance = _local_mean(weight * image.square(), side) / safe - mean.square()
-    floor = 1e-3 * variance.mean((-1, -2), keepdim=True) + torch.finfo(image.dtype).tiny
-    variance = variance.clamp_min(0.0) + floor
-    along = _local_mean(weight * image * jacobian, side) / safe - mean * mean_jacobian
+    weighted = weight * image
+    mean = box(weighted, side) / safe
+    mean_jacobian = box(weight * jacobian, side) / safe
+    variance = box(weighted * image, side) / safe - mean.square()
+    floor = 1e-3 * variance.clamp_min(0.0).mean((-1, -2), keepdim=True)
+    # An image without any structure has no curvature; its Jacobian is 0 there.
+    variance = variance.clamp_min(0.0) + torch.where(floor > 0, floor, 1.0)
+    along = box(weighted * jacobian, side) / safe - mean * mean_jacobian
     share = total / total.sum().clamp_min(1e-12) / variance  # [B, C, 1, rows', cols']
     # Sum over patches of the means of J J' in them = sum over pixels, each weighed by its patches.
-    spread = weight.new_full((1, 1, side, side), 1.0 / side**2)
-    flat = (share / safe).expand_as(variance).flatten(0, 2).unsqueeze(1)
-    pixel = functional.conv_transpose2d(flat, spread).unflatten(0, variance.shape[:3]).squeeze(3)
+    margin = side - 1
+    pixel = box(functional.pad(share / safe, (margin, margin, margin, margin)), side)
     matrix = _gram(jacobian, weight * pixel) - _gram(mean_jacobian, share)
     return (matrix - _gram(along, share / variance)).mean(1)
-
-
-def _local_mean(image: Tensor, side: int) -> Tensor:
-    """Means over all patches inside [B, C, N, rows, cols]."""
-    return functional.avg_pool2d(image.flatten(1, 2), side, stride=1).unflatten(1, image.shape[1:3])
 
 
 def _gram(jacobian: Tensor, weight: Tensor) -> Tensor:

@@ -62,10 +62,13 @@ def cautions(result: dict[str, Any]) -> list[str]:
 
 def why_doubted(result: dict[str, Any]) -> str:
     """What speaks against the result, its confidence first; "" where nothing does."""
-    confidence, least = result.get("confidence"), result.get("min_confidence")
+    confidence, least = result.get("confidence_10mm"), result.get("min_confidence")
+    if confidence is None:  # a file of the time when there was one of them
+        confidence = result.get("confidence")
     reasons = [REASONS.get(code, code) for code in result.get("reasons") or ()]
     if least is not None and (confidence is None or confidence < least):
-        reasons.insert(0, f"confidence {shown_confidence(confidence)} is below {least:g}")
+        shown = shown_confidence(confidence)
+        reasons.insert(0, f"its confidence, {shown} for 10 mm, is below {least:g}")
     return "; ".join(reasons)
 
 

@@ -148,12 +148,11 @@ def _versions(result: dict[str, Any]) -> dict[str, str]:
 def _cards(result: dict[str, Any]) -> str:
     """The most important numbers."""
     cards = []
-    confidence, least = result.get("confidence"), result.get("min_confidence")
+    confidence, sure = result.get("confidence"), result.get("confidence_10mm")
     if confidence is not None:
-        limit = "" if least is None else f' low="{least}"'
-        words = "agreement of X-ray and rendered CT, 0 to 1"
-        words += "" if least is None else f"; accepted from {least:g} on"
-        bar = f'<meter min="0" max="1" value="{confidence:.4f}"{limit} aria-hidden="true"></meter>'
+        words = "probability of less than 2 mm of error in the image plane"
+        words += "" if sure is None else f"; {facts.shown_confidence(sure)} of less than 10 mm"
+        bar = f'<meter min="0" max="1" value="{confidence:.4f}" aria-hidden="true"></meter>'
         cards.append(("confidence", f"{confidence:.3f}", bar + words))
     motion = result.get("motion")
     if motion:

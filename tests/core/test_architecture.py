@@ -147,15 +147,16 @@ def test_one_word_means_one_thing() -> None:
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
     "": 1_100,  # the modules beside the packages
     "_native": 1_270,
-    "cli": 4_439,  # with surfaces in the place of the CT
+    "cli": 4_441,  # with surfaces in the place of the CT
     "conversions": 1_891,  # landmark files, JointTrack, odd lengths of all files
     "evaluation": 838,
     "fields": 1_727,
     "geometry": 1_160,  # checks of counts and numbers for all packages, rotations of quaternions
-    "losses": 1_615,
+    "losses": 1_616,
     "phantoms": 1_624,  # its files in a line each
-    "registration": 5_915,  # fields, negatives, sigma of cameras, formation, parts, scans
-    "report": 1_726,
+    # Fields, negatives, cut faces, doubts, calibrated confidence, sigma, formation, parts, scans.
+    "registration": 6_400,
+    "report": 1_728,
     "similarity": 2_770,
     "training": 1_102,
     "viewer": 931,

@@ -478,4 +478,4 @@ def test_the_command_line_registers_from_far_away_with_a_search(tmp_path):
     assert float(mtre(found, view_ap(small_ct(), 800.0), points)) < 4.0
     assert result["stages"][0]["similarity"] == "search" and "Warning" not in told.output
     refused = run("register", *files, "-o", output, "--stages", "everywhere")
-    assert refused.exit_code == 2 and "expected auto, global, or" in refused.output
+    assert refused.exit_code == 2 and "expected auto, global, part, or" in refused.output

@@ -58,7 +58,8 @@ def test_a_constant_xray_tells_nothing_and_the_result_says_so(level):
     blank = torch.full_like(seen(), level)
     with pytest.warns(UserWarning, match="depth is not observable"):
         found = register(attenuation(), CAMERA, blank, start(), stages=STAGES)
-    assert found.confidence == 0.0 and found.depth_observable is False
+    assert found.confidence is None and found.reasons == ("little_evidence",)
+    assert not found.accepted and found.depth_observable is False
     assert float(found.sigma[3:].min()) >= UNSEEN_MM
 
 
@@ -66,7 +67,7 @@ def test_a_start_that_does_not_show_the_volume_is_returned_without_confidence():
     aside = perturb(truth(), torch.tensor([0, 0, 0, 2000.0, 0, 0]), volume_center(phantom()))
     with pytest.warns(UserWarning, match="depth is not observable"):
         found = register(attenuation(), CAMERA, seen(), aside, stages=STAGES)
-    assert found.confidence == 0.0 and bool(found.world_to_camera.isfinite().all())
+    assert found.confidence is None and bool(found.world_to_camera.isfinite().all())
 
 
 def test_a_blank_second_view_leaves_the_first_ones_certainty():

@@ -21,7 +21,7 @@ def scaled(k: float) -> tuple[Volume, drrkit.Camera]:
     volume = torso(8.0).to_mu().to(dtype=torch.float64)
     volume = replace(
         volume,
-        values=volume.values / k,
+        values=0.02 * volume.values / k,  # at every scale less than metal has
         spacing=tuple(k * s for s in volume.spacing),
         origin=tuple(k * o for o in volume.origin),
     )

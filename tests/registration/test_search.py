@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -15,7 +16,8 @@ from drrkit import CArm, Stage, perturb, register, render, simulate_xray, view_a
 from drrkit.geometry import Camera, project_points, so3_exp, volume_center
 from drrkit.losses import sobel
 from drrkit.metrics import rotation_error
-from drrkit.registration import GLOBAL, Search
+from drrkit.registration import GLOBAL, Search, pipeline
+from drrkit.registration.certainty import Agreement
 from drrkit.registration.lengths import motion_units
 from drrkit.registration.problem.rendering import SceneRenderer
 from drrkit.registration.problem.views import View
@@ -338,14 +340,14 @@ def test_a_search_whose_outcome_is_not_trusted_is_repeated_more_densely():
 
 
 def test_after_a_denser_search_that_is_rejected_the_first_one_s_records_count(monkeypatch):
-    """The denser search here has no chance: one candidate, looked for far from the truth."""
+    """The denser search here agrees less."""
     truth = turned(5, -5, 10, (10, -15, 20))
     xray = simulate_xray(phantom(), CAMERA, truth)
-    far = {"rotation": math.radians(5), "step": math.radians(4), "between": (0.95, 1.0), "keep": 1}
-    monkeypatch.setattr(Search, "denser", lambda self: replace(self, **far))
+    agreed = itertools.chain((0.9, 0.5), itertools.repeat(0.1))
+    monkeypatch.setattr(pipeline, "agreement", lambda *_: Agreement(next(agreed), 4096))
     first = (Search(math.radians(30), keep=20, trusted=1.0), *GLOBAL[1:])
     found = register(attenuation(), CAMERA, xray, truth, stages=first)
-    assert found.accepted and error(found.world_to_camera, truth).item() < 2.0
+    assert found.agreement == 0.9 and error(found.world_to_camera, truth).item() < 2.0
     assert [record.counted for record in found.history] == [True] * 5 + [False] * 5
     assert found.stop_reason == found.history[4].stop_reason
     assert found.as_dict()["stages"][5]["counted"] is False
@@ -366,7 +368,7 @@ def test_a_search_whose_range_is_too_small_says_so_by_its_confidence(turn, shift
     stages = (replace(search, repeats=0, keep=5), *GLOBAL[1:])
     wrong = register(attenuation(), CAMERA, xray, start, stages=stages)
     assert error(wrong.world_to_camera, truth).item() > 50.0
-    assert wrong.confidence < search.trusted
+    assert not wrong.accepted and wrong.confidence < 0.5
     # The same X-ray is no hard one where the range is as it should be.
     wide = Search(shift=180.0, mm=True) if search.shift else Search()
     right = register(attenuation(), CAMERA, xray, start, stages=(wide, *GLOBAL[1:]))

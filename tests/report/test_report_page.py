@@ -145,7 +145,7 @@ def test_a_result_that_is_not_accepted_says_so_first() -> None:
     doubtful = {
         **copy.deepcopy(registered()),
         "accepted": False,
-        "confidence": 0.31,
+        "confidence_10mm": 0.31,
         "depth_observable": False,
         "stop_reason": "interrupted",
     }
@@ -155,7 +155,7 @@ def test_a_result_that_is_not_accepted_says_so_first() -> None:
         text.index(words)
         for words in (
             "not accepted",
-            "confidence 0.310 is below 0.5",
+            "confidence, 0.310 for 10 mm, is below 0.5",
             "was interrupted",
             "does not show the depth",
             "far from its start, 80° and 7 mm",

@@ -112,14 +112,14 @@ def measure(job: Job, cache: Path) -> Row:
 def answer(result: object) -> dict[str, object]:
     """Confidence, acceptance, depth's standard deviation and reasons, as the result has them.
 
-    A result without `accepted` is accepted as the documentation says: confidence of at least
-    drrkit.registration.TRUSTED.
+    A result without `accepted` is accepted as the documentation said then: a confidence of at least
+    0.7.
     """
     confidence = _number(getattr(result, "confidence", None))
     if hasattr(result, "accepted"):
         accepted = bool(result.accepted)
     else:
-        accepted = confidence >= drrkit.registration.TRUSTED
+        accepted = confidence >= 0.7
     covariance = getattr(result, "covariance", None)
     sigma = float("nan")
     if covariance is not None:

@@ -48,6 +48,7 @@ class StageLoss:
         stage: similarity and resolution, lengths in mm.
         factor: how many pixels are averaged along each side, one number or one per view.
         center: [3] or [n, 3] world mm, what xi turns about; only `expand` needs it.
+        about: a pose [1, ...]; rays that the volume does not answer for there are left out.
     """
 
     def __init__(
@@ -58,9 +59,12 @@ class StageLoss:
         factor: int | Sequence[int],
         center: Tensor | None = None,
         prior: PriorTerm | None = None,
+        about: Tensor | None = None,
     ) -> None:
         self.drawn, self.stage, self.center, self.prior = drawn, stage, center, prior
         self.views = scaled_views(views, stage, factor)
+        if about is not None:
+            self.views = [drawn.cut.left_out(view, about) for view in self.views]
 
     @cached_property
     def renderers(self) -> list[Renderer]:

@@ -21,7 +21,6 @@ __all__ = [
     "motion_of",
     "moved_by",
     "neighbours",
-    "out_of_reach",
 ]
 
 
@@ -130,15 +129,6 @@ def distinct_poses(
         distance = motion_between(world_to_camera[rest], world_to_camera[best], center, units)[:, 0]
         order = rest[distance >= apart]
     return torch.cat(chosen)
-
-
-def out_of_reach(
-    starts: Tensor, pose: Tensor, center: Tensor, rotation: float, shift: float
-) -> bool:
-    """Whether a body of a pose [1, ...] is turned or shifted by more (rad, mm) from every start."""
-    moves = torch.cat([motion_of(start, pose, center) for start in starts])
-    turns, shifts = moves.unflatten(1, (-1, 2, 3)).norm(dim=-1).unbind(-1)
-    return bool(((turns > rotation) | (shifts > shift)).any(1).all())
 
 
 def neighbours(

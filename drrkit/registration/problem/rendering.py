@@ -18,6 +18,7 @@ from torch.nn import functional
 from drrkit.geometry import Camera, perturb, volume_center
 from drrkit.projector import Projector
 from drrkit.registration.problem.bodies import Bodies
+from drrkit.registration.problem.truncation import CutFaces
 from drrkit.volume import Volume
 
 __all__ = ["Renderer", "SceneRenderer", "renderer"]
@@ -56,11 +57,16 @@ class SceneRenderer:
         method: projector method.
         gain: of a comparison by intensity: what is rendered is 1 - exp(-gain L) of line integrals
             L; 0 for these themselves.
+        part: the scene is a part of what X-rays show: what is beside it is missing anyway, so that
+            rays through faces at which it was cut off are not left out.
     """
 
-    def __init__(self, scene: Any, method: str = DEFAULT_METHOD, gain: float = 0.0) -> None:
+    def __init__(
+        self, scene: Any, method: str = DEFAULT_METHOD, gain: float = 0.0, part: bool = False
+    ) -> None:
         self.scene, self.method, self.gain = scene, method, gain
-        self.wide_images: dict[Any, dict[int, Tensor]] = {}  # a search's, see GlobalSearch
+        self.cut = CutFaces(None if part else scene)
+        self.wide_images: dict[Any, dict[int, Any]] = {}  # a search's, see GlobalSearch
         self._resampled: dict[Any, Any] = {}
         self._prepared: dict[Any, Any] = {}
         self._renderers: dict[Any, Renderer] = {}

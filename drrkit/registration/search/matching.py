@@ -7,8 +7,9 @@ Sobel derivatives,
     sum_p w g . h / sqrt(sum_p w |g|^2  sum_p w |h|^2),
 
 g the template's derivatives, h the image's under it, w the template's weight: 0 outside the X-ray
-and where its mask is 0. Numerator and the second sum are cross-correlations, so every offset comes
-from one product of spectra. Offsets are not estimated from phases: every one is scored.
+and where its mask is 0 or the image is not known. Numerator and sums are cross-correlations, so
+every offset comes from products of spectra. Offsets are not estimated from phases: every one is
+scored.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ _SUBPIXELS = 3
 
 # Share of an image's largest windowed energy below which a window counts as empty.
 _EMPTY = 1e-3
+
+# A template of which less than this share of its energy is where the image is known is scored as if
+# it were so much: little may match by chance.
+_LEAST_SEEN = 0.5
 
 # Local maxima kept of each pair of image and template.
 _PEAKS = 2
@@ -105,20 +110,37 @@ class Templates:
         padded = functional.pad(layers, (0, size - layers.shape[-1]) * 2)
         return torch.fft.rfft2(padded.roll((-half, -half), (-1, -2))).conj()
 
-    def scores(self, images: Tensor, count: int) -> Tensor:
+    @cached_property
+    def _energies(self) -> Tensor:
+        """Conjugate spectrum [Q, S, S // 2 + 1] of the derivatives' energy, which sums to 1."""
+        energy = self.gradient.square().sum(1) / self.weight.clamp_min(1e-6)
+        size, half = self.image_size, self.weight.shape[-1] // 2
+        padded = functional.pad(energy, (0, size - energy.shape[-1]) * 2)
+        return torch.fft.rfft2(padded.roll((-half, -half), (-1, -2))).conj()
+
+    def scores(self, images: Tensor, count: int, known: Tensor | None = None) -> Tensor:
         """Scores [B, count, 2 reach + 1, 2 reach + 1] of the first templates in images [B, S, S].
 
-        Offsets (y, x) run from -reach to reach; those not allowed score 0.
+        Offsets (y, x) run from -reach to reach; those not allowed score 0. Pixels of the images
+        whose derivatives are not `known` [B, 1, S, S] match nothing.
         """
         size = images.shape[-1]
-        x, y = sobel(functional.pad(images[:, None], (1, 1, 1, 1), mode="replicate"))
-        gradient = torch.cat((x, y, x.square() + y.square()), 1)
+        gradient = torch.cat(
+            sobel(functional.pad(images[:, None], (1, 1, 1, 1), mode="replicate")), 1
+        )
+        if known is not None:
+            gradient = gradient * known
+        gradient = torch.cat((gradient, gradient.square().sum(1, keepdim=True)), 1)
         spectrum = torch.fft.rfft2(gradient)[:, :, None]
         template = self._spectra[:, :count]
         matched = template[0] * spectrum[:, 0] + template[1] * spectrum[:, 1]
         energy = self._windows(template[2] * spectrum[:, 2], size)
         empty = _EMPTY * energy.amax((-1, -2), keepdim=True) + torch.finfo(energy.dtype).tiny
-        score = self._windows(matched, size) / torch.maximum(energy, empty).sqrt()
+        energy = torch.maximum(energy, empty)
+        if known is not None:
+            seen = self._windows(self._energies[:count] * torch.fft.rfft2(known), size)
+            energy = energy * seen.clamp(_LEAST_SEEN, 1.0)
+        score = self._windows(matched, size) / energy.sqrt()
         return torch.where(self.allowed[:count], score, 0.0)
 
     def _windows(self, spectrum: Tensor, size: int) -> Tensor:
@@ -128,12 +150,18 @@ class Templates:
         columns = torch.fft.ifft(spectrum, dim=-2)[..., offset, :]
         return torch.fft.irfft(columns, n=size, dim=-1)[..., offset]
 
-    def peaks(self, images: Tensor, count: int, either_sign: bool = False) -> Peaks:
+    def peaks(
+        self,
+        images: Tensor,
+        count: int,
+        either_sign: bool = False,
+        known: Tensor | None = None,
+    ) -> Peaks:
         """The highest local maxima of each of the first templates in images [B, S, S].
 
         either_sign: of the scores' magnitudes, as an inverted X-ray's are negative.
         """
-        signed = self.scores(images, count)
+        signed = self.scores(images, count, known)
         score = signed.abs() if either_sign else signed
         summit = functional.max_pool2d(score, 3, stride=1, padding=1) == score
         side = score.shape[-1]

@@ -82,7 +82,7 @@ class GlobalSearch:
         self.directions = view_directions(search.step, search.rotation).to(self.start)
         self.templates = self._templates(view, scales, min(distances))
         wide = _wide_camera(view.camera, self.focal, self.templates.image_size)
-        self.render = drawn.renderer(wide, search.voxel)
+        self.render, self.wide, self.cut = drawn.renderer(wide, search.voxel), wide, drawn.cut
         # Every rendered pose: turned from the start, its source at one of the distances.
         turned = so3_exp(self.directions) @ self.start[:3, :3]
         self.rotations = turned.repeat(len(distances), 1, 1)
@@ -127,10 +127,10 @@ class GlobalSearch:
         least = float(self.tilts[batch].min())
         count = self.templates.first(largest_roll(least, self.search.rotation))
         with torch.no_grad():
-            image = self.images.get(self.steps)
-            if image is None:
-                image = self.images[self.steps] = self.render(pose).sum(1)
-            found = self.templates.peaks(image, count, self.search.inverted is None)
+            if self.steps not in self.images:
+                self.images[self.steps] = self.render(pose).sum(1), self.cut.rays(self.wide, pose)
+            image, known = self.images[self.steps]
+            found = self.templates.peaks(image, count, self.search.inverted is None, known)
         found = replace(found, image=batch[found.image])
         limit = _MATCHES * self.search.keep
         self.peaks = (found if self.peaks is None else self.peaks.joined(found)).best(limit)
@@ -253,7 +253,7 @@ def _kept_images(
     rotations: Tensor,
     distances: Tensor,
     batches: Sequence[Tensor],
-) -> dict[int, Tensor]:
+) -> dict[int, tuple[Tensor, Tensor | None]]:
     """The wide images of an earlier search like this one, by batch; one that is to be filled."""
     key = (
         id(render),
