@@ -140,7 +140,7 @@ def grid_world(volume: Any, like: Tensor | None = None) -> tuple[Tensor, Tensor]
     take the values as they are. On the device of `like`, default the volume's.
     """
     linear = torch.as_tensor(volume.direction, dtype=torch.float64).mT
-    linear = linear if like is None else linear.to(like.device)
+    linear = linear.to(volume.values.device if like is None else like.device)
     return linear, -linear @ volume_center(volume).to(linear)
 
 
