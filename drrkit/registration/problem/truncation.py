@@ -68,15 +68,15 @@ class CutFaces:
         """
         if not self.faces or camera.beam != "cone":
             return None
-        pose = world_to_camera.double().cpu()
+        pose = world_to_camera.double()
         world = pose[:, :3, :3].mT
-        index = torch.linalg.inv(self.affine)
+        index = torch.linalg.inv(self.affine).to(pose)
         source = (-world @ pose[:, :3, 3:])[..., 0] @ index[:3, :3].mT + index[:3, 3]
-        origin, first_pixel, u, v = camera.pixel_rays().detach().cpu().reshape(4, 3)
-        rows, cols = (torch.arange(n, dtype=torch.float64) for n in camera.size)
+        origin, first_pixel, u, v = camera.pixel_rays().detach().to(pose).reshape(4, 3)
+        rows, cols = (torch.arange(n).to(pose) for n in camera.size)
         pixel = first_pixel - origin + rows[:, None, None] * v + cols[:, None] * u
         direction = pixel.reshape(1, -1, 3) @ world.mT @ index[:3, :3].mT  # [B, rows * cols, 3]
-        left = torch.ones(direction.shape[:2], dtype=torch.bool)
+        left = torch.ones_like(direction[..., 0], dtype=torch.bool)
         for face in self.faces:
             along = direction[..., face.axis]
             reach = (face.place - source[:, None, face.axis]) / torch.where(
