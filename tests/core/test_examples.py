@@ -33,7 +33,10 @@ def test_cgls_reconstructs_the_torso() -> None:
 @pytest.mark.io
 def test_two_views_know_more_than_one() -> None:
     found = example("biplane").register_biplane(spacing=6.0, size=80)
-    assert max(found["mtre"]) < 0.5
+    # Rays through the ends at which the torso is cut are left out, as what is behind them in an
+    # X-ray is not known: that costs a single view some depth.
+    one, two = found["mtre"]
+    assert one < 1.0 and two < 0.2
     one, two = found["depth sigma"]
     assert two < 0.5 * one
 
