@@ -10,7 +10,9 @@ READY := $(VENV)/.ready
 TESTED := $(VENV)/.tested
 # Processes that share the tests, a file at a time: what a file prepares is prepared once.
 WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+# A test that hangs ends its process after a quarter of an hour, with every thread's stack.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile \
+	--timeout 900 --timeout-method thread
 # Peers whose images the converters' tests compare with; most of what they depend on is not needed.
 PEERS := scipy==1.17.1 nanodrr==0.1.7 diffdrr==0.6.1 fastcore==2.2.39 einops==0.8.2 jaxtyping==0.3.11 wadler-lindig==0.1.8
 NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')

@@ -5,6 +5,7 @@ The command line's packages load where they are used: the core's tests run where
 
 from __future__ import annotations
 
+import locale
 import os
 import random
 from collections.abc import Iterator
@@ -41,14 +42,18 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(autouse=True)
 def _same_start_for_every_test() -> Iterator[None]:
-    """Seeds, thread count and default dtype do not travel from one test to another."""
-    threads = torch.get_num_threads()
+    """Seeds, thread count, default dtype and locale do not travel from one test to another.
+
+    GDCM sets the locale "C" where it rescales, and torch.compile reads its own sources by it.
+    """
+    threads, place = torch.get_num_threads(), locale.setlocale(locale.LC_ALL)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
+    locale.setlocale(locale.LC_ALL, place)
 
 
 @pytest.fixture(scope="session")
