@@ -138,21 +138,22 @@ def gauss_newton(
         loss: [B], its values.
         moving: [B, C, rows, cols]; channels are averaged.
         jacobian: [B, C, 6, rows, cols], the derivative of `moving` in the pose.
-        mask: [1, 1, rows, cols] weights or None.
+        mask: [1, 1, rows, cols] weights, or [B, 1, rows, cols], or None.
     """
     name = _loss_of(similarity)
     if isinstance(similarity, UnitRange):
         moving, jacobian = similarity.linearised(moving, jacobian, mask)
         similarity = similarity.similarity
     weight = torch.ones_like(moving[:1, :1]) if mask is None else mask
-    if name == "mse":
-        return 2.0 * _gram(jacobian, weight / weight.sum()).mean(1)
-    if name == "soft_dice":  # sum (I - J)^2 / (sum I^2 + sum J^2), where I is about J
-        squares = (weight * moving.square()).sum((-1, -2)).clamp_min(1e-12)
-        return (_gram(jacobian, weight) / squares[..., None, None]).mean(1)
-    image = moving.unsqueeze(2)
     if "gradient_ncc" in name:
         weight = -functional.max_pool2d(-weight, 3, stride=1)
+    image, weight = moving.unsqueeze(2), weight.unsqueeze(2)
+    if name == "mse":
+        return 2.0 * _gram(jacobian, _share(weight)).mean(1)
+    if name == "soft_dice":  # sum (I - J)^2 / (sum I^2 + sum J^2), where I is about J
+        squares = (weight * image.square()).sum((-1, -2)).clamp_min(1e-12)
+        return (_gram(jacobian, weight) / squares[..., None]).mean(1)
+    if "gradient_ncc" in name:
         image, jacobian = torch.cat(sobel(image), 1), torch.cat(sobel(jacobian), 1)
     if name in ("local_ncc", "patch_gradient_ncc"):
         matrix = _by_patches(image, jacobian, weight, _patch_side(similarity, name, weight))
@@ -185,10 +186,10 @@ def _loss_of(similarity: Callable[..., Tensor]) -> str:
 
 def _over_the_image(image: Tensor, jacobian: Tensor, weight: Tensor) -> Tensor:
     """The matrix of one correlation a channel: [B, 6, 6] from [B, C, 1 and 6, rows, cols]."""
-    share = (weight / weight.sum().clamp_min(1e-12)).unsqueeze(2)
+    share = _share(weight)
     image = image - (image * share).sum((-1, -2), keepdim=True)
     variance = (image.square() * share).sum((-1, -2))[..., None]  # [B, C, 1, 1]
-    variance = variance + _FLAT * variance.mean() + torch.finfo(image.dtype).tiny
+    variance = variance + _FLAT * variance.mean(1, keepdim=True) + torch.finfo(image.dtype).tiny
     weighed = (jacobian * share).flatten(3)
     mean = weighed.sum(-1, keepdim=True)
     along = weighed @ image.flatten(3).mT
@@ -199,7 +200,6 @@ def _over_the_image(image: Tensor, jacobian: Tensor, weight: Tensor) -> Tensor:
 def _by_patches(image: Tensor, jacobian: Tensor, weight: Tensor, side: int) -> Tensor:
     """The mean matrix of the correlations in all patches of side x side pixels that fit."""
     image = image - image.mean((-1, -2), keepdim=True)  # keeps E[m^2] - E[m]^2 accurate
-    weight = weight.unsqueeze(2)
     total = box(weight, side)
     safe = total.clamp_min(1e-12)
     weighted = weight * image
@@ -210,12 +210,17 @@ def _by_patches(image: Tensor, jacobian: Tensor, weight: Tensor, side: int) -> T
     # An image without any structure has no curvature; its Jacobian is 0 there.
     variance = variance.clamp_min(0.0) + torch.where(floor > 0, floor, 1.0)
     along = box(weighted * jacobian, side) / safe - mean * mean_jacobian
-    share = total / total.sum().clamp_min(1e-12) / variance  # [B, C, 1, rows', cols']
+    share = _share(total) / variance  # [B, C, 1, rows', cols']
     # Sum over patches of the means of J J' in them = sum over pixels, each weighed by its patches.
     margin = side - 1
     pixel = box(functional.pad(share / safe, (margin, margin, margin, margin)), side)
     matrix = _gram(jacobian, weight * pixel) - _gram(mean_jacobian, share)
     return (matrix - _gram(along, share / variance)).mean(1)
+
+
+def _share(weight: Tensor) -> Tensor:
+    """Of every pose's own sum of weights: pixels of another pose do not count."""
+    return weight / weight.sum((-1, -2), keepdim=True).clamp_min(1e-12)
 
 
 def _gram(jacobian: Tensor, weight: Tensor) -> Tensor:

@@ -171,6 +171,31 @@ def test_the_matrix_is_the_second_derivative_where_both_images_agree(name, maske
         torch.testing.assert_close(matrix[view], hessian, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if has_curvature(SIMILARITIES[name])] + ["mi"]
+)
+def test_poses_with_masks_of_their_own_have_the_losses_and_matrices_of_each_alone(name):
+    """The second image has another contrast, too: floors follow each image's own variance."""
+    moving, jacobian, _ = random_images(7)
+    moving[1] = 1e4 * moving[1] ** 2
+    fixed, masks = random_images(8)[0][:1], random_images(9)[0][:, :1]
+    masks[0, :, :, :4], masks[1, :, 7:] = 0.0, 0.0
+    masks[1] *= 0.1
+    similarity = SIMILARITIES[name]
+    if name == "local_ncc":  # its own patches do not fit
+        similarity = partial(losses.local_ncc, patch=5)
+
+    def found(*which: int) -> tuple[Tensor, Tensor]:
+        image, mask = moving[list(which)], masks[list(which)]
+        loss = similarity(image, fixed, mask)
+        return loss, gauss_newton(similarity, loss, image, jacobian[list(which)], mask)
+
+    alone = [torch.cat(both) for both in zip(found(0), found(1), strict=True)]
+    for both, each in zip(found(0, 1), alone, strict=True):
+        torch.testing.assert_close(both, each, rtol=1e-9, atol=0.0)
+    assert bool((alone[1].diagonal(dim1=1, dim2=2) > 0).all())
+
+
 def test_a_covariance_needs_a_similarity_of_known_curvature():
     for name in ("mse", "unit_mse", "soft_dice", "ncc", "local_ncc", "patch_gradient_ncc"):
         assert has_curvature(SIMILARITIES[name]), name
