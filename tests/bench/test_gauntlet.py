@@ -13,7 +13,16 @@ import drrkit
 if not (Path(__file__).resolve().parents[2] / "bench/studies/gauntlet").is_dir():
     pytest.skip("the bench is not part of an installed package", allow_module_level=True)
 
-from bench.studies.gauntlet import cases, conditions, physics, projector, running, scenes, tables
+from bench.studies.gauntlet import (
+    cases,
+    conditions,
+    leaving_out,
+    physics,
+    projector,
+    running,
+    scenes,
+    tables,
+)
 from bench.studies.gauntlet.cases import Case, Recipe, moved, simulate
 from bench.studies.gauntlet.conditions import CONDITIONS
 from bench.studies.gauntlet.projector import Grid, Pinhole, area_densities, detector_positions
@@ -624,3 +633,20 @@ def test_tables_show_faults_and_runs_side_by_side():
     line = next(line for line in text.splitlines() if line.startswith("| none"))
     assert line == "| none | 1 / 1 / 2 / **1** of 2 | 1 / 1 / 1 / 0 of 2 |"
     assert "wrong of accepted" in text and "1 of 2, 50.0 % (9-91)" in text
+
+
+@pytest.mark.parametrize("part", leaving_out.PARTS)
+def test_what_is_left_out_is_gone_within_and_back_afterwards(part: str) -> None:
+    def made() -> list[object]:
+        pipeline, cut = drrkit.registration.pipeline, leaving_out.rendering.CutFaces
+        doubts = pipeline.Registration.doubt.__code__.co_argcount
+        volume = drrkit.Volume(torch.ones(1, 8, 8, 8), spacing=(1, 1, 1))
+        trials = [pipeline.trials_of(name) for name in ("auto", "global")]
+        return [*trials, len(cut(volume).faces), doubts]
+
+    before = made()
+    with leaving_out.without(part):
+        assert made() != before
+    assert made() == before
+    with leaving_out.without(None):
+        assert made() == before

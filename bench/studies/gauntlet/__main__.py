@@ -3,6 +3,7 @@
     python -m bench.studies.gauntlet --develop --name before
     python -m bench.studies.gauntlet --report --name before          # 20 cases per cell
     python -m bench.studies.gauntlet --table before
+    python -m bench.studies.gauntlet --develop --starts narrow --without patches --name no_patches
     python -m bench.studies.gauntlet --compare before after
     python -m bench.studies.gauntlet --sheet build/gauntlet/sheet.png --conditions table gas
 
@@ -22,6 +23,7 @@ import torch
 
 from bench.studies.gauntlet.cases import STARTS, cached_xray, draw
 from bench.studies.gauntlet.conditions import CONDITIONS
+from bench.studies.gauntlet.leaving_out import PARTS, without
 from bench.studies.gauntlet.running import Job, develop_jobs, jobs, read_rows, run, shard_of
 from bench.studies.gauntlet.sheet import contact_sheet
 from bench.studies.gauntlet.subjects import SEEDS
@@ -51,14 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             cached_xray(condition, job.seeds, job.number, out, recipe)
         return 0
     folder = out / "runs" / options.name
-    for row in run(wanted, folder, out, shard):
-        print(
-            f"{row.condition:16} {row.start:6} {row.number:2} {row.subject:17} {row.view:8} "
-            f"{row.start_mtre:6.1f} -> {row.mtre:7.2f} mm, in plane {row.in_plane:6.2f}, "
-            f"confidence {row.confidence:.3f} {'accepted' if row.accepted else 'refused':8} "
-            f"{row.cpu_s:5.1f} s {row.error}",
-            flush=True,
-        )
+    with without(options.without):
+        for row in run(wanted, folder, out, shard):
+            print(
+                f"{row.condition:16} {row.start:6} {row.number:2} {row.subject:17} {row.view:8} "
+                f"{row.start_mtre:6.1f} -> {row.mtre:7.2f} mm, in plane {row.in_plane:6.2f}, "
+                f"confidence {row.confidence:.3f} {'accepted' if row.accepted else 'refused':8} "
+                f"{row.cpu_s:5.1f} s {row.error}",
+                flush=True,
+            )
     if shard[1] == 1:
         print(markdown({options.name: read_rows(folder)}))
     return 0
@@ -108,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
         "--count", type=int, default=8, help="cases per cell, or columns of --sheet"
     )
     parser.add_argument("--shard", metavar="i/n", help="this process' share of the work, from 0")
+    parser.add_argument(
+        "--without", choices=list(PARTS), help="; ".join(f"{n}: {w}" for n, (w, _) in PARTS.items())
+    )
     parser.add_argument("--threads", type=int, default=1, help="of torch in this process")
     parser.add_argument("--simulate-only", action="store_true", help="fill the cache of X-rays")
     parser.add_argument("--zoom", type=int, default=1, help="of the pictures in --sheet")
