@@ -1,6 +1,6 @@
-"""Writes drrkit/xray/simulate/tables.py: mass attenuation of materials, spectra of X-ray tubes.
+"""Writes drrkit/xray/simulate/tables.json: mass attenuation of materials, spectra of X-ray tubes.
 
-Needs pip install xraylib spekpy; --output drrkit/xray/simulate/tables.py.
+Needs pip install xraylib spekpy; --output drrkit/xray/simulate/tables.json.
 The attenuation comes from xraylib (BSD licence; cross sections of Kissel and Elam, which follow
 NIST's XCOM within a per cent) and the materials' compositions from ICRU report 44 and the NIST
 material list; the spectra from SpekPy (MIT licence), tungsten anode, 12 degrees.
@@ -9,6 +9,7 @@ material list; the spectra from SpekPy (MIT licence), tungsten anode, 12 degrees
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -92,36 +93,24 @@ def spectrum(kilovolt: float, aluminium_mm: float) -> list[tuple[float, float]]:
 
 
 def write(path: Path) -> None:
+    """One line per material and spectrum: pairs of keV and a number."""
     import xraylib
 
     sources = f"xraylib {xraylib.__version__} and SpekPy {version('spekpy')}"
-    lines = [
-        '"""Mass attenuation and tube spectra; written by the study xray_tables, not by hand.',
-        "",
-        f"From {sources}; compositions of ICRU report 44 and NIST.",
-        '"""',
-        "",
-        "# fmt: off",
-        "",
-        "MASS_ATTENUATION: dict[str, tuple[tuple[float, float], ...]] = {",
-    ]
-    for name in COMPOSITIONS:
-        entries = [f"({energy:g}, {value:g})" for energy, value in tabulate(name)]
-        lines += [f'    "{name}": (', *rows(entries), "    ),"]
-    lines += ["}", '"""(photon energy [keV], mass attenuation coefficient [cm2/g]) by material."""']
-    lines += ["", "SPECTRA: dict[str, dict[float, float]] = {"]
-    for name, (kilovolt, aluminium) in TUBES.items():
-        entries = [f"{energy:g}: {share:g}" for energy, share in spectrum(kilovolt, aluminium)]
-        lines += [f'    "{name}": {{', *rows(entries), "    },"]
-    filters = ", ".join(f"{name} {al:g} mm" for name, (_, al) in TUBES.items())
-    lines += ["}", '"""{keV: share of the photons} of a tungsten tube behind aluminium:']
-    lines += [f'{filters}."""', ""]
-    path.write_text("\n".join(lines))
-
-
-def rows(entries: list[str]) -> list[str]:
-    """Five entries per line."""
-    return [f"        {', '.join(entries[i : i + 5])}," for i in range(0, len(entries), 5)]
+    source = f"Written by the study xray_tables, not by hand. From {sources}; "
+    source += "compositions of ICRU report 44 and NIST."
+    tables = {
+        "mass_attenuation": {name: tabulate(name) for name in COMPOSITIONS},
+        "spectra": {name: spectrum(*tube) for name, tube in TUBES.items()},
+    }
+    parts = [f' "source": {json.dumps(source)}']
+    for title, table in tables.items():
+        lines = ",\n".join(
+            f'  "{name}": [{", ".join(f"[{x:g}, {y:g}]" for x, y in pairs)}]'
+            for name, pairs in table.items()
+        )
+        parts.append(f' "{title}": {{\n{lines}\n }}')
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def options(add: Any) -> None:

@@ -1,12 +1,18 @@
 """Pictures of X-rays and registrations, and pages that hold them.
 
 pictures: display conversions, overlays, image files. scene: a view as a drawing. page: the HTML
-page of a result, made of facts, placement, charts, convergence and landscapes.
+page of a result, made of facts, charts and convergence.
 """
 
-from drrkit.report.convergence import registration_path
-from drrkit.report.facts import ended_far, shown_confidence, why_doubted
-from drrkit.report.landscapes import pose_landscape
+from drrkit.report.convergence import pose_landscape, registration_path
+from drrkit.report.facts import (
+    edge_letters,
+    ended_far,
+    nearest_side,
+    placement,
+    shown_confidence,
+    why_doubted,
+)
 from drrkit.report.page import registration_page, save_page
 from drrkit.report.pictures import (
     IMAGE_SUFFIXES,
@@ -20,7 +26,6 @@ from drrkit.report.pictures import (
     save_image,
     to_display,
 )
-from drrkit.report.placement import edge_letters, nearest_side, placement
 from drrkit.report.scene import scene_svg
 
 __all__ = [

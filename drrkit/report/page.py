@@ -17,8 +17,14 @@ from drrkit.files import whole_file
 from drrkit.geometry import Camera, volume_center
 from drrkit.report import facts
 from drrkit.report.charts import table
-from drrkit.report.convergence import bone_like_points, convergence
-from drrkit.report.landscapes import SCALES, PoseLandscape, landscape_charts
+from drrkit.report.convergence import (
+    SCALES,
+    PoseLandscape,
+    bone_like_points,
+    convergence,
+    landscape_charts,
+)
+from drrkit.report.facts import edge_letters
 from drrkit.report.pictures import (
     Screen,
     checkerboard,
@@ -27,7 +33,6 @@ from drrkit.report.pictures import (
     overlay_edges,
     to_display,
 )
-from drrkit.report.placement import edge_letters
 from drrkit.report.scene import scene_svg
 from drrkit.volume import Volume
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera
+from drrkit.report.facts import box_corners
 from drrkit.report.pictures import data_uri
-from drrkit.report.placement import box_corners
 from drrkit.volume import Volume
 
 WIDTH, HEIGHT, MARGIN = 560, 400, 24

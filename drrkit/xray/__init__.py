@@ -36,6 +36,7 @@ from drrkit.xray.simulate.randomisation import (
     CdregRandomisation,
     DomainRandomisation,
     Randomisation,
+    TargetSynthesis,
     randomise,
 )
 from drrkit.xray.simulate.simulation import (
@@ -47,7 +48,6 @@ from drrkit.xray.simulate.simulation import (
     motion_path,
     simulate_xray,
 )
-from drrkit.xray.simulate.targets import TargetSynthesis
 from drrkit.xray.simulate.tools import PlacedTool, Tool, k_wire, random_tool_pose, rod, screw
 
 __all__ = [

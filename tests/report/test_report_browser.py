@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from drrkit.report import registration_page, save_page
-from drrkit.report.landscapes import pose_landscape
+from drrkit.report.convergence import pose_landscape
 from tests.support.browser import browser
 from tests.support.commands import small_result, small_scene
 

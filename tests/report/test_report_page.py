@@ -19,8 +19,8 @@ import drrkit
 from drrkit.registration import Stage
 from drrkit.report import registration_page
 from drrkit.report.charts import heat_map, line_chart
+from drrkit.report.convergence import landscape_charts, pose_landscape
 from drrkit.report.facts import cautions, pose_words, repeat_command, uncertainty
-from drrkit.report.landscapes import landscape_charts, pose_landscape
 from drrkit.report.scene import scene_svg
 from tests.support.commands import small_result, small_scene
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import drrkit
-from drrkit.report.placement import placement
+from drrkit.report.facts import placement
 from tests.support.commands import run, succeed
 from tests.support.xray_files import carm_tags, write_dicom
 

@@ -1,13 +1,15 @@
 """From Hounsfield units to materials: what fills a voxel, and how strongly it attenuates.
 
-Attenuation and tube spectra are tables (`tables`, from xraylib and SpekPy).
+Attenuation and tube spectra are tables: tables.json, from xraylib and SpekPy.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,10 +17,17 @@ from torch import Tensor
 from drrkit.geometry import Camera, check_numbers
 from drrkit.projector import render
 from drrkit.volume import CT_ENERGY_KEV, Volume, water_attenuation
-from drrkit.xray.simulate.tables import MASS_ATTENUATION, SPECTRA
 
 Spectrum = str | float | Mapping[float, float]
 """A name of `SPECTRA`, one photon energy in keV, or {keV: relative number of photons}."""
+
+_TABLES = json.loads(Path(__file__).with_name("tables.json").read_text(encoding="utf-8"))
+MASS_ATTENUATION: dict[str, list[tuple[float, float]]] = _TABLES["mass_attenuation"]
+"""(photon energy [keV], mass attenuation coefficient [cm2/g]) by material."""
+
+SPECTRA: dict[str, dict[float, float]] = {k: dict(v) for k, v in _TABLES["spectra"].items()}
+"""{keV: share of the photons} of a tungsten tube behind aluminium:
+60kV 3.5 mm, 90kV 4 mm, 120kV 4.3 mm."""
 
 DENSITIES: dict[str, float] = {
     "air": 0.001205,
