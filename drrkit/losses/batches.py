@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import repeat
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 Comparison = Callable[..., Tensor]
 """compare(moving [b, ...], *parts) -> [b]; each part is [b, ...], [1, ...] or None."""
@@ -46,7 +46,9 @@ def by_views(compare: Comparison, moving: Tensor, *parts: Tensor | None, numbers
     tensors = [part for part in (moving, *parts) if part is not None]
     recompute = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     values = [
-        _Recomputed.apply(compare, *group) if recompute else compare(*group)
+        checkpoint(compare, *group, use_reentrant=False, preserve_rng_state=False)
+        if recompute
+        else compare(*group)
         for group in _groups(views, batch, moving, *parts)
     ]
     return torch.cat(values)
@@ -69,41 +71,3 @@ def _is_transformed() -> bool:
     if torch.compiler.is_compiling():
         return True
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-class _Recomputed(Function):
-    """compare(*tensors), keeping its inputs only; differentiable as often as compare is."""
-
-    @staticmethod
-    def forward(compare: Comparison, *tensors: Tensor | None) -> Tensor:
-        return compare(*tensors)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.compare = inputs[0]
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        higher = torch.is_grad_enabled()  # create_graph: the result is differentiated again
-        needed = ctx.needs_input_grad[1:]
-        with torch.enable_grad():
-            # Fresh aliases: where one input was computed from another, its derivative must not pass
-            # through that history a second time.
-            inputs = [
-                None if tensor is None else _alias(tensor, need, higher)
-                for tensor, need in zip(ctx.saved_tensors, needed, strict=True)
-            ]
-            value = ctx.compare(*inputs)
-            pairs = zip(inputs, needed, strict=True)
-            wanted = [tensor for tensor, need in pairs if need and tensor is not None]
-            found = iter(
-                torch.autograd.grad(value, wanted, grad, create_graph=higher, allow_unused=True)
-            )
-        return None, *(next(found) if need else None for need in needed)
-
-
-def _alias(tensor: Tensor, needed: bool, higher: bool) -> Tensor:
-    if higher:
-        return tensor.view_as(tensor)
-    return tensor.detach().requires_grad_(needed)
