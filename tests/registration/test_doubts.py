@@ -185,15 +185,18 @@ def test_a_ball_is_cut_where_its_half_was_taken_away(axis, side):
     assert float(face.tissue.mean()) == pytest.approx(torch.pi * 24**2 / 64**2, rel=0.05)
 
 
-@pytest.mark.parametrize("axis, side", [(2, -1), (2, 1), (0, -1), (0, 1)])
-def test_a_ct_that_ends_inside_the_field_is_registered(axis, side):
-    """The X-ray shows the whole torso, the volume lacks an eighth of it."""
+@pytest.mark.parametrize("axis, share", [(0, 1 / 8), (1, 1 / 5), (2, 1 / 8)])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_ct_that_ends_inside_the_field_is_registered(axis, share, side):
+    """The X-ray shows the whole torso, the volume lacks a share of it at one of its six faces."""
     xray = simulate_xray(phantom(), CAMERA, at())
     size = attenuation().shape_xyz
     start, stop = [0, 0, 0], list(size)
-    lost = round(size[axis] / 8)
+    lost = round(size[axis] * share)
     start[axis], stop[axis] = (lost, size[axis]) if side < 0 else (0, size[axis] - lost)
     part = attenuation().crop(start, stop)
+    place = -0.5 if side < 0 else size[axis] - lost - 0.5
+    assert (axis, place) in [(face.axis, face.place) for face in CutFaces(part).faces]
     begun = at((0.15, -0.25, 0.1, 20.0, 0.0, 10.0))
     found = register(part, CAMERA, xray, begun)
     assert float(error(begun)) > 10.0
