@@ -1,6 +1,6 @@
 """What is known of a volume's zeros, how texels store its numbers, and that the CPU skips air.
 
-CUDA's kernels over bricks and textures: test_pack_emulated.py.
+CUDA's kernels over bricks and textures: tests/emulator/test_pack.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import drrkit
-from drrkit._native.pack import SPARSE, occupancy, quantised
+from drrkit._native import pack as _pack
+from drrkit._native.pack import occupancy, quantised
 from tests.support.packs import SHAPE, camera, poses, uses, values_of, volume_of
 from tests.support.scenes import rand
 
@@ -57,18 +58,24 @@ def test_the_box_holds_what_is_not_zero_in_any_channel(device) -> None:
     assert occupied[2, :6].tolist() == [29, 19, 11] * 2
 
 
-def test_bricks_are_looked_up_where_enough_of_them_are_empty(device) -> None:
-    full = torch.ones(64, 64, 64)
-    volumes = []
-    for hollow in (0, 4, 5, 6, 7):  # bricks along each side, of the nine that there are
-        volumes.append(full.clone())
-        volumes[-1][6 : 8 + 8 * hollow, 6 : 8 + 8 * hollow, 6 : 8 + 8 * hollow] *= hollow == 0
-    volumes.append(torch.zeros_like(full))
+@pytest.mark.parametrize(
+    "where, leaps",
+    [("cpu", [0, 0, 1, 1, 1, 0]), ("cuda", [0, 0, 0, 0, 1, 0])],
+)
+def test_bricks_are_looked_up_where_enough_of_them_are_empty(where, leaps, monkeypatch) -> None:
+    """From 30 % of those in the box on, on CUDA from 55 % on."""
+    monkeypatch.setattr(_pack, "_is_cuda", lambda values: where == "cuda")
+    volumes = []  # 9 x 9 x 26 bricks
+    for hollow in (0, 12, 13, 23, 24):  # times 7 x 7 empty: 0, 27.9, 30.2, 53.5 and 55.8 %
+        volumes.append(torch.ones(66, 66, 202))
+        if hollow:
+            volumes[-1][6:65, 6:65, 6 : 9 + 8 * hollow] = 0
+    volumes.append(torch.zeros(66, 66, 202))
     volumes[-1][20:30, 20:30, 20:30] = 1  # full, within its own box
-    sparse = occupancy(torch.stack(volumes)[:, None].to(device)).occupied[:, 6]
-    assert sparse.tolist() == [0] + [
-        int(n**3 > SPARSE[device.type] * 9**3) for n in (4, 5, 6, 7)
-    ] + [0]
+    occupied, distance = occupancy(torch.stack(volumes)[:, None])
+    empty = [0, 588, 637, 1127, 1176, 2106 - 8]
+    assert (distance > 0).flatten(1).sum(1).tolist() == empty
+    assert occupied[:, 6].tolist() == leaps
 
 
 @pytest.mark.parametrize("peak", [3e-3, 1.0, 65000.0, 1e-38, 3e38])
@@ -97,7 +104,7 @@ def test_float16_values_are_stored_exactly(device) -> None:
     assert torch.equal(texels.float() * scale.view(1, 1, 1, 1, 1), values.float())
 
 
-# ---- empty bricks on the CPU; CUDA's kernels: test_pack_emulated.py
+# ---- empty bricks on the CPU; CUDA's kernels: tests/emulator/test_pack.py
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])

@@ -370,7 +370,7 @@ def test_a_projector_that_moves_prepares_where_it_goes(device) -> None:
         assert uses(project._pack) == before + 1
 
 
-if torch.cuda.is_available():  # without a GPU: test_pack_emulated.py
+if torch.cuda.is_available():  # without a GPU: tests/emulator/test_pack.py
 
     @pytest.mark.parametrize("gradient", [False, True])
     def test_a_captured_graph_outlives_its_projector_and_renders_new_values(gradient) -> None:

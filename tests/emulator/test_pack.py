@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from tests.support.scenes import (
     towards,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("int16", "float16", "float32")
 SIZE = (6, 11)
 GRID = (19, 34, 27)  # several bricks along each axis, none of them whole
@@ -128,6 +130,24 @@ def test_halfway_between_voxels_a_texture_gives_their_mean_also_at_the_border(op
     assert relative(image.double(), exact(values, frames, spec)[0]) <= 1e-6
 
 
+def test_parallel_rays_beside_an_edge_are_off_by_what_the_documentation_says(ops) -> None:
+    """All samples of a ray round their place to the same 1/256: up to 1/512 of the jump each."""
+    said = " ".join((ROOT / "docs" / "performance.md").read_text().split())
+    assert "a relative L2 norm of 5e-4 over an image, not a bound on each pixel" in said
+    assert "can be off by 1/512 of the jump at the edge times the ray's length" in said
+    values = torch.zeros(SHAPE)
+    values[:, :, 4:] = 1.0
+    spec = spec_of(SHAPE, (9, 8), "parallel")
+    frames = axis_parallel()
+    frames[:, :2, 0] += 100.5 / 256  # as far as can be from what the hardware rounds to
+    image = packed(values, frames, spec, "float32")[0]
+    off = (image - exact(values, frames, spec)[0]).abs().amax((1, 2))
+    lengths = torch.tensor([side * n for side, n in zip(SPACING, SHAPE[::-1], strict=True)])
+    worst = lengths.double().repeat_interleave(2) / 512
+    assert off[:2].max() <= 1e-5  # across the edge, samples are at voxels
+    torch.testing.assert_close(off[2:].double(), worst[2:], rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("kind", FRAMES)
 def test_rays_of_every_kind_agree_with_the_values(kind, ops) -> None:
     values = rand(2, *SHAPE, seed=4).float() - 0.3
@@ -155,6 +175,23 @@ def test_rays_that_lanes_share_give_the_same_image(multiprocessors, ops) -> None
     image, found = packed(values, frames, spec, rays=True)
     assert relative(image.double(), expected) <= 2e-6
     assert relative(found.double(), six) <= 2e-5
+
+
+def test_a_view_by_textures_fills_a_large_gpu(ops) -> None:
+    """169 squares of 16 x 16 pixels are 1352 warps where every lane has a ray of its own.
+
+    Textures want 32 warps on each of 132 multiprocessors, 4224: 1352 and 2704 are fewer, 5408 is
+    what four lanes a ray make. Marches that read voxels have registers for 16, 2112 on all of them,
+    and two lanes a ray make 2704. A block has four warps.
+    """
+    ops.options(multiprocessors=132)
+    spec = spec_of((4, 128, 4), (200, 200))
+    frames = towards(1, shape=(4, 128, 4), size=(200, 200), pitch=0.1, tilt=0.01)
+    values = rand(4, 128, 4, seed=1).float()
+    for rays, blocks in ((False, 5408 // 4), (True, 2704 // 4)):
+        before = ops.counts().blocks
+        packed(values, frames, spec, rays=rays)
+        assert ops.counts().blocks - before == blocks
 
 
 @pytest.mark.parametrize("rays", [1, 5, 31, 66])
