@@ -22,10 +22,11 @@ def check_pair(moving: Tensor, fixed: Tensor, mask: Tensor | None, smallest: int
         _check_fits(mask, "mask", 1, moving)
 
 
-def check_range(bounds: tuple[float, float] | None, name: str) -> None:
-    """Raise ValueError unless the intensity range is (low, high) with low < high, or None."""
-    if bounds is not None and (len(bounds) != 2 or not bounds[0] < bounds[1]):
-        raise ValueError(f"{name}: expected (low, high) with low < high, got {bounds!r}")
+def check_ranges(**ranges: tuple[float, float] | None) -> None:
+    """Raise ValueError unless intensity ranges are (low, high) with low < high, or None."""
+    for name, bounds in ranges.items():
+        if bounds is not None and (len(bounds) != 2 or not bounds[0] < bounds[1]):
+            raise ValueError(f"{name}: expected (low, high) with low < high, got {bounds!r}")
 
 
 def _check_fits(image: Tensor, name: str, channels: int, moving: Tensor) -> None:

@@ -25,21 +25,21 @@ _CPU_NUMBERS = 2**18
 _GPU_NUMBERS = 2**24
 
 
-def by_views(compare: Comparison, moving: Tensor, *parts: Tensor | None, numbers: int) -> Tensor:
+def by_views(compare: Comparison, moving: Tensor, *parts: Tensor | None, images: int = 1) -> Tensor:
     """compare(moving, *parts) -> [B], in groups of views.
 
     Args:
         compare: a pure function whose result for a view depends on that view alone.
         moving: [B, ...].
         parts: [B, ...], [1, ...] (serves all views) or None.
-        numbers: how many numbers the largest intermediate result of one view has.
+        images: how many times as large as the image the largest intermediate result of a view is.
     """
     if moving.shape[0] == 0:
         return moving.flatten(1).sum(dim=1)  # no losses, yet a graph
     if _is_transformed():
         return compare(moving, *parts)
     budget = _CPU_NUMBERS if moving.device.type == "cpu" else _GPU_NUMBERS
-    views = max(1, budget // max(1, numbers))
+    views = max(1, budget // (images * moving[:1].numel()))
     batch = moving.shape[0]
     if batch <= views:
         return compare(moving, *parts)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from drrkit.geometry import check_counts, check_numbers
-from drrkit.losses.arguments import (
-    at_unit_scale,
-    check_pair,
-    mean,
-    shares,
-)
+from drrkit.losses.arguments import at_unit_scale, check_pair, mean, shares
 from drrkit.losses.batches import by_views
 from drrkit.losses.stencils import Taps, box, local_means, local_moments, sobel
 
@@ -40,7 +36,7 @@ def ncc(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
     check_pair(moving, fixed, mask)
     share = shares(mask)
     parts = (*_standard(at_unit_scale(fixed, share), share), share)
-    return by_views(_pearson_loss, moving, *parts, numbers=moving[:1].numel())
+    return by_views(_pearson_loss, moving, *parts)
 
 
 def gradient_ncc(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -56,7 +52,7 @@ def gradient_ncc(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> T
     share = _sobel_shares(mask)
     fixed_x, fixed_y = sobel(at_unit_scale(fixed, mask))
     parts = (*_standard(fixed_x, share), *_standard(fixed_y, share), share, mask)
-    return by_views(_gradient_loss, moving, *parts, numbers=moving[:1].numel())
+    return by_views(_gradient_loss, moving, *parts)
 
 
 def local_ncc(
@@ -79,10 +75,10 @@ def local_ncc(
     share = shares(mask)
     total = None if mask is None else box(mask, patch)
     fixed, floor = _centred(at_unit_scale(fixed, share), share)
-    centre, variance = local_moments(fixed, mask, total, (1.0,) * patch)
+    taps = (1.0,) * patch
+    centre, variance = local_moments(fixed, mask, total, taps)
     parts = (fixed, centre, variance.clamp_min(0.0) + floor, mask, share, total)
-    compare = partial(_local_loss, taps=(1.0,) * patch)
-    return by_views(compare, moving, *parts, numbers=moving[:1].numel())
+    return by_views(partial(_local_loss, taps=taps), moving, *parts)
 
 
 def gradient_difference(
@@ -117,9 +113,8 @@ def gradient_difference(
     if share is not None:
         share = share.unsqueeze(1)
     spread = _standard(fixed_gradients, share)[1][..., None, None]
-    compare = partial(_difference_loss, scale=scale)
     parts = (fixed_gradients, spread, share, mask, unscaled)
-    return by_views(compare, moving, *parts, numbers=2 * moving[:1].numel())
+    return by_views(partial(_difference_loss, scale=scale), moving, *parts, images=2)
 
 
 def _sobel_shares(mask: Tensor | None) -> Tensor | None:
@@ -146,15 +141,8 @@ def _pearson_loss(moving: Tensor, fixed: Tensor, variance: Tensor, share: Tensor
     return 1.0 - _pearson(at_unit_scale(moving, share), fixed, variance, share).mean(dim=1)
 
 
-def _gradient_loss(
-    moving: Tensor,
-    fixed_x: Tensor,
-    variance_x: Tensor,
-    fixed_y: Tensor,
-    variance_y: Tensor,
-    share: Tensor | None,
-    mask: Tensor | None,
-) -> Tensor:
+def _gradient_loss(moving: Tensor, *parts: Any) -> Tensor:
+    fixed_x, variance_x, fixed_y, variance_y, share, mask = parts
     moving_x, moving_y = sobel(at_unit_scale(moving, mask))
     along_x = _pearson(moving_x, fixed_x, variance_x, share)
     along_y = _pearson(moving_y, fixed_y, variance_y, share)
@@ -169,17 +157,8 @@ def _centred(image: Tensor, share: Tensor | None) -> tuple[Tensor, Tensor]:
     return image, 1e-6 * variance + _TINY_VARIANCE
 
 
-def _local_loss(
-    moving: Tensor,
-    fixed: Tensor,
-    fixed_mean: Tensor,
-    fixed_variance: Tensor,
-    mask: Tensor | None,
-    share: Tensor | None,
-    total: Tensor | None,
-    *,
-    taps: Taps,
-) -> Tensor:
+def _local_loss(moving: Tensor, *parts: Any, taps: Taps) -> Tensor:
+    fixed, fixed_mean, fixed_variance, mask, share, total = parts
     moving, floor = _centred(at_unit_scale(moving, share), share)
     moving_mean, moving_variance = local_moments(moving, mask, total, taps)
     moving_variance = moving_variance.clamp_min(0.0) + floor
@@ -188,22 +167,45 @@ def _local_loss(
     return 1.0 - mean(similarity, shares(total)).mean(dim=1)
 
 
-def _difference_loss(
-    moving: Tensor,
-    fixed: Tensor,
-    spread: Tensor,
-    share: Tensor | None,
-    mask: Tensor | None,
-    unscaled: Tensor,
-    *,
-    scale: float | None,
-) -> Tensor:
+def _difference_loss(moving: Tensor, *parts: Any, scale: float | None) -> Tensor:
     """A `scale` that is given holds between images that were divided by the same number."""
+    fixed, spread, share, mask, unscaled = parts
     moving = at_unit_scale(moving, mask, moving if scale is None else unscaled)
     moving = torch.stack(sobel(moving), dim=1)
-    factor: float | Tensor = _best_scale(moving, fixed, spread, share) if scale is None else scale
+    factor = _best_scale(moving, fixed, spread, share) if scale is None else scale
     residual = fixed - factor * moving
     return 1.0 - mean(spread / (spread + residual.square()), share).mean(dim=(1, 2))
+
+
+class _Derivatives(NamedTuple):
+    """Of both images [b, 2, C, rows, cols], the spread of the fixed ones, the pixels' shares."""
+
+    moving: Tensor
+    fixed: Tensor
+    spread: Tensor
+    share: Tensor | None
+
+    def mean(self, values: Tensor) -> Tensor:
+        return mean(values, self.share)[..., None, None]
+
+    def relative_square(self, scale: Tensor) -> Tensor:
+        return (self.fixed - scale * self.moving).square() / self.spread
+
+    def reweighted(self, scale: Tensor) -> Tensor:
+        """The least-squares scale under the weights that the residuals at `scale` deserve.
+
+        Never lowers the similarity, which is convex in the squared residuals.
+        """
+        weighted = self.moving / (1.0 + self.relative_square(scale)).square()
+        along, length = self.mean(weighted * self.fixed), self.mean(weighted * self.moving)
+        return (along / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_min(0.0)
+
+    def slope_and_bend(self, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """A / 2 times the derivatives by the scale of -mean A / (A + (S J - scale S I)^2)."""
+        ratio = self.relative_square(scale)
+        slope = -self.moving * (self.fixed - scale * self.moving) / (1.0 + ratio).square()
+        bend = self.moving.square() * (1.0 - 3.0 * ratio) / (1.0 + ratio) ** 3
+        return self.mean(slope), self.mean(bend)
 
 
 def _best_scale(moving: Tensor, fixed: Tensor, spread: Tensor, share: Tensor | None) -> Tensor:
@@ -212,64 +214,33 @@ def _best_scale(moving: Tensor, fixed: Tensor, spread: Tensor, share: Tensor | N
     The search keeps no graph. One more Newton step from its end does: at a stationary point it
     moves nothing but carries the derivative of the scale by the images (implicit functions).
     """
-    given = moving, fixed, spread
     with torch.no_grad():
-        moving, fixed, spread = (tensor.detach() for tensor in given)
-        scale, unit = _first_guess(moving, fixed, spread, share)
+        constant = _Derivatives(moving.detach(), fixed.detach(), spread.detach(), share)
+        scale, unit = _first_guess(constant)
         for step in range(_REWEIGHTINGS + _NEWTON_STEPS):
-            reweighted = _reweighted(scale, moving, fixed, spread, share)
+            reweighted = constant.reweighted(scale)
             if step < _REWEIGHTINGS:
                 scale = reweighted
                 continue
-            slope, bend = _slope_and_bend(scale, moving, fixed, spread, share)
+            slope, bend = constant.slope_and_bend(scale)
             newton = scale - slope / bend
             close = (bend > 0) & ((newton - scale).abs() < 0.25 * unit)
             scale = torch.where(close, newton, reweighted).clamp_min(0.0)
-        _, bend = _slope_and_bend(scale, moving, fixed, spread, share)
+        _, bend = constant.slope_and_bend(scale)
         bend = torch.where((scale > 0) & (bend > 0), bend, torch.inf)
-    slope, _ = _slope_and_bend(scale, *given, share)
+    slope, _ = _Derivatives(moving, fixed, spread, share).slope_and_bend(scale)
     return scale - slope / bend
 
 
-def _first_guess(
-    moving: Tensor, fixed: Tensor, spread: Tensor, share: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _first_guess(given: _Derivatives) -> tuple[Tensor, Tensor]:
     """The best of a few multiples of the scale at which both images vary alike; that scale."""
-    moving_spread = _standard(moving, share)[1][..., None, None]
-    unit = torch.sqrt(spread / moving_spread)
+    moving_spread = _standard(given.moving, given.share)[1][..., None, None]
+    unit = torch.sqrt(given.spread / moving_spread)
     best = torch.full_like(unit, -torch.inf)
     scale = unit
     for multiple in _GUESSES:
         guess = multiple * unit
-        value = mean(1.0 / (1.0 + _relative_square(guess, moving, fixed, spread)), share)
-        value = value[..., None, None]
+        value = given.mean(1.0 / (1.0 + given.relative_square(guess)))
         scale = torch.where(value > best, guess, scale)
         best = torch.maximum(value, best)
     return scale, unit
-
-
-def _reweighted(
-    scale: Tensor, moving: Tensor, fixed: Tensor, spread: Tensor, share: Tensor | None
-) -> Tensor:
-    """The least-squares scale under the weights that the residuals at `scale` deserve.
-
-    Never lowers the similarity, which is convex in the squared residuals.
-    """
-    weighted = moving / (1.0 + _relative_square(scale, moving, fixed, spread)).square()
-    along = mean(weighted * fixed, share)[..., None, None]
-    length = mean(weighted * moving, share)[..., None, None]
-    return (along / length.clamp_min(torch.finfo(moving.dtype).tiny)).clamp_min(0.0)
-
-
-def _relative_square(scale: Tensor, moving: Tensor, fixed: Tensor, spread: Tensor) -> Tensor:
-    return (fixed - scale * moving).square() / spread
-
-
-def _slope_and_bend(
-    scale: Tensor, moving: Tensor, fixed: Tensor, spread: Tensor, share: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """A / 2 times the derivatives by the scale of -mean A / (A + (S J - scale S I)^2)."""
-    ratio = _relative_square(scale, moving, fixed, spread)
-    slope = -moving * (fixed - scale * moving) / (1.0 + ratio).square()
-    bend = moving.square() * (1.0 - 3.0 * ratio) / (1.0 + ratio) ** 3
-    return mean(slope, share)[..., None, None], mean(bend, share)[..., None, None]

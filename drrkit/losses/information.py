@@ -5,29 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from drrkit.geometry import check_counts, check_numbers
-from drrkit.losses.arguments import (
-    check_pair,
-    check_range,
-    intensity_range,
-    shares,
-)
+from drrkit.losses.arguments import check_pair, check_ranges, intensity_range, shares
 from drrkit.losses.batches import by_views
 
 Range = tuple[float, float] | None
-
-
-class _Options(NamedTuple):
-    bins: int
-    sigma: float
-    moving_range: Range
-    fixed_range: Range
 
 
 Measure = Callable[[Tensor], Tensor]
@@ -65,8 +52,8 @@ def mutual_information(
     Returns [B], between minus log(bins) and 0. Raises ValueError for bins, sigma or a range out of
     bounds.
     """
-    options = _check_options(bins, sigma, moving_range, fixed_range)
-    return _compare(_minus_information, moving, fixed, mask, options)
+    options = (bins, sigma, moving_range, fixed_range)
+    return _of_histogram(_minus_information, moving, fixed, mask, *options)
 
 
 def normalized_mutual_information(
@@ -88,8 +75,8 @@ def normalized_mutual_information(
     Returns [B], between -2 (each image determines the other) and -1 (independent). Raises
     ValueError as `mutual_information`.
     """
-    options = _check_options(bins, sigma, moving_range, fixed_range)
-    return _compare(_minus_entropy_ratio, moving, fixed, mask, options)
+    options = (bins, sigma, moving_range, fixed_range)
+    return _of_histogram(_minus_entropy_ratio, moving, fixed, mask, *options)
 
 
 def mattes_mutual_information(
@@ -119,78 +106,67 @@ def mattes_mutual_information(
     """
     check_pair(moving, fixed, mask)
     check_counts(2 * _SPLINE_PADDING + 1, bins=bins)
-    check_range(moving_range, "moving_range")
-    check_range(fixed_range, "fixed_range")
+    check_ranges(moving_range=moving_range, fixed_range=fixed_range)
     with torch.no_grad():
         low, high = intensity_range(fixed, mask, fixed_range)
         fixed_position = _positions(fixed, low, high, bins, _SPLINE_PADDING)
         fixed_bin = fixed_position.floor().clamp_max(bins - _SPLINE_PADDING - 1).long()
-    compare = partial(_mattes, bins=bins, moving_range=moving_range)
-    numbers = 4 * moving[:1].numel()
-    return by_views(compare, moving, fixed_bin, mask, shares(mask), numbers=numbers)
+
+    def compare(moving: Tensor, *parts: Any) -> Tensor:
+        fixed_bin, mask, share = parts
+        low, high = intensity_range(moving, mask, moving_range)
+        position = _positions(moving, low, high, bins, _SPLINE_PADDING)
+        flat = None if share is None else share.flatten(2)
+        return _minus_information(_spline_histogram(position, fixed_bin, flat, bins))
+
+    return by_views(compare, moving, fixed_bin, mask, shares(mask), images=4)
 
 
-def _mattes(
+def _of_histogram(
+    measure: Measure,
     moving: Tensor,
-    fixed_bin: Tensor,
+    fixed: Tensor,
     mask: Tensor | None,
-    share: Tensor | None,
-    *,
     bins: int,
+    sigma: float,
     moving_range: Range,
-) -> Tensor:
-    low, high = intensity_range(moving, mask, moving_range)
-    position = _positions(moving, low, high, bins, _SPLINE_PADDING)
-    flat = None if share is None else share.flatten(2)
-    return _minus_information(_spline_histogram(position, fixed_bin, flat, bins))
-
-
-def _check_options(bins: int, sigma: float, moving_range: Range, fixed_range: Range) -> _Options:
-    check_counts(2, bins=bins)
-    check_numbers(sigma=sigma)
-    check_range(moving_range, "moving_range")
-    check_range(fixed_range, "fixed_range")
-    return _Options(bins, sigma, moving_range, fixed_range)
-
-
-def _compare(
-    measure: Measure, moving: Tensor, fixed: Tensor, mask: Tensor | None, options: _Options
+    fixed_range: Range,
 ) -> Tensor:
     """The measure of every view's joint histogram, averaged over channels -> [B]."""
+    check_counts(2, bins=bins)
+    check_numbers(sigma=sigma)
+    check_ranges(moving_range=moving_range, fixed_range=fixed_range)
     check_pair(moving, fixed, mask)
+
+    def windows(image: Tensor, mask: Tensor | None, bounds: Range) -> Tensor:
+        low, high = intensity_range(image, mask, bounds)
+        return _gaussian_windows(_positions(image, low, high, bins), bins, sigma)
+
+    def fixed_windows(fixed: Tensor, mask: Tensor | None, share: Tensor | None) -> Tensor:
+        """Windows [b, C, bins, pixels] of the fixed image, times what each pixel adds."""
+        found = windows(fixed, mask, fixed_range)
+        if share is None:
+            return found / found.shape[-1]
+        return found * share.flatten(2).unsqueeze(-2)
+
+    def compare(moving: Tensor, *parts: Any) -> Tensor:
+        fixed, known, mask, share = parts
+        known = fixed_windows(fixed, mask, share) if known is None else known
+        found = windows(moving, mask, moving_range)
+        # One matrix for all views is multiplied in place; a broadcast one would be copied for each.
+        known = known[0, 0] if known.shape[:2] == (1, 1) else known
+        with _full_precision(moving.device.type):
+            joint = torch.matmul(found, known.mT)
+        return measure(joint)
+
     share = shares(mask)
-    windows = None
-    if fixed.shape[0] == 1 and (mask is None or mask.shape[0] == 1):
-        windows = _fixed_windows(fixed, mask, share, options)
-    compare = partial(_parzen, measure=measure, options=options)
-    parts = (fixed if windows is None else None, windows, mask, share)
+    serves_all = fixed.shape[0] == 1 and (mask is None or mask.shape[0] == 1)
+    known = fixed_windows(fixed, mask, share) if serves_all else None
     # A quarter of the windows: much of their memory is touched only in passing.
-    numbers = moving[:1].numel() * max(1, options.bins // 4)
-    return by_views(compare, moving, *parts, numbers=numbers)
-
-
-def _parzen(
-    moving: Tensor,
-    fixed: Tensor | None,
-    fixed_windows: Tensor | None,
-    mask: Tensor | None,
-    share: Tensor | None,
-    *,
-    measure: Measure,
-    options: _Options,
-) -> Tensor:
-    if fixed_windows is None:
-        assert fixed is not None  # one of the two is always there
-        fixed_windows = _fixed_windows(fixed, mask, share, options)
-    low, high = intensity_range(moving, mask, options.moving_range)
-    position = _positions(moving, low, high, options.bins)
-    windows = _gaussian_windows(position, options.bins, options.sigma)
-    # One matrix for all views is multiplied in place; a broadcast one would be copied for each.
-    single = fixed_windows.shape[:2] == (1, 1)
-    other = fixed_windows[0, 0] if single else fixed_windows
-    with _full_precision(moving.device.type):
-        joint = torch.matmul(windows, other.mT)
-    return measure(joint)
+    images = max(1, bins // 4)
+    return by_views(
+        compare, moving, None if serves_all else fixed, known, mask, share, images=images
+    )
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[None]:
@@ -198,18 +174,6 @@ def _full_precision(device_type: str) -> AbstractContextManager[None]:
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
-
-
-def _fixed_windows(
-    fixed: Tensor, mask: Tensor | None, share: Tensor | None, options: _Options
-) -> Tensor:
-    """Windows [b, C, bins, pixels] of the fixed image, times what each pixel adds."""
-    low, high = intensity_range(fixed, mask, options.fixed_range)
-    position = _positions(fixed, low, high, options.bins)
-    windows = _gaussian_windows(position, options.bins, options.sigma)
-    if share is None:
-        return windows / position.shape[-1]
-    return windows * share.flatten(2).unsqueeze(-2)
 
 
 def _minus_information(joint: Tensor) -> Tensor:

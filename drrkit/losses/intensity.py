@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from drrkit.geometry import check_counts, check_numbers
-from drrkit.losses.arguments import (
-    check_pair,
-    intensity_range,
-    mean,
-    shares,
-    unit,
-)
+from drrkit.losses.arguments import check_pair, intensity_range, mean, shares, unit
 from drrkit.losses.batches import by_views
 from drrkit.losses.stencils import Taps, correlate, local_means, local_moments
 
@@ -27,8 +23,7 @@ def mse(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Returns [B].
     """
-    check_pair(moving, fixed, mask)
-    return by_views(_squares, moving, fixed, shares(mask), numbers=moving[:1].numel())
+    return _mean_of(Tensor.square, moving, fixed, mask)
 
 
 def l1(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -38,8 +33,7 @@ def l1(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Returns [B], in the images' unit.
     """
-    check_pair(moving, fixed, mask)
-    return by_views(_magnitudes, moving, fixed, shares(mask), numbers=moving[:1].numel())
+    return _mean_of(Tensor.abs, moving, fixed, mask)
 
 
 def soft_dice(
@@ -59,8 +53,7 @@ def soft_dice(
     """
     check_pair(moving, fixed, mask)
     check_numbers(smooth=smooth)
-    compare = partial(_overlap, smooth=smooth)
-    return by_views(compare, moving, fixed, unit(mask), numbers=moving[:1].numel())
+    return by_views(partial(_overlap, smooth=smooth), moving, fixed, unit(mask))
 
 
 def ssim(
@@ -104,9 +97,8 @@ def ssim(
     # Subtracting one level from both images keeps mean(x^2) - mean(x)^2 accurate in float32.
     level = mean(fixed.detach(), shares(mask)).mean(dim=1)[:, None, None, None]
     parts = (fixed, level, *local_moments(fixed - level, mask, total, taps))
-    compare = partial(_structure_loss, taps=taps)
-    constants = ((k1 * extent) ** 2, (k2 * extent) ** 2)
-    return by_views(compare, moving, *parts, *constants, mask, total, numbers=moving[:1].numel())
+    parts = (*parts, (k1 * extent) ** 2, (k2 * extent) ** 2, mask, total)
+    return by_views(partial(_structure_loss, taps=taps), moving, *parts)
 
 
 def ssim_dice_l1(
@@ -172,18 +164,35 @@ def focal_frequency(
         )
     share = shares(mask)
     root = None if share is None else torch.sqrt(share * (rows * cols))
-    compare = partial(
-        _spectral_loss, alpha=alpha, patch_factor=patch_factor, constant_weights=constant_weights
-    )
-    return by_views(compare, moving, fixed, root, numbers=moving[:1].numel())
+
+    def compare(moving: Tensor, fixed: Tensor, root: Tensor | None) -> Tensor:
+        difference = moving - fixed if root is None else (moving - fixed) * root
+        rows, cols = (side // patch_factor for side in difference.shape[2:])
+        # [b, C, down, rows, across, cols] -> one spectrum per patch.
+        patches = difference.unflatten(2, (-1, rows)).unflatten(4, (-1, cols)).transpose(3, 4)
+        spectrum = torch.fft.rfft2(patches, norm="ortho")
+        power = spectrum.real.square() + spectrum.imag.square()
+        weight = _focus(power.detach() if constant_weights else power, alpha)
+        # Half of the spectrum of a real image mirrors the other half; rfft2 leaves that out.
+        twice = power.new_full((power.shape[-1],), 2.0)
+        twice[0] = 1.0
+        if cols % 2 == 0:
+            twice[-1] = 1.0
+        return (weight * power * twice).sum(dim=(-1, -2)).mean(dim=(1, 2, 3)) / (rows * cols)
+
+    return by_views(compare, moving, fixed, root)
 
 
-def _squares(moving: Tensor, fixed: Tensor, share: Tensor | None) -> Tensor:
-    return mean((moving - fixed).square(), share).mean(dim=1)
+def _mean_of(
+    measure: Callable[[Tensor], Tensor], moving: Tensor, fixed: Tensor, mask: Tensor | None
+) -> Tensor:
+    """The weighted mean of a measure of every pixel's difference."""
 
+    def compare(moving: Tensor, fixed: Tensor, share: Tensor | None) -> Tensor:
+        return mean(measure(moving - fixed), share).mean(dim=1)
 
-def _magnitudes(moving: Tensor, fixed: Tensor, share: Tensor | None) -> Tensor:
-    return mean((moving - fixed).abs(), share).mean(dim=1)
+    check_pair(moving, fixed, mask)
+    return by_views(compare, moving, fixed, shares(mask))
 
 
 def _overlap(moving: Tensor, fixed: Tensor, weight: Tensor | None, *, smooth: float) -> Tensor:
@@ -202,19 +211,8 @@ def _gaussian(window: int, sigma: float) -> Taps:
     return tuple(weight / sum(weights) for weight in weights)
 
 
-def _structure_loss(
-    moving: Tensor,
-    fixed: Tensor,
-    level: Tensor,
-    fixed_mean: Tensor,
-    fixed_variance: Tensor,
-    c1: Tensor,
-    c2: Tensor,
-    mask: Tensor | None,
-    total: Tensor | None,
-    *,
-    taps: Taps,
-) -> Tensor:
+def _structure_loss(moving: Tensor, *parts: Any, taps: Taps) -> Tensor:
+    fixed, level, fixed_mean, fixed_variance, c1, c2, mask, total = parts
     moving = moving - level
     moving_mean, moving_variance = local_moments(moving, mask, total, taps)
     covariance = local_means(moving * (fixed - level), mask, total, taps) - moving_mean * fixed_mean
@@ -224,30 +222,6 @@ def _structure_loss(
     )
     structure = (2.0 * covariance + c2) / (moving_variance + fixed_variance + c2)
     return 1.0 - mean(luminance * structure, shares(total)).mean(dim=1)
-
-
-def _spectral_loss(
-    moving: Tensor,
-    fixed: Tensor,
-    root: Tensor | None,
-    *,
-    alpha: float,
-    patch_factor: int,
-    constant_weights: bool,
-) -> Tensor:
-    difference = moving - fixed if root is None else (moving - fixed) * root
-    rows, cols = (side // patch_factor for side in difference.shape[2:])
-    # [b, C, down, rows, across, cols] -> one spectrum per patch.
-    patches = difference.unflatten(2, (-1, rows)).unflatten(4, (-1, cols)).transpose(3, 4)
-    spectrum = torch.fft.rfft2(patches, norm="ortho")
-    power = spectrum.real.square() + spectrum.imag.square()
-    weight = _focus(power.detach() if constant_weights else power, alpha)
-    # Half of the spectrum of a real image mirrors the other half; rfft2 leaves that out.
-    twice = power.new_full((power.shape[-1],), 2.0)
-    twice[0] = 1.0
-    if cols % 2 == 0:
-        twice[-1] = 1.0
-    return (weight * power * twice).sum(dim=(-1, -2)).mean(dim=(1, 2, 3)) / (rows * cols)
 
 
 def _focus(power: Tensor, alpha: float) -> Tensor:

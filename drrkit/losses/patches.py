@@ -13,12 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from drrkit.geometry import check_counts, check_numbers
-from drrkit.losses.arguments import (
-    NO_WEIGHT,
-    at_unit_scale,
-    check_pair,
-    unit,
-)
+from drrkit.losses.arguments import NO_WEIGHT, at_unit_scale, check_pair, unit
 from drrkit.losses.batches import by_views
 from drrkit.losses.stencils import Taps, box, correlate
 
@@ -149,8 +144,7 @@ def patch_gradient_ncc(
         check_numbers(True, separation=distance)
         chosen = _choose(moving, weight, options, random_patches, distance, generator)
     parts = _prepare(fixed, weight, chosen, options)
-    compare = partial(_patch_loss, options=options)
-    return by_views(compare, moving, *parts, numbers=2 * moving[:1].numel())
+    return by_views(partial(_patch_loss, options=options), moving, *parts, images=2)
 
 
 def patch_radius(size: Sequence[int]) -> int:
