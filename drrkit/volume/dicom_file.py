@@ -26,6 +26,8 @@ INDEX_STORAGE = "1.2.840.10008.1.3.10"
 LOCALIZERS = {"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW", "SCANOGRAM"}
 """What makers call a localizer in Image Type."""
 RLE = "1.2.840.10008.1.2.5"
+PIXEL_KINDS = {"": "", "Float": "f4", "DoubleFloat": "f8"}
+"""What the fields of pixels and of their padding begin with; of reals, their type."""
 PLAIN = ("CS", "DS", "IS", "UI")
 """Value representations whose bytes are the text."""
 LATER = 4096
@@ -86,8 +88,7 @@ class DicomFile:
     @property
     def has_pixels(self) -> bool:
         """Whether there is any kind of pixel data."""
-        names = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-        return any(name in self.dataset for name in names)
+        return any(f"{kind}PixelData" in self.dataset for kind in PIXEL_KINDS)
 
     def is_localizer(self, frame: int | None = None) -> bool:
         """Whether the file, or a frame of an enhanced object, is a projection to plan a CT by."""
@@ -214,10 +215,10 @@ def stored_pixels(file: DicomFile) -> StoredPixels:
     if file.count("SamplesPerPixel", 1) != 1 or file.text("PhotometricInterpretation") in COLOURS:
         kind = file.text("PhotometricInterpretation")
         raise ValueError(f"{file.source}: expected grey pixels, got colours ({kind})")
-    for keyword, real in (("FloatPixelData", "f4"), ("DoubleFloatPixelData", "f8")):
-        if keyword in file.dataset:
-            values = _plain(file, keyword, shape, np.dtype(real))
-            return StoredPixels(values, _padding(file, values, values, keyword[:-9]))
+    for kind, real in PIXEL_KINDS.items():
+        if real and f"{kind}PixelData" in file.dataset:
+            values = _plain(file, f"{kind}PixelData", shape, np.dtype(real))
+            return StoredPixels(values, _padding(file, values, values, kind))
     allocated = file.count("BitsAllocated")
     if allocated not in (8, 16, 32):
         raise ValueError(f"{file.source}: {allocated} bits per pixel (0028,0100) are not supported")
@@ -235,12 +236,10 @@ def stored_pixels(file: DicomFile) -> StoredPixels:
             f"{file.source}: {allocated} bits allocated, {bits} stored and High Bit (0028,0102) "
             f"{high:g} contradict each other"
         )
-    values = raw
-    if not coded or file.syntax == RLE:
-        values = _shifted(file, raw, bits, shift, signed)
+    values = _shifted(file, raw, bits, shift, signed, coded and file.syntax != RLE)
     padded = _padding(file, raw, values)
     if not shift and values is not raw:
-        left_out = values != raw
+        left_out = (values != raw) & (raw >> bits != 0)  # zeros may stand above a sign
         if bool((left_out if padded is None else left_out & ~padded).any()):
             file.note(f"bits above the {bits} stored (0028,0101) are used: these are left out")
     return StoredPixels(values, padded)
@@ -249,14 +248,21 @@ def stored_pixels(file: DicomFile) -> StoredPixels:
 COLOURS = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL")
 
 
-def _shifted(file: DicomFile, raw: np.ndarray, bits: int, shift: int, signed: bool) -> np.ndarray:
-    """The numbers of the stored bits alone; what stands above them is an old kind of overlay."""
+def _shifted(
+    file: DicomFile, raw: np.ndarray, bits: int, shift: int, signed: bool, jpeg: bool
+) -> np.ndarray:
+    """The numbers of the stored bits alone; what stands above them is an old kind of overlay.
+
+    JPEG's code streams may have the numbers without the shift that High Bit says.
+    """
     allocated = raw.dtype.itemsize * 8
     if shift and bool(np.any(raw & raw.dtype.type((1 << shift) - 1))):
-        raise ValueError(
-            f"{file.source}: High Bit (0028,0102) is {bits + shift - 1} for {bits} bits stored, "
-            "but the bits below are used too: the pixels are damaged or their header is"
-        )
+        if not jpeg or int(raw.max()) >> bits or int(raw.min()) < -(1 << bits - 1):
+            raise ValueError(
+                f"{file.source}: High Bit (0028,0102) is {bits + shift - 1} for {bits} bits "
+                "stored, but the bits below are used too: the pixels are damaged or their header is"
+            )
+        shift = 0
     if bits == allocated:
         return raw
     low, high = (-(1 << bits - 1), 1 << bits - 1) if signed else (0, 1 << bits)
@@ -341,11 +347,8 @@ def _is_coded(file: DicomFile) -> bool:
     from pydicom.uid import UID
 
     syntax = UID(file.syntax)
-    return (
-        bool(file.syntax)
-        and not (syntax.is_private or not syntax.is_transfer_syntax)
-        and (syntax.is_compressed and not syntax.is_deflated)
-    )
+    known = bool(syntax) and not syntax.is_private and syntax.is_transfer_syntax
+    return known and syntax.is_compressed and not syntax.is_deflated
 
 
 def _decoded(file: DicomFile, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> np.ndarray:
@@ -384,12 +387,16 @@ def _coded_frames(
         return
     for part in parts:
         coded = coded_size(part)
-        if coded is not None and coded != tuple(size):
+        if coded is None:  # none of JPEG's: what pydicom and its plug-ins can do, for one frame
+            with _quiet():
+                yield np.asarray(file.dataset.pixel_array)
+            continue
+        if coded != tuple(size):
             raise ValueError(
                 f"{file.source}: Rows and Columns say {size[0]} x {size[1]} pixels, the coded "
                 f"picture {coded[0]} x {coded[1]}"
             )
-        yield _by_simpleitk(file, part) if coded is not None else _by_pydicom(file)
+        yield _by_simpleitk(file, part)
 
 
 def coded_size(data: bytes) -> tuple[int, int] | None:
@@ -423,8 +430,8 @@ def _by_simpleitk(file: DicomFile, frame: bytes) -> np.ndarray:
     meta.MediaStorageSOPClassUID = alone.SOPClassUID = SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = alone.SOPInstanceUID = generate_uid()
     alone.file_meta = meta
-    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit"):
-        setattr(alone, keyword, file.count(keyword, 16 if keyword != "HighBit" else 15))
+    alone.Rows, alone.Columns, bits = (file.count(k) for k in ("Rows", "Columns", "BitsAllocated"))
+    alone.BitsAllocated, alone.BitsStored, alone.HighBit = bits, bits, bits - 1
     alone.PixelRepresentation = int(file.number("PixelRepresentation") or 0)
     alone.SamplesPerPixel, alone.PhotometricInterpretation = 1, "MONOCHROME2"
     alone.PixelData = encapsulate([frame])
@@ -435,12 +442,6 @@ def _by_simpleitk(file: DicomFile, frame: bytes) -> np.ndarray:
         path = os.path.join(folder, "frame.dcm")
         alone.save_as(path, enforce_file_format=True)
         return np.squeeze(sitk.GetArrayFromImage(sitk.ReadImage(path)))
-
-
-def _by_pydicom(file: DicomFile) -> np.ndarray:
-    """A coding that is none of JPEG's: what pydicom and its plug-ins can do, for one frame."""
-    with _quiet():
-        return np.asarray(file.dataset.pixel_array)
 
 
 def _inside(group: Any, keyword: str) -> list[str]:

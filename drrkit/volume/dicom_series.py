@@ -18,6 +18,7 @@ import numpy as np
 
 from drrkit.volume.dicom_file import (
     INDEX_STORAGE,
+    PIXEL_KINDS,
     DicomFile,
     StoredPixels,
     is_dicom,
@@ -74,7 +75,8 @@ def read_series(place: Path, series: str | None, air: float, dtype: Any) -> Rast
     if place.is_file() and len(slices) == 1:
         notes.append(ONE_SLICE)
     _check_alike(place, slices)
-    slices = sorted(slices, key=_along(slices[0]))
+    normal = np.cross(*slices[0].axes)
+    slices.sort(key=lambda piece: float(piece.position @ normal))
     rows, cols = (slices[0].file.count(name) for name in ("Rows", "Columns"))
     if len(slices) * rows * cols * 8 > MOST_BYTES:
         raise ValueError(f"{place}: {len(slices)} slices of {rows} x {cols} are more than is meant")
@@ -262,11 +264,6 @@ def _check_alike(place: Path, slices: list[Slice]) -> None:
             )
 
 
-def _along(first: Slice) -> Any:
-    normal = np.cross(*first.axes)
-    return lambda piece: float(piece.position @ normal)
-
-
 class _Values:
     """Slices in HU, with what is to be said of all of them at the end."""
 
@@ -297,7 +294,8 @@ class _Values:
             values += intercept
         if stored.padded is not None:
             padded = stored.padded[k]
-            meant = slope * (file.number("PixelPaddingValue") or 0.0) + intercept
+            names = (f"{kind}PixelPaddingValue" for kind in PIXEL_KINDS)
+            meant = slope * next(v for n in names if (v := file.number(n)) is not None) + intercept
             self.tissue += int(padded.sum()) if is_tissue(np.array(meant)) else 0
             self.padded += int(padded.sum())
             values[padded] = self.air

@@ -56,6 +56,21 @@ def check_usual(volume: Volume, values: np.ndarray | None = None) -> None:
     assert volume.origin == pytest.approx(ORIGIN, abs=1e-6)
 
 
+def code(data: Dataset, plane: np.ndarray, coding: str, scratch: Path) -> None:
+    """Puts a plane into a data set as SimpleITK codes it: "JPEG" (lossless) or "JPEG2000"."""
+    import SimpleITK as sitk
+
+    writer = sitk.ImageFileWriter()
+    writer.SetFileName(str(scratch))
+    writer.UseCompressionOn()
+    writer.SetCompressor(coding)
+    writer.Execute(sitk.GetImageFromArray(plane[None]))
+    coded = pydicom.dcmread(scratch)
+    data.PixelData = coded.PixelData
+    data.file_meta.TransferSyntaxUID = coded.file_meta.TransferSyntaxUID
+    data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+
+
 # ---- padding, bits, polarity: the values
 
 
@@ -190,18 +205,28 @@ def test_a_padding_range_that_covers_tissue_ends_at_its_value(
         check_usual(read_volume(folder), expected)
 
 
-def test_padding_of_float_pixels_is_air(tmp_path: Path) -> None:
-    pixels = stored().astype(np.float32)
-    pixels[:, :2, :3] = -3e4
+@pytest.mark.parametrize(("kind", "bits"), [("Float", 32), ("DoubleFloat", 64)])
+def test_padding_of_float_pixels_is_air(tmp_path: Path, kind: str, bits: int) -> None:
+    """Here the pixels are HU as they are; padding of 40.5 HU, which none has, is said."""
     expected = hu()
     expected[:, :2, :3] = -1000
 
-    def change(data: pydicom.Dataset, k: int) -> None:
-        data.FloatPixelData, data.BitsAllocated = pixels[k].tobytes(), 32
-        del data.PixelData
-        data.add_new(0x00280122, "FL", -3e4)
+    def folder(value: float) -> Path:
+        pixels = hu().astype(f"f{bits // 8}")
+        pixels[:, :2, :3] = value
 
-    check_usual(read_volume(write_series(tmp_path / "ct", change)), expected)
+        def change(data: pydicom.Dataset, k: int) -> None:
+            del data.PixelData
+            set_tags(data, {f"{kind}PixelData": pixels[k].tobytes(), "BitsAllocated": bits})
+            set_tags(data, {f"{kind}PixelPaddingValue": value, "RescaleIntercept": "0"})
+
+        return write_series(tmp_path / str(value), change)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_usual(read_volume(folder(-3e4)), expected)
+    with pytest.warns(FileWarning, match="padding .* has values of tissue in 30 voxels"):
+        check_usual(read_volume(folder(40.5)), expected)
 
 
 def test_monochrome1_says_how_to_show_and_not_what_is_there(tmp_path: Path) -> None:
@@ -216,12 +241,14 @@ def test_bits_that_begin_higher_are_shifted_or_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="contradict each other"):
         read_volume(write_series(tmp_path / "c", BitsStored=12, HighBit=7))
     with pytest.warns(FileWarning, match="bits above the 8 stored"):
-        read_volume(write_series(tmp_path / "d", BitsStored=8, HighBit=7))
+        low = read_volume(write_series(tmp_path / "d", BitsStored=8, HighBit=7))
+    check_usual(low, stored() % 256 - 1024.0)
     metal = stored()
     metal[:, 9, 9] = 6000
     tags = {"BitsStored": 12, "HighBit": 11, "PixelPaddingValue": 63536}
     with pytest.warns(FileWarning, match="bits above the 12 stored"):
-        read_volume(write_series(tmp_path / "e", pixels=metal, **tags))
+        low = read_volume(write_series(tmp_path / "e", pixels=metal, **tags))
+    check_usual(low, metal % 4096 - 1024.0)
 
 
 def test_rle_has_the_bits_that_its_header_says(tmp_path: Path) -> None:
@@ -254,8 +281,42 @@ def test_rle_has_the_bits_that_its_header_says(tmp_path: Path) -> None:
     check_usual(read_volume(write("a", stored() << 4, BitsStored=12, HighBit=15)))
     signed = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": 1, "RescaleIntercept": "-24"}
     twelve = ((stored().astype(int) - 1000) & 0xFFF).astype(np.uint16)
-    with pytest.warns(FileWarning, match="bits above the 12 stored"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         check_usual(read_volume(write("b", twelve, **signed)))
+
+
+@pytest.mark.parametrize("coding", ["JPEG", "JPEG2000"])
+def test_jpeg_has_the_bits_that_its_header_says(tmp_path: Path, coding: str) -> None:
+    """Values shifted up as HighBit says or not; 12 signed bits; padding above the bits stored."""
+    signed = {"PixelRepresentation": 1, "RescaleIntercept": "-24"}
+    padded = stored()
+    padded[:, :2, :3] = 63536
+    expected = hu()
+    expected[:, :2, :3] = -1000
+    for name, pixels, tags, values in (
+        ("a", stored() << 4, {"HighBit": 15}, hu()),
+        ("b", stored(), {"HighBit": 15}, hu()),
+        ("c", stored(), {"HighBit": None}, hu()),
+        ("d", (stored() - np.uint16(1000)) & 0xFFF, signed, hu()),
+        ("e", padded, {"PixelPaddingValue": 63536}, expected),
+    ):
+        tags = {"BitsStored": 12, "HighBit": 11, **tags}
+        folder = write_series(tmp_path / name, pixels=pixels, **tags)
+        for plane, path in zip(pixels, sorted(folder.iterdir()), strict=True):
+            data = pydicom.dcmread(path)
+            code(data, plane, coding, tmp_path / "itk.dcm")
+            data.save_as(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_usual(read_volume(folder), values)
+    wrong = write_series(tmp_path / "f", pixels=stored() * 31, BitsStored=12, HighBit=15)
+    for path in wrong.iterdir():
+        data = pydicom.dcmread(path)
+        code(data, stored()[0] * 31, coding, tmp_path / "itk.dcm")
+        data.save_as(path)
+    with pytest.raises(ValueError, match=r"000\.dcm: High Bit .* bits below are used too"):
+        read_volume(wrong)
 
 
 def test_every_slice_has_its_own_slope(tmp_path: Path) -> None:
@@ -688,8 +749,6 @@ def test_a_gantry_tilt_is_resampled_and_said(tmp_path: Path, tilt: tuple[float, 
 )
 @pytest.mark.parametrize("signed", [False, True])
 def test_codings_change_nothing(tmp_path: Path, coding: str, signed: bool) -> None:
-    import SimpleITK as sitk
-
     folder = write_series(tmp_path / "ct", PixelRepresentation=int(signed))
     for path in sorted(folder.iterdir()):
         data = pydicom.dcmread(path)
@@ -698,15 +757,7 @@ def test_codings_change_nothing(tmp_path: Path, coding: str, signed: bool) -> No
         if coding == "RLE":
             data.compress(RLELossless)
         elif coding.startswith("JPEG"):
-            writer = sitk.ImageFileWriter()
-            writer.SetFileName(str(tmp_path / "itk.dcm"))
-            writer.UseCompressionOn()
-            writer.SetCompressor(coding)
-            writer.Execute(sitk.GetImageFromArray(values[None].astype("i2" if signed else "u2")))
-            coded = pydicom.dcmread(tmp_path / "itk.dcm")
-            data.PixelData = coded.PixelData
-            data.file_meta.TransferSyntaxUID = coded.file_meta.TransferSyntaxUID
-            data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+            code(data, values.astype("i2" if signed else "u2"), coding, tmp_path / "itk.dcm")
         elif coding == "big endian":
             data.PixelData = values.astype(">u2").tobytes()
             data.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
@@ -734,20 +785,10 @@ def test_icons_are_no_pixels(tmp_path: Path) -> None:
 
 
 def test_a_size_that_the_coded_picture_does_not_have_is_named(tmp_path: Path) -> None:
-    import SimpleITK as sitk
-
-    path = tmp_path / "itk.dcm"
-    writer = sitk.ImageFileWriter()
-    writer.SetFileName(str(path))
-    writer.UseCompressionOn()
-    writer.SetCompressor("JPEG2000")
-    writer.Execute(sitk.GetImageFromArray(stored()[:1]))
     folder = write_series(tmp_path / "ct")
     for file in folder.iterdir():
-        data, coded = pydicom.dcmread(file), pydicom.dcmread(path)
-        data.PixelData = coded.PixelData
-        data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
-        data.file_meta.TransferSyntaxUID = coded.file_meta.TransferSyntaxUID
+        data = pydicom.dcmread(file)
+        code(data, stored()[0], "JPEG2000", tmp_path / "itk.dcm")
         data.Rows = 60000
         data.save_as(file)
     with pytest.raises(ValueError, match="say 60000 x 40 pixels, the coded picture 36 x 40"):

@@ -63,8 +63,10 @@ def test_malformed_optional_fields_are_unknown_with_a_warning(
     tag = pydicom.datadict.tag_for_keyword(name)
     assert f"({tag >> 16:04X},{tag & 0xFFFF:04X}): expected" in "; ".join(xray.warnings)
     assert torch.equal(xray.image[0, 0].flip(-1), torch.from_numpy(PIXELS.astype(np.float32)))
-    if name == "DistanceSourceToDetector":
-        assert xray.camera is None
+    assert (xray.camera is None) == (name in ("DistanceSourceToDetector", "ImagerPixelSpacing"))
+    assert (xray.primary_deg is None) == (name == "PositionerPrimaryAngle")
+    assert (xray.secondary_deg is None) == (name == "PositionerSecondaryAngle")
+    assert xray.sod == (None if name == "DistanceSourceToPatient" else 800.0)
     given_too = read_xray(file, sdd=1020.0, pixel_spacing=(2.5, 2.25), principal_point=(1.0, 2.0))
     expected = drrkit.CArm(1020.0, SIZE, (2.5, 2.25), (1.0, 2.0))
     torch.testing.assert_close(given_too.camera.K, expected.K)

@@ -54,49 +54,29 @@ def read_dicom_xray(source: Path, given: Mapping[str, Any], orient: bool) -> Xra
     _check_modality(file, modality)
     pixels, padded = _pixels(file)
     frames, rows, cols = pixels.shape
-    size = (rows, cols)
-    warnings: list[str] = []
-    rt = modality == "RTIMAGE"
-    what = "RTImageSID" if rt else "DistanceSourceToDetector"
-    sdd = given["sdd"] if "sdd" in given else file.positive(what)
-    if "pixel_spacing" in given:
-        spacing = given["pixel_spacing"]
-    else:
-        spacing = _plane_spacing(file, warnings) if rt else _pixel_spacing(file, warnings)
-    principal_point = None
-    if "principal_point" not in given and spacing is not None:
-        locate = _rt_principal_point if rt else _principal_point
-        principal_point = locate(file, size, spacing, warnings)
-    if sdd is None and "sdd" not in given:
-        warnings.append(f"the source-to-detector distance, {named(what)}, is not known: give sdd=")
-    if rt:
-        primary, secondary, sod = _gantry(file, frames, warnings)
+    sdd, spacing, camera = _camera(file, given, (rows, cols))
+    if modality == "RTIMAGE":
+        primary, secondary, sod = _gantry(file, frames)
         flip: tuple[int, ...] = ()
     else:
-        sod = _sod(file, sdd, warnings) if modality in ("XA", "RF") else None
+        sod = _sod(file, sdd) if modality in ("XA", "RF") else None
         primary = _angles(file, "PositionerPrimaryAngle", frames)
         secondary = _angles(file, "PositionerSecondaryAngle", frames)
-        flip = _flip(file, primary, secondary, warnings)
-    _say_contradictions(file, what, spacing, warnings)
-    mask = _shutter(file, size)
-    shut = mask is not None
-    if padded is not None:
-        seen = torch.from_numpy(~padded).float()[None, None]
-        mask = seen if mask is None else mask * seen
+        flip = _flip(file, primary, secondary)
+    mask = _shutter(file, (rows, cols))
     facts = {
         "format": "DICOM",
         "modality": modality or "not said",
         "photometric": file.text("PhotometricInterpretation") or "not said",
         "patient orientation": file.text("PatientOrientation") or "not said",
         "padding": "none" if padded is None else f"{int(padded.sum())} pixels are masked",
-        "shutters": "masked" if shut else "none",
+        "shutters": "none" if mask is None else "masked",
+        "image": "kept" if orient else "as stored",
     }
-    camera = None
-    if sdd is not None and spacing is not None:
-        origin = "header" if given.keys().isdisjoint(("sdd", "pixel_spacing")) else "user"
-        camera = CArm(sdd, size, spacing, principal_point, origin=origin)
+    if padded is not None:
+        seen = torch.from_numpy(~padded).float()[None, None]
+        mask = seen if mask is None else mask * seen
     image, kind = xray_image(source, pixels), _kind(file, modality)
-    facts["image"] = "as stored" if not orient else "kept"
     if orient and flip:
         facts["image"] = "mirrored to be seen from the source"
         image, mask = image.flip(flip), None if mask is None else mask.flip(flip)
@@ -110,26 +90,46 @@ def read_dicom_xray(source: Path, given: Mapping[str, Any], orient: bool) -> Xra
         primary_deg=primary,
         secondary_deg=secondary,
         sod=sod,
-        warnings=tuple(dict.fromkeys((*file.notes, *warnings))),
+        warnings=tuple(file.notes),
         facts=facts,
     )
 
 
-def _say_contradictions(
-    file: DicomFile, distance: str, spacing: tuple[float, float] | None, warnings: list[str]
+def _camera(
+    file: DicomFile, given: Mapping[str, Any], size: tuple[int, int]
+) -> tuple[float | None, tuple[float, float] | None, Camera | None]:
+    """Source-to-detector distance, pixel spacing, and the camera where both are known."""
+    rt = file.text("Modality") == "RTIMAGE"
+    what = "RTImageSID" if rt else "DistanceSourceToDetector"
+    sdd = given["sdd"] if "sdd" in given else file.positive(what)
+    spacing = given["pixel_spacing"] if "pixel_spacing" in given else _pixel_spacing(file, rt)
+    principal_point = None
+    if "principal_point" not in given and spacing is not None:
+        principal_point = (_rt_principal_point if rt else _principal_point)(file, size, spacing)
+    if sdd is None and "sdd" not in given:
+        file.note(f"the source-to-detector distance, {named(what)}, is not known: give sdd=")
+    _note_contradictions(file, what, spacing)
+    if sdd is None or spacing is None:
+        return sdd, spacing, None
+    origin = "header" if given.keys().isdisjoint(("sdd", "pixel_spacing")) else "user"
+    return sdd, spacing, CArm(sdd, size, spacing, principal_point, origin=origin)
+
+
+def _note_contradictions(
+    file: DicomFile, distance: str, spacing: tuple[float, float] | None
 ) -> None:
     """What the file says beside what was taken."""
     for name in (distance, "ImagerPixelSpacing", "DistanceSourceToIsocenter"):
         if file.kinds(name) > 1:
-            warnings.append(f"{named(name)} differs from frame to frame: the first is taken")
+            file.note(f"{named(name)} differs from frame to frame: the first is taken")
     ratio = _pair(file, "PixelAspectRatio")
     if spacing and ratio and abs(spacing[0] * ratio[1] / (spacing[1] * ratio[0]) - 1) > 0.01:
-        warnings.append(
+        file.note(
             f"{named('PixelAspectRatio')} is {ratio[0]:g}:{ratio[1]:g}, not that of the pixel "
             f"spacing {spacing[0]:g}, {spacing[1]:g} mm"
         )
     if "ModalityLUTSequence" in file.dataset:
-        warnings.append("the Modality LUT (0028,3000) is not applied: pixels are the stored ones")
+        file.note("the Modality LUT (0028,3000) is not applied: pixels are the stored ones")
 
 
 def _check_modality(file: DicomFile, modality: str | None) -> None:
@@ -195,12 +195,12 @@ def flipped_camera(camera: Camera, flip: tuple[int, ...]) -> Camera:
     return replace(camera, K=matrix)
 
 
-def _sod(file: DicomFile, sdd: float | None, warnings: list[str]) -> float | None:
+def _sod(file: DicomFile, sdd: float | None) -> float | None:
     """Source to isocentre; a radiograph's (0018,1111) would be that to the table."""
     sod = file.positive("DistanceSourceToPatient") or file.positive("DistanceSourceToIsocenter")
     magnification = _magnification(file)
     if sod is None and sdd is not None and magnification > 1.0:
-        warnings.append(
+        file.note(
             "source-to-isocentre distance from (0018,1110) over the magnification (0018,1114): "
             "(0018,1111) is not in the file"
         )
@@ -231,37 +231,36 @@ def _pair(file: DicomFile, keyword: str) -> tuple[float, float] | None:
     return found[0], found[1]
 
 
-def _pixel_spacing(file: DicomFile, warnings: list[str]) -> tuple[float, float] | None:
-    """(row, col) mm at the detector."""
-    spacing = _pair(file, "ImagerPixelSpacing")
-    if spacing is not None:
+def _pixel_spacing(file: DicomFile, rt: bool) -> tuple[float, float] | None:
+    """(row, col) mm at the detector; of an RT image, at its SID."""
+    keyword = "ImagePlanePixelSpacing" if rt else "ImagerPixelSpacing"
+    spacing = _pair(file, keyword)
+    if rt and spacing is None:
+        file.note(f"{named(keyword)} is not known: give pixel_spacing=")
+    if rt or spacing is not None:
         return spacing
     element, binning = (_pair(file, k) for k in ("DetectorElementSpacing", "DetectorBinning"))
     if element is not None and binning is not None:
-        warnings.append(
+        file.note(
             "pixel spacing from the detector's elements (0018,7022) and their binning (0018,701A): "
             "Imager Pixel Spacing (0018,1164) is not in the file"
         )
         return element[0] * binning[0], element[1] * binning[1]
     spacing = _pair(file, "PixelSpacing")
     if spacing is None:
-        warnings.append(
-            "the pixel spacing at the detector (0018,1164) is not known: give pixel_spacing="
-        )
+        file.note("the pixel spacing at the detector (0018,1164) is not known: give pixel_spacing=")
         return None
     # Pixel Spacing may be calibrated to the patient: then the magnification takes it back.
     magnification = _magnification(file)
     calibrated = file.text("PixelSpacingCalibrationType")
     if magnification == 1.0:
         note = f", calibrated by {calibrated}," if calibrated else ""
-        warnings.append(
+        file.note(
             f"pixel spacing from (0028,0030){note} taken as that of the detector: "
             "Imager Pixel Spacing (0018,1164) is not in the file"
         )
         return spacing
-    warnings.append(
-        "pixel spacing at the detector from (0028,0030) times the magnification (0018,1114)"
-    )
+    file.note("pixel spacing at the detector from (0028,0030) times the magnification (0018,1114)")
     return spacing[0] * magnification, spacing[1] * magnification
 
 
@@ -269,7 +268,6 @@ def _principal_point(
     file: DicomFile,
     size: tuple[int, int],
     spacing: tuple[float, float],
-    warnings: list[str],
 ) -> tuple[float, float] | None:
     """(col, row): the middle of the active detector area in the stored image; None: the centre.
 
@@ -299,7 +297,7 @@ def _principal_point(
     if (file.text("FieldOfViewHorizontalFlip") or "NO") == "YES":
         right = -right
     if max(abs(down), abs(right)) > 0.5:
-        warnings.append(
+        file.note(
             f"the field of view lies {right:+.1f} columns and {down:+.1f} rows off the detector's "
             "middle, where the foot of the source is assumed"
         )
@@ -324,21 +322,13 @@ def _angles(file: DicomFile, keyword: str, frames: int) -> Tensor | None:
 # ---- RT images
 
 
-def _plane_spacing(file: DicomFile, warnings: list[str]) -> tuple[float, float] | None:
-    """(row, col) mm at the RT Image SID."""
-    spacing = _pair(file, "ImagePlanePixelSpacing")
-    if spacing is None:
-        warnings.append(f"{named('ImagePlanePixelSpacing')} is not known: give pixel_spacing=")
-    return spacing
-
-
 def _rt_principal_point(
-    file: DicomFile, size: tuple[int, int], spacing: tuple[float, float], warnings: list[str]
+    file: DicomFile, size: tuple[int, int], spacing: tuple[float, float]
 ) -> tuple[float, float] | None:
     """(col, row) of the beam's axis, IEC's origin; (x, y) is the first pixel, y up."""
     corner = file.numbers("RTImagePosition", 2)
     if corner is None:
-        warnings.append(
+        file.note(
             f"{named('RTImagePosition')} is not known: the beam's axis is assumed in the middle"
         )
         return None
@@ -346,9 +336,7 @@ def _rt_principal_point(
     return (-moved[0] - corner[0]) / spacing[1], (moved[1] + corner[1]) / spacing[0]
 
 
-def _gantry(
-    file: DicomFile, frames: int, warnings: list[str]
-) -> tuple[Tensor | None, Tensor | None, float | None]:
+def _gantry(file: DicomFile, frames: int) -> tuple[Tensor | None, Tensor | None, float | None]:
     """Primary and secondary angle of a C-arm at a treatment machine's gantry angle, and its sod.
 
     At zero the source is in front of a patient who lies supine, head first; at 90 degrees on the
@@ -369,11 +357,11 @@ def _gantry(
     if (file.text("RTImagePlane") or "NORMAL") != "NORMAL":
         turned.append(f"{named('RTImagePlane')} is {file.text('RTImagePlane')}")
     if turned:
-        warnings.append(f"{'; '.join(turned)}: not supported, so where to start is not known")
+        file.note(f"{'; '.join(turned)}: not supported, so where to start is not known")
         return None, None, sod
     if angle is None:
         return None, None, sod
-    primary = (angle - 180.0 + 180.0) % 360.0 - 180.0
+    primary = angle % 360.0 - 180.0
     return (
         torch.full((frames,), primary, dtype=torch.float64),
         torch.zeros(frames, dtype=torch.float64),
@@ -384,9 +372,7 @@ def _gantry(
 # ---- how the image is seen
 
 
-def _flip(
-    file: DicomFile, primary: Tensor | None, secondary: Tensor | None, warnings: list[str]
-) -> tuple[int, ...]:
+def _flip(file: DicomFile, primary: Tensor | None, secondary: Tensor | None) -> tuple[int, ...]:
     """What turns the stored image into the one seen from the source.
 
     Patient Orientation tells, when the angles are known; without it the image is taken to be
@@ -405,7 +391,7 @@ def _flip(
     along_cols, along_rows = (torch.tensor(_LETTERS[word[0]]) for word in words)
     cols, rows = float(along_cols @ right), float(along_rows @ down)
     if min(abs(cols), abs(rows)) < 0.3:
-        warnings.append(
+        file.note(
             f"Patient Orientation {orientation} does not fit the positioner angles "
             f"({math.degrees(p):g}, {math.degrees(s):g} degrees): the image may be turned; taken "
             "as seen from the detector"
