@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from drrkit._arguments import check_attenuation
 from drrkit.fields.encodings import Perceptron, encoded_size, positional_encoding
-from drrkit.fields.scenes import GridRenderer
-from drrkit.geometry import Camera, check_counts, check_numbers, volume_center
+from drrkit.fields.scenes import CT
+from drrkit.geometry import check_counts, check_numbers
 from drrkit.volume import Volume
 
 LOCAL_FEATURES: dict[str, int] = {"gradient": 1, "neighbourhood": 26}
@@ -168,7 +168,7 @@ class NeTT(nn.Module):
         return self.network(torch.cat(inputs, -1))[:, 0]
 
 
-class TunedCT:
+class TunedCT(CT):
     """A CT tuned by NeTT, as a scene. The tuned grid is kept until the network changes.
 
     While the network trains (`nett.training`, and gradients are on) every image is rendered from a
@@ -184,16 +184,10 @@ class TunedCT:
     """
 
     def __init__(self, nett: NeTT, volume: Volume) -> None:
-        check_attenuation(volume)
-        self.nett, self.untuned = nett, volume
-        self._renderer = GridRenderer()
+        super().__init__(volume)
+        self.nett = nett
         self._tuned: Volume | None = None
         self._seen: tuple[Any, ...] = ()
-
-    @property
-    def center(self) -> Tensor:
-        """[3] float64 world mm: the centre of the grid."""
-        return volume_center(self.untuned)
 
     @property
     def volume(self) -> Volume:
@@ -201,15 +195,11 @@ class TunedCT:
         now = tuple((id(p), p.data_ptr(), p._version) for p in self.nett.parameters())
         if self._tuned is None or now != self._seen:
             with torch.no_grad():
-                self._tuned = self.nett(self.untuned)
+                self._tuned = self.nett(self._given)
             self._seen = now
         return self._tuned
 
-    def render(self, camera: Camera, world_to_camera: Tensor, **options: Any) -> Tensor:
-        """Line integrals [B, C, rows, cols]; options and errors as for `drrkit.render`."""
-        volume = self.volume if not self._trains() else self.nett(self.untuned)
-        return self._renderer.render(volume, camera, world_to_camera, options)
-
-    def _trains(self) -> bool:
+    def _rendered(self) -> Volume:
         wanted = any(p.requires_grad for p in self.nett.parameters())
-        return self.nett.training and wanted and torch.is_grad_enabled()
+        trains = self.nett.training and wanted and torch.is_grad_enabled()
+        return self.nett(self._given) if trains else self.volume

@@ -41,28 +41,8 @@ class Scene(Protocol):
         ...
 
 
-class GridRenderer:
-    """Renders a voxel grid; keeps the Projector of the last volume, camera and options.
-
-    A camera that carries a gradient, or values that do, are rendered without it.
-    """
-
-    def __init__(self) -> None:
-        self._kept: tuple[Volume, Camera, dict[str, Any], Projector] | None = None
-
-    def render(
-        self, volume: Volume, camera: Camera, world_to_camera: Tensor, options: dict[str, Any]
-    ) -> Tensor:
-        """As `drrkit.render`."""
-        if volume.values.requires_grad or camera.requires_grad:
-            return render(volume, camera, world_to_camera, **options)
-        if self._kept is None or self._kept[:3] != (volume, camera, options):
-            self._kept = (volume, camera, options, Projector(volume, camera, **options))
-        return self._kept[3](world_to_camera)
-
-
 class CT:
-    """A CT as a scene: `drrkit.render` of a Volume in mu.
+    """A CT as a scene: `drrkit.render` of a Volume in mu, its Projector kept.
 
     Args:
         volume: a Volume with unit "mu".
@@ -73,17 +53,30 @@ class CT:
 
     def __init__(self, volume: Volume) -> None:
         check_attenuation(volume)
-        self.volume = volume
-        self._renderer = GridRenderer()
+        self._given = volume
+        self._kept: tuple[Volume, Camera, dict[str, Any], Projector] | None = None
+
+    @property
+    def volume(self) -> Volume:
+        """The Volume in mu that has the same images."""
+        return self._given
 
     @property
     def center(self) -> Tensor:
         """[3] float64 world mm: the centre of the grid."""
-        return volume_center(self.volume)
+        return volume_center(self._given)
 
     def render(self, camera: Camera, world_to_camera: Tensor, **options: Any) -> Tensor:
         """Line integrals [B, C, rows, cols]; options and errors as for `drrkit.render`."""
-        return self._renderer.render(self.volume, camera, world_to_camera, options)
+        volume = self._rendered()
+        if volume.values.requires_grad or camera.requires_grad:
+            return render(volume, camera, world_to_camera, **options)
+        if self._kept is None or self._kept[:3] != (volume, camera, options):
+            self._kept = (volume, camera, options, Projector(volume, camera, **options))
+        return self._kept[3](world_to_camera)
+
+    def _rendered(self) -> Volume:
+        return self.volume
 
 
 def as_scene(scene: Any) -> Scene:

@@ -9,9 +9,8 @@ trains on some subjects, `drrkit.training.k_folds(names, len(names))` leaves one
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +23,6 @@ from drrkit.fields.mnerf import MNeRF
 from drrkit.fields.nett import NeTT, TunedCT
 from drrkit.fields.scenes import CT
 from drrkit.fields.xray_pairs import Pairs, check_subjects
-from drrkit.files import whole_file
 from drrkit.geometry import check_counts, view_frames
 from drrkit.training import Split, generator, load_checkpoint, train
 
@@ -219,8 +217,7 @@ def cross_validate(
 ) -> list[FoldResult]:
     """Train a new NeTT for every split and test it on that split's test subjects only.
 
-    Resumes: a fold in training goes on from its checkpoint (folder/fold-0 ...), a finished one is
-    read from its result.json.
+    Resumes: a fold goes on from its checkpoint (folder/fold-0 ...); a finished one is only tested.
 
     Args:
         pairs: of all subjects; the splits decide which are trained on.
@@ -233,8 +230,8 @@ def cross_validate(
         one FoldResult for every test subject of every split.
 
     Raises:
-        ValueError: a split names an unknown subject or none to test on, or the same CT or X-ray
-            has the names of two subjects.
+        ValueError: a split names an unknown subject or none to test on, the same CT or X-ray has
+            the names of two subjects, or the folder holds another split.
     """
     by_subject = check_subjects(pairs)
     objective = objective or ImageObjective()
@@ -247,25 +244,15 @@ def cross_validate(
                 f"splits: expected subjects {sorted(by_subject)} with some to train and to test "
                 f"on, got {split}"
             )
-        place = Path(folder) / f"fold-{number}"
-        if not (place / "result.json").exists():
-            torch.manual_seed(seed)
-            learn, choose, test = ([p for name in part for p in by_subject[name]] for part in parts)
-            task = NeTTTask(
-                make(),
-                learn,
-                choose,
-                objective=objective,
-                steps=steps,
-                batch=batch,
-                supersample=supersample,
-                seed=seed,
-            )
-            _train_fold(task, split, place, progress)
-            found = [_tested(task, pairs, number, split) for pairs in test]
-            with whole_file(place / "result.json") as staged:
-                staged.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
-        results += _read(place / "result.json", split)
+        torch.manual_seed(seed)
+        learn, choose, test = ([p for name in part for p in by_subject[name]] for part in parts)
+        how = {"steps": steps, "batch": batch, "supersample": supersample, "seed": seed}
+        task = NeTTTask(make(), learn, choose, objective=objective, **how)
+        _train_fold(task, split, Path(folder) / f"fold-{number}", progress)
+        for one in test:
+            scenes = CT(one.volume), TunedCT(task.nett.eval(), one.volume)
+            found = (scene_quality(scene, one, objective, supersample) for scene in scenes)
+            results.append(FoldResult(number, split.train, one.subject, *found))
     return results
 
 
@@ -286,19 +273,3 @@ def _train_fold(task: NeTTTask, split: Split, place: Path, progress: bool) -> No
         raise KeyboardInterrupt
     if split.validation:
         task.model.load_state_dict(load_checkpoint(done.best).model)
-
-
-def _tested(task: NeTTTask, pairs: Pairs, fold: int, split: Split) -> FoldResult:
-    scenes = CT(pairs.volume), TunedCT(task.nett.eval(), pairs.volume)
-    qualities = (scene_quality(one, pairs, task.objective, task.supersample) for one in scenes)
-    return FoldResult(fold, split.train, pairs.subject, *qualities)
-
-
-def _read(path: Path, split: Split) -> list[FoldResult]:
-    found = [
-        FoldResult(**(one | {"trained_on": tuple(one["trained_on"])}))
-        for one in json.loads(path.read_text())
-    ]
-    if any(one.trained_on != split.train or one.subject not in split.test for one in found):
-        raise ValueError(f"{path}: holds the result of another split; use another folder")
-    return found
