@@ -327,8 +327,8 @@ def _doubts(searched: bool) -> str:
         "does the C-arm look as --init says or, without it, about from the front (--init PA where "
         "the source is behind the patient)"
         if searched
-        else "is the start within 10 degrees and 5 cm (else --stages global, and --init PA where "
-        "the source is behind the patient)"
+        else "is the start within 10 degrees, 20 mm across the beam and 50 mm of depth (else "
+        "--stages global, and --init PA where the source is behind the patient)"
     )
     return (
         f"Is it this patient's CT; {place}; is bone bright (--xray-kind, --preprocess); is the "
