@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from drrkit.geometry import so3_exp
 from drrkit.phantoms.shapes import (
     Point,
     Shape,
@@ -55,9 +56,8 @@ class Draw:
 
     def rotation(self, sigma: float) -> Tensor:
         """[3, 3] float32; the three components of the rotation vector are N(0, sigma) rad."""
-        x, y, z = (sigma * torch.randn(3, generator=self._generator, dtype=torch.float64)).tolist()
-        skew = torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]], dtype=torch.float64)
-        return torch.linalg.matrix_exp(skew).float()
+        drawn = torch.randn(3, generator=self._generator, dtype=torch.float64)
+        return so3_exp(sigma * drawn).float()
 
 
 class Bone(NamedTuple):

@@ -13,26 +13,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from drrkit.geometry import Camera, quaternion_rotation
+from drrkit.geometry import (
+    Camera,
+    VolumeLike,
+    batched_pose,
+    check_counts,
+    check_numbers,
+    quaternion_rotation,
+)
 from drrkit.volume import Volume, water_attenuation
 
 WATER_MU = water_attenuation()
-
-
-class Grid(Protocol):
-    """What places index coordinates in the world: a `Volume`, or anything shaped like one."""
-
-    @property
-    def spacing(self) -> tuple[float, float, float]: ...
-    @property
-    def origin(self) -> tuple[float, float, float]: ...
-    @property
-    def direction(self) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,18 +64,16 @@ class Ellipsoids:
                 raise ValueError(
                     f"{name}: expected [{wanted}] with E = {count}, got {list(tensor.shape)}"
                 )
-            if not bool(tensor.isfinite().all()):
-                bad = int((~tensor.isfinite()).sum())
-                raise ValueError(f"{name}: expected finite numbers, got {bad} that are not")
+            if bad := int((~tensor.isfinite()).sum()):
+                raise ValueError(f"{name}: contains {bad} non-finite numbers")
         if bool((self.semi_axes <= 0).any()):
             raise ValueError(f"semi_axes: expected positive mm, got {float(self.semi_axes.min())}")
         unit = self.rotations.detach() @ self.rotations.detach().mT
         error = float((unit - torch.eye(3).to(unit)).abs().max())
         if error > 1e-6:
             raise ValueError(f"rotations: expected orthonormal, got R R' off by {error:.1e}")
-        if isinstance(self.exponent, bool) or not isinstance(self.exponent, int):
-            raise TypeError(f"exponent: expected an int, got {type(self.exponent).__name__}")
-        if not 0 <= self.exponent <= 8:
+        check_counts(0, exponent=self.exponent)
+        if self.exponent > 8:
             raise ValueError(f"exponent: expected 0 to 8, got {self.exponent}")
 
     def __len__(self) -> int:
@@ -144,7 +137,7 @@ class Ellipsoids:
     def project(
         self,
         frames: Tensor,
-        grid: Grid,
+        grid: VolumeLike,
         size: tuple[int, int] | None = None,
         *,
         beam: str = "cone",
@@ -196,13 +189,8 @@ class Ellipsoids:
         supersample=n averages n x n exact rays per pixel; extend=True lets rays run on past the
         detector, both as in `drrkit.render`. Differentiable in the pose, camera.K and camera.sdd.
         """
-        if world_to_camera.shape[-2:] != (4, 4) or world_to_camera.ndim not in (2, 3):
-            raise ValueError(
-                f"world_to_camera: expected [B, 4, 4] or [4, 4], got {list(world_to_camera.shape)}"
-            )
-        if supersample < 1:
-            raise ValueError(f"supersample: expected at least 1, got {supersample}")
-        pose = world_to_camera.to(torch.float64).reshape(-1, 4, 4)
+        check_counts(supersample=supersample)
+        pose = batched_pose(world_to_camera).double()
         inverse_k = torch.linalg.inv(camera.K.to(pose)).mT
         sdd = torch.as_tensor(camera.sdd, dtype=pose.dtype, device=pose.device).reshape(-1, 1, 1)
         centres = _pixel_centres(camera.size, pose.device)
@@ -237,11 +225,9 @@ class Ellipsoids:
         """
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(f"shape: expected three positive numbers (D, H, W), got {shape}")
-        if supersample < 1:
-            raise ValueError(f"supersample: expected at least 1, got {supersample}")
-        if not isinstance(spacing, tuple):
-            spacing = (float(spacing), float(spacing), float(spacing))
-        pitch = spacing
+        check_counts(supersample=supersample)
+        x, y, z = spacing if isinstance(spacing, tuple) else (spacing,) * 3
+        pitch = (float(x), float(y), float(z))
         columns = torch.eye(3) if direction is None else direction
         axes = columns.to(torch.float64) * torch.tensor(pitch, dtype=torch.float64)
         if origin is None:
@@ -309,8 +295,7 @@ def shepp_logan_3d(
     the ellipsoids and softens their edges (exponent 2). high_contrast=True takes the densities of
     Yu, Ye and Wang (2004), where the inner ellipsoids can be seen.
     """
-    if not size_mm > 0:
-        raise ValueError(f"size_mm: expected positive mm, got {size_mm}")
+    check_numbers(size_mm=size_mm)
     table = torch.tensor(_SHEPP_LOGAN, dtype=torch.float64)
     angle = torch.deg2rad(table[:, 6])
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
@@ -331,8 +316,7 @@ def random_soft_ellipsoids(
 
     Semi-axes are 0.15 to 0.5 radius, peak densities 0.25 to 1 times `mu` (1/mm).
     """
-    if count < 1:
-        raise ValueError(f"count: expected at least 1, got {count}")
+    check_counts(count=count)
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:

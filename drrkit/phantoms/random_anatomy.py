@@ -9,15 +9,14 @@ Bone is a cortical shell of 700 to 1500 HU around cancellous bone, in soft tissu
 
 from __future__ import annotations
 
-import math
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from drrkit.geometry import check_counts, check_numbers
 from drrkit.phantoms.bones import ANATOMIES, Draw
-from drrkit.phantoms.shapes import Box, Canvas, Point, Shape
+from drrkit.phantoms.shapes import Box, Canvas, Shape, per_axis
 from drrkit.volume import Volume
 
 ANATOMY_LABELS: dict[str, int] = {
@@ -63,9 +62,18 @@ def random_anatomy(
         voxels at a surface are mixtures in proportion to their coverage.
 
     Raises:
-        TypeError, ValueError: an argument is none of those described.
+        ValueError: an argument is none of those described.
     """
-    counts, pitch = _checked_grid(kind, seed, shape, spacing, texture)
+    if kind not in ANATOMIES:
+        raise ValueError(f"kind: expected one of {', '.join(ANATOMIES)}, got {kind!r}")
+    check_counts(0, seed=seed)
+    check_numbers(True, texture=texture)
+    counts = per_axis("shape", shape, 8, 512)
+    for count in counts:
+        check_counts(8, shape=count)
+    if spacing is None:
+        spacing = FIELD_MM[kind] / max(counts)
+    pitch = per_axis("spacing", spacing, 0.3, 30.0)
     generator = torch.Generator().manual_seed(len(_STREAMS) * seed + _STREAMS[kind])
     draw = Draw(generator)
     width, height, depth = (n * p for n, p in zip(counts, pitch, strict=True))
@@ -128,38 +136,3 @@ def _paint_soft_tissue(
     canvas.paint(whole, skin, -100.0 + 7.0 * fine, label)
     fat = draw.between(4.0, 16.0) + 2.0 * coarse
     canvas.paint(whole, skin + fat.clamp(min=2.0), 40.0 + 12.0 * coarse + 6.0 * fine, label)
-
-
-def _checked_grid(
-    kind: str,
-    seed: int,
-    shape: int | tuple[int, int, int],
-    spacing: float | tuple[float, float, float] | None,
-    texture: float,
-) -> tuple[tuple[int, int, int], Point]:
-    """Counts and spacing (x, y, z), every argument checked."""
-    if kind not in ANATOMIES:
-        raise ValueError(f"kind: expected one of {', '.join(ANATOMIES)}, got {kind!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed: expected an integer, got {seed!r}")
-    if seed < 0:
-        raise ValueError(f"seed: expected 0 or more, got {seed}")
-    counts = _three("shape", shape, "an integer from 8 to 512, or", (int,), 8, 512)
-    if spacing is None:
-        spacing = FIELD_MM[kind] / max(counts)
-    wanted = "mm from 0.3 to 30, a number or"
-    pitch = _three("spacing", spacing, wanted, (int, float), 0.3, 30.0)
-    if not (isinstance(texture, (int, float)) and 0.0 <= texture < math.inf):
-        raise ValueError(f"texture: expected a number of at least 0, got {texture!r}")
-    return counts, (float(pitch[0]), float(pitch[1]), float(pitch[2]))
-
-
-def _three(
-    name: str, value: Any, wanted: str, types: tuple[type, ...], least: float, most: float
-) -> tuple:
-    """One value for every axis or one each, all allowed."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * 3
-    fine = (type(v) is not bool and isinstance(v, types) and least <= v <= most for v in values)
-    if len(values) != 3 or not all(fine):
-        raise ValueError(f"{name}: expected {wanted} three (x, y, z), got {value!r}")
-    return values

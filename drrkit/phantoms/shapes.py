@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from drrkit.geometry import so3_exp
 
 Point = tuple[float, float, float]
 Box = tuple[slice, slice, slice]
@@ -97,6 +99,15 @@ def grown(low: Point, high: Point, reach: Point) -> tuple[Point, Point]:
         (low[0] - reach[0], low[1] - reach[1], low[2] - reach[2]),
         (high[0] + reach[0], high[1] + reach[1], high[2] + reach[2]),
     )
+
+
+def per_axis(name: str, value: Any, least: float, most: float) -> Point:
+    """One number for every axis, or one each (x, y, z); ValueError below or above."""
+    x, y, z = value if isinstance(value, (tuple, list)) and len(value) == 3 else (value,) * 3
+    if not all(isinstance(n, (int, float)) and least <= n <= most for n in (x, y, z)):
+        wanted = f"{least:g} to {most:g}, a number or three (x, y, z)"
+        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
+    return x, y, z
 
 
 def bounds(points: Sequence[Point]) -> tuple[Point, Point]:
@@ -210,12 +221,13 @@ def plate(
     bend in 1/mm: the middle surface is x = bend (y^2 + z^2).  turn: rad about x, y and z, in this
     order.
     """
-    rows = _euler(turn)
+    x, y, z = so3_exp(torch.diag(torch.tensor(turn, dtype=torch.float64)))
+    columns = (z @ y @ x).mT.tolist()  # offsets along them are those of the plate's own axes
     reach = math.hypot(max(radii), abs(bend) * max(radii) ** 2) + thickness
 
     def distance(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         px, py, pz = x - center[0], y - center[1], z - center[2]
-        u, v, w = (px * row[0] + py * row[1] + pz * row[2] for row in rows)
+        u, v, w = (px * a + py * b + pz * c for a, b, c in columns)
         square = v**2 + w**2
         stretch = (1.0 + 4.0 * bend**2 * square).sqrt()
         across = (u - bend * square).abs() / stretch - 0.5 * thickness
@@ -223,16 +235,6 @@ def plate(
         return smooth_max(across, edge, 6.0)
 
     return Shape(*grown(center, center, (reach, reach, reach)), distance)
-
-
-def _euler(turn: Point) -> list[Point]:
-    """Rows that take world offsets to a frame turned about x, then y, then z of the world."""
-    (cx, sx), (cy, sy), (cz, sz) = ((math.cos(a), math.sin(a)) for a in turn)
-    return [
-        (cz * cy, sz * cy, -sy),
-        (cz * sy * sx - sz * cx, sz * sy * sx + cz * cx, cy * sx),
-        (cz * sy * cx + sz * sx, sz * sy * cx - cz * sx, cy * cx),
-    ]
 
 
 def from_table(table: Sequence[tuple[float, float, float, float]], power: float) -> Shape:

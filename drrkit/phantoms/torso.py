@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from drrkit.geometry import check_numbers
 from drrkit.phantoms.shapes import (
     HERE,
     Box,
@@ -23,6 +24,7 @@ from drrkit.phantoms.shapes import (
     drum,
     ellipsoid,
     from_table,
+    per_axis,
     sheet,
     smooth_max,
     smooth_min,
@@ -228,11 +230,8 @@ def torso(
     Air -1000 HU, fat about -100, soft tissue 10 to 65, cancellous bone 150 to 450, cortical bone
     950 to 1400. Raises ValueError for a spacing out of range or a negative texture.
     """
-    pitch = spacing if isinstance(spacing, tuple) else (float(spacing),) * 3
-    if len(pitch) != 3 or not all(0.5 <= p <= 20.0 for p in pitch):
-        raise ValueError(f"spacing: expected 0.5 to 20 mm, a number or (x, y, z), got {spacing}")
-    if not texture >= 0.0:
-        raise ValueError(f"texture: expected a number of at least 0, got {texture}")
+    pitch = per_axis("spacing", spacing, 0.5, 20.0)
+    check_numbers(True, texture=texture)
     canvas = Canvas(FIELD_MM, pitch)
     fine = texture * canvas.noise(seed=1, waves=24, shortest=7.0, longest=20.0)
     coarse = texture * canvas.noise(seed=2, waves=16, shortest=25.0, longest=70.0)

@@ -340,15 +340,15 @@ def test_random_ellipsoids_are_repeatable_and_stay_within_their_radius() -> None
         ({"centers": torch.zeros(2, 3)}, ValueError, r"centers: expected \[E, 3\]"),
         ({"values": torch.zeros(1, 1)}, ValueError, "values: expected"),
         ({"values": torch.zeros(0)}, ValueError, "values: expected"),
-        ({"values": torch.tensor([math.nan])}, ValueError, "values: expected finite numbers"),
+        ({"values": torch.tensor([math.nan])}, ValueError, "values: contains 1 non-finite"),
         (
             {"semi_axes": torch.tensor([[1.0, 0.0, 1.0]])},
             ValueError,
             "semi_axes: expected positive",
         ),
         ({"rotations": 2 * torch.eye(3)[None]}, ValueError, "rotations: expected orthonormal"),
-        ({"exponent": 2.0}, TypeError, "exponent: expected an int, got float"),
-        ({"exponent": -1}, ValueError, "exponent: expected 0 to 8, got -1"),
+        ({"exponent": 2.0}, ValueError, "exponent: expected an integer >= 0, got 2.0"),
+        ({"exponent": 9}, ValueError, "exponent: expected 0 to 8, got 9"),
     ],
 )
 def test_a_bad_phantom_is_refused(change: dict, error: type[Exception], message: str) -> None:
@@ -377,13 +377,13 @@ def test_bad_arguments_are_named() -> None:
         phantom.project(frames, grid, (2, 2), beam="fan")
     with pytest.raises(ValueError, match="world_to_camera: expected"):
         phantom.render(CArm(300.0, (2, 2), 1.0), torch.eye(3))
-    with pytest.raises(ValueError, match="supersample: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="supersample: expected a positive integer, got 0"):
         phantom.render(CArm(300.0, (2, 2), 1.0), torch.eye(4), supersample=0)
-    with pytest.raises(ValueError, match="supersample: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="supersample: expected a positive integer, got 0"):
         phantom.voxelize((2, 2, 2), 1.0, supersample=0)
     with pytest.raises(ValueError, match="shape: expected three positive numbers"):
         phantom.voxelize((2, 2, 0), 1.0)
-    with pytest.raises(ValueError, match="size_mm: expected positive"):
+    with pytest.raises(ValueError, match="size_mm: expected a positive number"):
         shepp_logan_3d(0.0)
-    with pytest.raises(ValueError, match="count: expected at least 1"):
+    with pytest.raises(ValueError, match="count: expected a positive integer"):
         random_soft_ellipsoids(0, 0)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import drrkit
-from drrkit.phantoms import ANATOMY_LABELS, random_anatomy
+from drrkit.phantoms import ANATOMY_LABELS, random_anatomy, torso
 from drrkit.volume import Volume
 
 KINDS = ("pelvis", "spine", "skull")
@@ -85,17 +87,23 @@ def test_surfaces_are_partial_volumes(kind: str) -> None:
     assert 0.005 < step.float().mean() < 0.2  # between air and fat, which hard edges never show
 
 
-def test_a_subject_of_48_voxels_is_quick() -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        random_anatomy("pelvis", 0)
-        start = time.process_time()
-        for kind in KINDS:
-            random_anatomy(kind, 1)
-        assert time.process_time() - start < 1.0  # 0.13 s where it was written
-    finally:
-        torch.set_num_threads(threads)
+class Numbers(TorchDispatchMode):
+    """Counts the numbers that torch's operations write."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.count += result.numel() if isinstance(result, torch.Tensor) else 0
+        return result
+
+
+@pytest.mark.parametrize("paint", [torso, *(partial(random_anatomy, kind) for kind in KINDS)])
+def test_shapes_are_painted_in_their_boxes_not_in_the_whole_grid(paint: Callable) -> None:
+    with Numbers() as numbers:
+        volume = paint()
+    # 440 to 790 per voxel; 3300 to 6000 if every shape were painted everywhere.
+    assert numbers.count < 1000 * volume.values.numel()
 
 
 def test_the_texture_can_be_turned_off() -> None:
@@ -106,19 +114,19 @@ def test_the_texture_can_be_turned_off() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "match"),
+    ("arguments", "match"),
     [
-        ({"kind": "hand"}, ValueError, "kind: expected one of pelvis, spine, skull"),
-        ({"seed": -1}, ValueError, "seed: expected 0 or more"),
-        ({"seed": 1.5}, TypeError, "seed: expected an integer"),
-        ({"seed": True}, TypeError, "seed"),
-        ({"shape": 4}, ValueError, "shape: expected an integer from 8"),
-        ({"shape": (48, 48)}, ValueError, "shape"),
-        ({"spacing": 0.0}, ValueError, "spacing: expected mm"),
-        ({"spacing": (1.0, 2.0)}, ValueError, "spacing"),
-        ({"texture": -1.0}, ValueError, "texture"),
+        ({"kind": "hand"}, "kind: expected one of pelvis, spine, skull"),
+        ({"seed": -1}, "seed: expected an integer >= 0"),
+        ({"seed": True}, "seed: expected an integer >= 0, got True"),
+        ({"shape": 4}, "shape: expected 8 to 512"),
+        ({"shape": 48.0}, "shape: expected an integer >= 8, got 48.0"),
+        ({"shape": (48, 48)}, "shape: expected 8 to 512, .*three"),
+        ({"spacing": 0.0}, "spacing: expected 0.3 to 30"),
+        ({"spacing": (1.0, 2.0)}, "spacing: .*three"),
+        ({"texture": -1.0}, "texture: expected a number >= 0"),
     ],
 )
-def test_bad_arguments_are_named(arguments: dict, error: type, match: str) -> None:
-    with pytest.raises(error, match=match):
+def test_bad_arguments_are_named(arguments: dict, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
         random_anatomy(**arguments)
