@@ -23,7 +23,7 @@ from drrkit.registration.optimisers import (
     TrustRegion,
 )
 from drrkit.registration.pipeline import Registrar, register
-from drrkit.registration.presets import AUTO, FOLLOW, GLOBAL, PART, PIPELINES, hybrid
+from drrkit.registration.presets import AUTO, FOLLOW, FOLLOW_PART, GLOBAL, PART, PIPELINES, hybrid
 from drrkit.registration.problem.bodies import Bodies
 from drrkit.registration.problem.formation import FORMATIONS, is_implant
 from drrkit.registration.problem.landmarks import LandmarkPose, Landmarks
@@ -42,7 +42,7 @@ from drrkit.registration.result import (
     StageRecord,
     is_accepted,
 )
-from drrkit.registration.sequence import SequenceResult, register_sequence
+from drrkit.registration.sequence import SequenceResult, register_sequence, smooth_poses
 from drrkit.registration.similarities import SIMILARITIES, Similarity
 from drrkit.registration.stages import Search, Stage
 
@@ -50,6 +50,7 @@ __all__ = [
     "AUTO",
     "DEPTH_LIMIT_MM",
     "FOLLOW",
+    "FOLLOW_PART",
     "FORMATIONS",
     "GLOBAL",
     "OPTIMISERS",
@@ -96,4 +97,5 @@ __all__ = [
     "register",
     "register_sequence",
     "rig_of",
+    "smooth_poses",
 ]

@@ -24,7 +24,7 @@ from drrkit.registration.lengths import (
     object_faces,
 )
 from drrkit.registration.optimisers.optimiser import PoseEngine, PoseProblem
-from drrkit.registration.presets import FOLLOW, PART, PART_MARGIN
+from drrkit.registration.presets import FOLLOW, PART_MARGIN, is_part
 from drrkit.registration.problem.formation import as_measured, gain_of, is_implant
 from drrkit.registration.problem.inputs import (
     check_options,
@@ -184,10 +184,10 @@ class Registrar:
         self.trials = trials_of(stages)
         used = [stage for trial in self.trials for stage in trial.stages]
         self.like, self.center = computing_place(scene, center)
-        self.camera, self.rig_to_camera = camera, rig_to_camera
-        self.xray_kind = xray_kind
+        self.camera, self.rig_to_camera, self.xray_kind = camera, rig_to_camera, xray_kind
         self.gain = gain_of(scene, used, formation, gain, xray_kind)
-        self.drawn = SceneRenderer(scene, method, self.gain, self.trials[0].stages is PART)
+        self.part = is_part(self.trials[0].stages)
+        self.drawn = SceneRenderer(scene, method, self.gain, self.part)
         self.diagonal, self.faces = object_diagonal(scene), object_faces(scene)
 
     def __call__(
@@ -215,7 +215,7 @@ class Registrar:
         pose = start_poses(init, trials[0].stages, camera, self.drawn.scene).to(self.center)
         depth, found_field = mean_depth(pose, self.center), False
         extent = min(field_diagonal(camera, depth), self.diagonal)
-        if trials[0].stages is PART:
+        if is_part(trials[0].stages):
             views, found_field = within_fields(views)
             views = around(views, self.drawn, pose, depth, PART_MARGIN * extent)
         trials = [trial.in_mm(extent) for trial in trials]

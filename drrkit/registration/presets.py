@@ -18,6 +18,7 @@ __all__ = [
     "PART_MARGIN",
     "PIPELINES",
     "hybrid",
+    "is_part",
     "resolve_stages",
 ]
 
@@ -136,6 +137,9 @@ PART: tuple[Stage, ...] = (
 """For a volume that is a part of what the X-ray shows. Nothing but derivatives is compared, in the
 surroundings of the object at its start: intensities would follow the neighbours."""
 
+FOLLOW_PART: tuple[Stage, ...] = (replace(PART[0], starts=1), *PART[1:])
+"""A part from where it was in the frame before."""
+
 PART_MARGIN = 1 / 6
 """Of those surroundings, a share of the object's extent: the range of starts."""
 
@@ -146,6 +150,11 @@ PIPELINES: dict[str, tuple[Stage | Search, ...]] = {"auto": AUTO, "global": GLOB
 # Of learned similarities whose notes do not say, mm.
 PIXEL_MM = 3.5
 PATIENCE = 15  # steps after which they halve, as published
+
+
+def is_part(stages: Any) -> bool:
+    """Whether these are the stages of a part, for which only its surroundings are looked at."""
+    return stages is PART or stages is FOLLOW_PART
 
 
 def resolve_stages(stages: Any) -> tuple[Stage | Search, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from drrkit import CArm, perturb, register, render, view_ap
-from drrkit.geometry import project_points, volume_center
+from drrkit.geometry import Camera, project_points, volume_center
 from drrkit.registration import AUTO, Bodies, Registrar
 from drrkit.registration.presets import PART
 from drrkit.registration.problem.part import around
@@ -31,14 +31,17 @@ def truth() -> Tensor:
     return perturb(view_ap(implant(), 800.0), turn, CENTER)
 
 
-def scene(metal: float) -> Tensor:
-    """An X-ray of the object, soft tissue of other thickness and two neighbours: line integrals."""
+def scene(metal: float, pose: Tensor | None = None, camera: Camera = CAMERA) -> Tensor:
+    """An X-ray of the object, soft tissue of other thickness and two neighbours: line integrals.
+
+    pose: of the object alone; default `truth()`.
+    """
     volume = implant(metal).to(torch.float32)
-    line = render(volume, CAMERA, truth(), supersample=3)
+    line = render(volume, camera, truth() if pose is None else pose, supersample=3)
     for shift, turn in (((30.0, 12.0, 10.0), 0.7), ((-34.0, -20.0, -25.0), -0.4)):
         xi = torch.tensor([turn, 0.2, -turn, *shift], dtype=torch.float64)
-        line = line + render(bone(), CAMERA, perturb(truth(), xi, CENTER), supersample=3)
-    rows, cols = (torch.linspace(-1, 1, n) for n in CAMERA.size)
+        line = line + render(bone(), camera, perturb(truth(), xi, CENTER), supersample=3)
+    rows, cols = (torch.linspace(-1, 1, n) for n in camera.size)
     return line + 2.0 + 0.8 * rows[:, None] - 0.6 * cols * rows[:, None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from functools import lru_cache
 
 import pytest
@@ -13,7 +14,16 @@ from torch import Tensor
 import drrkit
 from drrkit import CArm, Stage, losses, perturb, simulate_xray
 from drrkit.geometry import volume_center
-from drrkit.registration import Bodies, Levenberg, PosePrior, register_sequence, rig_of
+from drrkit.registration import (
+    Bodies,
+    Levenberg,
+    PosePrior,
+    register_sequence,
+    rig_of,
+    smooth_poses,
+)
+from tests.registration.test_formation import implant
+from tests.registration.test_part import scene, truth
 from tests.support.registered_torso import attenuation, box_mtre, phantom
 
 CAMERA = CArm(1020.0, (64, 64), 4.352)
@@ -99,6 +109,94 @@ def test_a_frame_without_a_patient_stays_lost_and_does_not_guide_the_next():
     assert result.lost == [False, False, True, False]
     found = errors(result.world_to_camera, breathing(4))
     assert max(found[i] for i in (0, 1, 3)) < 1.0
+
+
+def test_a_wrong_first_frame_is_lost_and_the_next_is_a_first_one():
+    """It agrees better than no patient would, but not well enough to be what others are measured
+    by."""
+    xrays = movie()[:3].clone()
+    far = torch.tensor([0.0, 0.4, 0.0, 40.0, -30.0, 40.0], dtype=torch.float64)
+    xrays[0] = simulate_xray(phantom(), CAMERA, perturb(frontal(), far, volume_center(phantom())))
+    result = register_sequence(attenuation(), CAMERA, xrays, frontal(), first=FOLLOWING, recover=())
+    assert result.lost == [True, False, False] and result.frames[0].agreement > 0.1
+    assert max(errors(result.world_to_camera, breathing(3))[1:]) < 1.0
+
+
+# ---- parts of a scene: one bone or implant among others that stay where they are
+
+SMALL = CArm(1000.0, (110, 120), 2.0)
+
+
+def moving_part(*motions: tuple[float, ...]) -> Tensor:
+    """Poses [T, 4, 4]: from beside its neighbours by xi."""
+    xi = torch.tensor([(0.0, 0.0, 0.0, -13.0, 0.0, 0.0), *motions], dtype=torch.float64)
+    xi[1:, 3] -= 13.0
+    return perturb(truth().expand(len(xi), 4, 4), xi, volume_center(implant()))
+
+
+def follow_part(poses: Tensor, metal: float = 0.05, gone: int | None = None, **options):
+    """The sequence of a part, from a start 4 degrees off; in the frame `gone` it is not there."""
+    volume, center = implant(metal).to(torch.float32), volume_center(implant())
+    xrays = torch.cat([scene(metal, pose[None], SMALL) for pose in poses]).float()
+    if gone is not None:
+        xrays[gone] -= drrkit.render(volume, SMALL, poses[gone], supersample=3)[0]
+    off = torch.tensor([0.05, -0.05, 0.04, 2.0, -2.0, 5.0], dtype=torch.float64)
+    start = perturb(poses[:1], off, center)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one view: no depth
+        return register_sequence(volume, SMALL, xrays, start, **options)
+
+
+def part_errors(found: Tensor, truth: Tensor) -> list[float]:
+    """How far the middle and points 20 mm about it are off across the beam, mm."""
+    points = volume_center(implant()) + 20.0 * torch.cat((torch.zeros(1, 3), torch.eye(3))).double()
+    seen = [pose[:, :2, :3] @ points.mT + pose[:, :2, 3:] for pose in (found, truth)]
+    return (seen[0] - seen[1]).norm(dim=1).amax(1).tolist()
+
+
+@pytest.mark.parametrize(("metal", "first"), [(0.05, "part"), (0.6, "auto")])
+def test_parts_are_followed_as_parts(metal: float, first: str):
+    """Frames that are alike agree alike: what is beside the part counts in none of them."""
+    poses = moving_part((0.0,) * 6, (0.05, 0.1, -0.05, -4.0, 3.0, 4.0))
+    result = follow_part(poses, metal, first=first)
+    assert result.attempts == [2, 1, 1] and not any(result.lost)
+    assert max(part_errors(result.world_to_camera, poses)) < 1.0
+    used = {record.similarity for frame in result.frames for record in frame.history}
+    assert used == {"gradient_ncc"}
+    assert result.frames[1].agreement == pytest.approx(result.frames[0].agreement, rel=0.01)
+
+
+def test_a_part_that_jumped_is_found_by_its_own_search():
+    poses = moving_part((-0.25, 0.3, 0.25, 6.0, -6.0, 0.0), (-0.25, 0.3, 0.25, 6.0, -6.0, 0.0))
+    result = follow_part(poses, first="part")
+    assert result.attempts[1] == 2 and not any(result.lost)
+    assert max(part_errors(result.world_to_camera, poses)) < 1.0
+    left = follow_part(poses, first="part", recover=())
+    assert left.lost[1] and left.attempts[1] == 1
+
+
+def test_a_first_frame_without_the_part_is_judged_on_its_own():
+    """Two searches of it do not end at one pose, so that no frame is measured by it."""
+    poses = moving_part((0.02, 0.1, -0.05, -4.0, 1.0, 5.0))
+    result = follow_part(poses, first="part", gone=0)
+    assert result.lost == [True, False] and result.attempts == [2, 2]
+    assert part_errors(result.world_to_camera, poses)[1] < 0.5
+
+
+def test_smoothed_poses_keep_constant_velocity_and_fill_gaps():
+    center, start = volume_center(phantom()), frontal()
+    steps = torch.arange(9, dtype=torch.float64)[:, None]
+    steady = perturb(start, steps * torch.tensor([0.02, 0.05, -0.03, 2.0, 4.0, 1.0]), center)
+    torch.testing.assert_close(smooth_poses(steady, center, 1.5), steady, atol=0.02, rtol=0.0)
+    noise = torch.randn(9, 6, generator=torch.manual_seed(0), dtype=torch.float64)
+    shaken = perturb(steady, noise * torch.tensor([0.02] * 3 + [1.0] * 3), center)
+    shaken[4] = start
+    known = torch.arange(9) != 4
+    found = smooth_poses(shaken, center, 3.0, known)
+    before, after = (box_mtre(one, steady, center) for one in (shaken, found))
+    assert float(after[known].mean()) < 0.7 * float(before[known].mean()) and after[4] < 2.0
+    with pytest.raises(ValueError, match="frames: expected a positive number"):
+        smooth_poses(steady, center, 0.0)
 
 
 def test_two_cameras_and_a_prior_about_the_last_frame():
