@@ -16,16 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drrkit.volume.dicom_file import (
-    INDEX_STORAGE,
-    PIXEL_KINDS,
-    DicomFile,
-    StoredPixels,
-    is_dicom,
-    is_tissue,
-    named,
-    stored_pixels,
-)
+from drrkit.volume.dicom_file import INDEX_STORAGE, PIXEL_KINDS, DicomFile, is_dicom, named
+from drrkit.volume.dicom_pixels import StoredPixels, is_tissue, stored_pixels
 from drrkit.volume.rasters import MOST_BYTES, Raster, axes_letters
 
 CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"

@@ -15,6 +15,8 @@ import numpy as np
 
 MOST_BYTES = 1 << 38
 """More than any image: a header that promises more is damaged."""
+MOST_PIXELS = 1 << 28
+"""More than any picture or slice."""
 GZIP_RATIO = 1040
 """Bytes that a byte of gzip or zlib can become, at most."""
 SHEAR = 4e-3

@@ -264,6 +264,24 @@ def test_a_pitch_of_one_that_nobody_measured_is_said(tmp_path: Path) -> None:
     assert said(tmp_path / "y.mha") == "" and read_xray(tmp_path / "y.mha").pixel_spacing == (3, 2)
 
 
+def test_pitches_in_other_units_are_converted(tmp_path: Path) -> None:
+    import nibabel
+    import nrrd
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(PIXELS)
+    image.SetSpacing((0.03, 0.04))
+    sitk.WriteImage(image, str(tmp_path / "x.mha"))
+    whole = (tmp_path / "x.mha").read_bytes()
+    (tmp_path / "x.mha").write_bytes(whole.replace(b"NDims", b"DistanceUnits = cm\nNDims", 1))
+    nrrd.write(str(tmp_path / "x.nrrd"), PIXELS.T, {"spacings": [3e2, 4e2], "units": ["um", "um"]})
+    metres = nibabel.Nifti1Image(PIXELS.T, np.diag((3e-4, 4e-4, 1e-3, 1)))
+    metres.header.set_xyzt_units("meter")
+    nibabel.save(metres, tmp_path / "x.nii")
+    for suffix in ("mha", "nrrd", "nii"):
+        assert read_xray(tmp_path / f"x.{suffix}").pixel_spacing == pytest.approx((0.4, 0.3))
+
+
 def test_a_foot_of_the_source_far_from_the_image_is_said(tmp_path: Path) -> None:
     file = write_dicom(tmp_path / "x.dcm", PIXELS, **carm_tags())
     assert "column 1555, row 11.5, far from the image" in said(file, principal_point=(1555, 11.5))
@@ -438,32 +456,47 @@ def test_rt_images_of_turned_couches_have_no_start_and_say_so(tmp_path: Path, ta
 # ---- pictures
 
 
-def tiff(path: Path, pixels: np.ndarray, order: str = "<", deflate: bool = False, **tags: int):
-    """A TIFF of one strip, with its samples and tags as they are."""
+def tiff(
+    path: Path,
+    pixels: np.ndarray,
+    order: str = "<",
+    deflate: bool = False,
+    big: bool = False,
+    **tags: int,
+) -> Path:
+    """A TIFF or BigTIFF of one strip, with its samples and tags as they are."""
     kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
     data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
     data = zlib.compress(data) if deflate else data
+    start, word, count = (16, "Q", "Q") if big else (8, "I", "H")
     fields = {256: pixels.shape[1], 257: pixels.shape[0], 258: 8 * pixels.itemsize}
-    fields |= {259: 8 if deflate else 1, 262: 1, 273: 8, 277: 1, 278: pixels.shape[0]}
+    fields |= {259: 8 if deflate else 1, 262: 1, 273: start, 277: 1, 278: pixels.shape[0]}
     fields |= {279: len(data), 339: kind} | {int(name[1:]): v for name, v in tags.items()}
     data += b"\0" * (len(data) % 2)
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(data))
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "H", 43 if big else 42)
+    head += struct.pack(order + "HH", 8, 0) if big else b""
+    head += struct.pack(order + word, start + len(data))
     entries = b"".join(
-        struct.pack(order + "HHII", tag, 4, 1, value)
-        if tag in (273, 279)
-        else struct.pack(order + "HHIHH", tag, 3, 1, value, 0)
+        struct.pack(f"{order}HH{word}", tag, 4 if tag in (273, 279) else 3, 1)
+        + struct.pack(order + ("I" if tag in (273, 279) else "H"), value).ljust(
+            struct.calcsize("<" + word), b"\0"
+        )
         for tag, value in sorted(fields.items())
     )
-    path.write_bytes(head + data + struct.pack(order + "H", len(fields)) + entries + bytes(4))
+    path.write_bytes(head + data + struct.pack(order + count, len(fields)) + entries + bytes(8))
     return path
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("deflate", [False, True])
-@pytest.mark.parametrize("dtype", [np.float64, np.int64, np.uint64])
-def test_tiffs_of_64_bits_are_read(tmp_path: Path, dtype: type, deflate: bool, order: str) -> None:
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32, np.float64, np.int64, np.uint64])
+def test_tiffs_of_64_bits_are_read(
+    tmp_path: Path, dtype: type, big: bool, deflate: bool, order: str
+) -> None:
+    """64 bits per sample, or per address as in a BigTIFF, or both."""
     values = PIXELS.astype(dtype)
-    file = tiff(tmp_path / "x.tif", values, order, deflate)
+    file = tiff(tmp_path / "x.tif", values, order, deflate, big)
     np.testing.assert_array_equal(read_xray(file).image[0, 0].numpy(), values)
 
 
@@ -490,10 +523,10 @@ def shown(pixels: np.ndarray, turn: int) -> np.ndarray:
 def test_orientation_tags_are_followed(tmp_path: Path, turn: int) -> None:
     import SimpleITK as sitk
 
-    file = tiff(tmp_path / "x.tif", PIXELS, t274=turn)
-    xray = read_xray(file)
-    np.testing.assert_array_equal(xray.image[0, 0].numpy(), shown(PIXELS, turn))
-    assert any("orientation tag" in text for text in xray.warnings) == (turn != 1)
+    for big in (False, True):
+        xray = read_xray(tiff(tmp_path / "x.tif", PIXELS, big=big, t274=turn))
+        np.testing.assert_array_equal(xray.image[0, 0].numpy(), shown(PIXELS, turn))
+        assert any("orientation tag" in text for text in xray.warnings) == (turn != 1)
     grey = (np.arange(48 * 64).reshape(48, 64) // 16).astype(np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(grey), str(tmp_path / "x.jpg"))
     plain = read_xray(tmp_path / "x.jpg").image[0, 0].numpy()
@@ -504,6 +537,12 @@ def test_orientation_tags_are_followed(tmp_path: Path, turn: int) -> None:
     (tmp_path / "y.jpg").write_bytes(whole[:2] + exif + whole[2:])
     seen = read_xray(tmp_path / "y.jpg").image[0, 0].numpy()
     np.testing.assert_array_equal(seen, shown(plain, turn))
+    sitk.WriteImage(sitk.GetImageFromArray(grey), str(tmp_path / "x.png"))
+    whole, crc = (tmp_path / "x.png").read_bytes(), zlib.crc32(b"eXIf" + directory)
+    exif = struct.pack(">I", len(directory)) + b"eXIf" + directory + struct.pack(">I", crc)
+    (tmp_path / "y.png").write_bytes(whole[:33] + exif + whole[33:])
+    seen = read_xray(tmp_path / "y.png").image[0, 0].numpy()
+    np.testing.assert_array_equal(seen, shown(grey, turn))
 
 
 def test_a_picture_is_what_it_contains_whatever_its_name(tmp_path: Path) -> None:
@@ -597,7 +636,19 @@ def test_sizes_are_checked_before_anything_is_decoded(tmp_path: Path) -> None:
             read_xray(write_dicom(tmp_path / "x.dcm", PIXELS, **tags))
     data = pydicom.dcmread(write_dicom(tmp_path / "rle.dcm", PIXELS))
     data.compress(RLELossless)
-    data.Rows = data.Columns = 65535
+    data.Rows = data.Columns = 9000
     data.save_as(tmp_path / "rle.dcm")
     with pytest.raises(ValueError, match="too few bytes"):
         read_xray(tmp_path / "rle.dcm")
+    colours = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+    colours |= {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelData": bytes(24 * 32 * 3)}
+    for size, message in ((48, "2304 of the 4608 bytes"), (65535, "more than can be meant")):
+        tags = {**colours, "Rows": size, "Columns": max(size, 64) - 32}
+        with pytest.raises(ValueError, match=message):
+            read_xray(write_dicom(tmp_path / "rgb.dcm", PIXELS, **tags))
+    with (tmp_path / "x.npy").open("wb") as array:
+        header = {"descr": "<f8", "fortran_order": False, "shape": (10**6, 10**6)}
+        np.lib.format.write_array_header_1_0(array, header)
+        array.write(bytes(800))
+    with pytest.raises(ValueError, match=r"x\.npy: not a NumPy array file, or a truncated one"):
+        read_xray(tmp_path / "x.npy")

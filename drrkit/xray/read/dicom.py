@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from drrkit.geometry import Camera, CArm
-from drrkit.volume import DicomFile, named, readable_errors, stored_pixels
+from drrkit.volume import DicomFile, check_size, named, readable_errors, stored_pixels
 from drrkit.xray.read.pictures import grey
 from drrkit.xray.read.xray import Kind, Xray, xray_image
 
@@ -157,8 +157,11 @@ def _check_modality(file: DicomFile, modality: str | None) -> None:
 
 def _pixels(file: DicomFile) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels [frames, rows, cols] with slope and intercept, and the padding of all frames."""
-    if file.count("SamplesPerPixel", 1) != 1:
-        file.count("Rows")
+    samples = file.count("SamplesPerPixel", 1)
+    if samples != 1:
+        shared = file.text("PhotometricInterpretation") == "YBR_FULL_422"  # colours of two pixels
+        width = (2 if shared else samples) * (file.count("BitsAllocated") // 8)
+        check_size(file, (file.frames, file.count("Rows"), file.count("Columns")), width)
         import SimpleITK as sitk
 
         with readable_errors(file.source, "read"):

@@ -147,7 +147,7 @@ def _chosen(xray: Xray, frames: int | slice | None, source: Path) -> Xray:
 
 def _read_npy(source: Path) -> Xray:
     try:
-        pixels = np.load(source, allow_pickle=False)
+        pixels = np.load(source, mmap_mode="r")  # allocates nothing by what the header says
     except OSError:
         raise
     except Exception as error:  # the header is Python, and so are its errors, of any kind

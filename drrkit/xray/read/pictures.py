@@ -16,13 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from drrkit.volume import coded_size, readable_errors
+from drrkit.volume import MOST_PIXELS, coded_size, readable_errors
 
 __all__ = ["PICTURE_SUFFIXES", "grey", "read_picture"]
 
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 """Formats whose spacing, if any, is a printer's resolution."""
-MOST_PIXELS = 1 << 28
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601."""
 STARTS = {
