@@ -104,6 +104,8 @@ FORMATS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 those without a camera comes the pose alone."""
 FILES = ("slicer", "mayacam", "mayacam1")
 """Formats with files of their own: .tfm, .txt and .csv."""
+CALIBRATIONS = ("opencv", "mayacam", "mayacam1")
+"""Formats in which people write a K that they have measured."""
 
 
 def _called(converter: Callable[..., Any], known: dict[str, Any]) -> Any:
@@ -175,8 +177,8 @@ def convert_command(
     camera, pose, flip = _read(view, source, known)
     if len(pose) != 1:
         raise ValueError(f"{view}: expected one view, got {len(pose)}")
-    pitch = [float(p) for p in camera.pixel_spacing]
-    for text in to.odd_lengths(float(camera.sdd), None, (pitch[0], pitch[1]), camera.size):
+    odd = [] if source is None else to.odd_camera(camera, matrix=source in CALIBRATIONS)
+    for text in [*odd, *(() if volume is None else to.odd_place(volume, camera, pose))]:
         warn(f"{view}: {text}")
     _write(output, target, {**known, "camera": camera, "world_to_camera": pose})
     if flip:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from drrkit import __version__
-from drrkit.conversions import check_rigid
+from drrkit.conversions import check_rigid, odd_camera
 from drrkit.files import whole_file
 from drrkit.geometry import Camera
 from drrkit.xray import read_xray
@@ -55,7 +55,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_pose(path: Path) -> PoseFile:
-    """Reads a pose file.
+    """Reads a pose file; what is odd about its camera is a warning.
 
     Raises:
         OSError, ValueError: as read_json; of a newer schema; its pose or camera mean nothing.
@@ -72,8 +72,11 @@ def read_pose(path: Path) -> PoseFile:
     pose = _matrix(path, "world_to_camera", content["world_to_camera"], 4)
     check_rigid(f"{path}: world_to_camera", pose)
     pose[3] = pose.new_tensor((0.0, 0.0, 0.0, 1.0))  # an inverted matrix has it but for rounding
-    camera = content.get("camera")
-    return PoseFile(pose, None if camera is None else _camera(path, camera))
+    camera = None if content.get("camera") is None else _camera(path, content["camera"])
+    if camera is not None:
+        for text in odd_camera(camera, matrix="schema" not in content):
+            warn(f"{path}: {text}")
+    return PoseFile(pose, camera)
 
 
 def write_pose(path: Path, world_to_camera: Tensor, camera: Camera, **more: Any) -> None:

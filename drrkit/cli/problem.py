@@ -24,6 +24,7 @@ from drrkit.cli.options import (
     option,
     part,
 )
+from drrkit.conversions import odd_place
 from drrkit.geometry import Camera
 from drrkit.registration import Landmarks
 from drrkit.volume import Volume
@@ -180,6 +181,9 @@ class ProblemOptions:
     ) -> Tensor:
         if self.landmarks is not None:
             return landmark_start(self.landmarks, camera).to(self.device)
+        if stored is not None:
+            for text in odd_place(volume, camera, stored.world_to_camera):
+                warn(f"{self.init}: {text}")
         known, position = stored and stored.world_to_camera, self.position
         if view == FROM_FILE:
             known = xray.file.start(volume, position.sod)[0]

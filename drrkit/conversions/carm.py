@@ -11,10 +11,13 @@ from torch import Tensor
 from drrkit.conversions.vectors import checked_view
 from drrkit.geometry import (
     Camera,
+    VolumeLike,
     assemble,
     batched,
+    batched_pose,
     check_floating,
     checked_positive,
+    project_points,
     so3_exp,
     so3_log,
     view_carm,
@@ -23,6 +26,8 @@ from drrkit.geometry import (
 
 SDD_MM, DETECTOR_MM = (300.0, 6000.0), (20.0, 2000.0)
 """Distances and detectors outside these are probably in another unit."""
+WIDEST_DEG = 45.0
+"""No C-arm sees more: a flat panel of 43 cm from 1 m is 24 degrees wide."""
 
 
 class DicomAngles(NamedTuple):
@@ -134,6 +139,68 @@ def odd_lengths(
                 f"{spacing[0]:g}, {spacing[1]:g} mm: is it in another unit?"
             )
     return told
+
+
+def odd_camera(camera: Camera, sod: float | None = None, matrix: bool = False) -> list[str]:
+    """What is odd about one camera, in words: `odd_lengths`, and a K that cannot be of its image.
+
+    sod     source-to-isocentre distance in mm, where known
+    matrix  whether K stands in a file as it is: then it may be in mm, or of images of another size
+    """
+    rows, cols = camera.size
+    sdd, (row, col) = float(camera.sdd), map(float, camera.pixel_spacing)
+    cx, cy = camera.K.detach()[:2, 2].tolist()
+    told = odd_lengths(sdd, sod, (row, col), camera.size)
+    across, down = (cx + 0.5) / cols, (cy + 0.5) / rows
+    if min(across, down) < -2 or max(across, down) > 3:
+        told.append(
+            f"the foot of the source lies at column {cx:.6g}, row {cy:.6g}, far from the image of "
+            f"{rows} x {cols} pixels: is it that of another image?"
+        )
+    elif matrix and abs(across - down) < 0.03 and not 1 / 3 < across < 2 / 3:
+        told.append(
+            f"the foot of the source lies at {across:.0%} of the image's width and {down:.0%} of "
+            f"its height: is K in pixels, and of images of {rows} x {cols}?"
+        )
+    wide = 2 * math.degrees(math.atan(max(rows * row, cols * col) / 2 / sdd))
+    if matrix and max(abs(row - 1), abs(col - 1)) < 1e-6:
+        told.append(f"K's focal length is {sdd:g}, the detector's distance in mm: is it in pixels?")
+    elif matrix and camera.beam == "cone" and wide > WIDEST_DEG:
+        told.append(f"the image is {wide:.0f} degrees wide by K's focal length: is it in pixels?")
+    return told
+
+
+def odd_place(volume: VolumeLike, camera: Camera, world_to_camera: Tensor) -> list[str]:
+    """Why one camera cannot see a volume from [4, 4] or one of [B, 4, 4], in words.
+
+    It can where the volume's centre lies between source and detector and the sphere around its
+    grid meets the field of view.
+    """
+    pose, center = batched_pose(world_to_camera.detach().double().cpu()), volume_center(volume)
+    depth = pose[:, 2, :3] @ center.cpu() + pose[:, 2, 3]
+    sdd = float(camera.sdd)
+    if camera.beam == "parallel":
+        depth = torch.full_like(depth, sdd)
+    elif not bool(((depth > 0) & (depth < sdd)).all()):
+        away = float(depth[(depth <= 0) | (depth >= sdd)][0])
+        where = "in front of it, behind the detector" if away > 0 else "behind it"
+        return [
+            f"the volume's centre lies {abs(away):.4g} mm from the source, {where}: is the pose of "
+            "another volume, in another unit, camera_to_world, or of a camera that looks along -z?"
+        ]
+    seen = project_points(camera.to("cpu"), pose, center.cpu()[None])[:, 0]
+    last = torch.tensor(camera.size, dtype=torch.float64) - 0.5
+    beyond = torch.maximum(-0.5 - seen, seen - last).clamp_min(0.0)
+    beyond = (beyond * torch.tensor(camera.pixel_spacing)).norm(dim=1) * depth / sdd
+    sides = zip(volume.values.shape[:-4:-1], volume.spacing, strict=True)
+    outside = beyond > math.hypot(*(n * float(step) for n, step in sides)) / 2
+    if not bool(outside.any()):
+        return []
+    row, col = seen[outside][0].tolist()
+    return [
+        f"the volume is not in the picture: its centre would be seen at row {row:.4g}, column "
+        f"{col:.4g} of {camera.size[0]} x {camera.size[1]} pixels"
+    ]
 
 
 _PROST_AXES = ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0))

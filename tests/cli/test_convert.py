@@ -119,6 +119,25 @@ def test_lengths_of_another_unit_are_said(place: Path) -> None:
     assert code == 0 and "distance is 1.02 mm: is it in another unit (in m: 1020 mm)?" in text
 
 
+def test_views_that_cannot_be_meant_are_said(place: Path) -> None:
+    """K in mm; a camera that looks along -z, as its pose has it in other programs."""
+    convert(place / "pose.json", "--to", "opencv", "-o", place / "cv.json")
+    view = json.loads((place / "cv.json").read_text())
+    K, R, t = (view[name][0] for name in "KRt")
+    back = ("--from", "opencv", "--size", "20x24", "--sdd", 1020, "--ct", place / "ct.nii.gz")
+    flipped = [R[0], [-x for x in R[1]], [-x for x in R[2]]], [t[0], -t[1], -t[2]]
+    for content, message in (
+        ({"K": K, "R": R, "t": t}, None),
+        ({"K": [[1020, 0, 11.5], [0, 1020, 9.5], [0, 0, 1]], "R": R, "t": t}, "is it in pixels?"),
+        ({"K": K, "R": flipped[0], "t": flipped[1]}, "from the source, behind it: is the pose of"),
+    ):
+        (place / "k.json").write_text(json.dumps(content))
+        code, text = convert(place / "k.json", *back, "-o", place / "back.json")
+        lines = [line for line in text.splitlines() if line.startswith("Warning: ")]
+        assert code == 0 and len(lines) == (0 if message is None else 1)
+        assert message is None or message in lines[0]
+
+
 @pytest.mark.parametrize(
     "row, read", [((0.0, -2e-19, 3e-18, 1 - 1e-16), True), ((0, 0, 1e-3, 1), False)]
 )

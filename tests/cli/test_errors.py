@@ -312,6 +312,34 @@ def test_what_a_file_leaves_open_is_one_line_said_once(tmp_path: Path, ct: drrki
 
 
 @pytest.mark.io
+def test_a_start_that_does_not_show_the_ct_is_said(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pose file of a camera that looks along -z, its K in mm; nothing is said of a right one."""
+    stored = json.loads((data / "start.json").read_text())
+    pose = np.array(stored["world_to_camera"])
+    stored["world_to_camera"] = (np.diag((1.0, -1.0, -1.0, 1.0)) @ pose).tolist()
+    stored["camera"]["K"] = [[1020, 0, 31.5], [0, 1020, 23.5], [0, 0, 1]]
+    del stored["schema"]
+    (tmp_path / "back.json").write_text(json.dumps(stored))
+
+    def stop(*_: object, **__: object) -> None:
+        raise ValueError("far enough")
+
+    monkeypatch.setattr("drrkit.cli.register.register", stop)
+    for pose_file, count in ((tmp_path / "back.json", 2), (data / "start.json", 0)):
+        files = ("register", data / "ct.nii.gz", data / "xray.npy", "--init", pose_file)
+        result = run(*files, "-q", "-o", tmp_path / "r.json")
+        lines = [line for line in result.output.splitlines() if line.startswith("Warning")]
+        assert "far enough" in result.output and len(lines) == count, result.output
+    result = run(
+        "render", data / "ct.nii.gz", "--pose", tmp_path / "back.json", "-o", tmp_path / "a.npy"
+    )
+    assert "back.json: K's focal length is 1020" in result.output
+    assert "no ray meets the CT" in result.output
+
+
+@pytest.mark.io
 @pytest.mark.parametrize(
     "dark, options, polarity_is_wrong",
     [

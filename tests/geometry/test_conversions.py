@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -622,6 +623,61 @@ def test_rtk_distances_of_different_signs_are_refused(tmp_path: Path) -> None:
         (tmp_path / "g.xml").write_text(rtk_page(f"<Projection>{body}</Projection>"))
         with pytest.raises(ValueError, match="both of one sign"):
             conversions.read_rtk_geometry(tmp_path / "g.xml")
+
+
+IN_MM, BINNED = ((1020.0, 150.0, 151.0), (1700.0, 255.5, 255.0))
+"""Focal length and principal point of a camera of 1024 pixels of 0.3 mm, in mm; of half of them."""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "size", "message"),
+    [
+        ((3400.0, 511.5, 511.5), 1024, None),
+        ((3400.0, 300.0, 511.5), 1024, None),  # a field of view to one side
+        (IN_MM, 1024, r"at 15% of the image's width and 15% of its height: is K in pixels"),
+        ((1020.0, 511.5, 511.5), 1024, r"focal length is 1020, the detector's distance in mm"),
+        ((980.0, 511.5, 511.5), 1024, "image is 55 degrees wide by K's focal length"),
+        (BINNED, 1024, r"at 25% of .* and of images of 1024 x 1024\?"),
+        ((3400.0, 511.5, 511.5), 512, "at 100% of the image's width and 100% of its height"),
+        ((3400.0, 3e4, 511.5), 1024, "column 30000, row 511.5, far from the image"),
+        ((340.0, 51.15, 51.15), 1024, "image is 3072 x 3072 mm large"),
+    ],
+)
+def test_matrices_of_another_unit_or_image_are_said(
+    numbers: tuple[float, float, float], size: int, message: str | None
+) -> None:
+    focal, cx, cy = numbers
+    K = torch.tensor([[focal, 0, cx], [0, focal, cy], [0, 0, 1]], dtype=torch.float64)
+    camera = drrkit.Camera(K, (size, size), 1020.0)
+    told = conversions.odd_camera(camera, 800.0, matrix=True)
+    assert not told if message is None else re.search(message, "; ".join(told))
+    if "is K in pixels" in str(message):
+        assert not conversions.odd_camera(camera, 800.0)  # made from a pitch, not written as K
+
+
+def test_poses_that_do_not_show_the_volume_are_said() -> None:
+    """The volume behind the source, beyond the detector, or beside the field: of 500 mm in size."""
+    volume = drrkit.Volume(torch.zeros(10, 10, 10), (30.0, 30.0, 25.0), (500.0, -800.0, -1400.0))
+    camera, pose = drrkit.CArm(1020.0, (100, 120), 3.0), drrkit.view_carm(volume, 800.0, 0.3, 0.1)
+
+    def said(change: torch.Tensor, seen_by: drrkit.Camera = camera) -> str:
+        return "; ".join(conversions.odd_place(volume, seen_by, change))
+
+    def moved(*shift: float) -> torch.Tensor:
+        result = pose.clone()
+        result[:, :3, 3] += torch.tensor(shift, dtype=torch.float64)
+        return result
+
+    assert said(pose) == said(pose[0]) == said(moved(300.0, 0, 0)) == ""
+    looking_back = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)) @ pose
+    assert "centre lies 800 mm from the source, behind it: is the pose" in said(looking_back)
+    parallel = drrkit.CArm(1020.0, (100, 120), 3.0, beam="parallel")
+    assert said(looking_back, parallel) == ""
+    assert "1100 mm from the source, in front of it, behind the detector" in said(moved(0, 0, 300))
+    # 900 mm at the patient are 382.5 pixels from the middle, of which 60 are of the image.
+    assert "row 49.5, column 442 of 100 x 120" in said(moved(900.0, 0, 0))
+    assert said(torch.cat((pose, moved(900.0, 0, 0)))) == said(moved(900.0, 0, 0))
+    assert said(torch.linalg.inv(pose)) != ""
 
 
 # ---- landmarks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import drrkit
 from drrkit import CArm, perturb, project_points, register, simulate_xray
+from drrkit.files import FileWarning
 from drrkit.geometry import volume_center
 from drrkit.registration import Landmarks
 from tests.support.commands import run, small_camera, small_ct, succeed, write_data
@@ -114,6 +116,21 @@ def test_csv_and_json_files_say_the_same(tmp_path: Path):
         assert found.points.tolist() == [[1, 2, 3], [-1, -2, -3]]
         assert found.pixels.tolist() == [[4.5, 5], [6, 70]]
         assert found.tolerance_px == 3.0
+
+
+def test_names_and_landmarks_that_are_there_twice_are_said(tmp_path: Path):
+    file, table = tmp_path / "a.csv", "name,x,y,z,row,col\na,1,2,3,4,5\nb,1,2,4,5,6\n"
+    file.write_text(f"{table},7,7,7,8,9\n,8,8,8,9,9\na,9,9,9,,\n")  # no names; one that is not seen
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(Landmarks.read(file).points) == 4
+    file.write_text(f"{table}c,1,2,3,4,5\n")
+    with pytest.warns(FileWarning, match=r"a\.csv: landmark 3 is there twice: one is used"):
+        assert Landmarks.read(file).points.tolist() == [[1, 2, 3], [1, 2, 4]]
+    file.write_text(f"{table}a,7,7,7,8,9\na,1,1,1,2,2\n")
+    with pytest.warns(FileWarning, match="the name 'a' stands for several landmarks") as told:
+        assert len(Landmarks.read(file).points) == 4
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize(

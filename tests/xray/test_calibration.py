@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from drrkit import conversions
 from drrkit.xray import read_xray
 from drrkit.xray.read.calibration import read_calibration
 from drrkit.xray.read.distortion import distorted_pixels, undistorted
+from tests.support.xray_files import carm_tags, write_dicom
 
 SIZE = (24, 32)
 
@@ -143,6 +145,74 @@ def test_broken_files_are_told(tmp_path: Path, name: str, content: str, message:
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         read_calibration(tmp_path / name, SIZE, 1020.0)
+
+
+# ---- what cannot be meant
+
+
+def calibration(path: Path, **changes: object) -> Path:
+    """K, R and t of the camera as JSON."""
+    K, R, t = (part[0].tolist() for part in conversions.to_opencv(camera(), pose()))
+    path.write_text(json.dumps({"K": K, "R": R, "t": t, "sdd": 1020.0, **changes}))
+    return path
+
+
+def test_calibrations_that_do_not_fit_the_image_are_said(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random(SIZE, np.float32))
+    in_mm = [[1020.0, 0, 14.0], [0, 1020.0, 11.0], [0, 0, 1]]
+    binned = [[227.0, 0, 7.0], [0, 204.0, 5.5], [0, 0, 1]]
+    for changes, message in (
+        ({}, None),
+        ({"K": in_mm}, "K's focal length is 1020, the detector's distance in mm: is it in pixels"),
+        ({"K": binned}, "at 23% of the image's width and 25% of its height: is K in pixels, and o"),
+    ):
+        file = calibration(tmp_path / "k.json", **changes)
+        told = read_xray(tmp_path / "x.npy", calibration=file).warnings
+        assert told == () if message is None else len(told) == 1 and message in told[0]
+
+
+def test_a_calibration_and_the_pitch_of_the_header_are_compared(tmp_path: Path) -> None:
+    """The calibration is used; 2 % are how well a distance is known."""
+    pixels, file = np.arange(24 * 32).reshape(SIZE), calibration(tmp_path / "k.json")
+    for pitch, said in ((["2.5", "2.25"], False), (["2.45", "2.2"], False), (["1.25", "2"], True)):
+        tags = carm_tags(ImagerPixelSpacing=pitch, DistanceSourceToPatient=None)
+        xray = read_xray(write_dicom(tmp_path / "x.dcm", pixels, **tags), calibration=file)
+        torch.testing.assert_close(xray.camera.K, camera().K)
+        assert xray.pixel_spacing == pytest.approx((2.5, 2.25))
+        told = "; ".join(xray.warnings)
+        assert ("says pixels of 1.25 x 2 mm, the calibration those of 2.5 x 2.25" in told) == said
+        assert "the image has been mirrored, and the calibration is taken for that of" in told
+        assert "give" not in told and "sdd=" not in told
+    stored = read_xray(tmp_path / "x.dcm", calibration=file, orient=False)
+    assert "mirrored" not in "; ".join(stored.warnings)
+
+
+def test_a_calibrated_pose_that_does_not_show_the_volume_is_said(tmp_path: Path) -> None:
+    ct = drrkit.phantoms.torso(spacing=20.0)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random(SIZE, np.float32))
+    back = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
+    turn, shift = (back @ pose()[:3, :3]).tolist(), (back @ pose()[:3, 3]).tolist()
+    file = calibration(tmp_path / "k.json", R=turn, t=shift)
+    xray = read_xray(tmp_path / "x.npy", calibration=file)
+    with pytest.warns(drrkit.volume.FileWarning, match="from the source, behind it: is the pose"):
+        xray.start(ct)
+    right = read_xray(tmp_path / "x.npy", calibration=calibration(file))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(right.start(ct)[0], pose(), rtol=0, atol=1e-9)
+
+
+def test_a_pose_file_keeps_its_beam_and_where_its_numbers_come_from(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros(SIZE, np.float32))
+    entry = {"K": camera().K.tolist(), "size": list(SIZE), "sdd": 1020.0, "beam": "parallel"}
+    content = {"world_to_camera": pose().tolist(), "camera": {**entry, "origin": "header"}}
+    (tmp_path / "pose.json").write_text(json.dumps(content))
+    found = read_xray(tmp_path / "x.npy", calibration=tmp_path / "pose.json").camera
+    assert (found.beam, found.origin) == ("parallel", "header")
+    content["camera"]["beam"] = "fan"
+    (tmp_path / "pose.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"pose\.json: beam: expected one of"):
+        read_xray(tmp_path / "x.npy", calibration=tmp_path / "pose.json")
 
 
 # ---- MayaCam 1.0

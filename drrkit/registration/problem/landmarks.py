@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from drrkit.conversions import read_landmark_rows
+from drrkit.files import FileWarning
 from drrkit.geometry import Camera, check_floating, project_points, solve_pnp
 
 __all__ = ["LandmarkPose", "Landmarks"]
@@ -79,7 +81,8 @@ class Landmarks:
         Columns are parted by commas, semicolons or tabs; JSON is a list of objects with these keys.
         Further columns and keys, such as names, are ignored; a row whose pixel is empty (or null)
         is a landmark that is not visible. 3D Slicer's .fcsv and .mrk.json have no pixels: write
-        them as "row, col" into the descriptions of the points.
+        them as "row, col" into the descriptions of the points. A landmark that is there twice is
+        used once, with a FileWarning; so is a name that stands for several.
 
         Raises:
             OSError: the file cannot be read.
@@ -88,7 +91,7 @@ class Landmarks:
         """
         path = Path(path)
         rows = read_landmark_rows(path)
-        numbers = []
+        numbers, names, odd = [], set(), []
         for number, row in enumerate(rows, 1):
             missing = [name for name in COLUMNS if name not in row]
             if missing:
@@ -106,7 +109,16 @@ class Landmarks:
                 landmark = [math.nan]
             if not all(map(math.isfinite, landmark)):
                 raise ValueError(f"{path}: expected numbers in landmark {number}, got {words}")
+            if landmark in numbers:
+                odd.append(f"landmark {number} is there twice: one is used")
+                continue
+            name = str(row.get("name") or row.get("label") or "").strip()
+            if name and name in names:
+                odd.append(f"the name {name!r} stands for several landmarks: all of them are used")
+            names.add(name)
             numbers.append(landmark)
+        for text in dict.fromkeys(odd):
+            warnings.warn(f"{path}: {text}", FileWarning, stacklevel=2)
         if not numbers:
             raise ValueError(f"{path}: expected landmarks with their pixels, got none")
         table = torch.tensor(numbers, dtype=torch.float64).reshape(-1, 5)

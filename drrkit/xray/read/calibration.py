@@ -109,8 +109,10 @@ def _from_pose_file(
     shape = camera.get("size", size)
     if not isinstance(shape, (list, tuple)) or len(shape) != 2:
         raise ValueError(f"{source}: size: expected [rows, cols], got {shape!r}")
+    known = {name: camera[name] for name in ("beam", "origin") if name in camera}
     with _named(source):
-        return CameraView(Camera(matrix, tuple(shape), _known(source, distance)), pose[None])
+        found = Camera(matrix, tuple(shape), _known(source, distance), **known)
+        return CameraView(found, pose[None])
 
 
 @contextmanager

@@ -102,7 +102,10 @@ def _camera(
     rt = file.text("Modality") == "RTIMAGE"
     what = "RTImageSID" if rt else "DistanceSourceToDetector"
     sdd = given["sdd"] if "sdd" in given else file.positive(what)
-    spacing = given["pixel_spacing"] if "pixel_spacing" in given else _pixel_spacing(file, rt)
+    if "pixel_spacing" not in given:
+        spacing = _pixel_spacing(file, rt)
+    else:  # of a calibrated image the file's is compared with the calibration's
+        spacing = given["pixel_spacing"] or _pair(file, _pitch_keyword(rt))
     principal_point = None
     if "principal_point" not in given and spacing is not None:
         principal_point = (_rt_principal_point if rt else _principal_point)(file, size, spacing)
@@ -234,9 +237,13 @@ def _pair(file: DicomFile, keyword: str) -> tuple[float, float] | None:
     return found[0], found[1]
 
 
+def _pitch_keyword(rt: bool) -> str:
+    return "ImagePlanePixelSpacing" if rt else "ImagerPixelSpacing"
+
+
 def _pixel_spacing(file: DicomFile, rt: bool) -> tuple[float, float] | None:
     """(row, col) mm at the detector; of an RT image, at its SID."""
-    keyword = "ImagePlanePixelSpacing" if rt else "ImagerPixelSpacing"
+    keyword = _pitch_keyword(rt)
     spacing = _pair(file, keyword)
     if rt and spacing is None:
         file.note(f"{named(keyword)} is not known: give pixel_spacing=")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from drrkit.conversions import CameraView, odd_lengths
+from drrkit.conversions import CameraView, odd_camera, odd_lengths
 from drrkit.files import existing_file
 from drrkit.geometry import CArm, checked_positive
 from drrkit.volume import READ_SUFFIXES, is_dicom, read_image
@@ -80,39 +80,45 @@ def read_xray(
         placed = sdd is not None and spacing is not None
         camera = CArm(sdd, size, spacing, principal_point) if placed else None
         found = replace(found, camera=camera, pixel_spacing=spacing)
-    sdd = sdd if found.camera is None else float(found.camera.sdd)
-    odd = odd_lengths(sdd, found.sod, found.pixel_spacing, size)
-    if found.camera is not None:
-        foot = found.camera.K[:2, 2].tolist()
-        if any(not -2 * n <= x <= 3 * n for x, n in zip(foot, (cols, rows), strict=True)):
-            odd.append(
-                f"the foot of the source lies at column {foot[0]:.6g}, row {foot[1]:.6g}, far from "
-                f"the image of {rows} x {cols} pixels: is it that of another image?"
-            )
+    if found.camera is None:
+        odd = odd_lengths(sdd, found.sod, found.pixel_spacing, size)
+    else:
+        odd = odd_camera(found.camera, found.sod, found.camera.origin == "calibration")
     return replace(found, warnings=(*found.warnings, *odd))
 
 
 def _calibrated(xray: Xray, view: CameraView, distortion: Tensor | None) -> Xray:
     """The X-ray with a calibrated camera; a distorted image is straightened."""
     changes: dict[str, Any] = {}
+    own, pitch = xray.pixel_spacing, view.camera.pixel_spacing
+    told = []
+    if own not in (None, (1.0, 1.0)) and any(
+        abs(a / b - 1) > 0.05 for a, b in zip(own, pitch, strict=True)
+    ):
+        told.append(
+            f"the file says pixels of {own[0]:.4g} x {own[1]:.4g} mm, the calibration those of "
+            f"{pitch[0]:.4g} x {pitch[1]:.4g} mm at an sdd of {view.camera.sdd:g} mm, which are "
+            "used: is one of them of another image?"
+        )
+    if view.camera.origin == "calibration" and xray.facts.get("image", "").startswith("mirrored"):
+        told.append(
+            "the image has been mirrored, and the calibration is taken for that of the mirrored "
+            "one: orient=False is for a calibration of the image as it is stored"
+        )
     if distortion is not None:
         image, seen = undistorted(xray.image, view.camera.K, distortion)
         mask = xray.mask
         if mask is not None:
             straight, _ = undistorted(mask, view.camera.K, distortion)
             seen = seen * (straight > 0.999)
-        told = "the image has been straightened by the calibration's distortion coefficients"
-        partly = bool((seen == 0).any())
-        changes = {
-            "image": image,
-            "mask": seen if partly else mask,
-            "warnings": (*xray.warnings, told),
-        }
+        told.append("the image has been straightened by the calibration's distortion coefficients")
+        changes = {"image": image, "mask": seen if bool((seen == 0).any()) else mask}
     return replace(
         xray,
         camera=view.camera,
         world_to_camera=view.world_to_camera,
         pixel_spacing=view.camera.pixel_spacing,
+        warnings=(*xray.warnings, *told),
         **changes,
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drrkit.conversions import from_dicom_angles, odd_lengths
+from drrkit.conversions import from_dicom_angles, odd_lengths, odd_place
 from drrkit.files import FileWarning
 from drrkit.geometry import Camera
 
@@ -57,11 +57,14 @@ class Xray:
         """Where a registration may start: poses [F, 4, 4] float64.
 
         The calibrated pose if there is one, else the C-arm at the file's angles with the volume's
-        centre at the isocentre; sod (mm) in place of what the file says. Raises ValueError when
-        the file says neither.
+        centre at the isocentre; sod (mm) in place of what the file says. A calibrated pose that
+        does not show the volume is a FileWarning. Raises ValueError when the file says neither.
         """
         if self.world_to_camera is not None:
-            return self.world_to_camera.reshape(-1, 4, 4)
+            poses = self.world_to_camera.reshape(-1, 4, 4)
+            for text in () if self.camera is None else odd_place(volume, self.camera, poses):
+                warnings.warn(text, FileWarning, stacklevel=2)
+            return poses
         sod = self.sod if sod is None else sod
         if self.primary_deg is None or self.secondary_deg is None or sod is None:
             angles = self.primary_deg is None or self.secondary_deg is None
