@@ -64,6 +64,8 @@ def read_nrrd(path: Path, dtype: Any) -> Raster:
     notes: list[str] = []
     facts = {"format": "NRRD"}
     affine, spatial = _nrrd_affine(path, header, len(sizes), notes, facts)
+    if {"old min", "old max", "oldmin", "oldmax"} & set(header):
+        notes.append("old min and old max are not applied: values are the stored ones")
     channels = [axis for axis in range(len(sizes)) if axis not in spatial]
     pixels = np.transpose(
         pixels, [len(sizes) - 1 - axis for axis in (*channels[::-1], *spatial[::-1])]
@@ -227,15 +229,19 @@ def read_metaimage(path: Path, dtype: Any) -> Raster:
     if unit not in UNITS:
         raise ValueError(f"{path}: DistanceUnits: expected mm, cm, m or um, got {unit!r}")
     facts["unit"] = unit or "not said, taken for mm"
+    places = (("TransformMatrix", "Orientation", "Rotation"), ("Offset", "Position", "Origin"))
+    missing = [names[0] for names in places if not any(n.lower() in fields for n in names)]
+    if missing:
+        notes.append(f"the file does not say how the image lies: no {', '.join(missing)}")
     if any(name.startswith("elementtointensityfunction") for name in fields):
         notes.append("ElementToIntensityFunction is not applied: values are the stored ones")
     turn = np.eye(4)[:dims, :dims]
-    matrix = numbers(dims**2, "TransformMatrix", "Orientation", "Rotation")
+    matrix = numbers(dims**2, *places[0])
     if matrix is not None:
         turn = np.array(matrix).reshape(dims, dims).T
     affine, n = np.eye(4), min(dims, 3)
     affine[:n, :n] = turn[:n, :n] * np.array((spacing or [1.0] * dims)[:n])
-    affine[:n, 3] = (numbers(dims, "Offset", "Position", "Origin") or [0.0] * dims)[:n]
+    affine[:n, 3] = (numbers(dims, *places[1]) or [0.0] * dims)[:n]
     scale = np.diag((*[UNITS[unit]] * 3, 1.0))
     native = dtype or stored.newbyteorder("=")
     return placed(path, np.array(pixels, native, order="C"), scale @ affine, notes, facts)

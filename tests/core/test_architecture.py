@@ -147,8 +147,8 @@ def test_one_word_means_one_thing() -> None:
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
     "": 1_100,  # the modules beside the packages
     "_native": 1_270,
-    "cli": 4_441,  # with surfaces in the place of the CT
-    "conversions": 1_891,  # landmark files, JointTrack, odd lengths of all files
+    "cli": 4_450,  # with surfaces in the place of the CT; odd starts are said
+    "conversions": 1_962,  # landmark files, JointTrack, odd lengths, matrices and places
     "evaluation": 838,
     "fields": 1_681,
     "geometry": 1_160,  # checks of counts and numbers for all packages, rotations of quaternions
@@ -161,8 +161,8 @@ BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the 
     "similarity": 2_770,
     "training": 1_102,
     "viewer": 931,
-    "volume": 2_985,  # surfaces, DICOM for xray too, others' headers, padding none names
-    "xray": 3_718,  # what cannot be meant is said; localizers; tables are data
+    "volume": 3_015,  # surfaces, DICOM for xray too, others' headers, padding none names
+    "xray": 3_735,  # what cannot be meant is said; localizers; tables are data
 }
 
 

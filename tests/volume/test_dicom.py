@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from pydicom.datadict import tag_for_keyword
 
+import drrkit
 from drrkit.volume import read_volume, write_volume
 from tests.support.volumes import SPACING, random_volume
 
@@ -148,3 +151,28 @@ def test_the_pelvis_ct_has_its_known_grid_and_range_and_survives_dicom(tmp_path,
     back = read_volume(tmp_path / "ct")
     assert torch.equal(back.values, volume.values)
     assert torch.allclose(back.affine, volume.affine, atol=1e-5)
+
+
+@pytest.mark.io
+def test_every_attribute_that_is_read_stands_in_the_docs():
+    """docs/files.md names each by its tag, alone or as one of a range."""
+    root = Path(drrkit.__file__).parents[1]
+    docs = (root / "docs" / "files.md").read_text(encoding="utf-8")
+    tag = r"\((\w{4}),(\w{4})\)"
+    told = {int("".join(pair), 16) for pair in re.findall(tag, docs)}
+    ranges = [
+        (int(a + b, 16), int(c + d, 16)) for a, b, c, d in re.findall(f"{tag} to {tag}", docs)
+    ]
+    files = [*(root / "drrkit" / "volume").glob("dicom_*.py")]
+    files += [root / "drrkit" / "xray" / "read" / name for name in ("dicom.py", "localizer.py")]
+    text = "".join(f.read_text() for f in files if f.stem != "dicom_writing")
+    text = text.replace("{kind}Pixel", "Pixel").replace("{end}", "Detector")
+    words = set(re.findall(r'"([A-Za-z]{4,})"', text))
+    read = {word: number for word in words if (number := tag_for_keyword(word))}
+    assert len(read) > 60
+    missing = {
+        word
+        for word, number in read.items()
+        if number not in told and not any(low <= number <= high for low, high in ranges)
+    }
+    assert missing == set()

@@ -288,6 +288,8 @@ def test_other_units_and_spaces_are_refused_or_said(tmp_path: Path) -> None:
     with pytest.warns(FileWarning, match="no space directions"):
         volume = read_volume(write_nrrd(tmp_path / "d.nrrd", **bare, spacings=[0.7, 0.8, 2.5]))
     assert volume.spacing == pytest.approx((0.7, 0.8, 2.5))
+    with pytest.warns(FileWarning, match="old min and old max are not applied"):
+        read_volume(write_nrrd(tmp_path / "g.nrrd", old_min=-1024.0))
     with pytest.warns(FileWarning, match="nor how large its voxels are"):
         read_volume(write_nrrd(tmp_path / "e.nrrd", **bare))
     with pytest.raises(ValueError, match="orthonormal"):
@@ -448,6 +450,8 @@ def test_metaimages_are_read_as_simpleitk_reads_them(tmp_path: Path, changes: di
     [
         ({"ElementSpacing": None}, "does not say how large"),
         ({"ElementToIntensityFunctionSlope": "2"}, "not applied"),
+        ({"TransformMatrix": None}, "how the image lies: no TransformMatrix$"),
+        ({"Offset": None, "TransformMatrix": None}, "lies: no TransformMatrix, Offset$"),
     ],
 )
 def test_what_a_metaimage_leaves_open_is_said(tmp_path: Path, changes: dict, message: str) -> None:

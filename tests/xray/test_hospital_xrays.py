@@ -224,6 +224,10 @@ def test_each_frame_has_its_own_slope(tmp_path: Path, slope: float, kind: str | 
             {"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [12, 16]},
             "a circular shutter without centre or radius is not masked",
         ),
+        (
+            {"CollimatorShape": "POLYGONAL", "VerticesOfThePolygonalCollimator": [4, 4, 4, 28]},
+            "a polygonal collimator without three corners is not masked",
+        ),
         ({"PositionerPrimaryAngle": "400"}, r"\(0018,1510\): expected degrees, got \[400.0\]"),
         ({"NumberOfFrames": "0"}, r"\(0028,0008\): expected a whole number > 0, got 0"),
         ({"PixelAspectRatio": ["2", "1"]}, r"\(0028,0034\) is 2:1, not that of the pixel spacing"),
@@ -388,6 +392,39 @@ def test_what_pydicom_ships(tmp_path: Path) -> None:
         read_xray(tmp_path / "cut.dcm")
 
 
+# ---- localizers
+
+
+def test_a_localizer_is_where_its_header_says(tmp_path: Path) -> None:
+    """Pixel (row, col) at the isocentre is the patient's point of position and orientation."""
+    tags = {
+        "Modality": "CT",
+        "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"],
+        "DistanceSourceToDetector": "1000",
+        "DistanceSourceToPatient": "500",
+        "ImagePositionPatient": ["-40", "10", "300"],
+        "ImageOrientationPatient": ["1", "0", "0", "0", "0", "-1"],
+        "PixelSpacing": ["2", "2.5"],
+        "RescaleSlope": "2",
+        "RescaleIntercept": "-7",
+    }
+    file = write_dicom(tmp_path / "scout.dcm", PIXELS, **tags)
+    scan = drrkit.xray.read_localizer(file)
+    np.testing.assert_array_equal(scan.image[0, 0].numpy(), 2.0 * PIXELS - 7)
+    point = torch.tensor([-40 + 5 * 2.5, 10.0, 300 - 8 * 2.0, 1.0], dtype=torch.float64)
+    x, y, z = (scan.world_to_camera @ point)[:3].tolist()
+    (fx, _, cx), (_, fy, cy), _ = scan.camera.K.tolist()
+    # A fan magnifies along its row, and the table's way counts as it is: sdd / fy mm per row.
+    assert (fx * x / z + cx, y * fy / 1000 + cy, z) == pytest.approx((5.0, 8.0, 500.0), abs=1e-9)
+    tags |= {"RescaleSlope": b"2,0", "RescaleIntercept": "0"}
+    with pytest.warns(drrkit.volume.FileWarning, match=r"\(0028,1053\): expected a number, got '2"):
+        scan = drrkit.xray.read_localizer(write_dicom(file, PIXELS, **tags))
+    np.testing.assert_array_equal(scan.image[0, 0].numpy(), PIXELS)
+    for name in ("DistanceSourceToDetector", "PixelSpacing", "ImageOrientationPatient"):
+        with pytest.raises(ValueError, match=r"scout\.dcm: .* got nothing"):
+            drrkit.xray.read_localizer(write_dicom(file, PIXELS, **{**tags, name: None}))
+
+
 # ---- RT images
 
 
@@ -451,6 +488,14 @@ def test_rt_images_of_turned_couches_have_no_start_and_say_so(tmp_path: Path, ta
     xray = read_xray(write_dicom(tmp_path / "rt.dcm", PIXELS, **rt_tags(**tags)))
     assert xray.primary_deg is None and xray.camera is not None
     assert any("where to start is not known" in text for text in xray.warnings)
+
+
+def test_rt_images_without_a_patient_position_say_what_is_assumed(tmp_path: Path) -> None:
+    xray = read_xray(write_dicom(tmp_path / "rt.dcm", PIXELS, **rt_tags(PatientPosition=None)))
+    assert float(xray.primary_deg) == -180.0
+    assert xray.warnings == (
+        "Patient Position (0018,5100) is not in the file: head first, supine is assumed",
+    )
 
 
 # ---- pictures

@@ -81,8 +81,8 @@ class Landmarks:
         Columns are parted by commas, semicolons or tabs; JSON is a list of objects with these keys.
         Further columns and keys, such as names, are ignored; a row whose pixel is empty (or null)
         is a landmark that is not visible. 3D Slicer's .fcsv and .mrk.json have no pixels: write
-        them as "row, col" into the descriptions of the points. A landmark that is there twice is
-        used once, with a FileWarning; so is a name that stands for several.
+        them as "row, col" into the descriptions of the points. Landmarks that are there twice are
+        used once, with a FileWarning; names of several are one, too.
 
         Raises:
             OSError: the file cannot be read.
@@ -90,9 +90,9 @@ class Landmarks:
                 landmark that is visible.
         """
         path = Path(path)
-        rows = read_landmark_rows(path)
-        numbers, names, odd = [], set(), []
-        for number, row in enumerate(rows, 1):
+        found: dict[tuple[float, ...], str] = {}
+        odd: list[str] = []
+        for number, row in enumerate(read_landmark_rows(path), 1):
             missing = [name for name in COLUMNS if name not in row]
             if missing:
                 raise ValueError(
@@ -104,24 +104,23 @@ class Landmarks:
             if any(word is None or str(word).strip() == "" for word in words[3:]):
                 continue
             try:
-                landmark = [float(word) for word in words]
+                landmark = tuple(float(word) for word in words)
             except (TypeError, ValueError, OverflowError):
-                landmark = [math.nan]
+                landmark = (math.nan,)
             if not all(map(math.isfinite, landmark)):
                 raise ValueError(f"{path}: expected numbers in landmark {number}, got {words}")
-            if landmark in numbers:
+            if landmark in found:
                 odd.append(f"landmark {number} is there twice: one is used")
                 continue
             name = str(row.get("name") or row.get("label") or "").strip()
-            if name and name in names:
+            if name and name in found.values():
                 odd.append(f"the name {name!r} stands for several landmarks: all of them are used")
-            names.add(name)
-            numbers.append(landmark)
+            found[landmark] = name
         for text in dict.fromkeys(odd):
             warnings.warn(f"{path}: {text}", FileWarning, stacklevel=2)
-        if not numbers:
+        if not found:
             raise ValueError(f"{path}: expected landmarks with their pixels, got none")
-        table = torch.tensor(numbers, dtype=torch.float64).reshape(-1, 5)
+        table = torch.tensor(list(found), dtype=torch.float64)
         return Landmarks(table[:, :3], table[:, 3:], **options)
 
     def pose(self, camera: Camera) -> Tensor:

@@ -371,6 +371,8 @@ def _gantry(file: DicomFile, frames: int) -> tuple[Tensor | None, Tensor | None,
         return None, None, sod
     if angle is None:
         return None, None, sod
+    if position is None:
+        file.note(f"{named('PatientPosition')} is not in the file: head first, supine is assumed")
     primary = angle % 360.0 - 180.0
     return (
         torch.full((frames,), primary, dtype=torch.float64),
@@ -462,6 +464,8 @@ def _shutter(file: DicomFile, size: tuple[int, int]) -> Tensor | None:
             corners = file.numbers(f"VerticesOfThePolygonal{kind}")
             if corners and len(corners) >= 6 and len(corners) % 2 == 0:
                 inside &= _polygon(torch.tensor(corners, dtype=torch.float64), row, col)
+            else:
+                file.note(f"a polygonal {kind.lower()} without three corners is not masked")
     if not bool(inside.any()):
         file.note("shutters or collimators leave nothing of the image: nothing is masked")
     return inside.float()[None, None] if 0 < int(inside.sum()) < inside.numel() else None

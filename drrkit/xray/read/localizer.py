@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from drrkit.files import existing_file
+from drrkit.files import FileWarning, existing_file
 from drrkit.geometry import Camera, assemble
 from drrkit.volume import DicomFile, named, stored_pixels
 
@@ -41,9 +42,9 @@ def read_localizer(path: str | os.PathLike[str], *, mirrored: bool = False) -> L
               source is on the other side of the patient then. Register both; the wrong one fits
               worse
 
-    Columns count mm at the isocentre, which is taken to be in the image's middle. Raises OSError,
-    and ValueError for a file that is no localizer, or lacks distances, place, orientation or
-    spacing, or whose rows do not follow the table.
+    Columns count mm at the isocentre, which is taken to be in the image's middle. Fields that mean
+    nothing are a FileWarning. Raises OSError, and ValueError for a file that is no localizer, or
+    lacks distances, place, orientation or spacing, or whose rows do not follow the table.
     """
     file = DicomFile(existing_file(path))
     if file.text("Modality") != "CT" or not file.is_localizer():
@@ -65,6 +66,8 @@ def read_localizer(path: str | os.PathLike[str], *, mirrored: bool = False) -> L
     pixels = torch.from_numpy(stored_pixels(file).values[0].astype("float32"))
     slope, offset = file.number("RescaleSlope"), file.number("RescaleIntercept")
     pixels = pixels * (1.0 if slope is None else slope) + (0.0 if offset is None else offset)
+    for text in file.notes:
+        warnings.warn(f"{file.source}: {text}", FileWarning, stacklevel=2)
     rows, cols = pixels.shape
     middle = place + (cols - 1) / 2 * col_mm * across + (rows - 1) / 2 * row_mm * down
     if mirrored:
