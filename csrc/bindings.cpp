@@ -26,9 +26,10 @@ void bind_packed_volume(py::module_& m) {
       .def_property_readonly("bytes", &PackedVolume::bytes)
       .def_property_readonly("uses", &PackedVolume::uses)
       .def("publish", [](PackedVolume& self, uintptr_t data, int64_t version, uintptr_t occupied,
-                         uintptr_t distance) {
+                         uintptr_t distance, uintptr_t texels, uintptr_t scale, int texel) {
         self.publish(address<void>(data), version, address<drrkit::Occupied>(occupied),
-                     address<uint8_t>(distance));
+                     address<uint8_t>(distance), address<uint8_t>(texels), address<float>(scale),
+                     static_cast<drrkit::VoxelType>(texel));
       });
 }
 
@@ -40,7 +41,7 @@ void bind_cuda_packed_volume(py::module_& m) {
                        const std::array<int32_t, 3>& bricks) {
         return std::make_unique<CudaPackedVolume>(device, shape,
                                                   static_cast<drrkit::VoxelType>(voxel),
-                                                  static_cast<drrkit::cuda::Texel>(texel), bricks);
+                                                  static_cast<drrkit::VoxelType>(texel), bricks);
       }))
       .def_property_readonly("handle", &CudaPackedVolume::handle)
       .def_property_readonly("bytes", &CudaPackedVolume::bytes)
@@ -67,8 +68,7 @@ void export_contracts(py::module_& m) {
   using drrkit::Flags;
   m.attr("METHODS") = py::make_tuple("joseph", "siddon", "trilinear");
   m.attr("BEAMS") = py::make_tuple("cone", "parallel");  // kScan is reserved
-  m.attr("VOXELS") = py::make_tuple("float16", "bfloat16", "float32", "float64");
-  m.attr("TEXELS") = py::make_tuple("int16", "float16", "float32");
+  m.attr("VOXELS") = py::make_tuple("float16", "bfloat16", "float32", "float64", "int16");
   m.attr("BEAM_SHIFT") = Flags::kBeamShift;
   m.attr("LINE") = Flags::kLine;
   m.attr("FOOT") = Flags::kFoot;

@@ -49,7 +49,13 @@ struct Cpu {
 
   explicit Cpu(const Tensor&) {}
 
-  void project(const ProjectParams& p, const PackedPtr&) const {
+  void project(const ProjectParams& params, const PackedPtr& packed) const {
+    ProjectParams p = params;
+    if (packed && packed->arrays.copy && !p.six) {  // derivatives are those of the values
+      p.values = packed->arrays.copy;
+      p.scale = packed->arrays.scale;
+      p.scene.voxel = packed->arrays.texel;
+    }
     deal_panels(p.scene, [&](int64_t b, int64_t e) { cpu::project(p, b, e); });
   }
   void second(const SecondParams& p) const {

@@ -126,16 +126,19 @@ PackedPtr packed_from(const Tensor& values, int64_t handle) {
 
 // ---- the products
 
-// `values` are dense, of 3, 4 or 5 dimensions.
+// `values` of 3, 4 or 5 dimensions.
 template <class Device>
-std::tuple<Tensor, Tensor> march(const Device& device, const Tensor& values,
-                                 const Tensor& geometry_, const Plan& plan, bool with_six,
-                                 const PackedPtr& packed) {
-  const Tensor geometry = dense(geometry_);
+std::tuple<Tensor, Tensor> project_packed(const Tensor& values_, const Tensor& geometry_,
+                                          int64_t handle, Numbers size, Lengths spacing,
+                                          int64_t flags, double step, bool with_six) {
+  check_devices(Tensors{&values_, &geometry_});
+  const Device device(values_);
+  const Tensor values = dense(values_), geometry = dense(geometry_);
+  const PackedPtr packed = packed_from(values_, handle);
   const std::array<int64_t, 5> shape = volume_shape(values);
   const VoxelType voxel = voxel_of(values);
   ProjectParams p;
-  p.scene = scene_of(geometry, shape, voxel, plan);
+  p.scene = scene_of(geometry, shape, voxel, {size, spacing, Flags(flags), step});
   const int64_t views = p.scene.n_views, channels = shape[1], n = p.scene.views.n_rays;
   Tensor image = torch::stable::new_empty(values, {views, channels, n}, scalar_of(voxel));
   Tensor six = with_six
@@ -152,20 +155,7 @@ std::tuple<Tensor, Tensor> march(const Device& device, const Tensor& values,
 template <class Device>
 std::tuple<Tensor, Tensor> project(const Tensor& values, const Tensor& geometry, Numbers size,
                                    Lengths spacing, int64_t flags, double step, bool with_six) {
-  check_devices(Tensors{&values, &geometry});
-  const Device device(values);
-  const Plan plan = {size, spacing, Flags(flags), step};
-  return march(device, dense(values), geometry, plan, with_six, nullptr);
-}
-
-template <class Device>
-std::tuple<Tensor, Tensor> project_packed(const Tensor& values, const Tensor& geometry,
-                                          int64_t handle, Numbers size, Lengths spacing,
-                                          int64_t flags, double step, bool with_six) {
-  check_devices(Tensors{&values, &geometry});
-  const Device device(values);
-  const Plan plan = {size, spacing, Flags(flags), step};
-  return march(device, dense(values), geometry, plan, with_six, packed_from(values, handle));
+  return project_packed<Device>(values, geometry, 0, size, spacing, flags, step, with_six);
 }
 
 template <class Device>

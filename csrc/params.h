@@ -33,7 +33,11 @@ struct Flags {
         extend(bits & kExtend) {}
 };
 
-enum class VoxelType { kFloat16, kBFloat16, kFloat32, kFloat64 };
+// How a volume is stored; as kInt16 by what is prepared alone: texels, with a scale.
+enum class VoxelType { kFloat16, kBFloat16, kFloat32, kFloat64, kInt16 };
+DRR_HD int64_t voxel_bytes(VoxelType voxel) {
+  return voxel == VoxelType::kFloat64 ? 8 : voxel == VoxelType::kFloat32 ? 4 : 2;
+}
 
 struct Scene {
   Grid grid;
@@ -54,6 +58,7 @@ struct ProjectParams {
   void* six;  // [B, C, 6, P] Scalar: d image / d (source, target), index coordinates; or null
   // Where the volumes are zero; a march need not look.
   EmptySpace empty;
+  const float* scale = nullptr;  // [N, C] the image of values is worth; null: 1
 };
 
 // P*, or with a tangent T*. The GPU adds into `values`, which the caller has zeroed.

@@ -8,7 +8,6 @@ has_cuda: bool
 METHODS: tuple[str, ...]
 BEAMS: tuple[str, ...]
 VOXELS: tuple[str, ...]
-TEXELS: tuple[str, ...]
 BEAM_SHIFT: int
 LINE: int
 FOOT: int
@@ -26,7 +25,16 @@ class PackedVolume:
     def bytes(self) -> int: ...
     @property
     def uses(self) -> int: ...
-    def publish(self, data: int, version: int, occupied: int, distance: int) -> None: ...
+    def publish(
+        self,
+        data: int,
+        version: int,
+        occupied: int,
+        distance: int,
+        texels: int,  # 0: none
+        scale: int,
+        texel: int,
+    ) -> None: ...
 
 class CudaPackedVolume:  # where has_cuda
     def __init__(

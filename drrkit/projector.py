@@ -269,9 +269,10 @@ class Projector(nn.Module):
                      voxel for images (relative L2 difference to `render` below 5e-4, and
                      images that carry a derivative are exact), on the CPU what is known to be zero
           "int16", "float16", "float32"
-                     textures of this storage on CUDA, or an error: ValueError where there can be
-                     none (no CUDA, float64 values, another method than "joseph", sides beyond 2048
-                     voxels), torch.OutOfMemoryError where there is no room
+                     for images without a derivative the values in this storage, on CUDA as
+                     textures, or an error: ValueError where there can be none (float64 values; on
+                     CUDA another method than "joseph", sides beyond 2048 voxels),
+                     torch.OutOfMemoryError where there is no room
           None       nothing: every image is `render`'s
 
     Values may change in place: a call that finds them changed prepares again. Writes that torch

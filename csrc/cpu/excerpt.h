@@ -132,6 +132,9 @@ DRR_HD void read_run(S* to, const Channel& channel, int k, int a, int b, int n) 
       case VoxelType::kBFloat16:
         convert_run(to + low, static_cast<const BFloat16*>(channel.values) + at, count, step);
         break;
+      case VoxelType::kInt16:
+        convert_run(to + low, static_cast<const int16_t*>(channel.values) + at, count, step);
+        break;
       default: convert_run(to + low, static_cast<const S*>(channel.values) + at, count, step);
     }
   }
@@ -188,15 +191,17 @@ template <int N, class S> DRR_HD Sixteen<S> read_stack(const Channel& channel, i
     case VoxelType::kBFloat16:
       return __builtin_convertvector(read_stack(static_cast<const BFloat16*>(channel.values) + at),
                                      Sixteen<S>);
+    case VoxelType::kInt16:
+      return __builtin_convertvector(read_stack(static_cast<const int16_t*>(channel.values) + at),
+                                     Sixteen<S>);
     default: return read_stack(static_cast<const S*>(channel.values) + at);
   }
 }
 
 // Asks for what lies behind the stack that begins there: the tile's next one.
 template <class S> DRR_HD void prefetch_next(const Channel& channel, int64_t at) {
-  const int64_t width = stores(channel.voxel, S()) ? sizeof(S) : 2;
-  __builtin_prefetch(static_cast<const unsigned char*>(channel.values) + (at + kStack) * width, 0,
-                     2);
+  const auto* values = static_cast<const unsigned char*>(channel.values);
+  __builtin_prefetch(values + (at + kStack) * voxel_bytes(channel.voxel), 0, 2);
 }
 
 template <int N, class S>

@@ -15,10 +15,11 @@ template <class S, bool kSix> struct ImageStore {
   S* image;  // [P]
   S* six;    // [6, P]
   int64_t n_rays;
+  double scale;  // of the image
 
   template <class March, class Sums>
   DRR_HD void operator()(int64_t pixel, const March& march, const Sums& sums) const {
-    image[pixel] = static_cast<S>(march.image(sums));
+    image[pixel] = static_cast<S>(scale * march.image(sums));
     if (!kSix) return;
     const RayResult result = march.derivatives(sums);
     for (int axis = 0; axis < 3; ++axis) {
@@ -48,11 +49,9 @@ template <class S> struct SecondStore {
 // The volume of a view, as it is stored.
 DRR_HD const void* values_of(const Scene& scene, const void* values, int64_t view,
                              int64_t channel) {
-  const int64_t width = scene.voxel == VoxelType::kFloat64   ? 8
-                        : scene.voxel == VoxelType::kFloat32 ? 4
-                                                             : 2;
   const int64_t index = scene.volume_of(view) * scene.n_channels + channel;
-  return static_cast<const unsigned char*>(values) + index * scene.grid.voxels() * width;
+  return static_cast<const unsigned char*>(values) +
+         index * scene.grid.voxels() * voxel_bytes(scene.voxel);
 }
 
 // Panels are numbered panel * views + view: views of much the same direction find in the cache what
@@ -69,10 +68,11 @@ void project_panels(const ProjectParams& params, int64_t begin, int64_t end) {
     march.set_up(panels, view, i / scene.n_views);
     for (int64_t c = 0; c < scene.n_channels; ++c) {
       const int64_t row = view * scene.n_channels + c;
+      const int64_t of_volume = scene.volume_of(view) * scene.n_channels + c;
       march.gather(values_of(scene, params.values, view, c), params.empty, scene.volume_of(view));
       march.finish(ImageStore<S, kSix>{static_cast<S*>(params.image) + row * n,
                                        kSix ? static_cast<S*>(params.six) + row * 6 * n : nullptr,
-                                       n});
+                                       n, params.scale ? params.scale[of_volume] : 1.0});
     }
   }
 }

@@ -47,14 +47,10 @@ class BesideCapture {
 
 int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
-int64_t voxel_bytes(VoxelType voxel) {
-  return voxel == VoxelType::kFloat64 ? 8 : voxel == VoxelType::kFloat32 ? 4 : 2;
-}
-
-cudaChannelFormatDesc channel_of(Texel texel) {
+cudaChannelFormatDesc channel_of(VoxelType texel) {
   switch (texel) {
-    case Texel::kInt16: return cudaCreateChannelDesc(16, 0, 0, 0, cudaChannelFormatKindSigned);
-    case Texel::kFloat16: return cudaCreateChannelDesc(16, 0, 0, 0, cudaChannelFormatKindFloat);
+    case VoxelType::kInt16: return cudaCreateChannelDesc(16, 0, 0, 0, cudaChannelFormatKindSigned);
+    case VoxelType::kFloat16: return cudaCreateChannelDesc(16, 0, 0, 0, cudaChannelFormatKindFloat);
     default: return cudaCreateChannelDesc(32, 0, 0, 0, cudaChannelFormatKindFloat);
   }
 }
@@ -164,7 +160,7 @@ cudaError_t retain(cudaGraph_t graph, const PackedPtr& packed) {
 
 class DeviceArrays {
  public:
-  DeviceArrays(int device, const std::array<int64_t, 5>& shape, VoxelType voxel, Texel texel,
+  DeviceArrays(int device, const std::array<int64_t, 5>& shape, VoxelType voxel, VoxelType texel,
                const std::array<int32_t, 3>& bricks);
   ~DeviceArrays() { destroy(); }
   DeviceArrays(const DeviceArrays&) = delete;
@@ -195,8 +191,7 @@ class DeviceArrays {
 
   int device_;
   std::array<int64_t, 5> shape_;  // [N, C, nz, ny, nx]
-  VoxelType voxel_;
-  Texel texel_;
+  VoxelType voxel_, texel_;
   int64_t images_, voxels_, bytes_ = 0, occupied_bytes_, distance_bytes_;
   mutable std::mutex mutex_;  // of `held_`, which launches of many threads note themselves in
   mutable Holdings held_;     // its block holds all that follows
@@ -207,7 +202,7 @@ class DeviceArrays {
 };
 
 DeviceArrays::DeviceArrays(int device, const std::array<int64_t, 5>& shape, VoxelType voxel,
-                           Texel texel, const std::array<int32_t, 3>& bricks)
+                           VoxelType texel, const std::array<int32_t, 3>& bricks)
     : device_(device),
       shape_(shape),
       voxel_(voxel),
@@ -276,17 +271,17 @@ void DeviceArrays::create_texture(int axis) {
   for (cudaTextureAddressMode& mode : description.addressMode) mode = cudaAddressModeBorder;
   description.filterMode = cudaFilterModeLinear;
   description.readMode =
-      texel_ == Texel::kInt16 ? cudaReadModeNormalizedFloat : cudaReadModeElementType;
+      texel_ == VoxelType::kInt16 ? cudaReadModeNormalizedFloat : cudaReadModeElementType;
   check(cudaCreateTextureObject(&held_.textures.back(), &resource, &description, nullptr),
         "a prepared volume's texture");
-  bytes_ += voxels_ * (texel_ == Texel::kFloat32 ? 4 : 2);
+  bytes_ += voxels_ * voxel_bytes(texel_);
 }
 
 void DeviceArrays::fill_texture(int64_t image, int axis, const void* texels, cudaStream_t stream) {
   const OnDevice on(device_);
   wait_for_reads(stream);
   const cudaExtent extent = extent_of(axis);
-  const size_t row = extent.width * (texel_ == Texel::kFloat32 ? 4 : 2);
+  const size_t row = extent.width * voxel_bytes(texel_);
   cudaMemcpy3DParms copy = {};
   copy.srcPtr = make_cudaPitchedPtr(const_cast<void*>(texels), row, extent.width, extent.height);
   copy.dstArray = held_.layers[static_cast<size_t>(3 * image + axis)];
@@ -338,7 +333,7 @@ void DeviceArrays::destroy() {
 }
 
 CudaPackedVolume::CudaPackedVolume(int device, const std::array<int64_t, 5>& shape, VoxelType voxel,
-                                   Texel texel, const std::array<int32_t, 3>& bricks)
+                                   VoxelType texel, const std::array<int32_t, 3>& bricks)
     : bricks_(bricks) {
   Graveyard::one().clear();
   origin_.device = device;

@@ -7,9 +7,6 @@
 namespace drrkit {
 namespace cuda {
 
-// How a texture stores a voxel. Filtering gives float for all of them.
-enum class Texel { kInt16, kFloat16, kFloat32 };
-
 class DeviceArrays;
 
 // What one volume tensor [N, C, nz, ny, nx] was prepared to: layered 2D textures for every dominant
@@ -20,8 +17,8 @@ class DeviceArrays;
 // given.
 class CudaPackedVolume {
  public:
-  CudaPackedVolume(int device, const std::array<int64_t, 5>& shape, VoxelType voxel, Texel texel,
-                   const std::array<int32_t, 3>& bricks);
+  CudaPackedVolume(int device, const std::array<int64_t, 5>& shape, VoxelType voxel,
+                   VoxelType texel, const std::array<int32_t, 3>& bricks);
   ~CudaPackedVolume();
   CudaPackedVolume(const CudaPackedVolume&) = delete;
   CudaPackedVolume& operator=(const CudaPackedVolume&) = delete;

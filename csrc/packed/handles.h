@@ -28,12 +28,14 @@ struct Origin {
   }
 };
 
-// What the CUDA kernels can read instead of the values, in device memory.
+// What kernels can read instead of the values, in the memory of their device.
 struct PackedArrays {
   const unsigned long long* textures = nullptr;  // [N C, 3] layered textures, one for each dominant
                                                  // axis; null: there are none
   const float* scale = nullptr;                  // [N C] value of a texel that reads 1
-  const void* copy = nullptr;                    // [N C, nx, nz, ny] voxels, x slowest; or null
+  // CUDA: [N C, nx, nz, ny] voxels, x slowest. CPU: [N C, nz, ny, nx] texels of that type. Or null.
+  const void* copy = nullptr;
+  VoxelType texel = VoxelType::kInt16;
 };
 
 struct Packed {
@@ -108,7 +110,7 @@ class Handle {
   std::shared_ptr<std::atomic<int64_t>> uses_;
 };
 
-// On the CPU: what is known of a volume tensor's zeros.
+// On the CPU: what is known of a volume tensor's zeros, and its values stored in another way.
 class PackedVolume {
  public:
   // bricks: along x, y, z.
@@ -122,24 +124,32 @@ class PackedVolume {
   int64_t handle() const { return handle_.number(); }
   int64_t uses() const { return handle_.uses(); }
   int64_t bytes() const {
-    return static_cast<int64_t>(sizeof(Occupied)) * origin_.shape[0] + cells();
+    return static_cast<int64_t>(sizeof(Occupied)) * origin_.shape[0] + cells() + texel_bytes_;
   }
 
-  // Lets ops find it as made from `data` in that version; occupied [N] and distance are copied.
-  void publish(const void* data, int64_t version, const Occupied* occupied,
-               const uint8_t* distance) {
+  // Lets ops find it as made from `data` in that version. Copied: occupied [N], distance, texels
+  // [N, C, nz, ny, nx] (null: none) and scale [N C].
+  void publish(const void* data, int64_t version, const Occupied* occupied, const uint8_t* distance,
+               const uint8_t* texels, const float* scale, VoxelType texel) {
     struct Memory {
       std::vector<Occupied> occupied;
-      std::vector<uint8_t> distance;
+      std::vector<uint8_t> distance, texels;
+      std::vector<float> scale;
     };
-    auto memory = std::make_shared<const Memory>(
-        Memory{{occupied, occupied + origin_.shape[0]}, {distance, distance + cells()}});
+    const auto& [n, channels, nz, ny, nx] = origin_.shape;
+    const int64_t images = texels ? n * channels : 0;
+    texel_bytes_ = images * nz * ny * nx * voxel_bytes(texel);
+    auto memory = std::make_shared<const Memory>(Memory{{occupied, occupied + n},
+                                                        {distance, distance + cells()},
+                                                        {texels, texels + texel_bytes_},
+                                                        {scale, scale + images}});
     Packed packed;
     packed.origin = origin_;
     packed.origin.data = data;
     packed.origin.version = version;
     packed.empty = {memory->occupied.data(), memory->distance.data(), bricks_[0], bricks_[1],
                     bricks_[2]};
+    if (texels) packed.arrays = {nullptr, memory->scale.data(), memory->texels.data(), texel};
     packed.memory = memory;
     handle_.publish(std::move(packed));
   }
@@ -150,6 +160,7 @@ class PackedVolume {
   Handle handle_;
   Origin origin_;
   std::array<int32_t, 3> bricks_;
+  int64_t texel_bytes_ = 0;
 };
 
 }  // namespace drrkit

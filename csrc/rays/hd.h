@@ -78,6 +78,7 @@ struct BFloat16 {
 
 DRR_HD float load(const float* p) { return *p; }
 DRR_HD double load(const double* p) { return *p; }
+DRR_HD float load(const int16_t* p) { return *p; }
 DRR_HD float load(const BFloat16* p) {
   uint32_t word = static_cast<uint32_t>(p->bits) << 16;
   float value;

@@ -53,8 +53,8 @@ NONE: Directions = (None, None, None)
 
 METHODS: tuple[str, ...] = _C.METHODS
 BEAMS: tuple[str, ...] = _C.BEAMS
-VOXELS: tuple[torch.dtype, ...] = tuple(getattr(torch, name) for name in _C.VOXELS)
-"""What a volume's values can be stored in, in the order of csrc's VoxelType."""
+VOXELS = tuple(d for d in (getattr(torch, name) for name in _C.VOXELS) if d.is_floating_point)
+"""What a volume's values can be stored in, in the order of csrc's VoxelType; int16 is its last."""
 
 
 class Spec(NamedTuple):

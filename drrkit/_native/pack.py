@@ -1,10 +1,11 @@
 """Prepared volumes: what a Projector derives once from values that do not change.
 
-On CUDA, for Joseph's method: layered 2D textures for images, one set for each dominant axis (one
-layer per plane, one bilinear fetch per plane, zero outside the volume), and a copy with x slowest
-for images with derivatives, which stay exact. On both devices: which bricks of 8 x 8 x 8 cells are
-empty, and the box that holds every voxel that is not zero, so that marches skip the rest
-(csrc/packed/empty_space.h).
+For images without derivatives, the values stored in another way: on CUDA, for Joseph's method, as
+layered 2D textures, one set for each dominant axis (one layer per plane, one bilinear fetch per
+plane, zero outside the volume), on the CPU, where asked for, as they lie. For images with
+derivatives, which stay exact: on CUDA a copy with x slowest. On both devices: which bricks of 8 x 8
+x 8 cells are empty, and the box that holds every voxel that is not zero, so that marches skip the
+rest (csrc/packed/empty_space.h).
 
 All of it lives in objects of csrc (drrkit._C.PackedVolume, CudaPackedVolume), owned by a `Pack` and
 named by a handle, an integer. An op gets the values and a handle, and uses what the handle names
@@ -26,8 +27,7 @@ from torch.autograd import forward_ad
 from drrkit import _C
 from drrkit._native.ops import VOXELS
 
-TEXELS: tuple[str, ...] = _C.TEXELS
-KINDS = ("auto", *TEXELS)
+KINDS = ("auto", "int16", "float16", "float32")
 CUDA_METHODS = ("joseph",)
 """The methods whose marches on CUDA read what is prepared; on the CPU all of them do."""
 
@@ -115,7 +115,7 @@ def quantised(values: Tensor, kind: str, peak: Tensor) -> tuple[Tensor, Tensor]:
 
     Zero stays zero, as the border of a texture is. peak [N, C]: largest magnitudes.
 
-    int16    steps of peak / 32767: off by half a step, 1.5e-5 of the peak, at most
+    int16    steps of peak / 32767, which reads 1: off by half a step, 1.5e-5 of the peak, at most
     float16  scaled by a power of two: off by 2^-11 of the value, exact for values in float16
     float32  as they are
     """
@@ -131,6 +131,14 @@ def quantised(values: Tensor, kind: str, peak: Tensor) -> tuple[Tensor, Tensor]:
     return values.float().contiguous(), torch.ones_like(peak)
 
 
+def _texels(values: Tensor, kind: str) -> tuple[Tensor, Tensor, bool]:
+    """`quantised` of volumes [N, C, D, H, W], and whether the volumes are finite: texels are."""
+    least, largest = torch.aminmax(values.flatten(2), dim=2)
+    peak = torch.maximum(-least, largest)
+    finite = bool(torch.isfinite(peak).all())
+    return *quantised(values, kind, peak if finite else torch.ones_like(peak)), finite
+
+
 def in_layers(volume: Tensor, axis: int) -> Tensor:
     """[D, H, W] as the layers of one dominant axis (0: x): [layer, second lateral, first]."""
     return volume.permute(((2, 0, 1), (1, 0, 2), (0, 1, 2))[axis]).contiguous()
@@ -141,18 +149,22 @@ def _shape(values: Tensor) -> tuple[int, ...]:
 
 
 class _OnCpu:
-    """Empty bricks; nothing else pays on a CPU."""
+    """Empty bricks, and where a kind is named that the values are not of, texels as they lie."""
 
-    def __init__(self, values: Tensor) -> None:
-        shape = _shape(values)
+    def __init__(self, values: Tensor, kind: str) -> None:
+        self.kind, shape = kind, _shape(values)
         bricks = brick_counts(shape[:1:-1])
         self.native = _C.PackedVolume(shape, VOXELS.index(values.dtype), bricks)
 
     def fill(self, values: Tensor, version: int) -> None:
-        occupied, distance = occupancy(values.reshape(_shape(values)))
-        self.native.publish(
-            values.data_ptr(), version, occupied.data_ptr(), distance.contiguous().data_ptr()
-        )
+        volumes = values.reshape(_shape(values))
+        where, texel, finite = [t.contiguous() for t in occupancy(volumes)], 0, False
+        if self.kind != "auto" and values.dtype != getattr(torch, self.kind):
+            texel = _C.VOXELS.index(self.kind)
+            texels, scale, finite = _texels(volumes, self.kind)
+            where += [texels, scale / 32767 if self.kind == "int16" else scale]
+        addresses = [t.data_ptr() for t in (where if finite else where[:2])]
+        self.native.publish(values.data_ptr(), version, *(addresses + [0, 0])[:4], texel)
 
 
 class _OnCuda:
@@ -163,7 +175,7 @@ class _OnCuda:
     def __init__(self, values: Tensor, kind: str) -> None:
         self.kind, shape = kind, _shape(values)
         bricks = brick_counts(shape[:1:-1])
-        voxel, texel = VOXELS.index(values.dtype), TEXELS.index(kind)
+        voxel, texel = VOXELS.index(values.dtype), _C.VOXELS.index(kind)
         device = values.device.index or 0
         self.native = _C.CudaPackedVolume(device, shape, voxel, texel, bricks)
 
@@ -171,10 +183,7 @@ class _OnCuda:
         """Fill again in place: a CUDA graph that reads this memory sees the new values."""
         volumes = values.reshape(_shape(values))
         stream = _stream(values.device)
-        least, largest = torch.aminmax(volumes.flatten(2), dim=2)
-        peak = torch.maximum(-least, largest)
-        finite = bool(torch.isfinite(peak).all())
-        texels, scale = quantised(volumes, self.kind, peak if finite else torch.ones_like(peak))
+        texels, scale, finite = _texels(volumes, self.kind)
         if finite:
             for image, volume in enumerate(texels.flatten(0, 1)):
                 for axis in range(3):
@@ -260,17 +269,6 @@ class Pack:
         if kind is not None and kind not in KINDS:
             choices = ", ".join(repr(k) for k in KINDS)
             raise ValueError(f"pack: expected one of {choices} or None, got {kind!r}")
-        if kind not in (None, "auto"):
-            if method not in CUDA_METHODS:
-                raise ValueError(
-                    f"pack: {kind!r} serves method 'joseph' only, got {method!r}; "
-                    "'auto' prepares what the method can use"
-                )
-            if not _C.has_cuda:
-                raise ValueError(
-                    f"pack: {kind!r} stores CUDA textures, and this drrkit was built without CUDA; "
-                    "'auto' prepares what the device can use"
-                )
         self.kind, self.method = kind, method
         self.prepared: Prepared | None = None
         self.handle = 0  # what `prepared` is called, for compiled code
@@ -312,8 +310,7 @@ class Pack:
         """Prepare new values, or moved ones on their new device, if it can hold them."""
         if self.prepared is None or not self.prepared.is_of(values):
             self.clear()
-        if self.kind == "auto" or _is_cuda(values):
-            self.prepare(values)
+        self.prepare(values)
 
     def renew(self, values: Tensor) -> None:
         """Prepare `values` again, even if no change was counted."""
@@ -341,13 +338,13 @@ class Pack:
         return None
 
     def _shared_or_made(self, values: Tensor) -> Prepared:
-        kind = "bricks" if not _is_cuda(values) else str(self.kind)
-        if kind == "auto":
+        kind = str(self.kind)
+        if kind == "auto" and _is_cuda(values):
             kind = "float16" if values.dtype == torch.float16 else "int16"
         key = (values.data_ptr(), kind)
         prepared = _shared.get(key)
         if prepared is None or not prepared.is_of(values):
-            on_device = _on_cuda(values, kind) if _is_cuda(values) else _OnCpu(values)
+            on_device = _on_cuda(values, kind) if _is_cuda(values) else _OnCpu(values, kind)
             prepared = _shared[key] = Prepared(values, on_device)
         return prepared
 
@@ -355,12 +352,15 @@ class Pack:
         """Why nothing can be prepared, to be read after the kind; None if it can."""
         if not values.is_contiguous():
             return f"needs values that are contiguous, got strides {values.stride()}"
-        if not _is_cuda(values):
-            return None if self.kind == "auto" else f"stores CUDA textures, got {values.device}"
-        if self.method not in CUDA_METHODS:
-            return f"serves method 'joseph' only, got {self.method!r}"
-        if values.dtype == torch.float64:
+        if values.dtype == torch.float64 and (self.kind != "auto" or _is_cuda(values)):
             return "is float32 at best, and float64 volumes are projected in float64"
+        if not _is_cuda(values):
+            return None
+        if self.method not in CUDA_METHODS:
+            return (
+                f"serves method 'joseph' only on CUDA, got {self.method!r}; 'auto' prepares what "
+                "the method can use"
+            )
         sides = values.shape[-3:]
         if max(sides) > MOST_LAYERS:
             return f"needs sides of at most {MOST_LAYERS} voxels, got {tuple(sides)}"

@@ -33,9 +33,9 @@ extern "C" {
 const char* emulated_packed_new(cuda::CudaPackedVolume** made, const int64_t* shape, int voxel,
                                 int texel, const int32_t* bricks) {
   return caught([&] {
-    *made = new cuda::CudaPackedVolume(
-        0, {shape[0], shape[1], shape[2], shape[3], shape[4]}, static_cast<VoxelType>(voxel),
-        static_cast<cuda::Texel>(texel), {bricks[0], bricks[1], bricks[2]});
+    *made = new cuda::CudaPackedVolume(0, {shape[0], shape[1], shape[2], shape[3], shape[4]},
+                                       static_cast<VoxelType>(voxel), static_cast<VoxelType>(texel),
+                                       {bricks[0], bricks[1], bricks[2]});
   });
 }
 void emulated_packed_delete(cuda::CudaPackedVolume* packed) { delete packed; }

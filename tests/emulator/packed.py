@@ -43,7 +43,7 @@ class CudaPackedVolume:
     ) -> None:
         self._made, self._kept = c_void_p(), []
         images, voxels = shape[0] * shape[1], math.prod(shape[2:])
-        self._texels = voxels * (4 if _C.TEXELS[texel] == "float32" else 2)
+        self._texels = voxels * (4 if _C.VOXELS[texel] == "float32" else 2)
         copy = images * voxels * VOXELS[voxel].itemsize
         self._bytes = (4 * images, copy, 32 * shape[0], shape[0] * math.prod(bricks))
         _call(

@@ -583,11 +583,14 @@ def test_what_cannot_be_had_by_name_is_refused_and_auto_does_without(kind, ops) 
             projector(values, pack=kind)
 
 
-def test_a_kind_by_name_is_refused_on_the_cpu_when_it_renders_there(ops, monkeypatch) -> None:
+def test_a_kind_by_name_is_stored_where_the_values_are(ops, monkeypatch) -> None:
     monkeypatch.setattr(_pack, "_is_cuda", lambda values: False)
-    project = projector(smooth(), pack="int16")  # may be on its way to a GPU
-    with pytest.raises(ValueError, match="pack: 'int16' stores CUDA textures, got cpu"):
-        project(pose_of(project))
+    project = projector(smooth(), pack="int16")
+    assert project._pack.prepared is not None
+    assert isinstance(project._pack.prepared.on_device, _pack._OnCpu)
+    before = resources(ops)
     monkeypatch.setattr(_pack, "_is_cuda", lambda values: True)
+    project.values = project.values.clone()
     project.float()  # moves, as to("cuda") does
-    assert project._pack.handle
+    assert isinstance(project._pack.prepared.on_device, _pack._OnCuda)
+    assert resources(ops) > before
