@@ -138,14 +138,14 @@ def check_supersample(n: Any) -> None:
         raise ValueError(f"supersample: expected a positive integer, got {n!r}")
 
 
-def check_attenuation(volume: Any) -> None:
+def check_attenuation(volume: Any, name: str = "volume") -> None:
     """Raises TypeError or ValueError unless the argument is a Volume in mu."""
     if not isinstance(volume, Volume):
-        raise TypeError(f"volume: expected a drrkit.Volume, got {type(volume).__name__}")
+        raise TypeError(f"{name}: expected a drrkit.Volume, got {type(volume).__name__}")
     if volume.unit != "mu":
         raise ValueError(
-            f"volume: expected attenuation in 1/mm (unit 'mu'), got unit {volume.unit!r}; "
-            "volume.to_mu() converts Hounsfield units"
+            f"{name}: expected attenuation in 1/mm (unit 'mu'), got unit {volume.unit!r}; "
+            f"{name}.to_mu() converts Hounsfield units"
         )
 
 

@@ -46,11 +46,11 @@ from drrkit.evaluation import (
     evaluate,
     is_inverted,
     read_rows,
-    shard,
     shifted_appearance,
 )
 from drrkit.phantoms import torso
 from drrkit.registration import CmaEs, Descent, Levenberg, Optimiser, Stage, TrustRegion
+from drrkit.training import Processes
 
 VOXEL_MM = 4.0
 SIZE, PIXEL_MM = (64, 64), 4.352
@@ -164,7 +164,7 @@ def run(options: argparse.Namespace) -> None:
                 evaluate(methods, [protocol(shift)], [patient], options.cases, folder)
                 spent = time.perf_counter() - before
                 print(f"{patient.name} {optimiser} {shift}: {spent:.0f} s", flush=True)
-    if shard()[0] == 0:
+    if Processes.of_environment().writes:
         print(write_report(options, described()))
 
 

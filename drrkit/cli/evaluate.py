@@ -39,12 +39,12 @@ from drrkit.evaluation import (
     Subject,
     evaluate,
     read_rows,
-    shard,
     summarise,
     with_similarity,
 )
 from drrkit.machine import machine
 from drrkit.phantoms import torso
+from drrkit.training import Processes
 
 PHANTOM_MM = 2.0
 SCHEMA_VERSION = 1
@@ -98,17 +98,15 @@ def evaluate_command(
     """
     if all_stages and not any(isinstance(name, str) for name in similarities):
         raise click.UsageError("--all-stages belongs to --similarity NAME: give that, too.")
-    rank, world = shard()
-    if device.type == "cuda" and world > 1:
-        device = torch.device("cuda", rank % torch.cuda.device_count())
-    subjects = _subjects(cts, device)
+    processes = Processes.of_environment()
+    subjects = _subjects(cts, processes.device(device))
     chosen = [PROTOCOLS[name] for name in dict.fromkeys(protocols)]
     chosen = [protocol.starved() for protocol in chosen] if starved else chosen
     chosen = [protocol.shifted_to_another_machine() for protocol in chosen] if shifted else chosen
-    pipelines = _registrations(methods, similarities, all_stages, device)
+    pipelines = _registrations(methods, similarities, all_stages, processes.device(device))
     out.mkdir(parents=True, exist_ok=True)
-    if rank == 0:
-        described = _described(chosen, pipelines, subjects, cases)
+    if processes.writes:
+        described = _described(chosen, pipelines, subjects, cases, processes.world)
         write_json(out / "evaluation.json", {**described, "run": run_record()})
     named = ([one.name for one in part] for part in (chosen, subjects))
     wanted = set(product(pipelines, *named, range(cases)))
@@ -173,14 +171,18 @@ def _registrations(
 
 
 def _described(
-    protocols: Sequence[Protocol], methods: dict[str, Any], subjects: Sequence[Subject], cases: int
+    protocols: Sequence[Protocol],
+    methods: dict[str, Any],
+    subjects: Sequence[Subject],
+    cases: int,
+    processes: int,
 ) -> dict[str, Any]:
     """What is run, on what machine: run times mean nothing without it."""
     return {
         "schema_version": SCHEMA_VERSION,
         "utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(subjects[0].attenuation.values.device),
-        "processes": shard()[1],
+        "processes": processes,
         "cases": cases,
         "protocols": [vars(protocol) for protocol in protocols],
         "methods": {name: plain_stages(stages) for name, stages in methods.items()},

@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import Field, dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -214,8 +214,9 @@ def _declared(owner: Any) -> Iterator[tuple[str, Any, Any]]:
     if given is None:
         given = {p.name: p.default for p in inspect.signature(owner).parameters.values()}
     for name, hint in get_type_hints(owner).items():
-        if name in given:
-            yield name, hint, given[name].metadata if isinstance(given[name], Field) else {}
+        declared = getattr(given.get(name), "metadata", {})
+        if name in given and (declared or is_dataclass(hint)):  # others keep their defaults
+            yield name, hint, declared
 
 
 def parameters(owner: Any) -> list[click.Parameter]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 import torch
@@ -100,18 +100,27 @@ class ImageOptions:
         pose = self.position.pose(volume, view, stored and stored.world_to_camera)
         return PosedCT(volume, camera, pose)
 
-    def write(self, posed: PosedCT, image: Tensor) -> dict[str, Any]:
-        """Writes the image and, where asked for, the pose; returns the content of the answer."""
-        save_image(image, self.output, pixel_spacing=[float(p) for p in posed.camera.pixel_spacing])
+    def write(self, posed: PosedCT, image: Tensor, numbers: Tensor, what: str) -> Answer:
+        """Writes the image and, where asked for, the pose; what: the numbers that it shows."""
+        pitch = [float(p) for p in posed.camera.pixel_spacing]
+        save_image(image, self.output, pixel_spacing=pitch)
         if self.save_pose is not None:
             write_pose(self.save_pose, posed.pose, posed.camera, run=run_record())
-        return {
+        low, high = (float(value) for value in torch.aminmax(numbers))
+        content = {
             "written": str(self.output),
             "pose_file": None if self.save_pose is None else str(self.save_pose),
             "world_to_camera": posed.pose.reshape(4, 4).tolist(),
             "camera": camera_as_dict(posed.camera),
             "orientation": orientation(posed.pose),
+            what.replace(" ", "_"): [low, high],
         }
+        size = "x".join(map(str, posed.camera.size))
+        return Answer(
+            content,
+            f"{self.output}: {size} pixels of {pitch[0]:.4g} x {pitch[1]:.4g} mm, {what} "
+            f"{low:.3g} to {high:.3g}\n{content['orientation']}",
+        )
 
 
 def orientation(world_to_camera: Tensor) -> str:
@@ -152,14 +161,6 @@ def render_command(
     if how.is_picture:
         image = CONVERSIONS[display or "line"](line)
         image = to_display(image, window=window or (0.5, 99.5), invert=how.invert)
-    content = how.write(posed, image)
-    low, high = (float(value) for value in torch.aminmax(line))
-    if high <= 0:
+    if float(line.max()) <= 0:
         warn("no ray meets the CT; the image is empty")
-    rows, cols = posed.camera.size
-    pitch = " x ".join(f"{p:.4g}" for p in posed.camera.pixel_spacing)
-    return Answer(
-        {**content, "line_integrals": [low, high]},
-        f"{how.output}: {rows}x{cols} pixels of {pitch} mm, line integrals {low:.3g} to "
-        f"{high:.3g}\n{content['orientation']}",
-    )
+    return how.write(posed, image, line, "line integrals")

@@ -132,11 +132,4 @@ def simulate_command(
     posed = how.load(ct, in_hu=True)
     image = exposure.image(*posed, how.method)
     picture = to_display(image, invert=how.invert) if how.is_picture else image
-    content = how.write(posed, picture)
-    low, high = (float(value) for value in torch.aminmax(image))
-    rows, cols = posed.camera.size
-    return Answer(
-        {**content, "values": [low, high]},
-        f"{how.output}: {rows}x{cols} pixels, values {low:.3g} to {high:.3g}\n"
-        f"{content['orientation']}",
-    )
+    return how.write(posed, picture, image, "values")

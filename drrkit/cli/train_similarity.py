@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from drrkit.cli.command import Answer, command
-from drrkit.cli.options import COUNT, POSITIVE, SDD, SOD, OutputFile, Size, option
+from drrkit.cli.options import COUNT, POSITIVE, SDD, SOD, OutputFile, Size, option, part
 from drrkit.cli.register import REGRESSOR_FILE, SIMILARITY_FILE
 from drrkit.cli.train import Scan, SubjectOptions, TrainingOptions, run_training
 from drrkit.geometry import Camera, CArm
@@ -135,45 +135,91 @@ def _network_option(family: type, default: str) -> Any:
     )
 
 
-@command("similarity")
-def similarity_command(
-    *,
-    network: str = _network_option(LearnedSimilarity, "prost-small"),
+@dataclass(frozen=True)
+class RecipeOptions(TrainingRecipe):
+    """How a similarity is trained."""
+
     objective: str = option(
         "What is trained for.", type=click.Choice(OBJECTIVES), default="direction"
-    ),
-    poses: str = option(
-        "How training draws poses.", type=click.Choice(list(SAMPLINGS)), default="uniform"
-    ),
-    optimiser: str = option("Optimiser.", type=click.Choice(["adam", "sgd"]), default="adam"),
-    rate: float = option("Learning rate.", type=POSITIVE, default=1e-3),
+    )
+    batch: int = option("Image pairs per process.", type=COUNT, default=8)
+    optimiser: str = option("Optimiser.", type=click.Choice(["adam", "sgd"]), default="adam")
+    rate: float = option("Learning rate.", type=POSITIVE, default=1e-3)
     schedule: str = option(
         "Schedule of the learning rate; a training with cosine cannot be prolonged.",
         type=click.Choice(["cosine", "cyclic", "constant"]),
         default="cosine",
+    )
+
+
+@dataclass(frozen=True)
+class PatientOptions:
+    """Images, patients and the training itself; `train` does it."""
+
+    images: TrainingImageOptions = part()
+    subjects: SubjectOptions = part()
+    how: TrainingOptions = part()
+
+    def train(
+        self,
+        network: str,
+        task_of: Callable[..., SimilarityTask | RegressorTask],
+        name: str,
+        **notes: Any,
+    ) -> Answer | None:
+        """Trains a network and saves it with the scale to use it at.
+
+        Args:
+            network: a name of NETWORKS.
+            task_of: makes the task of network, patients, held out, camera; keywords make X-rays.
+            name: of the file.
+            notes: see `run_training`; the split of the patients is added.
+        """
+        images, subjects, how = self.images, self.subjects, self.how
+        model: Any = build(network, how.seed).to(how.own_device)
+        camera, cohort = images.camera(network), subjects.cohort(how.seed)
+
+        def patients(scans: Sequence[Scan]) -> list[TrainingPatient]:
+            made = partial(TrainingPatient.of, sod=images.sod, bones=subjects.bones)
+            return [made(s.name, subjects.load(s).to(how.own_device), model) for s in scans]
+
+        train, validation = patients(cohort.train), patients(cohort.validation)
+        notes = {**notes, "split": cohort.as_dict()}
+        # Widths of the pixels (at the patient) and voxels that the network is trained with.
+        scale = {
+            "pixel_mm": float(camera.pixel_spacing[0]) * images.sod / images.sdd,
+            "voxel_mm": min(min(p.moving.spacing) for p in train),
+        }
+        task = task_of(model, train, validation, camera, **images.how_made())
+        if images.show is not None and Processes.of_environment().writes:
+            save_image(batch_picture(task.example()), images.show)
+
+        def save(path: Path, result: TrainingResult) -> None:
+            best = {"metrics": result.metrics, "best_step": result.best_step}
+            save_similarity(model, path, **best, **notes, **scale)
+
+        return run_training(task, model, how, notes, name, save)
+
+
+@command("similarity")
+def similarity_command(
+    *,
+    network: str = _network_option(LearnedSimilarity, "prost-small"),
+    poses: str = option(
+        "How training draws poses.", type=click.Choice(list(SAMPLINGS)), default="uniform"
     ),
-    batch: int = option("Image pairs per process.", type=COUNT, default=8),
-    images: TrainingImageOptions,
-    subjects: SubjectOptions,
-    how: TrainingOptions,
+    recipe: RecipeOptions,
+    given: PatientOptions,
 ) -> Answer | None:
     """Train a similarity whose pose gradient points at the true pose.
 
     Writes similarity.pt, which drrkit register and drrkit evaluate take as --similarity.
     """
-    recipe = TrainingRecipe(
-        objective=objective,
-        batch=batch,
-        optimiser=optimiser,
-        rate=rate,
-        schedule=schedule,
-        steps=how.steps,
-        seed=how.seed,
-    )
     kind = CDRegTask if NETWORKS[network].kind == "cdreg" else SimilarityTask
-    task_of = partial(kind, sampling=SAMPLINGS[poses], recipe=recipe)
-    notes = {"steps": how.steps} if schedule == "cosine" else {}
-    return _trained(network, task_of, images, subjects, how, notes, SIMILARITY_FILE)
+    how = replace(recipe, steps=given.how.steps, seed=given.how.seed)
+    task_of = partial(kind, sampling=SAMPLINGS[poses], recipe=how)
+    notes = {"steps": how.steps} if how.schedule == "cosine" else {}
+    return given.train(network, task_of, SIMILARITY_FILE, **notes)
 
 
 @command("regressor")
@@ -189,71 +235,17 @@ def regressor_command(
     rounds: int | None = option(
         "Consecutive updates that are trained.  [default: as published]", type=COUNT
     ),
-    images: TrainingImageOptions,
-    subjects: SubjectOptions,
-    how: TrainingOptions,
+    given: PatientOptions,
 ) -> Answer | None:
     """Train a network that predicts better poses from an image pair.
 
     Writes regressor.pt, which drrkit register and drrkit evaluate take as --similarity.
     """
     sampling = None if poses is None else SAMPLINGS[poses]
-    given = {"sampling": sampling, "rate": rate, "batch": batch, "rounds": rounds}
-    given = {name: value for name, value in given.items() if value is not None}
-    recipe = replace(REGRESSOR_RECIPES[NETWORKS[network].kind], seed=how.seed, **given)
-    task_of = partial(RegressorTask, recipe=recipe)
-    return _trained(network, task_of, images, subjects, how, {}, REGRESSOR_FILE)
-
-
-def _trained(
-    network: str,
-    task_of: Callable[..., SimilarityTask | RegressorTask],
-    images: TrainingImageOptions,
-    subjects: SubjectOptions,
-    how: TrainingOptions,
-    notes: dict[str, Any],
-    name: str,
-) -> Answer | None:
-    """Trains a network and saves it with the scale to use it at.
-
-    Args:
-        network: a name of NETWORKS.
-        task_of: makes the task of network, patients, held out, camera; keywords make X-rays.
-        images, subjects, how: the command's options.
-        notes: see `run_training`; the split of the patients is added.
-        name: of the file.
-    """
-    model: Any = build(network, how.seed).to(how.own_device)
-    camera, cohort = images.camera(network), subjects.cohort(how.seed)
-
-    def patients(scans: Sequence[Scan]) -> list[TrainingPatient]:
-        return [
-            TrainingPatient.of(
-                scan.name,
-                subjects.load(scan).to(how.own_device),
-                model,
-                sod=images.sod,
-                bones=subjects.bones,
-            )
-            for scan in scans
-        ]
-
-    train, validation = patients(cohort.train), patients(cohort.validation)
-    notes = {**notes, "split": cohort.as_dict()}
-    # Widths of the pixels (at the patient) and voxels that the network is trained with.
-    scale = {
-        "pixel_mm": float(camera.pixel_spacing[0]) * images.sod / images.sdd,
-        "voxel_mm": min(min(p.moving.spacing) for p in train),
-    }
-    task = task_of(model, train, validation, camera, **images.how_made())
-    if images.show is not None and Processes.of_environment().writes:
-        save_image(batch_picture(task.example()), images.show)
-
-    def save(path: Path, result: TrainingResult) -> None:
-        best = {"metrics": result.metrics, "best_step": result.best_step}
-        save_similarity(model, path, **best, **notes, **scale)
-
-    return run_training(task, model, how, notes, name, save)
+    chosen = {"sampling": sampling, "rate": rate, "batch": batch, "rounds": rounds}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    recipe = replace(REGRESSOR_RECIPES[NETWORKS[network].kind], seed=given.how.seed, **chosen)
+    return given.train(network, partial(RegressorTask, recipe=recipe), REGRESSOR_FILE)
 
 
 def batch_picture(images: Tensor) -> Tensor:

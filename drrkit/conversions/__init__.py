@@ -4,8 +4,8 @@ Each pair `to_X` and `from_X` is exact both ways. Every `from_X` returns a Camer
 the poses [B, 4, 4] float64 in patient LPS, and the dimensions along which the other tool's image
 is flipped to become drrkit's.
 
-pinhole, tomography, rtk, carm: tools by kind. vectors, angles: what they share. transforms,
-fluoroscopy, landmark_files: files of other programs.
+pinhole, tomography, rtk, carm: tools by kind. vectors, angles: what they share. fluoroscopy,
+slicer: files of other programs.
 """
 
 from drrkit.conversions.angles import euler_to_matrix, lps_from_ras, matrix_to_euler
@@ -30,7 +30,6 @@ from drrkit.conversions.fluoroscopy import (
     write_jointtrack_calibration,
     write_mayacam,
 )
-from drrkit.conversions.landmark_files import read_landmark_rows
 from drrkit.conversions.pinhole import (
     DeepdrrView,
     DeepfluoroView,
@@ -59,6 +58,11 @@ from drrkit.conversions.rtk import (
     to_rtk,
     write_rtk_geometry,
 )
+from drrkit.conversions.slicer import (
+    read_itk_transform,
+    read_landmark_rows,
+    write_itk_transform,
+)
 from drrkit.conversions.tomography import (
     LeapView,
     PlastimatchView,
@@ -72,7 +76,6 @@ from drrkit.conversions.tomography import (
     to_plastimatch,
     to_tigre,
 )
-from drrkit.conversions.transforms import read_itk_transform, write_itk_transform
 from drrkit.conversions.vectors import CameraView, ViewVectors, from_vectors, to_vectors
 
 __all__ = [

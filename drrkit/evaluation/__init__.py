@@ -25,7 +25,7 @@ from drrkit.evaluation.protocols import (
     moved_about,
     shifted_appearance,
 )
-from drrkit.evaluation.running import Row, evaluate, measure, read_rows, shard
+from drrkit.evaluation.running import Row, evaluate, measure, read_rows
 from drrkit.evaluation.summary import auroc, capture_range, recall_at, summarise, top_mean
 
 __all__ = [
@@ -51,7 +51,6 @@ __all__ = [
     "on_axes",
     "read_rows",
     "recall_at",
-    "shard",
     "shifted_appearance",
     "summarise",
     "top_mean",

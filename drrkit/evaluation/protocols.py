@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drrkit.geometry import Camera, CArm, assemble, so3_exp, view_ap, volume_center
+from drrkit.conversions import euler_to_matrix
+from drrkit.geometry import Camera, CArm, assemble, view_ap, volume_center
 from drrkit.metrics import bone_points
 from drrkit.volume import Volume
 from drrkit.xray import simulate_xray
@@ -140,8 +141,7 @@ def moved_about(world_to_camera: Tensor, motion: Tensor, center: Tensor) -> Tens
 
     motion: [6], three angles (rad) about the camera's axes and three mm along them.
     """
-    x, y, z = so3_exp(torch.diag(motion[:3]))
-    rotation = x @ y @ z @ world_to_camera[:3, :3]
+    rotation = euler_to_matrix(motion[:3], "XYZ") @ world_to_camera[:3, :3]
     middle = world_to_camera[:3, :3] @ center + world_to_camera[:3, 3] + motion[3:]
     return assemble(rotation, (middle - rotation @ center)[:, None])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,10 +17,11 @@ from torch import Tensor
 
 from drrkit.evaluation.protocols import Case, Protocol, Subject
 from drrkit.files import whole_file
-from drrkit.geometry import so3_log, volume_center
+from drrkit.geometry import check_counts, so3_log, volume_center
 from drrkit.metrics import mtre, rotation_error
 from drrkit.projector import render
 from drrkit.registration import RegistrationResult, register
+from drrkit.training import Processes
 
 Method = Callable[[Case], RegistrationResult]
 """A registration of a case: its X-ray and camera from its start, its truth untouched."""
@@ -101,14 +101,14 @@ def evaluate(
         ValueError: cases is not positive, or two protocols or subjects have one name.
         KeyboardInterrupt: a registration was interrupted; its case is left for next time.
     """
-    if cases < 1:
-        raise ValueError(f"cases: expected a positive number, got {cases!r}")
+    check_counts(cases=cases)
     for kind, named in (("protocols", protocols), ("subjects", subjects)):
         names = [one.name for one in named]
         if len(set(names)) < len(names):
             raise ValueError(f"{kind}: expected different names, got {names}")
     folder.mkdir(parents=True, exist_ok=True)
-    rank, world = shard()
+    processes = Processes.of_environment()
+    rank, world = processes.rank, processes.world
     done = {row.key for row in read_rows(folder)}
     own = folder / f"rows.{rank}.csv"
     rows = list(_read(own)) if own.exists() else []
@@ -129,11 +129,6 @@ def evaluate(
             if progress is not None:
                 progress(row)
     return read_rows(folder)
-
-
-def shard() -> tuple[int, int]:
-    """This process's rank and the number of processes, as torchrun sets them; else 0 of 1."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def measure(name: str, method: Any, case: Case) -> Row:

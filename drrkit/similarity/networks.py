@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from drrkit._arguments import check_attenuation
 from drrkit.geometry import Camera, volume_center
 from drrkit.volume import Volume, water_attenuation
 
@@ -63,12 +64,7 @@ class BoneNetwork(nn.Module):
             TypeError: not a Volume.
             ValueError: not in mu, or of several channels.
         """
-        if not isinstance(scene, Volume):
-            raise TypeError(f"scene: expected a Volume, got {type(scene).__name__}")
-        if scene.unit != "mu":
-            raise ValueError(
-                f'scene: expected a volume in "mu", got unit {scene.unit!r}; to_mu() converts'
-            )
+        check_attenuation(scene, "scene")
         if scene.values.dim() == 4 and scene.values.shape[0] != 1:
             raise ValueError(f"scene: expected one channel, got {tuple(scene.values.shape)}")
         values = scene.values.reshape(scene.values.shape[-3:])

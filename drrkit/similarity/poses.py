@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drrkit.conversions import euler_to_matrix
 from drrkit.geometry import assemble, check_floating, so3_exp, so3_log, volume_center
 from drrkit.volume import Volume
 
@@ -116,8 +117,7 @@ class PoseSampling:
         drawn = torch.randn(size, **options) if normal else 2 * torch.rand(size, **options) - 1
         drawn = drawn * torch.tensor(widths, dtype=torch.float64)
         angles = torch.deg2rad(drawn[:, :3])
-        x, y, z = so3_exp(torch.diag_embed(angles)).unbind(1)
-        return x @ y @ z, drawn[:, 3:]
+        return euler_to_matrix(angles, "XYZ"), drawn[:, 3:]
 
 
 _CONFERENCE = (0.15 * 0.35 * 180.0,) * 3 + (0.15,) * 3

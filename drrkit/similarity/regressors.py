@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from drrkit.conversions import euler_to_matrix, matrix_to_euler
 from drrkit.geometry import assemble, check_numbers, quaternion_rotation, so3_exp, so3_log
 from drrkit.losses import gradient_difference
 from drrkit.projector import render
@@ -400,19 +401,15 @@ class PoseInitialiser(PoseRegressor):
 
     def apply(self, prediction: Tensor, world_to_camera: Tensor, center: Tensor) -> Tensor:
         angles, shift = (prediction.double() * self.span).split(3, 1)
-        x, y, z = (torch.diag_embed(angles)[:, axis].contiguous() for axis in range(3))
-        turn = so3_exp(z) @ so3_exp(y) @ so3_exp(x)
+        turn = euler_to_matrix(angles.flip(1), "ZYX")
         place = place_of(center, world_to_camera) + shift
         return turned_and_placed(world_to_camera, turn, place, center)
 
     def parameters_between(self, world_to_camera: Tensor, target: Tensor, center: Tensor) -> Tensor:
         """The theta [B, 6] that takes poses to target poses: the inverse of `apply`."""
         turn = target[:, :3, :3] @ world_to_camera[:, :3, :3].mT
-        x = torch.atan2(turn[:, 2, 1], turn[:, 2, 2])
-        y = torch.asin((-turn[:, 2, 0]).clamp(-1, 1))
-        z = torch.atan2(turn[:, 1, 0], turn[:, 0, 0])
         shift = place_of(center, target) - place_of(center, world_to_camera)
-        return torch.cat((torch.stack((x, y, z), 1), shift), 1) / self.span
+        return torch.cat((matrix_to_euler(turn, "ZYX").flip(1), shift), 1) / self.span
 
     def loss(self, prediction: Tensor, pairs: PosePairs) -> Tensor:
         """The weighted sum of the losses of images, parameters and poses."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drrkit._arguments import check_attenuation
 from drrkit.evaluation import with_similarity
 from drrkit.geometry import Camera, perturb, volume_center
 from drrkit.projector import Projector
@@ -196,8 +197,7 @@ class Session:
         method: str = "joseph",
         save: Callable[[Tensor, dict[str, Any]], str] | None = None,
     ) -> None:
-        if volume.unit != "mu":
-            raise ValueError(f"volume: expected mu (convert with to_mu), got unit {volume.unit!r}")
+        check_attenuation(volume)
         if volume.values.dim() != 3:
             channels = volume.values.shape[0]
             raise ValueError(f"volume: expected a single channel, got {channels} channels")

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import drrkit
-from drrkit.evaluation import METHODS, PROTOCOLS, Row, evaluate, read_rows, with_similarity
+from drrkit.evaluation import METHODS, PROTOCOLS, Row, read_rows, with_similarity
 from drrkit.evaluation.protocols import Subject
 from drrkit.phantoms import torso
-from drrkit.registration import GLOBAL, RegistrationResult, Search
+from drrkit.registration import GLOBAL, Search
 from tests.support.commands import QUICK, run, succeed
 
 pytestmark = pytest.mark.io  # target points need SimpleITK
@@ -53,14 +53,16 @@ def untimed(rows: list[Row]) -> list[dict]:
 def test_an_evaluation_leaves_rows_a_summary_and_what_was_run(tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "auto", QUICK)
     ct, out = patient(tmp_path), tmp_path / "out"
-    told = succeed("evaluate", ct, "--out", out, "--cases", 2, "--registration", "auto").output
+    how = ["--registration", "auto", "--starved", "--shifted"]
+    told = succeed("evaluate", ct, "--out", out, "--cases", 2, *how).output
     with open(out / "rows.0.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["number"] for row in rows] == ["0", "1"]
     assert {"mtre", "start_mtre", "rotation_x", "translation_z", "seconds"} <= set(rows[0])
     summary = json.loads((out / "summary.json").read_text())
-    assert set(summary) == {"auto narrow all", "auto narrow patient"}
-    found = summary["auto narrow all"]
+    name = "auto narrow-starved-shifted"
+    assert set(summary) == {f"{name} all", f"{name} patient"}
+    found = summary[f"{name} all"]
     assert set(found["mtre_top"]) == {"50 %", "75 %", "95 %"}
     for name in ("10 mm", "2 mm"):
         rate = found["success"][name]
@@ -138,27 +140,6 @@ def test_the_help_names_every_output():
 
 
 # ---- interruption, several processes
-
-
-def test_an_interrupted_registration_is_no_row(tmp_path):
-    def stopped(case):
-        return RegistrationResult(
-            world_to_camera=case.start,
-            loss=1.0,
-            accepted=False,
-            confidence=0.0,
-            agreement=0.0,
-            covariance=None,
-            history=[],
-            seconds=0.0,
-            stop_reason="interrupted",
-            all_world_to_camera=case.start[None],
-            all_loss=torch.ones(1),
-        )
-
-    with pytest.raises(KeyboardInterrupt):
-        evaluate({"m": stopped}, [PROTOCOLS["narrow"]], [Subject.of("t", torso(12.0))], 1, tmp_path)
-    assert read_rows(tmp_path) == []
 
 
 @pytest.mark.slow

@@ -5,12 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +16,6 @@ from torch import Tensor
 import drrkit
 from drrkit import Stage, view_ap
 from drrkit.evaluation import (
-    METHODS,
     PROTOCOLS,
     Case,
     Row,
@@ -38,7 +33,6 @@ from drrkit.evaluation import (
     recall_at,
     shifted_appearance,
     summarise,
-    top_mean,
 )
 from drrkit.evaluation.running import _registered
 from drrkit.geometry import so3_log, volume_center
@@ -261,8 +255,8 @@ def test_an_evaluation_writes_every_case_once_and_resumes(tmp_path):
 
     def method(case: Case) -> RegistrationResult:
         seen.append(case.number)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
+        if len(seen) == 3:  # as `register` says it
+            return replace(untouched(case), stop_reason="interrupted")
         return untouched(case)
 
     arguments = ({"m": method}, [SMALL], [subject(), Subject.of("twin", torso(6.0))], 2, tmp_path)
@@ -290,33 +284,11 @@ def test_processes_share_the_cases_and_see_each_others_rows(tmp_path, monkeypatc
     assert [len(found) - 1 for found in lines] == [2, 2, 1]
 
 
-@pytest.mark.slow
-def test_torchrun_splits_an_evaluation_over_its_processes(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import torch; torch.set_num_threads(1)\n"
-        "from tests.evaluation.test_evaluation import *\n"
-        "stages = Stage('ncc', optimiser=Levenberg(20.0), iterations=8, mm=True)\n"
-        f"evaluate({{'ncc': stages}}, [SMALL], [subject()], 4, Path({str(tmp_path)!r}))\n"
-    )
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(script)],
-        check=True,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-    )
-    rows = read_rows(tmp_path)
-    assert sorted(row.number for row in rows) == [0, 1, 2, 3]
-    assert len(list(tmp_path.glob("rows.*.csv"))) == 2
-    assert all(row.mtre < row.start_mtre for row in rows)
-
-
 def test_a_file_that_is_no_evaluation_is_refused(tmp_path):
     (tmp_path / "rows.0.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"rows.0.csv: expected the columns"):
         read_rows(tmp_path)
-    with pytest.raises(ValueError, match=r"cases: expected a positive number, got 0"):
+    with pytest.raises(ValueError, match=r"cases: expected a positive integer, got 0"):
         evaluate({}, [], [], 0, tmp_path)
 
 
@@ -357,33 +329,12 @@ def test_the_capture_range_is_the_largest_start_up_to_which_nearly_all_succeed()
     assert capture_range(start, torch.ones(100), 2.0) == 100.0
 
 
-def test_the_mean_of_the_top_is_over_the_lowest_errors():
-    errors = torch.tensor([4.0, 1.0, 3.0, 2.0])
-    assert top_mean(errors, 0.5) == {"mean": 1.5, "std": 0.5}
-    assert top_mean(errors, 0.01) == {"mean": 1.0, "std": 0.0}
-
-
 def test_auroc_and_recall_by_hand():
     right, wrong = torch.tensor([0.9, 0.8, 0.6]), torch.tensor([0.7, 0.6, 0.1])
     # Pairs won: 0.9 beats three, 0.8 three, 0.6 one and a tie.
     assert auroc(right, wrong) == pytest.approx(7.5 / 9)
     assert recall_at(0.0, right, wrong) == pytest.approx(1 / 3)
     assert recall_at(0.34, right, wrong) == 1.0
-
-
-def test_the_named_methods_are_stages_that_register_takes():
-    assert set(METHODS) == {"auto", "global", "cmaes"}
-    first = METHODS["cmaes"][0]
-    assert (first.optimiser.name, first.optimiser.population, first.iterations) == (
-        "cmaes",
-        300,
-        40,
-    )
-    assert first.optimiser.sigma == (math.radians(45.0), 200.0)
-    assert first.name == "patch_gradient_ncc" and first.mm
-    assert (first.downsample, first.voxel) == (2, 4.0)
-    second = METHODS["cmaes"][1]
-    assert (second.optimiser.name, second.downsample, second.optimiser.sigma) == ("cmaes", 1, None)
 
 
 def test_stages_are_registered_as_methods(tmp_path):
@@ -433,32 +384,6 @@ def test_a_landscape_is_lowest_at_the_truth_and_tells_distance():
 
 
 # ---- the command line
-
-
-def test_the_command_line_evaluates_ct_files_and_resumes(tmp_path, monkeypatch):
-    drrkit.write_volume(torso(8.0), tmp_path / "patient.nii.gz")
-    quick = (Stage("ncc", pixel=7.0, optimiser=Levenberg(20.0), iterations=6, mm=True),)
-    monkeypatch.setitem(METHODS, "auto", quick)
-    out = tmp_path / "out"
-    arguments = [
-        "evaluate",
-        tmp_path / "patient.nii.gz",
-        "--out",
-        out,
-        "--cases",
-        2,
-        "--device",
-        "cpu",
-    ]
-    arguments += ["--registration", "auto", "--protocol", "narrow", "--starved"]
-    output = succeed(*arguments).output
-    assert output.count("auto narrow-starved patient   ") == 2
-    assert "auto narrow-starved all: 2 cases, " in output
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["auto narrow-starved patient"]["cases"] == 2
-    again = succeed(*arguments, "--shifted", "--quiet").output
-    assert " -> " not in again and "auto narrow-starved-shifted all: 2 cases" in again
-    assert len(read_rows(out)) == 4
 
 
 def test_the_command_line_registers_from_far_away_with_a_search(tmp_path):

@@ -377,15 +377,9 @@ def test_files_that_are_no_transforms_are_refused(tmp_path: Path) -> None:
         conversions.read_itk_transform(tmp_path / "missing.tfm")
     conversions.write_itk_transform(path, poses()[0])
     text = path.read_text()
-    numbers = "Parameters: " + " ".join(["0"] * 12)
-    flat = "\n".join(numbers if "Parameters: " in line[:12] else line for line in text.split("\n"))
-    path.write_text(flat)
-    with pytest.raises(ValueError, match=r"pose\.tfm: expected a rotation .*off by 1"):
-        conversions.read_itk_transform(path)
-    shear = torch.tensor(((1.0, 0.1, 0), (0, 1, 0), (0, 0, 1)), dtype=torch.float64)
-    for wrong, off in ((1.05 * torch.eye(3), 0.093), (shear, 0.1), (-torch.eye(3), "a reflection")):
+    for scale, off in ((1.05, "off by 0.093"), (-1.0, "a reflection")):
         matrix = poses()[0].clone()
-        matrix[:3, :3] = matrix[:3, :3] @ wrong.double()
+        matrix[:3, :3] *= scale
         conversions.write_itk_transform(path, matrix)
         with pytest.raises(ValueError, match=rf"pose\.tfm: expected a rotation .*{off}"):
             conversions.read_itk_transform(path)
@@ -542,24 +536,9 @@ def test_matrices_of_other_projectors_that_are_no_poses_are_refused(change, mess
         conversions.from_xreg(other._replace(extrinsic=change(other.extrinsic)), SIZE)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ((1.05, 1.05, 1.05), "off by 0.10"),
-        ((-1.0, 1.0, 1.0), "a reflection"),
-        ((0.0, 0.0, 0.0), "off by 1"),
-        ((math.nan, 1.0, 1.0), "off by nan"),
-    ],
-)
-def test_tracks_of_what_is_no_rotation_are_refused(tmp_path: Path, change, message) -> None:
-    pose = drrkit.view_ap(drrkit.phantoms.torso(spacing=20.0), 800.0).clone()
-    pose[:, :3, :3] *= pose.new_tensor(change)
-    conversions.write_autoscoper(tmp_path / "a.tra", pose)
-    with pytest.raises(ValueError, match=f"a.tra, line 1: expected a rotation.*{message}"):
-        conversions.read_autoscoper(tmp_path / "a.tra")
-
-
-def test_tracks_written_column_by_column_are_refused(tmp_path: Path) -> None:
+def test_tracks_of_what_is_no_rotation_or_written_column_by_column_are_refused(
+    tmp_path: Path,
+) -> None:
     pose = drrkit.view_ap(drrkit.phantoms.torso(spacing=20.0), 800.0)
     lost = torch.full((1, 4, 4), torch.nan, dtype=torch.float64)
     conversions.write_autoscoper(tmp_path / "a.tra", torch.cat((pose, lost)))
@@ -567,6 +546,10 @@ def test_tracks_written_column_by_column_are_refused(tmp_path: Path) -> None:
     conversions.write_autoscoper(tmp_path / "b.tra", torch.cat((lost, pose.mT)))
     with pytest.raises(ValueError, match=r"b\.tra, line 2: .* written column by column"):
         conversions.read_autoscoper(tmp_path / "b.tra")
+    pose[:, 0, :3] *= math.nan  # some of a row: a frame without a pose is NaN altogether
+    conversions.write_autoscoper(tmp_path / "c.tra", pose)
+    with pytest.raises(ValueError, match=r"c\.tra, line 1: expected a rotation.*off by nan"):
+        conversions.read_autoscoper(tmp_path / "c.tra")
 
 
 @pytest.mark.parametrize("sid, sdd", [(800.0, 1200.0), (-800.0, -1200.0), (800.0, 0.0)])

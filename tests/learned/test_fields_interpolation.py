@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import drrkit
 from drrkit import fields
-from drrkit.fields.encodings import FeatureGrids, corners_and_weights, trilinear
+from drrkit.fields.encodings import FeatureGrids, trilinear
 from drrkit.training import train
 from drrkit.volume import Volume
 
@@ -43,13 +43,6 @@ def test_interpolation_agrees_with_torch_within_and_outside_the_grid() -> None:
     solid = torch.ones(5, 6, 7, dtype=torch.bool)
     inside = ((unit > -1) & (unit < 1)).all(-1)
     assert torch.allclose(trilinear(solid, index)[inside], torch.ones(int(inside.sum())).double())
-
-
-def test_a_node_outside_the_grid_has_no_weight_and_a_place_inside() -> None:
-    index = torch.tensor([[-0.25, 1.0, 1.0], [-5.0, 40.0, 2.0]], dtype=torch.float64)
-    place, weight = corners_and_weights(index, (3, 4, 5))
-    assert int(place.min()) >= 0 and int(place.max()) < 60
-    assert weight.sum(0).tolist() == [0.75, 0.0]
 
 
 def test_interpolation_has_first_and_second_derivatives_in_both_modes() -> None:

@@ -155,7 +155,7 @@ def test_the_moving_volume_is_bone_on_the_networks_voxels() -> None:
 
 def test_scenes_that_cannot_be_prepared_are_refused() -> None:
     network = build("prost-2020-small")
-    with pytest.raises(TypeError, match="scene: expected a Volume"):
+    with pytest.raises(TypeError, match=r"scene: expected a drrkit\.Volume"):
         network.prepare(torch.rand(3, 3, 3))
     with pytest.raises(ValueError, match="to_mu"):
         network.prepare(torso(20.0))
@@ -256,16 +256,6 @@ def test_images_and_settings_that_do_not_fit_are_refused() -> None:
 
 
 # ---- derivatives
-
-
-@pytest.mark.parametrize("name", ["prost-small", "prost-2020-small"])
-def test_networks_have_second_derivatives(name: str) -> None:
-    network = tiny(name).double()
-    moving, fixed = image_pair(network, 1, (16, 16))
-    moving.requires_grad_()
-    # Random projections of both derivatives: the exhaustive check would take 512 columns.
-    assert torch.autograd.gradcheck(lambda m: network(m, fixed), (moving,), fast_mode=True)
-    assert torch.autograd.gradgradcheck(lambda m: network(m, fixed), (moving,), fast_mode=True)
 
 
 def smoothed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,26 +490,6 @@ def descend(task: SimilarityTask, steps: int) -> list[float]:
             schedule.step()
         found.append(float(losses.get("approach", losses["loss"]).detach()))
     return found
-
-
-@pytest.mark.slow
-def test_one_phantom_can_be_learned_by_heart() -> None:
-    """The direction loss falls from chance, 4, to below 1."""
-    network, volume = build("prost-2020-small", 0), torso(11.0)
-    patient = TrainingPatient.of("torso", volume, network)
-    recipe = TrainingRecipe(batch=8, rate=3e-3, steps=140)
-    sampling = PoseSampling((0.0,) * 6, (15.0, 15.0, 15.0, 20.0, 20.0, 40.0), moving_normal=False)
-    camera, scene = CArm(1020.0, (32, 32), 12.0), volume.to_mu()
-
-    def line_integrals(ct: Volume, camera: object, pose: Tensor, seed: int) -> Tensor:
-        return render(scene, camera, pose)
-
-    task = SimilarityTask(
-        network, [patient], [], camera, sampling, recipe, synthesise=line_integrals
-    )
-    losses = descend(task, recipe.steps)
-    assert sum(losses[:3]) / 3 > 3.0
-    assert sum(losses[-20:]) / 20 < 1.0
 
 
 @pytest.mark.slow

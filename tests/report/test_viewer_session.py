@@ -168,7 +168,7 @@ def test_an_unknown_loss_is_refused() -> None:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"volume": drrkit.phantoms.torso(16.0)}, "volume: expected mu"),
+        ({"volume": drrkit.phantoms.torso(16.0)}, "volume: expected attenuation"),
         ({"start": torch.eye(4).repeat(2, 1, 1)}, r"start: expected one pose"),
         ({"xray": torch.zeros(9, 9)}, r"xray: expected shape"),
     ],
