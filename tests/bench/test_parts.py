@@ -92,11 +92,6 @@ def test_a_scene_survives_the_way_to_a_worker(scene: Scene, tmp_path: Path) -> N
     assert torch.equal(found.volume.affine, scene.volume.affine) and found.volume.unit == "mu"
 
 
-def test_the_phantom_stands_in_a_square_box(scene: Scene) -> None:
-    assert scene.volume.spacing[0] == pytest.approx(scene.volume.spacing[1])
-    assert scene.volume.values.amax() > 0.03  # bone
-
-
 @pytest.mark.io
 def test_a_ct_in_hu_becomes_a_scene_in_mu(tmp_path: Path) -> None:
     ct = drrkit.phantoms.torso(16.0)
@@ -254,12 +249,6 @@ def test_packed_volumes_on_a_gpu_are_held_against_texture_lookups() -> None:
     assert packed["bytes"] - image == pytest.approx((plain["bytes"] - image) / 2)
     pose = Workload("main", "AP", 1, 40, "pose")  # exact: from plain values
     assert counted.of(pose, scene, "joseph", 2) == counted.of(pose, scene, "joseph")
-
-
-def test_this_machine_has_plausible_ceilings() -> None:
-    found = floors.ceilings(CPU, 1, None)
-    assert 1e8 < found["copy_bytes_per_s"] < 1e12
-    assert 1e8 < found["fetches_per_s"] < 1e13
 
 
 # ---- comparisons

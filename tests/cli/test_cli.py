@@ -147,18 +147,6 @@ def test_ctrl_c_writes_the_best_pose_so_far(
     assert found["world_to_camera"] != found["initial_world_to_camera"]
 
 
-@pytest.mark.io
-def test_ctrl_c_elsewhere_leaves_no_file(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("drrkit.cli.options.read_volume", interrupted)
-    result = run("render", data / "ct.nii.gz", "-o", tmp_path / "a.npy")
-    assert result.exit_code == 130 and os.listdir(tmp_path) == []
-
-
 def test_kinds_of_x_rays_differ_from_line_integrals_by_gain_and_offset_only() -> None:
     line = torch.rand(1, 1, 20, 30, generator=torch.Generator().manual_seed(0)) * 5
     intensity = 3000.0 * torch.exp(-line)
@@ -268,19 +256,3 @@ def test_the_python_in_the_readme_runs() -> None:
         )
         assert float(error) < 1.0
         assert names["pose"].grad is not None and bool(names["pose"].grad.isfinite().all())
-
-
-# ---- info of a geometry
-
-
-@pytest.mark.io
-def test_info_tells_what_a_geometry_looks_like(data: Path, tmp_path: Path) -> None:
-    picture, pose = tmp_path / "scene.svg", tmp_path / "pose.json"
-    ct, drr = data / "ct.nii.gz", tmp_path / "drr.npy"
-    succeed("render", ct, *CAMERA, "-o", drr, "--save-pose", pose)
-    words = ["info", pose, "--ct", ct, "--scene", picture]
-    shown = succeed(*words).output
-    assert "looking from front to back (AP): magnification 1.27" in shown
-    assert picture.read_text().startswith("<svg")
-    assert run("info", pose).exit_code == 2
-    assert run("info", "--scene", picture).exit_code == 2

@@ -224,13 +224,3 @@ def test_wrong_subjects_are_told(given: dict[str, Any], message: str, cts: Path)
         given = {**given, "subjects": (str(cts / "a.nii.gz"),)}
     with pytest.raises((ValueError, click.UsageError), match=message):
         options(**given).cohort(0)
-
-
-def test_a_config_of_something_else_is_told(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text("[1]")
-    result = run("train", "similarity", "--config", tmp_path / "x.json", "--out", tmp_path)
-    assert result.exit_code == 2 and "expected a table of options, got list" in result.stderr
-    other = {"steps": 3, "run": {"command": "train nett", "options": {}}}
-    (tmp_path / "x.json").write_text(json.dumps(other))
-    result = run("train", "similarity", "--config", tmp_path / "x.json", "--out", tmp_path)
-    assert result.exit_code == 2 and "is of drrkit train nett" in result.stderr

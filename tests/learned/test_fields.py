@@ -72,12 +72,6 @@ def test_volume_rendering_is_one_minus_exp_of_the_line_integrals_of_every_scene(
         assert torch.equal(absorbed, fields.absorption(line))
 
 
-def test_absorption_keeps_the_digits_of_thin_objects() -> None:
-    assert float(fields.absorption(torch.tensor(1e-12, dtype=torch.float64))) == pytest.approx(
-        1e-12, rel=1e-9
-    )
-
-
 # ---- normalised coordinates
 
 
@@ -308,8 +302,11 @@ def nearest_in_mask(field: fields.MNeRF, points: Tensor) -> Tensor:
     return field.mask[z, y, x] & within
 
 
-def test_mnerf_is_exactly_zero_outside_its_mask_and_positive_inside() -> None:
-    field = ball_field()
+@pytest.mark.parametrize("settings", [{}, {"levels": 2, "cell": 9.0}])
+def test_mnerf_is_exactly_zero_outside_its_mask_and_positive_inside(settings: dict) -> None:
+    field = ball_field(**settings)
+    for table in field.features.tables if field.features else ():
+        torch.nn.init.normal_(table)
     generator = torch.Generator().manual_seed(0)
     points = field.center + 160 * (torch.rand(20000, 3, generator=generator).double() - 0.5)
     density = field.density(points).detach()
@@ -320,16 +317,6 @@ def test_mnerf_is_exactly_zero_outside_its_mask_and_positive_inside() -> None:
     assert bool((density[deep] > 0).all())
     baked = field.bake()
     assert bool((baked.values[~field.mask] == 0).all()) and float(baked.values.max()) > 0
-
-
-def test_rays_beside_the_mask_are_exactly_zero() -> None:
-    field = ball_field()
-    camera = drrkit.CArm(1000.0, (32, 32), 8.0)
-    pose = drrkit.view_ap(field.grid, 800.0)
-    image = field.render(camera, pose)[0, 0].detach()
-    row, col = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-    radius = 8.0 * 0.8 * torch.hypot(row - 15.5, col - 15.5)
-    assert bool((image[radius > 52.0] == 0).all()) and bool((image[radius < 30.0] > 0).all())
 
 
 def test_a_constant_field_is_the_interpolated_mask() -> None:
@@ -421,15 +408,6 @@ def test_pose_derivatives_of_a_field_agree_with_differences_in_both_modes() -> N
         (gradient,) = torch.autograd.grad((image(xi) * weight).sum(), xi)
         forward = float((tangent.detach() * weight).sum())
         assert float(gradient @ axis) == pytest.approx(forward, abs=1e-9 * scale + 1e-12)
-
-
-def test_a_baked_field_renders_as_the_field() -> None:
-    field = ball_field(torch.float32, step=2.0)
-    pose = poses(field.grid, 1)
-    with torch.no_grad():
-        direct = field.render(CAMERA, pose)
-        baked = drrkit.render(field.bake(2.5), CAMERA, pose)
-    assert float((direct - baked).norm() / direct.norm()) < 0.05
 
 
 def test_a_thin_or_misplaced_mask_is_refused() -> None:

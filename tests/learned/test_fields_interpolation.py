@@ -73,27 +73,6 @@ def test_feature_grids_span_the_grid_and_reproduce_what_is_linear() -> None:
     assert torch.allclose(grids(index), expected[:, None].expand(-1, 3), atol=1e-12)
 
 
-def test_a_field_with_feature_grids_is_zero_outside_its_mask_and_comes_back_from_a_file(
-    tmp_path: Path,
-) -> None:
-    volume, mask = striped()
-    torch.manual_seed(0)
-    field = fields.MNeRF(mask, volume, octaves=2, width=8, depth=2, levels=2, cell=9.0).double()
-    assert field.features is not None and field.features.cells == [9.0, 18.0]
-    for table in field.features.tables:
-        torch.nn.init.normal_(table)
-    points = volume.index_to_world(random_points(500, -3.0, 26.0))
-    nearest = volume.world_to_index(points).round().long()
-    within = ((nearest >= 0) & (nearest < 24)).all(-1)
-    x, y, z = nearest.clamp(0, 23).unbind(-1)
-    found = field.density(points)
-    assert bool((found[~(within & mask[z, y, x])] == 0).all()) and bool((found > 0).any())
-    fields.save_field(field, tmp_path / "field.pt")
-    again = fields.load_field(tmp_path / "field.pt")
-    assert isinstance(again, fields.MNeRF)
-    assert torch.equal(again.density(points), found)
-
-
 @pytest.mark.parametrize("wrong", [{"levels": -1}, {"levels": 1, "cell": 0.0}])
 def test_feature_grids_without_size_are_refused(wrong: dict[str, float]) -> None:
     volume, mask = striped()

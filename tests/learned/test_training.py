@@ -20,6 +20,7 @@ from torch.optim import lr_scheduler
 
 from drrkit.training import load_checkpoint, train
 from tests.support.commands import SUPPORT, python
+from tests.support.training_processes import Even
 from tests.support.training_tasks import GradientMatching, Regression, weights
 
 SOON: dict[str, Any] = {"validate_every": 4, "save_every": 3, "progress": False}
@@ -96,22 +97,9 @@ def test_the_gradient_is_clipped_to_a_norm(tmp_path: Path) -> None:
 
 
 def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
-    class Even(Regression):
-        def __init__(self) -> None:
-            super().__init__(dropout=0.0, batch=8)
-            self.model.double()
-
-        def losses(self, step: int, rank: int, world: int) -> dict[str, Tensor]:
-            torch.manual_seed(step)
-            x = torch.randn(24, 4, dtype=torch.float64)[rank::world]
-            return {"loss": (self.model(x)[:, 0] - x.prod(1)).square().mean()}
-
-        def validate(self) -> dict[str, float]:
-            return {}
-
     one = trained(tmp_path / "one", 20, Even)
-    three = trained(tmp_path / "three", 20, Even, accumulate=3)
-    assert torch.allclose(one, three, rtol=1e-8, atol=1e-10)
+    four = trained(tmp_path / "four", 20, Even, accumulate=4)
+    assert torch.allclose(one, four, rtol=1e-8, atol=1e-10)
 
 
 def test_training_leaves_the_callers_randomness_alone(tmp_path: Path) -> None:
