@@ -84,10 +84,11 @@ def read_landmark_rows(path: Path) -> list[dict[str, Any]]:
         ValueError: it is none of these.
     """
     text = _decoded(path)
-    if path.suffix.lower() == ".fcsv":
-        return _from_fcsv(path, text)
     if path.suffix.lower() != ".json":
-        return _from_table(text)
+        try:
+            return _from_fcsv(path, text) if path.suffix.lower() == ".fcsv" else _from_table(text)
+        except csv.Error as error:
+            raise ValueError(f"{path}: expected a table, but it does not parse: {error}") from None
     try:
         content = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:

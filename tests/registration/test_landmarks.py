@@ -140,6 +140,8 @@ def test_names_and_landmarks_that_are_there_twice_are_said(tmp_path: Path):
         ("a.csv", "x,y,z,row,col\n1,2,3,4,five\n", r"expected numbers in landmark 1, got .*five"),
         ("a.csv", "x,y,z,row,col\n1,2,nan,4,5\n", r"a\.csv: expected numbers in landmark 1"),
         ("a.csv", "x,y,z,row,col\n1,2,3,,\n", r"a\.csv: expected landmarks with their pixels"),
+        ("a.csv", "x,y,z,row,col\n1,2," + "3" * 200_000, r"a\.csv: expected a table, but"),
+        ("a.fcsv", "x" * 200_000, r"a\.fcsv: expected a table, but it does not parse"),
         ("a.json", "{", "expected JSON, but it does not parse"),
         ("a.json", "[1, 2]", "expected a list of objects with x, y, z, row, col"),
     ],

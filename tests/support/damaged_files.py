@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from drrkit.training import Checkpoint, load_checkpoint
 from drrkit.training.checkpoints import save_checkpoint
 from drrkit.xray import read_deepfluoro_xray
 from drrkit.xray.read.calibration import read_calibration
+from tests.support.ct_files import write_enhanced
 from tests.support.xray_files import carm_tags, write_dicom
 
 SIZE = (8, 9)
@@ -84,6 +86,18 @@ def write_landmarks(path: Path) -> None:
     else:
         lines = [",".join(map(repr, row)) for row in table]
         path.write_text("\n".join([",".join(names), *lines]) + "\n")
+
+
+def write_markups(path: Path) -> None:
+    """3D Slicer's points, with their pixels as descriptions."""
+    table = np.random.default_rng(0).uniform(1, 100, (8, 5)).round(3).tolist()
+    if path.suffix == ".json":
+        points = [{"position": row[:3], "description": f"{row[3]}, {row[4]}"} for row in table]
+        path.write_text(json.dumps({"markups": [{"type": "Fiducial", "controlPoints": points}]}))
+    else:
+        lines = ["# CoordinateSystem = LPS", "# columns = id,x,y,z,label,desc"]
+        lines += [f'{k},{x},{y},{z},P{k},"{row}, {c}"' for k, (x, y, z, row, c) in enumerate(table)]
+        path.write_text("\n".join(lines) + "\n")
 
 
 def write_geometry(path: Path) -> None:
@@ -155,6 +169,42 @@ def _dicom(path: Path) -> None:
     write_dicom(path, PIXELS, **carm_tags(PatientOrientation=["L", "F"]))
 
 
+def _coded(path: Path) -> None:
+    """An X-ray as RLE, or as what SimpleITK calls the file's name."""
+    import pydicom
+    import SimpleITK as sitk
+    from pydicom.uid import RLELossless
+
+    _dicom(path)
+    data = pydicom.dcmread(path)
+    if path.stem.endswith("rle"):
+        data.compress(RLELossless)
+    else:
+        writer = sitk.ImageFileWriter()
+        writer.SetFileName(str(path))
+        writer.UseCompressionOn()
+        writer.SetCompressor(path.stem.rpartition("-")[2].upper())
+        writer.Execute(sitk.GetImageFromArray(PIXELS[None]))
+        coded = pydicom.dcmread(path)
+        data.PixelData = coded.PixelData
+        data.file_meta.TransferSyntaxUID = coded.file_meta.TransferSyntaxUID
+        data["PixelData"].VR, data["PixelData"].is_undefined_length = "OB", True
+    data.save_as(path)
+
+
+def _coloured(path: Path) -> None:
+    tags = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+    depth = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
+    colours = np.arange(PIXELS.size * 3, dtype=np.uint8).tobytes()
+    write_dicom(path, PIXELS, **carm_tags(**tags, **depth, PixelData=colours))
+
+
+def _photograph(path: Path) -> None:
+    import SimpleITK as sitk
+
+    sitk.WriteImage(sitk.GetImageFromArray(PIXELS.astype(np.uint8)), str(path))
+
+
 def _calibration(path: Path) -> Any:
     return read_calibration(path, SIZE, 1020.0).view.world_to_camera
 
@@ -170,10 +220,17 @@ FORMATS: dict[str, Format] = {
     "volume.mha": Format(_volume, drrkit.read_volume, 300),
     "volume.nrrd": Format(_volume, drrkit.read_volume, 300),
     "series": Format(_volume, drrkit.read_volume, 1600),
+    "enhanced.dcm": Format(write_enhanced, drrkit.read_volume, 4000),
     "xray.dcm": Format(_dicom, drrkit.read_xray, 1200),
+    "rle.dcm": Format(_coded, drrkit.read_xray),
+    "jpeg.dcm": Format(_coded, drrkit.read_xray),
+    "jpeg2000.dcm": Format(_coded, drrkit.read_xray),
+    "colours.dcm": Format(_coloured, drrkit.read_xray, 1200),
     "xray.npy": Format(lambda p: np.save(p, PIXELS), drrkit.read_xray, 128),
     "xray.png": Format(write_picture, drrkit.read_xray),
     "xray.tif": Format(write_picture, drrkit.read_xray),
+    "xray.jpg": Format(_photograph, drrkit.read_xray),
+    "xray.bmp": Format(_photograph, drrkit.read_xray, 60),
     "xray.nrrd": Format(write_picture, drrkit.read_xray, 300),
     "mayacam.txt": Format(_mayacam(2), _calibration),
     "mayacam.csv": Format(_mayacam(1), _calibration),
@@ -190,6 +247,8 @@ FORMATS: dict[str, Format] = {
     "rtk.xml": Format(write_geometry, lambda p: torch.stack(conversions.read_rtk_geometry(p))),
     "landmarks.csv": Format(write_landmarks, lambda p: Landmarks.read(p).points),
     "landmarks.json": Format(write_landmarks, lambda p: Landmarks.read(p).points),
+    "points.fcsv": Format(write_markups, lambda p: Landmarks.read(p).points),
+    "points.mrk.json": Format(write_markups, lambda p: Landmarks.read(p).points),
     "network.pt": Format(write_network, load_similarity),
     "field.pt": Format(write_field, fields.load_field),
     "checkpoint.pt": Format(write_checkpoint, load_checkpoint),
@@ -277,5 +336,7 @@ if __name__ == "__main__":
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # decoders print remarks of their own
     for answer in read_all(Path(sys.argv[1])):
-        print(answer, flush=True)
+        print(answer, file=answers, flush=True)
