@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from drrkit import conversions as to
 from drrkit.cli.command import Answer, command
 from drrkit.cli.doctor import installation
 from drrkit.cli.io import camera_as_dict, read_pose, refuse_overwriting, warn
 from drrkit.cli.options import OutputFile, argument, option
-from drrkit.files import whole_file
+from drrkit.files import FileWarning, whole_file
 from drrkit.geometry import Camera
+from drrkit.registration import Landmarks
 from drrkit.volume import READ_SUFFIXES, DicomFile, Volume, inspect_volume, is_dicom, read_image
-from drrkit.xray import deepfluoro_contents, read_xray
+from drrkit.xray import STORAGE_SUFFIXES, deepfluoro_contents, read_calibration, read_xray
 
 __all__ = ["info_command"]
+
+POSES = (".tra", ".tfm", ".jts", ".jtak", ".jtp")
+DESCRIBED = (*POSES, ".fcsv", ".mrk.json", ".csv", ".tsv", ".txt", ".xml", ".yml", ".yaml")
+"""How files of landmarks, poses and cameras are named."""
 
 
 @command("info")
@@ -34,14 +41,16 @@ def info_command(
 ) -> Answer:
     """Versions, what drrkit was compiled for, and the devices it can use.
 
-    With VIEW alone, a CT or an X-ray: what was understood of the file, what had to be assumed, and
-    with --picture how it looks; of DeepFluoro's HDF5 file the specimens are listed. With VIEW and
+    With VIEW alone, a CT, an X-ray, or a file of landmarks, poses or cameras: what was understood
+    of it, what had to be assumed, and with --picture how an image looks; of DeepFluoro's HDF5 file
+    the specimens are listed. With VIEW and
     --ct: what that geometry looks like, in a sentence and, with --scene, a picture; VIEW is a pose
     file, a result of register, or the DICOM image of a C-arm then.
     """
     if view is not None and view.suffix.lower() in (".h5", ".hdf5"):
         return _specimens(view)
-    if view is not None and ct is None and scene is None and view.suffix.lower() != ".json":
+    pose_file = view is not None and view.name.lower().endswith(".json")
+    if view is not None and ct is None and scene is None and (not pose_file or _is_markups(view)):
         return _understood(view, series, picture)
     if view is not None:
         return _geometry(view, ct, series, scene)
@@ -86,10 +95,15 @@ def _understood(path: Path, series: str | None, picture: Path | None) -> Answer:
     from drrkit.report import save_image, to_display
 
     refuse_overwriting([picture], [path])
-    facts, notes, image = _ct_facts(path, series) if _is_ct(path) else _xray_facts(path)
+    if not path.is_dir() and path.name.lower().endswith(DESCRIBED):
+        facts, notes, image = *_described(path), None
+    else:
+        facts, notes, image = _ct_facts(path, series) if _is_ct(path) else _xray_facts(path)
     lines = [f"{name:20} {value}" for name, value in facts.items()]
     lines += [f"{'remark':20} {note}" for note in notes] or ["no remarks"]
     if picture is not None:
+        if image is None:
+            raise click.UsageError(f"--picture: {path.name} holds no image.")
         save_image(to_display(image, window=(0.0, 100.0)), picture)
         lines.append(f"wrote {picture}")
     content = {
@@ -160,6 +174,84 @@ def _xray_facts(path: Path) -> tuple[dict[str, str], tuple[str, ...], Tensor]:
         "masked": "nothing" if xray.mask is None else f"{1 - float(xray.mask.mean()):.1%}",
     }
     return facts, xray.warnings, xray.image[0, 0]
+
+
+def _is_markups(path: Path) -> bool:
+    return path.name.lower().endswith(".mrk.json")
+
+
+def _described(path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Facts and remarks on a file of landmarks, poses or cameras."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", FileWarning)
+        facts = _poses_facts(path) or _points_facts(path) or _camera_facts(path)
+    return facts, tuple(str(w.message).removeprefix(f"{path}: ") for w in told)
+
+
+def _poses_facts(path: Path) -> dict[str, str]:
+    readers = {".tra": to.read_autoscoper, ".tfm": to.read_itk_transform}
+    readers |= dict.fromkeys((".jts", ".jtak", ".jtp"), to.read_jointtrack)
+    if path.name.lower().endswith(POSES):
+        poses = readers[path.suffix.lower()](path).reshape(-1, 4, 4)
+        known = poses[poses.isfinite().all(-1).all(-1)]
+        ends = [_numbers(end) for end in (known[:1, :3, 3], known[-1:, :3, 3])]
+        return {
+            "kind": "poses",
+            "poses": f"{len(poses)}, {len(known)} of them known",
+            "first and last shift": f"{ends[0]}; {ends[1]} mm",
+        }
+    if b"<RTKThreeDCircularGeometry" not in path.read_bytes()[:4096]:
+        return {}
+    sid, sdd, gantry, *_ = to.read_rtk_geometry(path)
+    return {
+        "kind": "RTK geometry",
+        "projections": str(len(sid)),
+        "source to isocentre": f"{_numbers(sid.unique())} mm",
+        "source to detector": f"{_numbers(sdd.unique())} mm",
+        "gantry angles": f"{float(gantry.min()):g} to {float(gantry.max()):g} degrees",
+    }
+
+
+def _points_facts(path: Path) -> dict[str, str]:
+    """Of landmarks; nothing for a table without x, y and z, such as a MayaCam's."""
+    if path.suffix.lower() in STORAGE_SUFFIXES and not _is_markups(path):
+        return {}
+    rows = to.read_landmark_rows(path)
+    if not rows or not {"x", "y", "z"} <= set(rows[0]):
+        return {}
+    seen = Landmarks.read(path).points if "row" in rows[0] else torch.empty(0)
+    points = torch.tensor([[float(row[axis]) for axis in "xyz"] for row in rows])
+    return {
+        "kind": "landmarks",
+        "points": f"{len(rows)}, {len(seen)} of them with pixels",
+        "from (LPS)": f"{_numbers(points.amin(0))} mm",
+        "to (LPS)": f"{_numbers(points.amax(0))} mm",
+    }
+
+
+def _camera_facts(path: Path) -> dict[str, str]:
+    try:
+        (camera, pose, _), distortion = read_calibration(path, None)
+        sdd = f"{float(camera.sdd):g} mm"
+    except ValueError as error:
+        if not str(error).startswith("sdd:"):
+            raise
+        (camera, pose, _), distortion = read_calibration(path, None, 1000.0)  # K is what it is
+        sdd = "not in the file: --sdd says it"
+    source = torch.linalg.inv(pose)[0, :3, 3]
+    return {
+        "kind": "calibration",
+        "rows, cols": "{} x {}".format(*camera.size),
+        "focal length": f"{_numbers(camera.K.diag()[:2])} pixels",
+        "foot of the source": "column {:g}, row {:g}".format(*camera.K[:2, 2].tolist()),
+        "source (LPS)": f"{_numbers(source)} mm",
+        "source to detector": sdd,
+        "lens distortion": "none" if distortion is None else _numbers(distortion),
+    }
+
+
+def _numbers(values: Tensor) -> str:
+    return ", ".join(f"{value:.5g}" for value in values.flatten().tolist())
 
 
 def _geometry(view: Path, ct: Path | None, series: str | None, scene: Path | None) -> Answer:

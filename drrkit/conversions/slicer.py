@@ -137,12 +137,12 @@ def _from_fcsv(path: Path, text: str) -> list[dict[str, Any]]:
             row = dict(zip(columns, next(csv.reader([line])), strict=False))
             place = [row.get(axis) for axis in "xyz"]
             rows.append(_point(path, row.get("label"), place, system, row.get("desc")))
-    return rows
+    return _with_unseen(rows)
 
 
 def _from_markups(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
     try:
-        return [
+        rows = [
             _point(
                 path,
                 point.get("label"),
@@ -155,8 +155,15 @@ def _from_markups(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
             for point in markup["controlPoints"]
             if point.get("positionStatus", "defined") == "defined"
         ]
+        return _with_unseen(rows)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected 3D Slicer's markups, {error} is missing") from None
+
+
+def _with_unseen(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where some points have a pixel, those without are not seen, as in tables."""
+    unseen = {"row": None, "col": None} if any("row" in row for row in rows) else {}
+    return [{**unseen, **row} for row in rows]
 
 
 def _point(

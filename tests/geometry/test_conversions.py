@@ -715,6 +715,9 @@ def test_slicers_markups_are_read(tmp_path: Path, system: str, sign: int) -> Non
 def test_points_without_pixels_say_what_to_add(tmp_path: Path) -> None:
     from drrkit.registration import Landmarks
 
+    header = "# columns = id,x,y,z,desc\n"
+    (tmp_path / "a.fcsv").write_text(f'{header}1,2,3,4,"5, 6"\n2,3,4,5,hidden\n')
+    assert Landmarks.read(tmp_path / "a.fcsv").points.tolist() == [[-2.0, -3.0, 4.0]]
     (tmp_path / "a.fcsv").write_text("# columns = id,x,y,z\n1,2,3,4\n")
     with pytest.raises(ValueError, match="got no row, col in number 1: add the columns"):
         Landmarks.read(tmp_path / "a.fcsv")
