@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from drrkit.geometry import batched
+from drrkit.geometry import batched, so3_log
 
 if TYPE_CHECKING:
     from drrkit.volume import Volume
@@ -58,24 +58,14 @@ def mtre(world_to_camera_a: Tensor, world_to_camera_b: Tensor, points: Tensor) -
 def rotation_error(world_to_camera_a: Tensor, world_to_camera_b: Tensor) -> Tensor:
     """Angle of the rotation between two poses, in radians, [B] between 0 and pi.
 
-    The geodesic distance of the rotation parts: the angle of R_a R_b^T, from its sine and cosine so
-    that small angles keep their digits.
+    The geodesic distance of the rotation parts: the angle of R_a R_b^T.
 
     Raises:
         TypeError, ValueError: an argument is not a tensor of the shape expected.
     """
     first, second = _both(world_to_camera_a, world_to_camera_b)
     relative = first[:, :3, :3] @ second[:, :3, :3].transpose(-1, -2)
-    axis = torch.stack(
-        [
-            relative[:, 2, 1] - relative[:, 1, 2],
-            relative[:, 0, 2] - relative[:, 2, 0],
-            relative[:, 1, 0] - relative[:, 0, 1],
-        ],
-        dim=-1,
-    )
-    trace = relative.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
-    return torch.atan2(torch.linalg.vector_norm(axis, dim=-1), trace - 1.0)
+    return torch.linalg.vector_norm(so3_log(relative), dim=-1)
 
 
 def translation_error(

@@ -145,7 +145,7 @@ def test_one_word_means_one_thing() -> None:
 
 
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
-    "": 1_090,  # the modules beside the packages
+    "": 1_082,  # the modules beside the packages
     "_native": 1_270,
     "cli": 4_531,  # with surfaces in the place of the CT; files of all kinds in info
     "conversions": 1_967,  # landmark files, JointTrack, odd lengths, matrices and places
