@@ -136,6 +136,7 @@ _COMMANDS = {
     "render": ("render:render_command", "Render an X-ray image (DRR) of a CT."),
     "simulate": ("simulate:simulate_command", "Simulate a realistic X-ray of a CT."),
     "register": ("register:register_command", "Find the pose of a CT in X-rays."),
+    "track": ("track:track_command", "Follow a CT through the frames of a film."),
     "evaluate": ("evaluate:evaluate_command", "Measure registrations of simulated X-rays."),
     "report": ("report:report_command", "Write the result of a registration as a page."),
     "convert": ("convert:convert_command", "Convert a pose to another program's, or from it."),

@@ -79,6 +79,26 @@ def read_pose(path: Path) -> PoseFile:
     return PoseFile(pose, camera)
 
 
+def read_rig(path: Path) -> list[PoseFile]:
+    """The cameras of several X-rays, the poses those from the first camera's coordinates.
+
+    Raises:
+        OSError, ValueError: as read_json; no such list of views.
+    """
+    content = read_json(path)
+    views = content.get("views") if isinstance(content, dict) else content
+    if not isinstance(views, list) or not all(
+        isinstance(view, dict) and {"camera", "rig_to_camera"} <= set(view) for view in views
+    ):
+        raise ValueError(f"{path}: expected views with a camera and rig_to_camera each")
+    rig = []
+    for view in views:
+        pose = _matrix(path, "rig_to_camera", view["rig_to_camera"], 4)
+        check_rigid(f"{path}: rig_to_camera", pose)
+        rig.append(PoseFile(pose, _camera(path, view["camera"])))
+    return rig
+
+
 def write_pose(path: Path, world_to_camera: Tensor, camera: Camera, **more: Any) -> None:
     """Writes a pose file with the camera and further keys. Raises OSError: it cannot be written."""
     content = {

@@ -6,13 +6,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import torch
 from torch import Tensor
 
-from drrkit.cli.io import PoseFile, read_mask, read_pose, refuse_overwriting, to_line, warn
+from drrkit.cli.io import (
+    PoseFile,
+    read_mask,
+    read_pose,
+    read_rig,
+    refuse_overwriting,
+    to_line,
+    warn,
+)
 from drrkit.cli.options import (
     VIEWS,
     CameraOptions,
@@ -26,7 +34,7 @@ from drrkit.cli.options import (
 )
 from drrkit.conversions import odd_place
 from drrkit.geometry import Camera
-from drrkit.registration import Landmarks
+from drrkit.registration import Landmarks, rig_of
 from drrkit.volume import Volume
 from drrkit.xray import XRAY_KINDS, Xray, bone_is_bright, preprocess_xray, read_xray
 
@@ -34,15 +42,20 @@ FROM_FILE = "from the X-ray's file"
 
 
 class XrayInput(NamedTuple):
-    """An X-ray that was read: line integrals and weights [1, 1, rows, cols] or None.
+    """An X-ray that was read: line integrals [1, 1, rows, cols], and weights like it or None.
 
-    `kind` is what its pixels were taken for.
+    Of a film, line integrals [T, 1, rows, cols]. `kind` is what its pixels were taken for.
     """
 
     line: Tensor
     weights: Tensor | None
     file: Xray
     kind: str
+
+    def to(self, device: torch.device) -> XrayInput:
+        """The same on a device."""
+        weights = None if self.weights is None else self.weights.to(device)
+        return self._replace(line=self.line.to(device), weights=weights)
 
 
 @dataclass(frozen=True)
@@ -56,73 +69,140 @@ class XrayOptions:
         type=click.Choice(XRAY_KINDS),
     )
     i0: float | None = option("Intensity without patient.  [default: the brightest pixel]")
-    mask: Path | None = option("Image of pixel weights; 0 leaves a pixel out.")
+    mask: tuple[Path, ...] = option(
+        "Image of pixel weights; 0 leaves a pixel out. Of several X-rays, one each.", multiple=True
+    )
     frame: int | None = option("Which image of a run, from 0; -1 is the last.")
-    calibration: Path | None = option(
+    calibration: tuple[Path, ...] = option(
         "Camera and start: MayaCam (.txt, .csv) or OpenCV's K, R, t (.yml, .xml, .json), with "
-        "--sdd."
+        "--sdd. Of several X-rays, one each.",
+        multiple=True,
     )
     preprocess: bool = option(
         "A detector's raw image: find polarity, I0, collimator and vignette, take -log."
     )
 
-    def load(self, path: Path, sdd: float | None, device: torch.device) -> XrayInput:
-        """Reads the X-ray; whatever its file had to be supplemented with is a warning."""
+    def load(
+        self,
+        views: Sequence[Sequence[Path]],
+        sdd: float | None,
+        device: torch.device,
+        film: bool = False,
+    ) -> list[XrayInput]:
+        """Reads the files of every view: one image, or as a film the images of all its files.
+
+        What the files had to be supplemented with is a warning.
+        """
         if self.i0 is not None and not (self.i0 > 0 and math.isfinite(self.i0)):
             raise click.BadParameter(
                 f"expected a positive number, got {self.i0}.", param_hint="--i0"
             )
-        if path.is_dir():
-            found = f"{path}: expected an X-ray image, got a folder"
+        given = {"--mask": self.mask, "--calibration": self.calibration}
+        for name, files in given.items():
+            if len(files) not in (0, len(views)):
+                raise click.UsageError(
+                    f"{name}: expected one for each of {len(views)} X-rays, got {len(files)}."
+                )
+        columns = (files or [None] * len(views) for files in given.values())
+        return [
+            self._view(files, film, mask, calibration, sdd).to(device)
+            for files, mask, calibration in zip(views, *columns, strict=True)
+        ]
+
+    def _view(
+        self,
+        files: Sequence[Path],
+        film: bool,
+        mask: Path | None,
+        calibration: Path | None,
+        sdd: float | None,
+    ) -> XrayInput:
+        path = files[0]
+        for folder in filter(Path.is_dir, files):
+            found = f"{folder}: expected an X-ray image, got a folder"
             raise ValueError(f"{found}; if this is the CT, it comes first")
-        xray = read_xray(path, frames=self.frame, calibration=self.calibration, sdd=sdd)
-        if len(xray.image) != 1:
+        read = [read_xray(f, frames=self.frame, calibration=calibration, sdd=sdd) for f in files]
+        xray = read[0]
+        if len(xray.image) != 1 and not film:
             found = f"{path}: expected one image, got a run of {len(xray.image)}"
             raise ValueError(f"{found}; --frame chooses one, and if this is the CT, it comes first")
-        for text in xray.warnings:
+        for file, other in zip(files, read, strict=True):
+            if other.image.shape[-2:] != xray.image.shape[-2:]:
+                shapes = ("x".join(map(str, one.image.shape[-2:])) for one in (xray, other))
+                wanted, found = shapes
+                raise ValueError(f"{file}: expected {wanted} pixels as {path} has, got {found}")
+        xray = replace(xray, image=torch.cat([one.image for one in read]))
+        for text in dict.fromkeys(text for one in read for text in one.warnings):
             warn(f"{path}: {text}")
         kind = self.xray_kind or xray.kind or "line"
         if self.i0 is not None and kind != "intensity":
             raise click.UsageError("--i0 belongs to --xray-kind intensity.")
         line = to_line(path, xray.image, kind, self.i0)
         assumed = (self.xray_kind, xray.kind, self.preprocess) == (None, None, False)
-        if assumed and not bone_is_bright(line):
+        if assumed and not bone_is_bright(line[0]):
             warn(
                 f"{path}: bone looks dark, and should be bright: --xray-kind inverted or "
                 "intensity converts, --preprocess finds the polarity"
             )
-        weights = None if self.mask is None else read_mask(self.mask, line)
+        weights = None if mask is None else read_mask(mask, line[:1])
         if xray.mask is not None:
             weights = xray.mask if weights is None else weights * xray.mask
-        return XrayInput(
-            line.to(device), None if weights is None else weights.to(device), xray, kind
-        )
+        return XrayInput(line, weights, xray, kind)
 
     def prepared(self, xray: XrayInput, camera: Camera) -> XrayInput:
         """The X-ray preprocessed, if asked for; on the whole detector, masked, not cropped."""
         if not self.preprocess:
             return xray
         kind = self.xray_kind or xray.file.kind or "auto"
-        raw = preprocess_xray(
-            xray.file.image,
-            camera,
-            kind="line" if kind == "display" else kind,
-            i0=self.i0,
-            mask=xray.file.mask,
-            crop=False,
-        )
-        mask = raw.mask.to(xray.line)
+        raw = [
+            preprocess_xray(
+                image[None],
+                camera,
+                kind="line" if kind == "display" else kind,
+                i0=self.i0,
+                mask=xray.file.mask,
+                crop=False,
+            )
+            for image in xray.file.image
+        ]
+        mask = torch.cat([one.mask for one in raw]).amin(0, keepdim=True).to(xray.line)
         weights = mask if xray.weights is None else xray.weights * mask
-        return XrayInput(raw.image.to(xray.line), weights, xray.file, raw.kind)
+        line = torch.cat([one.image for one in raw]).to(xray.line)
+        return XrayInput(line, weights, xray.file, raw[0].kind)
 
 
 class Problem(NamedTuple):
-    """A registration to be done: the volume in mu, an X-ray, its camera, and a start [1, 4, 4]."""
+    """A registration to be done: the volume in mu, X-rays with their cameras, a start [1, 4, 4].
+
+    rig_to_camera is None for one X-ray, else [V, 4, 4].
+    """
 
     volume: Volume
-    camera: Camera
-    xray: XrayInput
+    cameras: list[Camera]
+    xrays: list[XrayInput]
+    rig_to_camera: Tensor | None
     start: Tensor
+
+    @property
+    def xray_kind(self) -> str:
+        """What `register` is told of the X-rays' scale."""
+        return "display" if self.xrays[0].kind in ("display", "inverted") else "line"
+
+    def arguments(self, negative: bool = False) -> dict[str, Any]:
+        """What `register` takes of it; negative: with the X-rays' negatives."""
+        lines = [-xray.line if negative else xray.line for xray in self.xrays]
+        views = {"camera": self.cameras, "xray": lines, "mask": [x.weights for x in self.xrays]}
+        if self.rig_to_camera is None:
+            return {name: given[0] for name, given in views.items()}
+        return {**views, "rig_to_camera": self.rig_to_camera}
+
+    def views(self, world_to_camera: Tensor) -> list[tuple[Camera, Tensor, Tensor]]:
+        """Camera, line integrals and pose of every X-ray, where the first camera's is given."""
+        rig = [torch.eye(4)] if self.rig_to_camera is None else self.rig_to_camera
+        return [
+            (camera, xray.line, one.to(world_to_camera) @ world_to_camera)
+            for camera, xray, one in zip(self.cameras, self.xrays, rig, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -139,6 +219,10 @@ class ProblemOptions:
         "Where to start instead: a CSV or JSON file with x, y, z (mm, LPS), row, col of "
         "points seen in the X-ray, six or more; a few may be wrong."
     )
+    rig: Path | None = option(
+        "Cameras of several X-rays and how they stand to each other: a result of several, or JSON "
+        "like its views, [{camera, rig_to_camera}, ...]."
+    )
     xray: XrayOptions = part()
     position: PoseOptions = part()
     detector: CameraOptions = part()
@@ -147,12 +231,18 @@ class ProblemOptions:
     device: torch.device = device_option()
 
     def load(
-        self, ct: Path, xray: Path, outputs: Sequence[Path | None], searching: bool
+        self,
+        ct: Path,
+        xrays: Sequence[Sequence[Path]],
+        outputs: Sequence[Path | None],
+        searching: bool,
+        film: bool = False,
     ) -> Problem:
         """Reads everything.
 
         Args:
-            ct, xray: the files.
+            ct: its file or folder.
+            xrays, film: the files of every view, see `XrayOptions.load`.
             outputs: files that will be written, and must not be any of the inputs.
             searching: where nothing says how the C-arm stood, an AP view is a start.
 
@@ -164,17 +254,51 @@ class ProblemOptions:
             raise click.UsageError("Where to start? Give either --init or --landmarks.")
         if self.landmarks is not None and self.position != PoseOptions(None, None, None, None):
             raise click.UsageError("--landmarks give the start: no option of the C-arm goes along.")
-        found = self.xray.load(xray, self.detector.sdd, self.device)
+        if self.rig is not None and self.xray.calibration:
+            raise click.UsageError("--rig and --calibration: give one of them.")
+        rig = [] if self.rig is None else read_rig(self.rig)
+        if rig and len(rig) != len(xrays):
+            raise ValueError(f"{self.rig}: expected {len(xrays)} views, got {len(rig)}")
+        found = self.xray.load(xrays, self.detector.sdd, self.device, film)
+        if not rig:
+            self._check_placed([xray.file for xray in found])
         view, stored = "", None
         if self.landmarks is None:
-            view, stored = known_start(self.init, found.file, self.position.sod, searching)
-        inputs = [ct, xray, self.xray.mask, self.xray.calibration, self.ct.labels, self.landmarks]
+            view, stored = known_start(self.init, found[0].file, self.position.sod, searching)
+        inputs = [ct, *(file for files in xrays for file in files), self.rig, self.landmarks]
+        inputs += [*self.xray.mask, *self.xray.calibration, self.ct.labels]
         refuse_overwriting(outputs, [*inputs, None if not stored else Path(self.init or "")])
-        camera = xray_camera(self.detector, stored, xray, found.file)
-        found = self.xray.prepared(found, camera)
+        known = rig or ([stored] if len(xrays) == 1 else [None] * len(xrays))
+        cameras = [
+            xray_camera(self.detector, geometry, files[0], one.file)
+            for geometry, files, one in zip(known, xrays, found, strict=True)
+        ]
+        found = [self.xray.prepared(*one) for one in zip(found, cameras, strict=True)]
         volume = self.ct.load(ct, self.device)
-        start = self._start(volume, camera, found, view, stored)
-        return Problem(volume, camera, found, start)
+        start = self._start(volume, cameras[0], found[0], view, stored)
+        return Problem(volume, cameras, found, self._rig(rig, found, volume), start)
+
+    def _rig(
+        self, rig: Sequence[PoseFile], xrays: Sequence[XrayInput], volume: Volume
+    ) -> Tensor | None:
+        """How several cameras stand to each other, [V, 4, 4]."""
+        if rig:
+            return rig_of(torch.stack([view.world_to_camera for view in rig]))
+        if len(xrays) == 1:
+            return None
+        return rig_of(torch.cat([x.file.start(volume, self.position.sod)[:1] for x in xrays]))
+
+    def _check_placed(self, files: Sequence[Xray]) -> None:
+        """Several X-rays say how their cameras stand: all by calibrations, or all by angles."""
+        placed = [file.world_to_camera is not None for file in files]
+        turned = all(
+            None not in (file.primary_deg, file.sod or self.position.sod) for file in files
+        )
+        if len(files) > 1 and not all(placed) and (any(placed) or not turned):
+            raise click.UsageError(
+                "Several X-rays: how do their cameras stand to each other? Give --calibration for "
+                "each, or --rig."
+            )
 
     def _start(
         self, volume: Volume, camera: Camera, xray: XrayInput, view: str, stored: PoseFile | None

@@ -48,7 +48,14 @@ from drrkit.registration import (
     motion_of,
     register,
 )
-from drrkit.report import ended_far, pose_overlays, save_image, shown_confidence, why_doubted
+from drrkit.report import (
+    ended_far,
+    pose_overlays,
+    save_image,
+    shown_confidence,
+    tiled,
+    why_doubted,
+)
 from drrkit.volume import Volume
 
 INTERRUPTED = 130
@@ -182,10 +189,13 @@ def register_command(
     *,
     ct: Path = argument(),
     xray: Path = argument(),
+    others: tuple[Path, ...] = argument(nargs=-1),
     output: Path = option(
         "The result, a pose file too.", "--output", "-o", required=True, type=OutputFile(".json")
     ),
-    overlay: Path | None = option("Picture of the pose before and after.", type=OutputFile(".png")),
+    overlay: Path | None = option(
+        "Picture of the pose before and after, a row per X-ray.", type=OutputFile(".png")
+    ),
     given: ProblemOptions,
     similarity: str | Path | None = option(
         "Similarity of all stages; or the file of a trained one, whose descent comes first, or "
@@ -225,34 +235,37 @@ def register_command(
     --sdd and --init (PA where the source is behind the patient), or --calibration. Pixels must be
     bright where the patient attenuates; --xray-kind converts others. Gain and offset do not matter;
     --similarity mi also allows for other grey scales. Ctrl-C writes the best pose so far.
+
+    OTHERS are X-rays of the same moment: one pose, that of XRAY's camera, is found in all. How the
+    cameras stand to each other is said by a --calibration for each, by --rig, or by DICOM files
+    with the C-arms' angles.
     """
     began = time.perf_counter()
     if similarity is not None:
         stages = similarity_stages(similarity, given.device, stages)
     searching = isinstance(stages[0], Search)
-    problem = given.load(ct, xray, [output, overlay], searching)
+    files = (xray, *others)
+    problem = given.load(ct, [[file] for file in files], [output, overlay], searching)
     if stages is AUTO and is_implant(problem.volume):
         stages = PART
     run = partial(
         register,
         problem.volume,
-        problem.camera,
         init=problem.start,
         stages=stages,
-        mask=problem.xray.weights,
         center=_trained_center(stages, problem.volume) if isinstance(similarity, Path) else None,
         method=given.method,
         formation=formation,
         gain=gain,
-        xray_kind="display" if problem.xray.kind in ("display", "inverted") else "line",
+        xray_kind=problem.xray_kind,
         seed=seed,
     )
-    result = run(problem.xray.line, progress=not quiet)
+    result = run(**problem.arguments(), progress=not quiet)
     # A search looks for negatives itself.
     doubtful = not (searching or result.accepted)
     if doubtful and result.stop_reason != "interrupted":
-        negative = run(-problem.xray.line)
-        _check_polarity(xray, problem.xray.kind, result.agreement, negative.agreement)
+        negative = run(**problem.arguments(negative=True))
+        _check_polarity(xray, problem.xrays[0].kind, result.agreement, negative.agreement)
     if "field" in result.inferred and not quiet:
         click.echo("The open field was found in the X-ray; --mask gives another.", err=True)
     sure = result.confidence_10mm
@@ -265,25 +278,45 @@ def register_command(
         "min_confidence": min_confidence,
         "initial_world_to_camera": problem.start[0].tolist(),
         "motion": motion,
-        "camera": camera_as_dict(problem.camera),
+        "camera": camera_as_dict(problem.cameras[0]),
         "settings": {"stages": plain_stages(stages)},
         "files": {"ct": fingerprint(ct), "xray": fingerprint(xray)},
+        **_views(problem, files),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "total_seconds": time.perf_counter() - began,
     }
     write_json(output, {**content, "run": run_record()})
     if overlay is not None:
-        poses = [problem.start[0], result.world_to_camera]
-        drawn = pose_overlays(
-            problem.volume, problem.camera, problem.xray.line, poses, method=given.method
-        )
-        save_image(drawn, overlay)
+        poses = torch.stack((problem.start[0], result.world_to_camera))
+        drawn = [
+            [pose_overlays(problem.volume, camera, line, list(seen), method=given.method)]
+            for camera, line, seen in problem.views(poses)
+        ]
+        save_image(tiled(drawn), overlay)
     text = (
         f"moved {motion['rotation_deg']:.2f} degrees and {motion['translation_mm']:.2f} mm; loss "
         f"{result.loss:.4f}, confidence {shown_confidence(result.confidence)}, "
         f"{result.stop_reason} after {result.seconds:.1f} s"
     )
     return Answer({"written": str(output), **content}, text, _exit_code(content, searching))
+
+
+def _views(problem: Problem, files: Sequence[Path]) -> dict[str, Any]:
+    """The cameras and files of several X-rays, a rig for others; nothing of one."""
+    if problem.rig_to_camera is None:
+        return {}
+    views = zip(problem.cameras, problem.rig_to_camera.tolist(), files, strict=True)
+    return {
+        "views": [
+            {
+                "camera": camera_as_dict(camera),
+                "rig_to_camera": pose,
+                "xray": str(file),
+                "sha256": fingerprint(file)["sha256"],
+            }
+            for camera, pose, file in views
+        ]
+    }
 
 
 def _motion(problem: Problem, found: Tensor) -> dict[str, Any]:

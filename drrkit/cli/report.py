@@ -12,7 +12,7 @@ from torch import Tensor
 
 from drrkit.cli.command import Answer, command
 from drrkit.cli.configuration import recorded_group
-from drrkit.cli.io import read_pose, refuse_overwriting
+from drrkit.cli.io import read_pose, read_rig, refuse_overwriting
 from drrkit.cli.options import CTOptions, OutputFile, argument, device_option, option
 from drrkit.cli.problem import XrayOptions
 from drrkit.cli.register import register_command
@@ -34,7 +34,9 @@ def report_command(
         "drrkit[plots]."
     ),
     ct: Path | None = option("Where the CT is now.  [default: where it was]"),
-    xray: Path | None = option("Where the X-ray is now.  [default: where it was]"),
+    xray: tuple[Path, ...] = option(
+        "Where the X-ray is now, or each of several.  [default: where it was]", multiple=True
+    ),
     device: torch.device = device_option(),
 ) -> Answer:
     """Write RESULT, what register wrote, as a page: images, overlays, numbers, geometry.
@@ -52,35 +54,50 @@ def report_command(
     if not isinstance(run, dict) or run.get("command") != "register" or stored.camera is None:
         raise ValueError(f"{result}: expected a result of drrkit register, got a bare pose file")
     options = run.get("options")
-    ct, xray = ct or _there(result, options, "ct"), xray or _there(result, options, "xray")
-    refuse_overwriting([output], [result, ct, xray])
+    ct = ct or _there(result, options, "ct")[0]
+    xrays = xray or (*_there(result, options, "xray"), *_there(result, options, "others"))
+    views = read_rig(result) if content.get("views") else [stored]
+    if len(xrays) != len(views):
+        raise ValueError(f"{result}: expected {len(views)} X-rays, got {len(xrays)}; see --xray")
+    refuse_overwriting([output], [result, ct, *xrays])
     volume = recorded_group(register_command, result, CTOptions).load(ct, device)
     seeing = recorded_group(register_command, result, XrayOptions)
-    seen = seeing.load(xray, float(stored.camera.sdd), device)
-    seen = seeing.prepared(seen, stored.camera)
-    scene = (volume, stored.camera, seen.line, content)
+    seen = seeing.load([[file] for file in xrays], float(stored.camera.sdd), device)
+    pairs = [(one, view.camera) for one, view in zip(seen, views, strict=True)]
+    first, *lines = [seeing.prepared(*pair) for pair in pairs]
+    scene = (volume, stored.camera, first.line, content)
     method = str(options.get("method") or "joseph")
-    around = _landscape(*scene, seen.weights, method) if landscape else None
+    around = _landscape(*scene, first.weights, method) if landscape else None
     page = registration_page(
         *scene,
         method=method,
         source=result.name,
-        notes=_changed(content, ct=ct, xray=xray),
+        notes=_changed(content, ct=ct, xray=xrays[0]),
         landscape=around,
+        others=[
+            (view.camera, one.line, view.world_to_camera)
+            for view, one in zip(views[1:], lines, strict=True)
+            if view.camera is not None
+        ],
     )
     save_page(page, output)
     return Answer({"written": [str(output)]}, f"wrote {output}")
 
 
-def _there(result: Path, options: Any, name: str) -> Path:
-    """The file as it was named, from the current folder or from the result's."""
+def _there(result: Path, options: Any, name: str) -> list[Path]:
+    """The files as they were named, from the current folder or from the result's."""
     given = options.get(name) if isinstance(options, dict) else None
-    if not isinstance(given, str):
-        raise ValueError(f"{result}: expected the name of the {name} in its run; say --{name}")
-    for place in (Path(given), result.parent / given):
-        if place.exists():
-            return place
-    raise FileNotFoundError(f"{given}: not there any more; --{name} says where it is now")
+    if name == "others":
+        given = given or []
+    found = []
+    for one in given if isinstance(given, list) else [given]:
+        if not isinstance(one, str):
+            raise ValueError(f"{result}: expected the name of the {name} in its run; say --{name}")
+        places = [place for place in (Path(one), result.parent / one) if place.exists()]
+        if not places:
+            raise FileNotFoundError(f"{one}: not there any more; --{name} says where it is now")
+        found.append(places[0])
+    return found
 
 
 def _changed(content: dict[str, Any], **now: Path) -> list[str]:

@@ -60,9 +60,8 @@ def view_command(
         camera, line, weights = scene.camera, scene.xray.to(given.device), None
     else:
         # As before a search: an unknown start is an AP view, to be moved by hand.
-        found, title = given.load(ct, xray, [output], searching=True), f"{ct.name}, {xray.name}"
-        volume, camera, seen, start = found
-        line, weights = seen.line, seen.weights
+        found, title = given.load(ct, [[xray]], [output], searching=True), f"{ct.name}, {xray.name}"
+        volume, (camera,), ((line, weights, *_),), _, start = found
     ctx, run = click.get_current_context(), run_record()
 
     def announce(address: str) -> None:

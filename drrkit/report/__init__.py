@@ -13,7 +13,7 @@ from drrkit.report.facts import (
     shown_confidence,
     why_doubted,
 )
-from drrkit.report.page import registration_page, save_page
+from drrkit.report.page import registration_page, save_page, track_page
 from drrkit.report.pictures import (
     IMAGE_SUFFIXES,
     checkerboard,
@@ -24,6 +24,7 @@ from drrkit.report.pictures import (
     overlay_edges,
     pose_overlays,
     save_image,
+    tiled,
     to_display,
 )
 from drrkit.report.scene import scene_svg
@@ -48,6 +49,8 @@ __all__ = [
     "save_page",
     "scene_svg",
     "shown_confidence",
+    "tiled",
     "to_display",
+    "track_page",
     "why_doubted",
 ]

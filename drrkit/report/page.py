@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from drrkit.files import whole_file
 from drrkit.geometry import Camera, volume_center
 from drrkit.report import facts
-from drrkit.report.charts import table
+from drrkit.report.charts import can_draw, line_chart, table
 from drrkit.report.convergence import (
     SCALES,
     PoseLandscape,
@@ -59,6 +60,7 @@ def registration_page(
     source: str | None = None,
     notes: Sequence[str] = (),
     landscape: PoseLandscape | None = None,
+    others: Sequence[tuple[Camera, Tensor, Tensor]] = (),
 ) -> str:
     """The page of one registration, HTML with everything in it.
 
@@ -72,6 +74,7 @@ def registration_page(
         source: name of the result's file, for the command that repeats it.
         notes: what else the reader is to be warned of.
         landscape: of the loss about the pose, as `pose_landscape` measures it.
+        others: camera, X-ray and rig_to_camera [4, 4] of the views besides the first.
 
     Raises:
         TypeError, ValueError: as `render`; a result without world_to_camera.
@@ -92,6 +95,11 @@ def registration_page(
         _cards(result),
         "<h2>Images</h2>",
         _images(volume, camera, xray, poses, method),
+        *(
+            f"<h2>Images of X-ray {number}</h2>"
+            + _images(volume, one, image, [rig.double() @ pose for pose in poses], method)
+            for number, (one, image, rig) in enumerate(others, 2)
+        ),
         "<h2>Pose</h2>",
         _pose(volume, camera, found, result),
         "<h2>Geometry</h2>",
@@ -101,6 +109,42 @@ def registration_page(
         "<h2>What was registered with what</h2>",
         _provenance(result, source),
     ]
+    return _document(f"Registration of {_names(result)}", parts)
+
+
+def track_page(
+    title: str, sheet: Tensor, motion: Tensor, confidence: Sequence[float | None]
+) -> str:
+    """The page of a sequence: six numbers over time, confidence, and overlays.
+
+    Args:
+        title: in words.
+        sheet: picture [rows, cols, 3] uint8 of frames with their overlays.
+        motion: [T, 6] degrees and mm since one of the frames; NaN where there is none.
+        confidence: of every frame.
+    """
+    known = [float("nan") if one is None else one for one in confidence]
+    curves = [(*axis, values) for axis, values in zip(facts.AXES, motion.mT.tolist(), strict=True)]
+    charts = "<p>Charts need matplotlib: pip install 'drrkit[plots]'.</p>"
+    if can_draw():
+        charts = "".join(
+            line_chart(
+                range(len(values)), values, title=name, x_label="frame", y_label=unit, whole=True
+            )
+            for name, unit, values in (*curves, ("confidence", "", known))
+            if any(map(math.isfinite, values))
+        )
+    parts = (
+        f"<h1>{html.escape(title)}</h1><h2>Motion</h2>"
+        '<p class="quiet">About the volume\'s centre, in camera axes. Lost frames are gaps.</p>'
+        f'<div class="charts">{charts}</div><h2>Overlays</h2>'
+        '<p class="quiet">Frames in their order, from left to right; edges of what is rendered in '
+        f'green.</p><img alt="overlays" style="width: 100%" src="{data_uri(sheet)}">'
+    )
+    return _document(title, [parts])
+
+
+def _document(title: str, parts: Sequence[str]) -> str:
     style, script = (
         (STATIC / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
     )
@@ -109,7 +153,7 @@ def registration_page(
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Registration of {html.escape(_names(result))}</title><style>{style}</style></head>"
+        f"<title>{html.escape(title)}</title><style>{style}</style></head>"
         f"<body><main>{''.join(parts)}</main><script>{script}</script></body></html>"
     )
 

@@ -251,7 +251,13 @@ class Screen:
 
 
 def pose_overlays(
-    volume: Volume, camera: Camera, xray: Tensor, poses: Sequence[Tensor], *, method: str = "joseph"
+    volume: Volume,
+    camera: Camera,
+    xray: Tensor,
+    poses: Sequence[Tensor],
+    *,
+    method: str = "joseph",
+    rows: tuple[int, int] | None = None,
 ) -> Tensor:
     """The X-ray in grey with the edges of the rendered volume in green, one panel per pose.
 
@@ -261,22 +267,36 @@ def pose_overlays(
         xray: [rows, cols], or with leading dimensions of size 1, bone bright.
         poses: world_to_camera [4, 4] each, e.g. before and after a registration; left to right.
         method: projector method, as in `render`.
+        rows: the fewest rows, reached by a whole factor, and about the most; default OVERLAY_ROWS
+            and no bound.
 
     Returns:
-        [rows, cols, 3] uint8, enlarged by a whole factor to OVERLAY_ROWS rows or more, 8 white
-        columns between the panels.
+        [rows, cols, 3] uint8, 8 white columns between the panels.
 
     Raises:
         TypeError, ValueError: the X-ray's shape is not the camera's, no pose, or as `render`.
     """
     if len(poses) == 0:
         raise ValueError("poses: expected at least one pose, got none")
-    screen = Screen.of(camera, xray, least=OVERLAY_ROWS)
-    picture, parts = screen.picture, []
-    for pose in poses:
-        edge = screen.edges(screen.rendered(volume, pose, method))
-        parts += [overlay_edges(picture, edge), picture.new_full((len(picture), 8, 3), 255)]
-    return torch.cat(parts[:-1], dim=1)
+    screen = Screen.of(camera, xray, *(rows or (OVERLAY_ROWS,)))
+    drawn = (screen.edges(screen.rendered(volume, pose, method)) for pose in poses)
+    return tiled([[overlay_edges(screen.picture, edge) for edge in drawn]])
+
+
+def tiled(rows: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Pictures [rows, cols, 3] uint8 side by side and in rows, 8 white pixels between them."""
+    heights = [max(len(picture) for picture in row) for row in rows]
+    width = max(sum(picture.shape[1] + 8 for picture in row) for row in rows) - 8
+    canvas = rows[0][0].new_full((sum(heights) + 8 * (len(rows) - 1), width, 3), 255)
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for picture in row:
+            down, across = picture.shape[:2]
+            canvas[top : top + down, left : left + across] = picture
+            left += across + 8
+        top += height + 8
+    return canvas
 
 
 def _check_same_shape(name: str, first: Tensor, second: Tensor) -> None:

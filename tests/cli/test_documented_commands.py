@@ -7,9 +7,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 import drrkit
 from drrkit.cli.io import write_pose
+from drrkit.conversions import write_mayacam
+from drrkit.geometry import volume_center
 from drrkit.report import save_image, to_display
 from tests.support.commands import run, small_ct
 from tests.support.xray_files import write_carm_xray
@@ -45,6 +48,16 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     png = drrkit.simulate_xray(ct, drrkit.CArm(1020.0, (200, 220), 1.4), frontal, seed=3)
     save_image(to_display(png), folder / "xray.png")
     write_pose(folder / "start.json", frontal, camera)
+    side = drrkit.perturb(
+        frontal, torch.tensor([[0.0, 1.0, 0.0, 0.0, 0.0, 0.0]]), volume_center(ct)
+    )
+    for name, film, pose in (("ap", "film_a", frontal), ("side", "film_b", side)):
+        write_mayacam(folder / f"{name}.txt", camera, pose)
+        line = drrkit.simulate_xray(ct, camera, pose, seed=4)
+        save_image(to_display(line), folder / f"{name}.png")
+        (folder / film).mkdir()
+        for number in range(2):
+            save_image(line, folder / film / f"{number}.npy")
     return folder
 
 

@@ -147,7 +147,8 @@ def test_one_word_means_one_thing() -> None:
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
     "": 1_082,  # the modules beside the packages
     "_native": 1_270,
-    "cli": 4_531,  # with surfaces in the place of the CT; files of all kinds in info
+    # Surfaces in the place of the CT, files of all kinds in info, several X-rays, films.
+    "cli": 4_953,
     "conversions": 1_967,  # landmark files, JointTrack, odd lengths, matrices and places
     "evaluation": 832,
     "fields": 1_681,
@@ -157,7 +158,7 @@ BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the 
     # Fields, negatives, cut faces, doubts, calibrated confidence, sigma, formation, parts, scans,
     # sequences of parts, smoothing.
     "registration": 6_450,
-    "report": 1_716,
+    "report": 1_783,  # several views, sequences
     "similarity": 2_763,
     "training": 1_102,
     "viewer": 931,
