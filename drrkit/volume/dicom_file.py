@@ -62,12 +62,12 @@ class DicomFile:
     def sop_class(self) -> str:
         """SOP Class UID; "" where the file does not say it."""
         meta = getattr(self.dataset, "file_meta", {})
-        return self.text("SOPClassUID") or str(meta.get("MediaStorageSOPClassUID", "")).strip()
+        return self.text("SOPClassUID") or "".join(_texts(meta, "MediaStorageSOPClassUID"))
 
     @property
     def syntax(self) -> str:
         """Transfer Syntax UID; "" where the file does not say it."""
-        return str(getattr(self.dataset, "file_meta", {}).get("TransferSyntaxUID", "")).strip()
+        return "".join(_texts(getattr(self.dataset, "file_meta", {}), "TransferSyntaxUID"))
 
     @property
     def has_pixels(self) -> bool:
@@ -212,7 +212,10 @@ def _texts(dataset: Any, keyword: str) -> list[str]:
     tag, kind = _tag(keyword)
     if tag not in dataset:
         return []
-    raw = dataset.get_item(tag)
+    try:
+        raw = dataset.get_item(tag)  # reads what is read later
+    except Exception:
+        return ["(UNREADABLE)"]
     value, written = raw.value, raw.VR or kind
     if isinstance(value, bytes) and written == "US" and len(value) == 2:
         value = [int.from_bytes(value, "little" if raw.is_little_endian else "big")]

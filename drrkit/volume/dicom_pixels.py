@@ -171,9 +171,8 @@ def _data(file: DicomFile) -> bytes:
 
 def _plain(file: DicomFile, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> np.ndarray:
     """Uncompressed pixels."""
-    element = file.dataset.get_item("PixelData")
     check_size(file, shape, dtype.itemsize)
-    data = _data(file)
+    data, element = _data(file), file.dataset.get_item("PixelData")
     if len(data) > math.prod(shape) * dtype.itemsize + 1:  # an even number of bytes is usual
         file.note(f"more pixels than the header says, {shape[1]} x {shape[2]}: they are left out")
     _, little = file.dataset.original_encoding

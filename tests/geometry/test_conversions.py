@@ -564,7 +564,8 @@ def test_rtk_beams_of_all_kinds_are_those_of_its_matrix(
     read = conversions.read_rtk_geometry(tmp_path / "g.xml")
     torch.testing.assert_close(torch.stack(read), torch.stack(view))
     size, spacing, origin = (24, 32), (2.0, 2.5), (-31.0, -28.0)
-    found = conversions.from_rtk(read, size, spacing, origin)
+    center = torch.tensor([40.0, -30.0, 500.0], dtype=torch.float64)
+    found = conversions.from_rtk(read, size, spacing, origin, center)
     assert found.camera.beam == ("parallel" if sdd == 0.0 else "cone")
     points = torch.tensor([[10.0, -5.0, 7.0], [-20.0, 15.0, -9.0]], dtype=torch.float64)
     turn = conversions.euler_to_matrix(
@@ -577,7 +578,7 @@ def test_rtk_beams_of_all_kinds_are_those_of_its_matrix(
         u = 3.0 - 5.0 + sdd * (x - 3.0) / (sid - z)
         v = 2.0 + 7.0 + sdd * (y - 2.0) / (sid - z)
     col, row = (u - origin[0]) / spacing[0], (v - origin[1]) / spacing[1]
-    seen = drrkit.project_points(found.camera, found.world_to_camera, points)[0]
+    seen = drrkit.project_points(found.camera, found.world_to_camera, points + center)[0]
     row = size[0] - 1 - row if found.flip == (-2,) else row
     torch.testing.assert_close(seen, torch.stack((row, col), -1), rtol=0, atol=1e-9)
 

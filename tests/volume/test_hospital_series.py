@@ -460,6 +460,16 @@ def test_indexes_under_any_name_are_no_slices(tmp_path: Path) -> None:
     check_usual(read_volume(folder))
 
 
+def test_a_class_that_cannot_be_read_is_no_crash(tmp_path: Path) -> None:
+    """(0002,0002) of no known representation, where (0008,0016) is missing."""
+    folder = write_series(tmp_path / "ct", SOPClassUID=None)
+    for path in folder.iterdir():
+        whole = path.read_bytes()
+        at = whole.index(b"\2\0\2\0") + 4
+        path.write_bytes(whole[:at] + b"S\2" + whole[at + 2 :])
+    check_usual(read_volume(folder))
+
+
 def test_structures_and_other_series_beside_a_ct_are_left_out(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "ct")
     plan = dataset(folder / "rtstruct.dcm", "1.2.840.10008.5.1.4.1.1.481.3", Modality="RTSTRUCT")
@@ -694,7 +704,9 @@ def test_positions_rounded_to_a_tenth_are_an_even_stack(tmp_path: Path) -> None:
 def test_spacing_between_slices_is_not_believed(tmp_path: Path) -> None:
     for number in ("0", "99"):
         folder = write_series(tmp_path / number, SpacingBetweenSlices=number, SliceThickness=number)
-        check_usual(read_volume(folder))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_usual(read_volume(folder))
 
 
 def ramp(places: np.ndarray) -> np.ndarray:

@@ -94,6 +94,25 @@ def test_any_bytes_in_a_field_give_an_error_a_warning_or_numbers(
 
 
 @pytest.mark.parametrize(
+    ("tag", "length", "message"),
+    [
+        (b"\x08\0\x60\0", 5000, r"without pixels \(\(UNREADABLE\)\)"),  # read when asked for
+        (b"\xe0\x7f\x10\0", 5000, r"truncated or damaged: no pixels"),
+        (b"\x02\0\x10\0", 20, "not a DICOM file, or a damaged one"),
+    ],
+)
+def test_fields_of_no_known_representation_are_no_crash(
+    tmp_path: Path, tag: bytes, length: int, message: str
+) -> None:
+    file = write_dicom(tmp_path / "x.dcm", np.tile(PIXELS, (4, 4)), **carm_tags())
+    whole = file.read_bytes()
+    at = whole.index(tag) + 4
+    file.write_bytes(whole[:at] + b"S\2" + struct.pack("<H", length) + whole[at + 4 :])
+    with pytest.raises(ValueError, match=rf"x\.dcm: .*{message}"):
+        read_xray(file)
+
+
+@pytest.mark.parametrize(
     ("tags", "message"),
     [
         ({"DistanceSourceToPatient": "1100"}, "isocentre, 1100 mm .* behind the detector at 1020"),
