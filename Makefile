@@ -45,7 +45,8 @@ lint: $(TESTED)
 # sanitizers, in a copy of the sources. A finding ends the run: it is in build/sanitized/*.findings.
 SANITIZED := build/sanitized
 SANITIZED_TESTS := $(addprefix tests/core/test_, ops.py identities.py projector.py second_order.py \
-	render.py bad_input.py transforms.py tiles.py tile_adjoints.py bricks.py pack.py float32.py)
+	render.py bad_input.py transforms.py tiles.py tile_adjoints.py bricks.py pack.py cpu_texels.py \
+	float32.py)
 EMULATED_TESTS := $(addprefix tests/emulator/test_, kernels.py pack.py voxel_adjoint.py) tests/core/test_pose_maps.py
 SANITIZED_PYTEST := cd $(SANITIZED) && env \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libubsan.so)" \
@@ -54,7 +55,7 @@ SANITIZED_PYTEST := cd $(SANITIZED) && env \
 	$(abspath $(BIN))/python -m pytest -q -p no:cacheprovider -m "not slow and not data"
 sanitize: $(TESTED)
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
-	cp -r csrc drrkit tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
+	cp -r csrc docs drrkit tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
 	rm -f $(SANITIZED)/drrkit/*.so
 	cd $(SANITIZED) && DRRKIT_SANITIZE=1 DRRKIT_CUDA=0 $(abspath $(BIN))/python setup.py -q build_ext --inplace
 	$(SANITIZED_PYTEST) $(SANITIZED_TESTS)
