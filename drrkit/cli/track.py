@@ -24,7 +24,7 @@ from drrkit.cli.problem import Problem, ProblemOptions
 from drrkit.cli.register import INTERRUPTED, Stages
 from drrkit.conversions import write_autoscoper, write_jointtrack
 from drrkit.files import whole_file
-from drrkit.geometry import volume_center
+from drrkit.geometry import Camera, project_points, volume_center
 from drrkit.registration import (
     FORMATIONS,
     PIPELINES,
@@ -36,9 +36,12 @@ from drrkit.registration import (
     smooth_poses,
 )
 from drrkit.report import pose_overlays, save_image, save_page, tiled, track_page
+from drrkit.volume import Volume
 
-SHOWN, ACROSS, PANEL = 16, 4, (300, 400)
+SHOWN, ACROSS, PANEL = 16, 4, (300, 600)
 """Of the contact sheet: at most so many frames, side by side, and pixel rows of each."""
+SPARE, SMALLEST = 0.2, 16
+"""Of its windows: what is shown beside the volume, a share of its size, and the fewest pixels."""
 
 SIX = ("rx_deg", "ry_deg", "rz_deg", "x_mm", "y_mm", "z_mm")
 COLUMNS = (
@@ -216,13 +219,31 @@ def _write_poses(path: Path, problem: Problem, poses: Tensor) -> None:
 
 
 def _contact_sheet(problem: Problem, poses: Tensor, method: str) -> Tensor:
-    """Overlays of frames at equal distances, of every view side by side."""
-    step = -(-len(poses) // SHOWN)
-    cells = []
-    for number in range(0, len(poses), step):
-        views = [
-            pose_overlays(problem.volume, camera, line[number], [pose], method=method, rows=PANEL)
-            for camera, line, pose in problem.views(poses[number])
-        ]
-        cells.append(tiled([views]))
+    """Overlays of frames at equal distances, of every view side by side, about where CT is seen."""
+    chosen = list(range(0, len(poses), -(-len(poses) // SHOWN)))
+    columns = []
+    for camera, line, seen in problem.views(poses[chosen]):
+        rows, cols = _surroundings(problem.volume, camera, seen)
+        part = camera.crop(rows.start, cols.start, rows.stop - rows.start, cols.stop - cols.start)
+        columns.append(
+            [
+                pose_overlays(problem.volume, part, frame, [pose], method=method, rows=PANEL)
+                for frame, pose in zip(line[chosen][..., rows, cols], seen, strict=True)
+            ]
+        )
+    cells = [tiled([views]) for views in zip(*columns, strict=True)]
     return tiled([cells[first : first + ACROSS] for first in range(0, len(cells), ACROSS)])
+
+
+def _surroundings(volume: Volume, camera: Camera, poses: Tensor) -> list[slice]:
+    """The rows and columns in which the volume is seen at poses [T, 4, 4], and some more."""
+    ends = torch.cartesian_prod(*(torch.tensor((0.0, n - 1.0)) for n in volume.shape_xyz))
+    pixels = project_points(camera, poses, volume.index_to_world(ends.to(poses)))
+    pixels = pixels.nan_to_num().flatten(0, 1)
+    window = []
+    for places, size in zip(pixels.unbind(-1), camera.size, strict=True):
+        low, high = float(places.min()), float(places.max())
+        first = max(0, int(low - SPARE * (high - low)))
+        last = min(size, int(high + SPARE * (high - low)) + 1)
+        window.append(slice(first, last) if last - first > SMALLEST else slice(0, size))
+    return window

@@ -66,6 +66,10 @@ CALLS: dict[str, tuple[list[Any], tuple[str, ...]]] = {
     "render": (["ct.nii.gz", *CAMERA, "-o", "OUT.npy"], ("written", "line_integrals")),
     "report": (["result.json", "-o", "OUT.html"], ("written",)),
     "simulate": (["ct.nii.gz", *CAMERA, "-o", "OUT.png"], ("written", "values", "camera")),
+    "track": (
+        ["ct.nii.gz", "xray.npy", "--init", "pose.json", *REGISTER[4:], "-o", "OUT.csv"],
+        ("world_to_camera", "lost"),
+    ),
     "train mnerf": ([*PAIRS, "--held-out", 1, "--out", "OUT"], ("step", "written")),
     "train nett": ([*PAIRS, "--out", "OUT"], ("step", "written")),
     "train regressor": (
