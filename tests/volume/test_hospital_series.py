@@ -664,10 +664,14 @@ def test_stored_orientations_give_one_patient(
     np.testing.assert_allclose(volume.index_to_world(index).numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["joseph", "siddon", "trilinear"])
+@pytest.mark.parametrize(
+    ("method", "suffix"), [("joseph", ".nii.gz"), ("siddon", ".nrrd"), ("trilinear", ".mha")]
+)
 @pytest.mark.parametrize("letters", ["LPS", "RAS", "LAS", "PIR", "SLP", "ASR", "IRP"])
-def test_seven_stored_orientations_project_alike(letters: str, method: str) -> None:
-    """A stack whose axes are stored in another order is the same patient for each projector."""
+def test_seven_stored_orientations_project_alike(
+    tmp_path: Path, letters: str, method: str, suffix: str
+) -> None:
+    """A file whose axes are stored in another order is the same patient for each projector."""
     ct = drrkit.phantoms.torso(spacing=16.0)
     axis = {"L": 0, "R": 0, "P": 1, "A": 1, "S": 2, "I": 2}
     order = [axis[letter] for letter in letters]
@@ -680,6 +684,10 @@ def test_seven_stored_orientations_project_alike(letters: str, method: str) -> N
         first[order[a]] = ct.shape_xyz[order[a]] - 1
     spacing = tuple(ct.spacing[a] for a in order)
     stored_as = Volume(values.contiguous(), spacing, ct.index_to_world(first).tolist(), turn)
+    write_volume(stored_as, tmp_path / f"ct{suffix}")
+    stored_as = read_volume(tmp_path / f"ct{suffix}")
+    facts = inspect_volume(tmp_path / f"ct{suffix}").facts
+    assert facts["orientation"] == " ".join(letters) and stored_as.values.shape == values.shape
     camera, pose = drrkit.CArm(1000.0, (20, 24), 16.0), drrkit.view_carm(ct, 700.0, 0.4, 0.2)
     images = [drrkit.render(v.to_mu(), camera, pose, method=method) for v in (ct, stored_as)]
     torch.testing.assert_close(images[1], images[0], rtol=1e-4, atol=1e-4)
