@@ -163,6 +163,8 @@ def odd_camera(camera: Camera, sod: float | None = None, matrix: bool = False) -
             f"its height: is K in pixels, and of images of {rows} x {cols}?"
         )
     wide = 2 * math.degrees(math.atan(max(rows * row, cols * col) / 2 / sdd))
+    if matrix and not 0.7 < row / col < 1.4:
+        told.append(f"pixels of {row:.4g} x {col:.4g} mm by K: are fx and fy of the same image?")
     if matrix and max(abs(row - 1), abs(col - 1)) < 1e-6:
         told.append(f"K's focal length is {sdd:g}, the detector's distance in mm: is it in pixels?")
     elif matrix and camera.beam == "cone" and wide > WIDEST_DEG:
@@ -173,11 +175,21 @@ def odd_camera(camera: Camera, sod: float | None = None, matrix: bool = False) -
 def odd_place(volume: VolumeLike, camera: Camera, world_to_camera: Tensor) -> list[str]:
     """Why one camera cannot see a volume from [4, 4] or one of [B, 4, 4], in words.
 
-    It can where the volume's centre lies between source and detector and the sphere around its
-    grid meets the field of view.
+    It can where the volume's centre lies between source and detector, the source outside of its
+    grid, and the sphere around the grid meets the field of view.
     """
-    pose, center = batched_pose(world_to_camera.detach().double().cpu()), volume_center(volume)
-    depth = pose[:, 2, :3] @ center.cpu() + pose[:, 2, 3]
+    pose, center = (
+        batched_pose(world_to_camera.detach().double().cpu()),
+        volume_center(volume).cpu(),
+    )
+    depth = pose[:, 2, :3] @ center + pose[:, 2, 3]
+    spacing, direction = (
+        torch.as_tensor(part, dtype=torch.float64, device="cpu")
+        for part in (volume.spacing, volume.direction)
+    )
+    extent = torch.tensor(volume.values.shape[:-4:-1], dtype=torch.float64) * spacing
+    source = -(pose[:, :3, :3].mT @ pose[:, :3, 3:]).squeeze(-1) - center
+    within = ((source @ direction.reshape(3, 3)).abs() < extent / 2).all(1)
     sdd = float(camera.sdd)
     if camera.beam == "parallel":
         depth = torch.full_like(depth, sdd)
@@ -188,12 +200,17 @@ def odd_place(volume: VolumeLike, camera: Camera, world_to_camera: Tensor) -> li
             f"the volume's centre lies {abs(away):.4g} mm from the source, {where}: is the pose of "
             "another volume, in another unit, camera_to_world, or of a camera that looks along -z?"
         ]
-    seen = project_points(camera.to("cpu"), pose, center.cpu()[None])[:, 0]
+    elif bool(within.any()):
+        away = float(source[within][0].norm())
+        return [
+            f"the source lies inside the volume, {away:.4g} mm from its centre: is the pose in "
+            "another unit, or of another volume?"
+        ]
+    seen = project_points(camera.to("cpu"), pose, center[None])[:, 0]
     last = torch.tensor(camera.size, dtype=torch.float64) - 0.5
     beyond = torch.maximum(-0.5 - seen, seen - last).clamp_min(0.0)
     beyond = (beyond * torch.tensor(camera.pixel_spacing)).norm(dim=1) * depth / sdd
-    sides = zip(volume.values.shape[:-4:-1], volume.spacing, strict=True)
-    outside = beyond > math.hypot(*(n * float(step) for n, step in sides)) / 2
+    outside = beyond > extent.norm() / 2
     if not bool(outside.any()):
         return []
     row, col = seen[outside][0].tolist()

@@ -635,6 +635,9 @@ def test_matrices_of_another_unit_or_image_are_said(
     camera = drrkit.Camera(K, (size, size), 1020.0)
     told = conversions.odd_camera(camera, 800.0, matrix=True)
     assert not told if message is None else re.search(message, "; ".join(told))
+    K = K * torch.tensor([[1.0], [2.0], [1.0]], dtype=torch.float64)
+    uneven = conversions.odd_camera(drrkit.Camera(K, (size, size), 1020.0), matrix=True)
+    assert "are fx and fy of the same image?" in "; ".join(uneven)
     if "is K in pixels" in str(message):
         assert not conversions.odd_camera(camera, 800.0)  # made from a pitch, not written as K
 
@@ -643,6 +646,7 @@ def test_poses_that_do_not_show_the_volume_are_said() -> None:
     """The volume behind the source, beyond the detector, or beside the field: of 500 mm in size."""
     volume = drrkit.Volume(torch.zeros(10, 10, 10), (30.0, 30.0, 25.0), (500.0, -800.0, -1400.0))
     camera, pose = drrkit.CArm(1020.0, (100, 120), 3.0), drrkit.view_carm(volume, 800.0, 0.3, 0.1)
+    center = drrkit.volume_center(volume)
 
     def said(change: torch.Tensor, seen_by: drrkit.Camera = camera) -> str:
         return "; ".join(conversions.odd_place(volume, seen_by, change))
@@ -658,6 +662,11 @@ def test_poses_that_do_not_show_the_volume_are_said() -> None:
     parallel = drrkit.CArm(1020.0, (100, 120), 3.0, beam="parallel")
     assert said(looking_back, parallel) == ""
     assert "1100 mm from the source, in front of it, behind the detector" in said(moved(0, 0, 300))
+    for unit, away in ((1e-3, "0.8"), (0.1, "80")):
+        metres = pose.clone()
+        metres[:, :3, 3] = unit * torch.tensor([0.0, 0, 800]) - pose[0, :3, :3] @ center
+        text = f"source lies inside the volume, {away} mm from its centre: is the pose in another"
+        assert text in said(metres)
     # 900 mm at the patient are 382.5 pixels from the middle, of which 60 are of the image.
     assert "row 49.5, column 442 of 100 x 120" in said(moved(900.0, 0, 0))
     assert said(torch.cat((pose, moved(900.0, 0, 0)))) == said(moved(900.0, 0, 0))
