@@ -18,6 +18,7 @@ from drrkit.registration import rig_of
 from drrkit.report import save_image
 from tests.support.commands import run, small_ct, small_scene, succeed, write_data
 from tests.support.registered_torso import box_mtre
+from tests.support.xray_files import write_carm_xray
 
 pytestmark = pytest.mark.io
 
@@ -88,6 +89,21 @@ def test_several_x_rays_are_one_registration(folder: Path, tmp_path: Path) -> No
     run("register", *files, *short, "-q", "-o", again)
     rigged = torch.tensor(json.loads(again.read_text())["world_to_camera"], dtype=torch.float64)
     assert box_mtre(rigged[None], truth[:1], CENTER)[0] < 1.0
+
+
+def test_two_planes_of_a_c_arm_stand_as_their_files_say(folder: Path, tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.dcm" for name in "ab"]
+    truth = [
+        write_carm_xray(file, small_ct(), (50, 56), 5.6, [0.0] * 6, primary)[0]
+        for file, primary in zip(files, (-20.0, 30.0), strict=True)
+    ]
+    output = tmp_path / "found.json"
+    run("register", folder / "ct.nii.gz", *files, "--xi", "2,-2,3,4,-5,8", "-q", "-o", output)
+    content = json.loads(output.read_text())
+    found = torch.tensor(content["world_to_camera"], dtype=torch.float64)
+    assert box_mtre(found[None], truth[0][None], CENTER)[0] < 1.5
+    rig = torch.tensor(content["views"][1]["rig_to_camera"], dtype=torch.float64)
+    torch.testing.assert_close(rig @ truth[0], truth[1])
 
 
 def table(path: Path) -> list[dict[str, str]]:

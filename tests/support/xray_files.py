@@ -52,10 +52,15 @@ def carm_tags(**more: Any) -> dict[str, Any]:
 
 
 def write_carm_xray(
-    path: Path, ct: drrkit.Volume, size: tuple[int, int], pitch: float, off: list[float]
+    path: Path,
+    ct: drrkit.Volume,
+    size: tuple[int, int],
+    pitch: float,
+    off: list[float],
+    primary: float = 20.0,
 ) -> torch.Tensor:
     """An image of a C-arm that is `off` (rad, mm) from where its file says; the true pose."""
-    claimed = drrkit.view_carm(ct, 780.0, math.radians(20), math.radians(5), base="PA")
+    claimed = drrkit.view_carm(ct, 780.0, math.radians(primary), math.radians(5), base="PA")
     xi = torch.tensor(off, dtype=torch.float64)
     truth = drrkit.perturb(claimed, xi, drrkit.volume_center(ct))
     line = drrkit.simulate_xray(ct, drrkit.CArm(1020.0, size, pitch), truth, seed=3)[0, 0]
@@ -63,7 +68,7 @@ def write_carm_xray(
     tags = carm_tags(
         DistanceSourceToPatient="780",
         ImagerPixelSpacing=[str(pitch)] * 2,
-        PositionerPrimaryAngle="20",
+        PositionerPrimaryAngle=str(primary),
         PositionerSecondaryAngle="5",
         PatientOrientation=["L", "F"],
         PixelIntensityRelationship="LIN",
