@@ -140,6 +140,20 @@ def test_a_multi_page_tiff_is_tracked(folder: Path, tmp_path: Path) -> None:
     assert "<svg" in page.read_text() or "drrkit[plots]" in page.read_text()
 
 
+def test_a_lost_frame_is_marked_and_has_no_pose(folder: Path, tmp_path: Path) -> None:
+    noise = torch.rand(48, 64, generator=torch.manual_seed(0))
+    save_image(noise, tmp_path / "noise.npy")
+    output, track, page = (tmp_path / name for name in ("track.csv", "track.jts", "track.html"))
+    done = run(
+        *("track", folder / "ct.nii.gz", folder / "first.npy", tmp_path / "noise.npy"),
+        *("--init", folder / "start.json", "-q", "-o", output, "--poses", track, "--page", page),
+    )
+    assert done.exit_code == 1 and "Lost: 1." in done.stderr
+    assert [row["lost"] for row in table(output)] == ["0", "1"]
+    assert read_jointtrack(track).isnan().flatten(1).any(1).tolist() == [False, True]
+    assert "1 lost" in page.read_text()
+
+
 def test_films_of_two_views_are_tracked(folder: Path, tmp_path: Path) -> None:
     """One is a folder, the other a run; .tra has where the CT lies in the calibration's world."""
     films = ("track", folder / "ct.nii.gz", folder / "frames", folder / "film.npy")
