@@ -28,7 +28,7 @@ from drrkit.losses.information import (
     normalized_mutual_information,
 )
 from drrkit.losses.intensity import focal_frequency, l1, mse, soft_dice, ssim, ssim_dice_l1
-from drrkit.losses.patches import patch_gradient_ncc, patch_radius
+from drrkit.losses.patches import patch_curvature, patch_gradient_ncc, patch_radius
 from drrkit.losses.stencils import box, sobel
 
 LOSSES = {
@@ -65,6 +65,7 @@ __all__ = [
     "mutual_information",
     "ncc",
     "normalized_mutual_information",
+    "patch_curvature",
     "patch_gradient_ncc",
     "patch_radius",
     "sobel",

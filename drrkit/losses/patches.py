@@ -55,6 +55,7 @@ class _Options:
     blur: int
     weighting: str
     masked_statistics: bool
+    tolerance: float | None
 
     @property
     def side(self) -> int:
@@ -95,6 +96,7 @@ def patch_gradient_ncc(
     blur: int = 5,
     weighting: str = "uniform",
     masked_statistics: bool = False,
+    tolerance: float | None = None,
     random_patches: int | None = None,
     separation: float | None = None,
     generator: torch.Generator | None = None,
@@ -111,6 +113,12 @@ def patch_gradient_ncc(
     With a mask, a patch weighs as much as the mask's mean inside it (largest weight taken as 1) and
     masked pixels leave the sum of products, not the means and deviations unless masked_statistics.
 
+    With a tolerance, a patch costs tolerance (1 - exp((correlation - 1) / tolerance)) instead: as
+    much where it matches, but patches of which one image shows what the other lacks, or that moved
+    by themselves, lose their pull. Half the squared distance of two patches of zero mean and unit
+    length is 1 - correlation, so this is the M-estimator of Dennis and Welsch, Commun. Stat. B 7,
+    1978, of that distance.
+
     Source: ImgSimMetric2DPatchGradNCC of github.com/rg2/xreg, whose parameters are the defaults;
     Grupp et al., IEEE Trans. Biomed. Eng. 67, 2020.
 
@@ -123,17 +131,18 @@ def patch_gradient_ncc(
             "moving_variance" image, or in its derivatives ("fixed_gradient_variance",
             "moving_gradient_variance"). Patches whose centre is masked then weigh nothing.
         masked_statistics: means and deviations leave masked pixels out too.
+        tolerance: lack of correlation at which a patch's pull has fallen to 1 / e. None: all alike.
         random_patches: compare this number of patches only, drawn in proportion to the mask's
             weights, the same ones for all views.
         separation: least distance between their centres in pixels; None: sqrt(2) radius, 0: any.
         generator: of the draw, on the CPU. None: seed 0, so that every call compares the same
             patches.
 
-    Returns [B], between 1 / n and 2 - 1 / n for uniform weights without a mask. Raises ValueError
-    for images smaller than a patch, an option out of bounds, or random patches that do not fit at
-    their separation.
+    Returns [B], between 1 / n and 2 - 1 / n for uniform weights without a mask or tolerance, below
+    the tolerance with one. Raises ValueError for images smaller than a patch, an option out of
+    bounds, or random patches that do not fit at their separation.
     """
-    options = _check_options(moving, radius, stride, blur, weighting, masked_statistics)
+    options = _check_options(moving, radius, stride, blur, weighting, masked_statistics, tolerance)
     smallest = max(options.side, 2 + blur // 2)
     check_pair(moving, fixed, mask, smallest=smallest)
     weight = unit(mask)
@@ -145,6 +154,27 @@ def patch_gradient_ncc(
         chosen = _choose(moving, weight, options, random_patches, distance, generator)
     parts = _prepare(fixed, weight, chosen, options)
     return by_views(partial(_patch_loss, options=options), moving, *parts, images=2)
+
+
+def patch_curvature(
+    moving: Tensor, fixed: Tensor, mask: Tensor | None, tolerance: float, **options: Any
+) -> Tensor:
+    """What the Gauss-Newton matrix of every patch counts for in that of the loss with a tolerance.
+
+    The loss' derivative in the patch's correlation times the correlation itself: [B, 2, C, ...] of
+    all patches, whose sum over them is at most 1. Arguments as of `patch_gradient_ncc`,
+    with uniform weighting and all patches.
+    """
+    chosen = {"radius": None, "blur": 5, "masked_statistics": False, **options}
+    checked = _check_options(moving, stride=1, weighting="uniform", tolerance=tolerance, **chosen)
+    given = _prepare(fixed, unit(mask), None, checked)
+    moving = at_unit_scale(moving, None if given.pixels is None else given.pixels[:, 0])
+    correlation = _correlations(_gradients(moving, checked.blur), given, checked)
+    weight = given.importance
+    weight = torch.ones_like(correlation[:1]) if weight is None else weight
+    share = weight / weight.sum(dim=(-1, -2), keepdim=True).clamp_min(_NO_PATCH)
+    pull = torch.exp((correlation - 1.0) / tolerance)
+    return share * pull * correlation.clamp_min(0.0)
 
 
 def patch_radius(size: Sequence[int]) -> int:
@@ -159,6 +189,7 @@ def _check_options(
     blur: int,
     weighting: str,
     masked_statistics: bool,
+    tolerance: float | None,
 ) -> _Options:
     if radius is None:
         image = isinstance(moving, Tensor) and moving.dim() == 4
@@ -169,7 +200,9 @@ def _check_options(
     if weighting not in _WEIGHTINGS:
         names = ", ".join(map(repr, _WEIGHTINGS))
         raise ValueError(f"weighting: expected one of {names}, got {weighting!r}")
-    return _Options(radius, stride, blur, weighting, masked_statistics)
+    if tolerance is not None:
+        check_numbers(tolerance=tolerance)
+    return _Options(radius, stride, blur, weighting, masked_statistics, tolerance)
 
 
 def _gradients(image: Tensor, blur: int) -> Tensor:
@@ -307,12 +340,14 @@ def _patch_loss(moving: Tensor, *fixed_part: Any, options: _Options) -> Tensor:
         kept = _is_kept(weight, used)
     if given.chosen is not None:
         weight = given.chosen if weight is None else weight * given.chosen
+    cost = 1.0 - correlation
+    if options.tolerance is not None:
+        cost = options.tolerance * (1.0 - torch.exp(-cost / options.tolerance))
     if weight is None:
-        return 1.0 - correlation.mean(dim=(1, 2, 3, 4))
+        return cost.mean(dim=(1, 2, 3, 4))
     whole = weight.sum(dim=(-1, -2), keepdim=True)
     has_weight = whole > _NO_PATCH
     share = weight / torch.where(has_weight, whole, 1.0)
-    cost = 1.0 - correlation
     loss = (share * (cost if kept is None else kept * cost)).sum(dim=(-1, -2))
     # Without any weight nothing correlates.
     return torch.where(has_weight[..., 0, 0], loss, 1.0).mean(dim=(1, 2))

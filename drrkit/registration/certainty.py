@@ -70,8 +70,8 @@ class Agreement:
 def agreement(drawn: SceneRenderer, views: Sequence[View], world_to_camera: Tensor) -> Agreement:
     """How well the X-rays' patches agree with the scene at one pose [1, 4, 4].
 
-    One minus `weighted_patch_gradient_ncc`, with which "auto" ends, on about 128 pixels along an
-    X-ray's longer side, after a blur by one of them; of several views the mean. In patches, because
+    One minus `weighted_patch_gradient_ncc` on about 128 pixels along an X-ray's longer side, after a
+    blur by one of them; of several views the mean. In patches, because
     one outline that is matched well would outweigh everything else in a correlation of whole
     images; weighed by the rendering's structure, because a patch of air agrees with nothing.
     """

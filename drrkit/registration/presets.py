@@ -46,25 +46,23 @@ AUTO: tuple[Stage, ...] = (
         keep=1,
     ),
     Stage(
-        "weighted_patch_gradient_ncc",
+        "robust_patch_gradient_ncc",
         pixel=1 / 176,
         optimiser=Levenberg(1 / 60, final_step=1 / 30000),
-        blur=1.0,
         iterations=30,
     ),
 )
-"""Coarse to fine, for starts within about 10 degrees and 5 cm (of a torso). Every patch of the
-image counts for itself, so that what the CT does not show (tools, tables, the rim of a collimated
-field, tissue beyond the CT's ends) costs a few patches and does not pull the pose: of 102 X-rays of
-the gauntlet's choosing seeds about 90 end within 2 mm in plane, against 67 with NCC and gradient
-NCC over the whole image, for twice the time. Several poses go on from the large pixels, 7 mm in a
-torso, because patches have narrower basins than the whole image. The last stage weighs the patches
-by the structure that the rendering has in them: those of air, whose correlation is noise, would
-otherwise say how uncertain the pose is."""
+"""Coarse to fine, for starts within about 10 degrees, 2 cm in plane and 5 cm in depth (of a torso).
+Every patch of the image counts for itself, so that what the CT does not show (tools, tables, the
+rim of a collimated field, tissue beyond the CT's ends) costs a few patches and does not pull the
+pose. Several poses go on from the large pixels, 7 mm in a torso, because patches have narrower
+basins than the whole image. In the last stage a patch counts the less the worse it matches: what
+moved by itself, as ribs and limbs do, loses its pull on depth, which a few tenths of a pixel at the
+image's rim decide."""
 
 _GRADIENT: tuple[Stage, ...] = tuple(
-    replace(stage, similarity="gradient_ncc", iterations=steps)
-    for stage, steps in zip(AUTO[1:], (10, 15), strict=True)
+    replace(stage, similarity="gradient_ncc", iterations=steps, blur=blur)
+    for stage, steps, blur in zip(AUTO[1:], (10, 15), (0.0, 1.0), strict=True)
 )
 # Ignores most of what the beam's energy changes, and costs a third of patches.
 
@@ -98,7 +96,7 @@ GLOBAL: tuple[Stage | Search, ...] = (
         keep=2,
         apart=1 / 60,
     ),
-    _GRADIENT[-1],
+    AUTO[-1],
 )
 """No start needed, or one that is far off."""
 

@@ -37,6 +37,7 @@ REASONS = {
     "left_range": "the pose is farther from its start than this pipeline is good for",
     "out_of_room": "the volume would reach behind the source or through the detector",
     "handedness": "the mirrored image agrees nearly as well",
+    "polarity": "only the X-ray's negative agrees",
     "little_evidence": "too little of the X-ray has structure to compare",
     "depth_assumed": "the source-to-detector distance was assumed, and the depth depends on it",
     "interrupted": "the registration was stopped before its end",

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from drrkit import losses
-from drrkit.losses import box, patch_radius, sobel
+from drrkit.losses import box, patch_curvature, patch_radius, sobel
 
 __all__ = [
     "SIMILARITIES",
@@ -107,6 +108,9 @@ SIMILARITIES: dict[str, Similarity] = {
         weighting="moving_gradient_variance",
         masked_statistics=True,
     ),
+    "robust_patch_gradient_ncc": partial(
+        losses.patch_gradient_ncc, blur=0, masked_statistics=True, tolerance=0.1
+    ),
     "mi": losses.mutual_information,
     "mattes_mi": losses.mattes_mutual_information,
     "nmi": losses.normalized_mutual_information,
@@ -126,6 +130,7 @@ def gauss_newton(
     moving: Tensor,
     jacobian: Tensor,
     mask: Tensor | None = None,
+    fixed: Tensor | None = None,
 ) -> Tensor:
     """Gauss-Newton matrix of a similarity in the pose: [B, 6, 6], symmetric, positive semidefinite.
 
@@ -139,8 +144,13 @@ def gauss_newton(
         moving: [B, C, rows, cols]; channels are averaged.
         jacobian: [B, C, 6, rows, cols], the derivative of `moving` in the pose.
         mask: [1, 1, rows, cols] weights, or [B, 1, rows, cols], or None.
+        fixed: the X-ray; a loss by patches with a tolerance weighs them by how they match it.
     """
     name = _loss_of(similarity)
+    options = similarity.keywords if isinstance(similarity, partial) else {}
+    emphasis = None
+    if fixed is not None and "tolerance" in options:
+        emphasis = patch_curvature(moving, fixed, mask, **options)
     if isinstance(similarity, UnitRange):
         moving, jacobian = similarity.linearised(moving, jacobian, mask)
         similarity = similarity.similarity
@@ -156,10 +166,11 @@ def gauss_newton(
     if "gradient_ncc" in name:
         image, jacobian = torch.cat(sobel(image), 1), torch.cat(sobel(jacobian), 1)
     if name in ("local_ncc", "patch_gradient_ncc"):
-        matrix = _by_patches(image, jacobian, weight, _patch_side(similarity, name, weight))
+        side = _patch_side(options, name, weight)
+        matrix = _by_patches(image, jacobian, weight, side, emphasis)
     else:
         matrix = _over_the_image(image, jacobian, weight)
-    if not name.endswith("ncc"):
+    if emphasis is not None or not name.endswith("ncc"):
         return matrix
     return matrix * (1.0 - loss).clamp_min(_LEAST_CORRELATION)[:, None, None]
 
@@ -197,8 +208,14 @@ def _over_the_image(image: Tensor, jacobian: Tensor, weight: Tensor) -> Tensor:
     return (matrix / variance).mean(1)
 
 
-def _by_patches(image: Tensor, jacobian: Tensor, weight: Tensor, side: int) -> Tensor:
-    """The mean matrix of the correlations in all patches of side x side pixels that fit."""
+def _by_patches(
+    image: Tensor, jacobian: Tensor, weight: Tensor, side: int, emphasis: Tensor | None = None
+) -> Tensor:
+    """The mean matrix of the correlations in all patches of side x side pixels that fit.
+
+    emphasis: what each of them counts for, [B, 2, C, ...] of two derivatives' patches, those of a
+    border of one pixel more included; None: by its share of the weight.
+    """
     image = image - image.mean((-1, -2), keepdim=True)  # keeps E[m^2] - E[m]^2 accurate
     total = box(weight, side)
     safe = total.clamp_min(1e-12)
@@ -210,7 +227,10 @@ def _by_patches(image: Tensor, jacobian: Tensor, weight: Tensor, side: int) -> T
     # An image without any structure has no curvature; its Jacobian is 0 there.
     variance = variance.clamp_min(0.0) + torch.where(floor > 0, floor, 1.0)
     along = box(weighted * jacobian, side) / safe - mean * mean_jacobian
-    share = _share(total) / variance  # [B, C, 1, rows', cols']
+    share = (
+        _share(total) if emphasis is None else emphasis[..., 1:-1, 1:-1].flatten(1, 2)[:, :, None]
+    )
+    share = share / variance  # [B, C, 1, rows', cols']
     # Sum over patches of the means of J J' in them = sum over pixels, each weighed by its patches.
     margin = side - 1
     pixel = box(functional.pad(share / safe, (margin, margin, margin, margin)), side)
@@ -228,9 +248,8 @@ def _gram(jacobian: Tensor, weight: Tensor) -> Tensor:
     return (jacobian * weight).flatten(3) @ jacobian.flatten(3).mT
 
 
-def _patch_side(similarity: Callable[..., Tensor], name: str, weight: Tensor) -> int:
+def _patch_side(options: dict[str, Any], name: str, weight: Tensor) -> int:
     """Side of the patches that a similarity compares, or about that; it fits the image."""
-    options = similarity.keywords if isinstance(similarity, partial) else {}
     side = options.get("patch", 13)
     if name == "patch_gradient_ncc":
         rows, cols = (n + 2 for n in weight.shape[-2:])  # the image's: derivatives lost a border

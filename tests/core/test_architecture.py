@@ -147,17 +147,17 @@ def test_one_word_means_one_thing() -> None:
 BUDGET: dict[str, int] = {  # lines of Python; a raised ceiling says why in the commit
     "": 1_082,  # the modules beside the packages
     "_native": 1_270,
-    # Surfaces in the place of the CT, files of all kinds in info, several X-rays, films.
-    "cli": 4_974,
+    # Surfaces in the place of the CT, files of all kinds in info, several X-rays, films, polarity.
+    "cli": 4_990,
     "conversions": 1_984,  # landmark files, JointTrack, odd lengths, matrices and places
     "evaluation": 832,
     "fields": 1_681,
     "geometry": 1_160,  # checks of counts and numbers for all packages, rotations of quaternions
-    "losses": 1_484,
+    "losses": 1_522,  # a tolerance of patches
     "phantoms": 1_582,  # its files in a line each
     # Fields, negatives, cut faces, doubts, calibrated confidence, sigma, formation, parts, scans,
-    # sequences of parts, smoothing.
-    "registration": 6_450,
+    # sequences of parts, smoothing, a robust last stage.
+    "registration": 6_480,
     "report": 1_783,  # several views, sequences
     "similarity": 2_763,
     "training": 1_102,

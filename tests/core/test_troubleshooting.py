@@ -45,7 +45,7 @@ def start(motion: Tensor = STILL) -> Tensor:
 def test_the_global_pipeline_tries_the_negative() -> None:
     found = register(attenuation(), COARSE, -xray(COARSE), stages="global")
     assert found.inferred == ("negative",) and found.accepted
-    assert float(error(found.world_to_camera)) < 2.0
+    assert float(error(found.world_to_camera)) < 4.0  # pixels of 7 mm
 
 
 @pytest.mark.io

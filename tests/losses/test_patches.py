@@ -95,6 +95,7 @@ def expected_loss(
     blur: int = 5,
     weighting: str = "uniform",
     masked_statistics: bool = False,
+    tolerance: float | None = None,
     least_share: float = 1e-6,
 ) -> float:
     side, total = 2 * radius + 1, 0.0
@@ -110,7 +111,9 @@ def expected_loss(
             for col in range(0, len(fixed[0]) - side + 1, stride):
                 inside = [1.0] * side**2 if mask is None else cut(mask, row, col, side)
                 f, m = cut(g_fixed, row, col, side), cut(g_moving, row, col, side)
-                costs.append(patch_cost(f, m, inside, masked_statistics))
+                cost = patch_cost(f, m, inside, masked_statistics)
+                robust = tolerance and tolerance * (1.0 - math.exp(-cost / tolerance))
+                costs.append(cost if robust is None else robust)
                 weights.append(weight_of(weighting, sources, mask, row, col, side))
         whole = math.fsum(weights)
         kept = (
@@ -148,6 +151,8 @@ def test_the_mask_of_these_tests_has_holes_and_empty_patches() -> None:
         {"radius": 2, "masked_statistics": True},
         *({"radius": 2, "weighting": weighting} for weighting in WEIGHTINGS[1:]),
         {"radius": 1, "weighting": "moving_variance", "masked_statistics": True, "stride": 2},
+        {"radius": 2, "tolerance": 0.3, "masked_statistics": True},
+        {"radius": 1, "tolerance": 2.0, "weighting": "fixed_variance", "blur": 0},
     ],
 )
 def test_it_agrees_with_the_loops(options, masked):
@@ -188,6 +193,23 @@ def test_the_default_radius_is_xregs_at_any_resolution(size, radius):
     moving, fixed = images(1, 1, *size), images(1, 1, *size, seed=1)
     found = losses.patch_gradient_ncc(moving, fixed)
     torch.testing.assert_close(found, losses.patch_gradient_ncc(moving, fixed, radius=radius))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_patches_that_match_badly_lose_their_pull(masked):
+    """One half of the images agrees, the other does not: the gradient in it is next to nothing."""
+    moving, fixed = images(1, 1, 24, 40), images(1, 1, 24, 40)
+    fixed[..., 20:] = images(1, 1, 24, 20, seed=5)
+    moving = (moving + 0.1 * images(1, 1, 24, 40, seed=6)).requires_grad_()
+    mask = torch.ones(1, 1, 24, 40, dtype=torch.float64) if masked else None
+
+    def pull(**options) -> torch.Tensor:
+        loss = losses.patch_gradient_ncc(moving, fixed, mask, radius=2, blur=0, **options)
+        (slope,) = torch.autograd.grad(loss.sum(), moving)
+        return slope[..., 26:-3].norm() / slope[..., 3:14].norm()
+
+    assert pull() > 3.0  # it is what pulls otherwise
+    assert pull(tolerance=0.1) < 0.1
 
 
 def mean_cost_of_draws(count: int, seeds: int, **options) -> float:
@@ -263,15 +285,17 @@ def test_random_patches_are_drawn_in_proportion_to_the_masks_weights():
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("masked_statistics", [False, True])
-def test_derivatives_pass_gradcheck_for_every_weighting(weighting, masked_statistics):
+@pytest.mark.parametrize("masked_statistics, tolerance", [(False, None), (True, None), (True, 0.5)])
+def test_derivatives_pass_gradcheck_for_every_weighting(weighting, masked_statistics, tolerance):
     moving = images(2, 1, 7, 6).requires_grad_()
     fixed = images(1, 1, 7, 6, seed=1).requires_grad_()
     mask = images(1, 1, 7, 6, seed=2)
 
     def checked(i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         options = {"weighting": weighting, "masked_statistics": masked_statistics}
-        return losses.patch_gradient_ncc(i, j, mask, radius=2, stride=2, **options)
+        return losses.patch_gradient_ncc(
+            i, j, mask, radius=2, stride=2, tolerance=tolerance, **options
+        )
 
     assert torch.autograd.gradcheck(checked, (moving, fixed), fast_mode=True)
     assert torch.autograd.gradgradcheck(checked, (moving, fixed), fast_mode=True)

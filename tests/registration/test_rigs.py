@@ -136,7 +136,8 @@ def test_each_body_finds_its_own_pose_where_one_rigid_body_cannot():
     apart = [error(joint.world_to_camera[i], truth[i], centers[i], 30.0) for i in range(3)]
     as_one = [error(rigid.world_to_camera, truth[i], centers[i], 30.0) for i in range(3)]
     assert apart[0] < 0.3 and max(apart) < 3.0
-    assert all(ours < 0.5 * other for ours, other in zip(apart, as_one, strict=True))
+    assert as_one[0] < 0.5 and apart[0] < as_one[0]  # the trunk outvotes the hips, which moved
+    assert all(ours < 0.5 * other for ours, other in zip(apart[1:], as_one[1:], strict=True))
     assert 1 - joint.confidence < 0.5 * (1 - rigid.confidence)
     # Small bodies hardly show their depth; the covariance says so.
     shift = (joint.world_to_camera - truth)[:, 2, :3] @ centers.mT

@@ -14,6 +14,7 @@ from drrkit.phantoms import torso
 from drrkit.registration import SIMILARITIES, CmaEs, Descent, Levenberg, TrustRegion
 from drrkit.registration.similarities import UnitRange, gauss_newton, has_curvature
 from tests.support.registered_torso import box_mtre
+from tests.support.smooth_images import images
 
 CAMERA = CArm(1020.0, (28, 28), 9.95)
 NAMES = sorted({getattr(f, "__name__", name): name for name, f in SIMILARITIES.items()}.values())
@@ -194,6 +195,24 @@ def test_poses_with_masks_of_their_own_have_the_losses_and_matrices_of_each_alon
     for both, each in zip(found(0, 1), alone, strict=True):
         torch.testing.assert_close(both, each, rtol=1e-9, atol=0.0)
     assert bool((alone[1].diagonal(dim1=1, dim2=2) > 0).all())
+
+
+def test_a_robust_matrix_is_the_second_derivative_where_patches_match_or_not_at_all():
+    """Half of the X-ray is another image: its patches have neither pull nor curvature."""
+    moving, fixed = images(1, 1, 64, 96), images(1, 1, 64, 96)
+    fixed[..., 48:] = images(1, 1, 64, 48, seed=3)
+    jacobian = torch.stack([images(1, 1, 64, 96, seed=10 + k) for k in range(6)], 2)
+    similarity = SIMILARITIES["robust_patch_gradient_ncc"]
+
+    def loss(xi: Tensor) -> Tensor:
+        return similarity(along(moving, jacobian, xi.expand(1, 6)), fixed)[0]
+
+    hessian = torch.autograd.functional.hessian(loss, torch.zeros(6).double())
+    value = similarity(moving, fixed)
+    found = gauss_newton(similarity, value, moving, jacobian, fixed=fixed)[0]
+    assert (found - hessian).norm() < 0.1 * hessian.norm()
+    blind = gauss_newton(similarity, value, moving, jacobian)[0]  # as if all matched as well
+    assert (blind - hessian).norm() > 0.3 * hessian.norm()
 
 
 def test_a_covariance_needs_a_similarity_of_known_curvature():

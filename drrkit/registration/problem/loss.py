@@ -149,7 +149,7 @@ def linearised_view(view: View, stage: Stage, moving: Tensor, jacobian: Tensor) 
         loss = stage.measure(moving, view.xray, view.mask)
         (slope,) = torch.autograd.grad(loss.sum(), moving)
     loss, moving = loss.detach(), moving.detach()
-    matrix = gauss_newton(stage.measure, loss, moving, jacobian, view.mask)
+    matrix = gauss_newton(stage.measure, loss, moving, jacobian, view.mask, view.xray)
     return Linearised(loss, matrix, moving, slope, jacobian, ignores_gain(stage.measure))
 
 
