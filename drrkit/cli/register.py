@@ -136,6 +136,11 @@ def plain_stages(stages: Sequence[Stage | Search]) -> list[dict[str, Any]]:
     return found
 
 
+def known_name(stages: tuple[Stage | Search, ...]) -> str | None:
+    """The name of a pipeline in PIPELINES."""
+    return next((name for name, known in PIPELINES.items() if known is stages), None)
+
+
 class Stages(click.ParamType):
     """auto, global, part, or SIMILARITY:DOWNSAMPLE[:STEPS] separated by commas: stages."""
 
@@ -161,9 +166,8 @@ class Stages(click.ParamType):
 
     def plain(self, value: tuple[Stage | Search, ...]) -> str:
         """The word that makes these stages."""
-        for name, stages in PIPELINES.items():
-            if value is stages:
-                return name
+        if name := known_name(value):
+            return name
         plain = (s for s in value if isinstance(s, Stage))
         return ",".join(f"{s.similarity}:{s.downsample}:{s.iterations}" for s in plain)
 
@@ -248,11 +252,12 @@ def register_command(
     problem = given.load(ct, [[file] for file in files], [output, overlay], searching)
     if stages is AUTO and is_implant(problem.volume):
         stages = PART
+    named = known_name(stages)  # of which register tries more than the stages themselves
     run = partial(
         register,
         problem.volume,
         init=problem.start,
-        stages=stages,
+        stages=named or stages,
         center=_trained_center(stages, problem.volume) if isinstance(similarity, Path) else None,
         method=given.method,
         formation=formation,
@@ -261,20 +266,25 @@ def register_command(
         seed=seed,
     )
     result = run(**problem.arguments(), progress=not quiet)
-    # A search looks for negatives itself.
-    doubtful = not (searching or result.accepted)
-    if doubtful and result.stop_reason != "interrupted":
-        negative = run(**problem.arguments(negative=True))
-        _check_polarity(xray, problem.xrays[0].kind, result.agreement, negative.agreement)
+    kind, reasons = problem.xrays[0].kind, list(result.reasons)
+    if "negative" in result.inferred:
+        _warn_dark(xray, kind, "only the negative agrees, and was taken")
+        reasons += ["polarity"] if given.xray.xray_kind else []  # what was said of the X-ray counts
+    elif not (named or result.accepted or result.stop_reason == "interrupted"):
+        negative = run(**problem.arguments(negative=True)).agreement
+        if negative > result.agreement + CLEARLY:
+            both = f"({negative:.2f} against {result.agreement:.2f})"
+            _warn_dark(xray, kind, f"the negative agrees far better {both}")
     if "field" in result.inferred and not quiet:
         click.echo("The open field was found in the X-ray; --mask gives another.", err=True)
     sure = result.confidence_10mm
-    accepted = is_accepted(sure, result.loss, result.reasons, min_confidence)
+    accepted = is_accepted(sure, result.loss, reasons, min_confidence)
     motion = _motion(problem, result.world_to_camera)
     content = {
         "schema": "drrkit.registration",
         **result.as_dict(),
         "accepted": accepted,
+        "reasons": reasons,
         "min_confidence": min_confidence,
         "initial_world_to_camera": problem.start[0].tolist(),
         "motion": motion,
@@ -331,15 +341,13 @@ def _motion(problem: Problem, found: Tensor) -> dict[str, Any]:
     }
 
 
-def _check_polarity(xray: Path, kind: str, found: float, negative: float) -> None:
-    """Says that the X-ray's negative, registered from the same start, agrees far better."""
-    if negative > found + CLEARLY:
-        other = "line" if kind in ("intensity", "inverted") else "inverted or intensity"
-        warn(
-            f"{xray}: bone looks dark, and should be bright: the negative agrees far better "
-            f"({negative:.2f} against {found:.2f}). Its pixels were taken for {kind}; "
-            f"--xray-kind {other} converts"
-        )
+def _warn_dark(xray: Path, kind: str, why: str) -> None:
+    """Says that an X-ray's polarity is wrong, and how to say so."""
+    other = "line" if kind in ("intensity", "inverted") else "inverted or intensity"
+    warn(
+        f"{xray}: bone looks dark, and should be bright: {why}. Its pixels were taken for {kind}; "
+        f"--xray-kind {other} converts"
+    )
 
 
 def _exit_code(content: dict[str, Any], searched: bool) -> int:

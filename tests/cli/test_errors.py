@@ -328,26 +328,31 @@ def test_a_start_that_does_not_show_the_ct_is_said(
 
 @pytest.mark.io
 @pytest.mark.parametrize(
-    "dark, options, polarity_is_wrong",
+    "dark, options, polarity_is_wrong, code",
     [
-        (True, [], True),
-        (True, ["--xray-kind", "inverted"], False),
-        (True, ["--xray-kind", "display"], True),
-        (False, ["--xray-kind", "line"], False),
-        (False, ["--xray-kind", "intensity"], True),
-        (True, ["--preprocess"], False),
-        (True, ["--preprocess", "--xray-kind", "line"], True),
+        (True, [], True, 0),  # nobody said what the pixels are: the negative is taken, and said
+        (True, ["--stages", "gradient_ncc:2"], True, 1),
+        (True, ["--xray-kind", "inverted"], False, 0),
+        (True, ["--xray-kind", "display"], True, 1),
+        (False, ["--xray-kind", "line"], False, 0),
+        (False, ["--xray-kind", "intensity"], True, 1),
+        (True, ["--preprocess"], False, 0),
+        (True, ["--preprocess", "--xray-kind", "line"], True, 1),
     ],
 )
 def test_a_wrong_polarity_is_warned_about_and_a_right_one_is_not(
-    data: Path, tmp_path: Path, dark: bool, options: list, polarity_is_wrong: bool
+    data: Path, tmp_path: Path, dark: bool, options: list, polarity_is_wrong: bool, code: int
 ) -> None:
     xray = np.load(data / "xray.npy")
     np.save(tmp_path / "x.npy", xray.max() - xray if dark else xray - xray.min())
     files = [data / "ct.nii.gz", tmp_path / "x.npy", "--init", data / "start.json"]
     result = run("register", *files, *options, "-q", "-o", tmp_path / "r.json")
     assert ("bone looks dark" in result.stderr) == polarity_is_wrong
-    assert result.exit_code == int(polarity_is_wrong)
+    assert result.exit_code == code
+    found = json.loads((tmp_path / "r.json").read_text())
+    named = "--stages" not in options
+    assert ("negative" in found["inferred"]) == (named and polarity_is_wrong)
+    assert ("polarity" in found["reasons"]) == (named and code == 1)
 
 
 @pytest.mark.io
