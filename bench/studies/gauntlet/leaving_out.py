@@ -36,10 +36,23 @@ def _without_patches(trials: list[Trial]) -> list[Trial]:
     return [replace(trial, stages=tuple(map(_whole_images, trial.stages))) for trial in trials]
 
 
+def _last_stage_before(trials: list[Trial]) -> list[Trial]:
+    def before(stage: Stage | Search) -> Stage | Search:
+        if isinstance(stage, Search) or stage.similarity != "robust_patch_gradient_ncc":
+            return stage
+        return replace(stage, similarity="weighted_patch_gradient_ncc", blur=1.0)
+
+    return [replace(trial, stages=tuple(map(before, trial.stages))) for trial in trials]
+
+
 PARTS: dict[str, tuple[str, Callable[[], list[Any]]]] = {
     "patches": (
         "patches: gradient NCC over the whole image in their place",
         lambda: [_trials(_without_patches)],
+    ),
+    "tolerance": (
+        "the last stage's tolerance: patches weighed by the rendering's structure, after a blur",
+        lambda: [_trials(_last_stage_before)],
     ),
     "quick": (
         "the quick first trial of `auto`: patches from 32 starts at once",

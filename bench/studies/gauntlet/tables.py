@@ -16,6 +16,10 @@ STARTS_IN_WORDS = {
 }
 
 
+# Combinations in which the geometry is wrong, too: depth follows it.
+_GEOMETRY_TOO = ("everything", "intensifier")
+
+
 def limit(row: Row, mm: float) -> float:
     """A threshold in mm, smaller for an object below the usual size."""
     return mm * min(1.0, row.scale)
@@ -24,7 +28,7 @@ def limit(row: Row, mm: float) -> float:
 def error(row: Row) -> float:
     """What decides right or wrong: mTRE, or what a wrong geometry leaves to be found."""
     scoring = CONDITIONS[row.condition].scoring
-    if scoring == "geometry" or row.condition == "everything":
+    if scoring == "geometry" or row.condition in _GEOMETRY_TOO:
         return row.in_plane
     if scoring == "reprojection":
         return row.reprojection
