@@ -70,10 +70,10 @@ class Agreement:
 def agreement(drawn: SceneRenderer, views: Sequence[View], world_to_camera: Tensor) -> Agreement:
     """How well the X-rays' patches agree with the scene at one pose [1, 4, 4].
 
-    One minus `weighted_patch_gradient_ncc` on about 128 pixels along an X-ray's longer side, after a
-    blur by one of them; of several views the mean. In patches, because
-    one outline that is matched well would outweigh everything else in a correlation of whole
-    images; weighed by the rendering's structure, because a patch of air agrees with nothing.
+    One minus `weighted_patch_gradient_ncc` on about 128 pixels along an X-ray's longer side, after
+    a blur by one of them; of several views the mean. In patches, because one outline that is
+    matched well would outweigh everything else in a correlation of whole images; weighed by the
+    rendering's structure, because a patch of air agrees with nothing.
     """
     with torch.no_grad():
         found = [_agreement(drawn, view, world_to_camera) for view in views]
